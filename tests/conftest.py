@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: a seeded generator, awkward grids, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from regkit.geometry import Grid
+
+# Degrees about x, y, z; the axes that run backwards; mm. All sizes differ, so that a swapped axis shows.
+_GRIDS = {
+    "oblique": ((20, -35, 50), (), (1.0, 1.0, 1.0)),
+    "anisotropic": ((4, -7, 12), (), (0.7, 1.3, 3.5)),
+    "flipped-x": ((-25, 10, 5), (0,), (1.1, 0.9, 2.0)),
+    "flipped-yz": ((10, 170, -60), (1, 2), (2.0, 0.8, 1.5)),
+    "ras": ((0, 0, 0), (0, 1), (1.5, 1.5, 2.5)),
+}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with the same seed in every test."""
+    return np.random.default_rng(20240611)
+
+
+@pytest.fixture(params=_GRIDS)
+def oblique_grid(request: pytest.FixtureRequest) -> Grid:
+    """Each of five 14 x 18 x 12 grids: turned, anisotropic, with axes running backwards, away from 0."""
+    degrees, backwards, spacing = _GRIDS[request.param]
+    direction = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    direction[:, list(backwards)] *= -1
+    return Grid((14, 18, 12), spacing, (-41.5, 13.25, 208.0), tuple(direction.ravel()))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real data: ``$REGKIT_SHARED``, else ``../shared`` from the project root."""
+    folder = Path(os.environ.get("REGKIT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data not found at {folder} (set REGKIT_SHARED)")
+    return folder
