@@ -1,0 +1,101 @@
+"""Files out: each is complete or absent, and what cannot be written is refused before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from regkit.errors import RegkitError
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Endings of the image files regkit writes; it reads more."""
+
+
+def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    """Check before any work that a result can be written.
+
+    Args:
+        suffixes: the endings allowed, such as :data:`IMAGE_SUFFIXES`.
+
+    Raises:
+        RegkitError: if the ending is unknown, or the folder is missing or not writable.
+    """
+    path = Path(path)
+    if not any(path.name.endswith(s) and path.name != s for s in suffixes):
+        raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise RegkitError(f"cannot write '{path}': it is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise RegkitError(f"cannot write '{path}': '{path.parent}' is not a folder; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise RegkitError(f"cannot write '{path}': no permission to write in the folder '{path.parent}'")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path``, of the same ending, that replaces it if the block succeeds.
+
+    If the block fails, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        RegkitError: if writing fails (OSError), such as on a full disk.
+    """
+    path = Path(path)
+    # The last two endings: enough for .nii.gz and .mrk.json, by which a writer picks the format.
+    temporary = path.with_name(f".{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
+    """Write a scalar or vector image, compressed unless the ending is .nii.
+
+    Raises:
+        RegkitError: if it cannot be written in full; nothing is left behind then.
+    """
+    path = check_output(path, IMAGE_SUFFIXES)
+    with atomic_path(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise RegkitError(f"could not write '{path}' ({reason}); is the disk full?") from error
+        if not _is_complete(temporary, image):
+            raise RegkitError(f"could not write all of '{path}'; is the disk full?")
+
+
+def _is_complete(path: Path, image: sitk.Image) -> bool:
+    """Whether a file just written holds all bytes of the image.
+
+    ITK's NIfTI writer, and its NRRD writer for the last few bytes, ignore that the disk is full.
+    """
+    size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    if path.name.endswith((".nii", ".nii.gz")):
+        try:
+            written: Any = nibabel.load(path)
+            size += written.dataobj.offset
+        except (OSError, EOFError, ImageFileError, HeaderDataError):
+            return False
+    with open(path, "rb") as stream:
+        if stream.read(2) == b"\x1f\x8b" or path.suffix == ".nrrd":
+            # gzip ends in its uncompressed size modulo 2^32 (RFC 1952).
+            stream.seek(-4, os.SEEK_END)
+            return int.from_bytes(stream.read(4), "little") == size % 2**32
+        # MetaImage reports its own failures, and its compressed size cannot be foretold.
+        return path.suffix == ".mha" or stream.seek(0, os.SEEK_END) >= size

@@ -1,0 +1,120 @@
+"""Results are complete or absent: formats, full disks, interrupted writes, folders that take nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from regkit.errors import RegkitError
+from regkit.geometry import Grid
+from regkit.images import load_image
+from regkit.outputs import IMAGE_SUFFIXES, atomic_path, check_output, save_image
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_saved_images_come_back(
+    suffix: str, oblique_grid: Grid, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / f"moved{suffix}"
+    array = rng.normal(size=oblique_grid.shape).astype(np.float32)
+    save_image(oblique_grid.to_sitk(array), path)
+    np.testing.assert_array_equal(load_image(path, "image").array, array)
+    vectors = rng.normal(size=(*oblique_grid.shape, 3)).astype(np.float32)
+    save_image(oblique_grid.to_sitk(vectors, vector=True), path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(path)), vectors)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_saved_images_are_compressed(suffix: str, tmp_path: Path) -> None:
+    save_image(sitk.Image([40, 40, 40], sitk.sitkFloat32), tmp_path / f"zeros{suffix}")
+    assert (tmp_path / f"zeros{suffix}").stat().st_size < 40**3
+
+
+@pytest.mark.parametrize("missing", [1, 10, 6000, 90_000])
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_a_full_disk_leaves_the_old_file(
+    suffix: str, missing: int, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / f"moved{suffix}"
+    image = sitk.GetImageFromArray(rng.normal(size=(30, 30, 30)).astype(np.float32))
+    save_image(image, path)
+    content = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) - missing, hard))
+    try:
+        with pytest.raises(RegkitError, match=rf"could not write .*'{path}'.*is the disk full\?"):
+            save_image(image, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_atomic_path_replaces_only_on_success(tmp_path: Path) -> None:
+    path = tmp_path / "points.mrk.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffixes == [".mrk", ".json"]
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_path_reports_what_the_system_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(RegkitError, match=r"could not write '.*out\.csv': Not a directory")
+    with refused, atomic_path(tmp_path / "file" / "out.csv") as temporary:
+        temporary.write_text("")
+
+
+def test_check_output_accepts_what_can_be_written(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "sub-01.v2.nii.gz", "a.mha"):
+        assert check_output(tmp_path / name, IMAGE_SUFFIXES) == tmp_path / name
+    (tmp_path / "a.mha").write_text("old")
+    assert check_output(str(tmp_path / "a.mha"), IMAGE_SUFFIXES) == tmp_path / "a.mha"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.jpg", r"must end in \.nii\.gz or \.nii or \.nrrd or \.mha"),
+        ("a.mhd", r"must end in .* \.mha"),
+        ("a", "must end in"),
+        (".nii.gz", "must end in"),
+        ("missing/a.nii", "missing' is not a folder; create it first"),
+        ("file/a.nii", "file' is not a folder; create it first"),
+        ("folder.nii", "it is a folder; give the name of a file"),
+    ],
+)
+def test_check_output_refuses_what_cannot_be_written(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.nii").mkdir()
+    with pytest.raises(RegkitError, match=f"cannot write '{tmp_path / name}'.*{message}"):
+        check_output(tmp_path / name, IMAGE_SUFFIXES)
+    with pytest.raises(RegkitError, match=message):
+        save_image(Grid((6, 7, 8)).blank(), tmp_path / name)
+
+
+def test_check_output_refuses_a_folder_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:  # root may write everywhere, so only the answer of the system can be had
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RegkitError, match="no permission to write in the folder"):
+            check_output(tmp_path / "a.nii", IMAGE_SUFFIXES)
+    finally:
+        tmp_path.chmod(0o700)
