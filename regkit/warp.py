@@ -1,0 +1,336 @@
+"""The result of a registration: a dense displacement field that knows its grid.
+
+T(p) = p + d(p) takes a point p of the fixed image to the point of the moving image that belongs there,
+both in LPS mm. That is the transform that resamples the moving image; points of the *moving* image go the
+other way, through :meth:`Warp.inverse`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from nibabel.spatialimages import SpatialImage
+
+from regkit.errors import RegkitError
+from regkit.geometry import Float64, Grid, sample, transform_points
+from regkit.jacobian import jacobian_determinant
+
+if TYPE_CHECKING:
+    from regkit.images import ImageLike, Volume
+
+_BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
+_INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "bspline": sitk.sitkBSpline,
+    "nearest": sitk.sitkNearestNeighbor,
+    "label": sitk.sitkLabelLinear,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """A displacement field on the fixed image's grid.
+
+    Args:
+        field: (z, y, x, 3) float32, LPS mm, components (x, y, z).
+        grid: the fixed image's grid, on which the field lies.
+        moving_grid: the grid of the moving image the warp was made for, or None where it is not known:
+            no file format holds it.
+
+    Raises:
+        RegkitError: if the field does not fit the grid or is not finite.
+    """
+
+    field: npt.NDArray[np.float32]
+    grid: Grid
+    moving_grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        # Writeable, because torch.from_numpy shares the memory and warns otherwise.
+        field = np.require(self.field, dtype=np.float32, requirements=["C", "W"])
+        if field.shape != (*self.grid.shape, 3):
+            raise RegkitError(
+                f"a displacement field of shape {field.shape} does not fit a grid of shape {self.grid.shape}"
+            )
+        if not (np.isfinite(field.min()) and np.isfinite(field.max())):
+            raise RegkitError("the displacement field has values that are infinite or not a number")
+        object.__setattr__(self, "field", field)
+
+    @classmethod
+    def from_transform(cls, transform: sitk.Transform, grid: Grid, moving_grid: Grid | None = None) -> Warp:
+        """Any 3-D ITK transform (fixed point -> moving point), sampled at the voxels of ``grid``."""
+        if transform.GetDimension() != 3:
+            raise RegkitError(f"a warp is 3-D, but the transform is {transform.GetDimension()}-D")
+        image = sitk.TransformToDisplacementField(
+            transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
+        )
+        return cls(sitk.GetArrayFromImage(image), grid, moving_grid)
+
+    @classmethod
+    def load(cls, path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Warp:
+        """Read a warp file; see :func:`regkit.formats.read_warp`."""
+        from regkit.formats import read_warp
+
+        return read_warp(path, fixed, moving)
+
+    def save(self, path: str | Path, format: str | None = None) -> None:
+        """Write a warp file; see :func:`regkit.formats.write_warp`."""
+        from regkit.formats import write_warp
+
+        write_warp(self, path, format)
+
+    def to_sitk(self) -> sitk.DisplacementFieldTransform:
+        """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
+        image = self.grid.to_sitk(self.field, vector=True)
+        return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+
+    def apply(
+        self,
+        image: ImageLike,
+        *,
+        interpolation: str = "linear",
+        reference: Grid | None = None,
+        default: float | None = None,
+    ) -> Any:
+        """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
+
+        Args:
+            image: in the moving image's space, on any grid.
+            interpolation: ``linear``, ``bspline`` (cubic), ``nearest``, or ``label``: the label whose
+                linearly interpolated indicator is largest, which keeps outlines smooth and labels whole.
+            reference: the grid to resample on instead of the fixed one. ITK moves no point that lies
+                beyond the fixed grid.
+            default: value where the moving image ends; by itself 0 for labels, else the image's minimum.
+
+        Returns:
+            What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
+            nibabel, else a Volume. The last two are float32, labels the smallest integer type that fits.
+
+        Raises:
+            RegkitError: if the image is unusable or the interpolation unknown.
+        """
+        from regkit.images import Volume, load_image, load_labels
+
+        if interpolation not in _INTERPOLATORS:
+            raise RegkitError(
+                f"interpolation '{interpolation}' is unknown: use one of {', '.join(_INTERPOLATORS)}"
+            )
+        labels = interpolation == "label"
+        volume = (load_labels if labels else load_image)(image, "image to warp")
+        # ITK rounds in its own way to whole numbers: an image of ITK's is left to it as it is.
+        if isinstance(image, sitk.Image) and image.GetDimension() == 3 and not labels:
+            source = image
+        else:
+            source = volume.to_sitk()
+        if default is None:
+            default = 0.0 if labels else float(volume.array.min())
+        grid = reference or self.grid
+        moved = sitk.Resample(
+            source,
+            grid.size,
+            self.to_sitk(),
+            _INTERPOLATORS[interpolation],
+            grid.origin,
+            grid.spacing,
+            grid.direction,
+            default,
+            source.GetPixelID(),
+        )
+        if isinstance(image, sitk.Image):
+            return sitk.Cast(moved, image.GetPixelID())
+        array = sitk.GetArrayFromImage(moved)
+        if isinstance(image, SpatialImage):
+            return nib.Nifti1Image(array.T, grid.ras_affine)
+        return Volume(array, grid, volume.name)
+
+    def transform_points(self, points: npt.ArrayLike) -> Float64:
+        """Points of the fixed image carried to the moving image, LPS mm, shape (..., 3).
+
+        Trilinear in the field. A point beyond the grid moves as the nearest border voxel does, where
+        ITK would leave it in place without a word; :func:`contains` tells which points those are.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        if points.ndim == 0 or points.shape[-1] != 3 or not np.isfinite(points).all():
+            raise RegkitError(f"points must be finite and of shape (..., 3), got shape {points.shape}")
+        flat = points.reshape(-1, 3)
+        moved = flat.copy()
+        for first in range(0, len(flat), _BLOCK):
+            index = transform_points(self.grid.world_to_index, flat[first : first + _BLOCK])
+            moved[first : first + _BLOCK] += _sample(torch.from_numpy(self.field), _tensor(index)).numpy()
+        return moved.reshape(points.shape)
+
+    def compose(self, then: Warp) -> Warp:
+        """The warp p -> then(self(p)), on this one's grid and for the moving image of ``then``."""
+        field = np.empty_like(self.field)
+        for first, last in _slabs(self.grid):
+            start = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
+            field[first:last] = then.transform_points(start + self.field[first:last]) - start
+        return Warp(field, self.grid, then.moving_grid)
+
+    def inverse(self, grid: Grid | None = None) -> Warp:
+        """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.
+
+        T is split into its least-squares affine part, inverted exactly, and a residual, inverted by
+        iteration to 0.1 % of the smallest voxel side; beyond the field's outer voxel centres the
+        residual continues as at the border. The result holds to that precision at the voxels; between
+        them it is interpolated. Where T folds there is no inverse or there are several: a warning then
+        tells what share of the points that fall into the fixed image did not converge (they keep the
+        best found).
+
+        Args:
+            grid: where to compute it; by itself on the moving image's grid.
+
+        Raises:
+            RegkitError: if no grid is known, or the affine part is singular.
+        """
+        grid = grid or self.moving_grid
+        if grid is None:
+            raise RegkitError(
+                "the inverse lies on the moving image's grid, which this warp does not know: give it"
+            )
+        affine = self._affine_part()
+        if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
+            raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
+        back = np.linalg.inv(affine)
+        residual = self._residual(affine)
+        # In index coordinates u of the fixed grid: u + residual(u) = target, target affine in y.
+        to_target = self.grid.world_to_index @ back @ grid.index_to_world
+        spacing = torch.tensor(self.grid.spacing)
+        field = np.empty((*grid.shape, 3), dtype=np.float32)
+        inside = failed = 0
+        for first, last in _slabs(grid):
+            index = slab_index(grid, first, last)
+            target = _tensor(transform_points(to_target, index).reshape(-1, 3))
+            found, converged = _solve(residual, target, spacing, 1e-3 * min(self.grid.spacing))
+            source = transform_points(self.grid.index_to_world, found.numpy()).reshape(index.shape)
+            field[first:last] = source - transform_points(grid.index_to_world, index)
+            here = contains(self.grid, source).ravel()
+            inside += int(here.sum())
+            failed += int((here & ~converged.numpy()).sum())
+        if failed:
+            warnings.warn(
+                "the warp folds or nearly so: its inverse did not converge at "
+                f"{100 * failed / inside:.3g} % of the points inside the fixed image",
+                stacklevel=2,
+            )
+        return Warp(field, grid, self.grid)
+
+    def jacobian(self) -> Volume:
+        """The Jacobian determinant of T; see :func:`regkit.jacobian.jacobian_determinant`."""
+        from regkit.images import Volume
+
+        return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
+
+    def _affine_part(self) -> Float64:
+        """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
+        z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
+        index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
+        points = transform_points(self.grid.index_to_world, index)
+        centre = points.mean(axis=0)
+        displacement = self.field[index[:, 2], index[:, 1], index[:, 0]].astype(np.float64)
+        design = np.concatenate([points - centre, np.ones((len(points), 1))], axis=1)
+        # Displacements, not targets, are fitted: along an axis of one voxel the least norm is then identity.
+        fit = np.linalg.lstsq(design, displacement, rcond=None)[0]
+        matrix = np.eye(4)
+        matrix[:3, :3] += fit[:3].T
+        matrix[:3, 3] = fit[3] - fit[:3].T @ centre
+        return matrix
+
+    def _residual(self, affine: Float64) -> torch.Tensor:
+        """affine^-1(T(p)) - p in voxels of the grid, (Z, Y, X, 3) float32."""
+        residual = np.empty_like(self.field)
+        back = self.grid.world_to_index @ np.linalg.inv(affine)
+        for first, last in _slabs(self.grid):
+            index = slab_index(self.grid, first, last)
+            moved = transform_points(self.grid.index_to_world, index) + self.field[first:last]
+            residual[first:last] = transform_points(back, moved) - index
+        return torch.from_numpy(residual)
+
+
+def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which points, LPS mm (..., 3), lie within the voxels of a grid (half a voxel beyond the centres)."""
+    index = transform_points(grid.world_to_index, points)
+    return np.all((index >= -0.5) & (index <= np.asarray(grid.size) - 0.5), axis=-1)
+
+
+def slab_index(grid: Grid, first: int, last: int) -> Float64:
+    """Index coordinates (x, y, z) of the slices ``first`` to ``last`` - 1, shape (last - first, y, x, 3)."""
+    index = np.empty((last - first, *grid.shape[1:], 3))
+    index[..., 0] = np.arange(grid.size[0])
+    index[..., 1] = np.arange(grid.size[1])[:, None]
+    index[..., 2] = np.arange(first, last)[:, None, None]
+    return index
+
+
+def _slabs(grid: Grid) -> Iterator[tuple[int, int]]:
+    step = max(1, _BLOCK // (grid.shape[1] * grid.shape[2]))
+    for first in range(0, grid.shape[0], step):
+        yield first, min(first + step, grid.shape[0])
+
+
+def _tensor(points: Float64) -> torch.Tensor:
+    return torch.from_numpy(points.astype(np.float32))
+
+
+def _sample(field: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Values of a field (Z, Y, X, C) at index coordinates (n, 3): (n, C)."""
+    return sample(field.movedim(-1, 0), index.T[:, None, None, :])[:, 0, 0].T
+
+
+def _solve(
+    residual: torch.Tensor, target: torch.Tensor, spacing: torch.Tensor, tolerance: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve u + residual(u) = target for every point, with a step length of its own for each.
+
+    Eight rounds of damped fixed-point iteration settle nearly all points of an ordinary warp; the rest, where
+    T compresses strongly, follow by damped Newton steps. A step counts only where it lowers the error.
+
+    Args:
+        residual: (Z, Y, X, 3), voxels.
+        target: (n, 3), index coordinates.
+        spacing: mm, to measure the error in.
+        tolerance: mm.
+
+    Returns:
+        u, (n, 3), and which points converged, (n,).
+    """
+
+    def error_at(u: torch.Tensor, goal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        error = u + _sample(residual, u) - goal
+        return error, (error * spacing).norm(dim=1)
+
+    found = target.clone()
+    error, size = error_at(found, target)
+    length = torch.ones_like(size)
+    for round_ in range(100):
+        active = (size > tolerance).nonzero()[:, 0]
+        if not len(active):
+            break
+        step = error[active]
+        if round_ == 8:
+            length[:] = 1
+        if round_ >= 8:
+            step = torch.linalg.solve_ex(_derivative(residual, found[active]), step[:, :, None])[0][:, :, 0]
+        trial = found[active] - length[active, None] * step
+        trial_error, trial_size = error_at(trial, target[active])
+        better = trial_size < size[active]  # False for the NaN of a singular derivative
+        taken = active[better]
+        found[taken], error[taken], size[taken] = trial[better], trial_error[better], trial_size[better]
+        length[active] = torch.where(better, (2 * length[active]).clamp(max=1), length[active] / 2)
+    return found, size <= tolerance
+
+
+def _derivative(residual: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """d(u + residual(u))/du by differences over a tenth of a voxel, (n, 3, 3)."""
+    shifts = 0.05 * torch.eye(3)
+    columns = [(_sample(residual, u + s) - _sample(residual, u - s)) / 0.1 for s in shifts]
+    return torch.stack(columns, dim=-1) + torch.eye(3)
