@@ -224,11 +224,12 @@ def _from_file(path: Path, what: str) -> Volume:
             raise RegkitError(f"{what} is not an image (NIfTI, NRRD, MetaImage or DICOM)") from error
         grid = _grid_of(reader, what)
         _refuse_not_scalar(sitk.GetPixelIDValueAsString(reader.GetPixelID()), what)
-        check_fits_memory(math.prod(grid.size), what, 4 + _voxel_bytes(reader))
+        pixel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        check_fits_memory(math.prod(grid.size), what, 4 + pixel_bytes)
         if is_nifti:
             # ITK fills the missing end of a truncated NIfTI without a word; nibabel refuses it.
             image = _open_nifti(path, what)
-            _refuse_no_spacing(path, image, what)
+            _check_spacing(path, image, what)
             return Volume(_nibabel_array(image, grid, what), grid, path.name)
         try:
             array = sitk.GetArrayFromImage(reader.Execute())
@@ -296,13 +297,22 @@ def _nibabel_array(image: SpatialImage, grid: Grid, what: str) -> npt.NDArray[An
         raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
 
 
-def _refuse_no_spacing(path: Path, image: SpatialImage, what: str) -> None:
-    """Both ITK and nibabel replace a spacing of 0 by 1 mm, so look at the bytes."""
-    header_type: Any = type(image.header)
+def _check_spacing(path: Path, image: Any, what: str) -> None:
+    """Refuse a NIfTI without spacing, which ITK and nibabel replace by 1 mm, or with two.
+
+    ITK takes the spacing of pixdim even where it takes the direction of the sform.
+    """
     with nibabel.openers.ImageOpener(str(path)) as stream:
-        spacing = header_type.from_fileobj(stream, check=False)["pixdim"][1:4]
+        spacing = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
     if not np.isfinite(spacing).all() or (spacing == 0).any():
         raise RegkitError(f"{what}: its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
+    sform, qform = image.header["sform_code"], image.header["qform_code"]
+    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if (sform == 1 or (sform and not qform)) and not np.allclose(lengths, np.abs(spacing), rtol=0.01):
+        raise RegkitError(
+            f"{what}: its header says two things: spacing of {np.abs(spacing).round(4).tolist()} in pixdim, "
+            f"of {lengths.round(4).tolist()} in the sform; correct the header"
+        )
 
 
 def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
@@ -380,10 +390,6 @@ def _refuse_not_finite(array: npt.NDArray[Any], what: str) -> None:
             f"{what} has {broken:,} voxels that are NaN, infinite or beyond 32-bit floats; "
             "set them to the background value first, such as with numpy.nan_to_num"
         )
-
-
-def _voxel_bytes(reader: sitk.ImageFileReader) -> int:
-    return int(sitk.Image([1] * 3, reader.GetPixelID()).GetSizeOfPixelComponent())
 
 
 def _available_memory() -> float:

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from regkit.dicom import series_files
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_image
@@ -70,6 +71,15 @@ def test_dicom_folder_comes_in_as_a_volume(
     np.testing.assert_array_equal(volume.array, values)
     assert volume.grid.same_as(grid, 1e-3)
     assert volume.name == "series"
+
+
+def test_dicom_slices_are_sorted_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GDCM falls back on file names where it cannot sort, so its order is not relied on.
+    names = [str(path) for path in write_series(tmp_path / "series", ramp(), CUBE)]
+    shuffled = tuple(names[k] for k in (3, 0, 7, 5, 1, 6, 2, 4))
+    monkeypatch.setattr(sitk.ImageSeriesReader, "GetGDCMSeriesFileNames", lambda folder, uid: shuffled)
+    assert series_files(tmp_path / "series", "image") == names
+    np.testing.assert_array_equal(load_image(tmp_path / "series", "image").array, ramp())
 
 
 def test_dicom_slices_keep_their_own_slopes(tmp_path: Path) -> None:

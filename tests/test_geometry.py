@@ -136,8 +136,8 @@ def test_working_grid_covers_the_field_of_view(grid: Grid, multiple: int) -> Non
 
 
 def test_working_grid_of_the_same_spacing_is_the_grid() -> None:
-    # 0.3 is no binary fraction: a quotient such as 3.0000000000000004 must not cost a slice.
-    grid = Grid((9, 11, 13), (0.3, 0.3, 0.3), (5, 6, 7), random_grid(3).direction)
+    # 7 * 0.3 / 0.3 is 7.000000000000001 in floats, which must not add a slice.
+    grid = Grid((7, 11, 14), (0.3, 0.3, 0.3), (5, 6, 7), random_grid(3).direction)
     assert grid.working(0.3).same_as(grid, 1e-9)
 
 

@@ -53,7 +53,7 @@ def test_files_come_back_where_they_were(
 def test_objects_in_memory_come_in_alike(oblique_grid: Grid, values: np.ndarray) -> None:
     sources: list[Any] = [
         oblique_grid.to_sitk(values),
-        nibabel.Nifti1Image(values.transpose(2, 1, 0), oblique_grid.ras_affine),
+        nibabel.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), oblique_grid.ras_affine),
         nibabel.MGHImage(values.transpose(2, 1, 0), oblique_grid.ras_affine),
         Volume(values, oblique_grid),
         Volume(torch.from_numpy(values).requires_grad_(), oblique_grid),  # type: ignore[arg-type]
@@ -63,6 +63,8 @@ def test_objects_in_memory_come_in_alike(oblique_grid: Grid, values: np.ndarray)
         volume = load_image(source, "moving image")
         np.testing.assert_array_equal(volume.array, values)
         assert volume.array.dtype == np.float32
+        assert volume.array.flags.c_contiguous
+        assert volume.array.flags.writeable
         assert volume.grid.same_as(oblique_grid, 1e-3)
     assert load_image(Volume(values, oblique_grid, "scan"), "moving image").name == "scan"
 
@@ -102,6 +104,18 @@ def test_nifti_units_become_mm(unit: str, tmp_path: Path) -> None:
         grid = load_image(source, "image").grid
         np.testing.assert_allclose(grid.spacing, np.multiply(CUBE.spacing, scale), rtol=1e-5)
         np.testing.assert_allclose(grid.origin, np.multiply(CUBE.origin, scale), rtol=1e-5)
+
+
+def test_a_nifti_lies_where_itk_puts_it(oblique_grid: Grid, values: np.ndarray, tmp_path: Path) -> None:
+    # A scaled sform beside the scanner's qform is common, and both readers have their own preference.
+    aligned = np.diag([1.0, 1.05, 1.0, 1.0]) @ np.diag([*oblique_grid.spacing, 1.0])
+    image = nibabel.Nifti1Image(values.transpose(2, 1, 0), aligned)
+    image.header.set_sform(aligned, 2)
+    image.header.set_qform(oblique_grid.ras_affine, 1)
+    image.to_filename(tmp_path / "image.nii")
+    in_file, in_memory = load_image(tmp_path / "image.nii", "image"), load_image(image, "image")
+    assert in_file.grid.same_as(Grid.from_sitk(sitk.ReadImage(tmp_path / "image.nii")), 1e-3)
+    assert in_memory.grid.same_as(Grid.from_ras_affine(oblique_grid.size, aligned), 1e-3)
 
 
 def test_trailing_axes_of_one_are_dropped(oblique_grid: Grid, values: np.ndarray, tmp_path: Path) -> None:
@@ -223,6 +237,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "sheared nifti": ("a.nii.gz", lambda p: as_nifti(ramp((6, 6, 6)), p, sheared()), "sheared.*resample"),
     "singular nifti": ("a.nii", lambda p: overwritten(p, 280, np.zeros(12, "f4")), "singular"),
     "no spacing nifti": ("a.nii", lambda p: overwritten(p, 80, np.zeros(1, "f4")), r"spacing is \(0.0, 1"),
+    "two spacings": ("a.nii", lambda p: overwritten(p, 80, np.full(1, 1.5, "f4")), r"two things.*\[1\.5,"),
     "no spacing mha": ("a.mha", lambda p: patched(p, b"Spacing = 1 ", b"Spacing = 0 "), "spacing must be"),
     "singular mha": ("a.mha", lambda p: patched(p, b"Matrix = 1 0 0", b"Matrix = 0 1 0"), "not orthonormal"),
     "sheared mha": ("a.mha", lambda p: patched(p, b"Matrix = 1 0 0", b"Matrix = 1 .3 0"), "not orthonormal"),
@@ -247,7 +262,17 @@ def test_a_file_that_cannot_be_used_is_refused_by_role_and_name(
     assert "WARNING" not in capfd.readouterr().err
 
 
-def test_a_file_of_another_reader_is_refused(tmp_path: Path) -> None:
+def test_warnings_of_itk_are_kept_off_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path))
+    assert "No Series were found" in capfd.readouterr().err
+    with pytest.raises(RegkitError, match="folder without DICOM"):
+        load_image(tmp_path, "image")
+    assert capfd.readouterr().err == ""
+    sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path))
+    assert "No Series were found" in capfd.readouterr().err
+
+
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read every file")
     path = as_nifti(ramp(CUBE.size), tmp_path / "image.nii")

@@ -20,7 +20,7 @@ FCSV_COLUMNS = "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associa
 
 
 def fcsv(points: np.ndarray, system: str | None, columns: str = FCSV_COLUMNS) -> str:
-    rows = [f"vtkMRMLMarkupsFiducialNode_{i},{x},{y},{z},0,0,0,1,1,1,0,F,," for i, (x, y, z) in enumerate(points)]
+    rows = [f"MarkupsFiducialNode_{i},{x},{y},{z},0,0,0,1,1,1,0,F,," for i, (x, y, z) in enumerate(points)]
     stated = f"# CoordinateSystem = {system}\n" if system else ""
     return "# Markups fiducial file version = 4.11\n" + stated + columns + "\n".join(rows) + "\n"
 
