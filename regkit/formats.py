@@ -28,9 +28,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid, transform_points
+from regkit.geometry import Float64, Grid, slab_index, transform_points
 from regkit.outputs import atomic_path, check_output, save_image
-from regkit.warp import Warp, slab_index
+from regkit.warp import Warp
 
 _NIFTI = (".nii", ".nii.gz")
 _VECTOR_IMAGE = (".mha", ".nrrd")
@@ -196,7 +196,7 @@ def read_linear(path: str | Path) -> Float64:
         point = np.zeros(3)
         point[axis] = 1000.0
         matrix[:3, axis] = (np.array(transform.TransformPoint(point.tolist())) - origin) / 1000.0
-    return _checked_matrix(matrix, str(path))
+    return checked_matrix(matrix, str(path))
 
 
 def write_linear(matrix: npt.ArrayLike, path: str | Path) -> None:
@@ -206,7 +206,7 @@ def write_linear(matrix: npt.ArrayLike, path: str | Path) -> None:
         RegkitError: if the matrix is not an invertible affine 4x4, or the suffix not one of ITK's.
     """
     path = check_output(path, _TRANSFORM)
-    checked = _checked_matrix(np.asarray(matrix, dtype=np.float64), "the matrix to write")
+    checked = checked_matrix(np.asarray(matrix, dtype=np.float64), "the matrix to write")
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(checked[:3, :3].ravel().tolist())
     transform.SetTranslation(checked[:3, 3].tolist())
@@ -223,7 +223,8 @@ def _require_file(path: Path) -> None:
         raise RegkitError(f"{path}: no such file")
 
 
-def _checked_matrix(matrix: Float64, name: str) -> Float64:
+def checked_matrix(matrix: Float64, name: str) -> Float64:
+    """The matrix itself if it is an invertible affine 4x4; RegkitError naming it otherwise."""
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise RegkitError(f"{name}: not an affine 4x4 matrix of finite numbers")
     if np.linalg.cond(matrix[:3, :3]) > 1e8:

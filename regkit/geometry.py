@@ -14,6 +14,7 @@ No other module spells a direction matrix, a half-voxel shift or ``align_corners
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +57,9 @@ class Grid:
         if size.shape != (3,) or (size < 1).any() or (size != np.round(size)).any():
             raise RegkitError(f"a grid needs three positive whole sizes, got {self.size}")
         if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-            raise RegkitError(f"voxel spacing must be three positive numbers of mm, got {self.spacing}")
+            raise RegkitError(
+                f"voxel spacing must be three positive numbers of mm, got {self.spacing}"
+            )
         if origin.shape != (3,) or not np.isfinite(origin).all():
             raise RegkitError(f"the origin must be three finite numbers of mm, got {self.origin}")
         matrix = direction.reshape(3, 3) if direction.shape == (9,) else np.full((3, 3), np.nan)
@@ -108,7 +111,7 @@ class Grid:
     @cached_property
     def world_to_index(self) -> Float64:
         """4x4 matrix from LPS mm to index (x, y, z)."""
-        return np.linalg.inv(self.index_to_world)
+        return np.asarray(np.linalg.inv(self.index_to_world), dtype=np.float64)
 
     @property
     def extent(self) -> Float64:
@@ -167,6 +170,16 @@ class Grid:
             raise ValueError(f"size {self.size} is not divisible by {stride}")
         return self._about_centre([n // stride for n in self.size], tuple(s * stride for s in self.spacing))
 
+    def window(self, start: tuple[int, ...], size: tuple[int, ...]) -> Grid:
+        """The part of this lattice, or of its continuation, that begins at index ``start`` (x, y, z)."""
+        origin = transform_points(self.index_to_world, start)
+        return Grid(tuple(size), self.spacing, tuple(origin), self.direction)  # type: ignore[arg-type]
+
+    def corners(self) -> Float64:
+        """Index coordinates (8, 3) of the outer corners of the field of view, half a voxel out."""
+        ends = [(-0.5, n - 0.5) for n in self.size]
+        return np.stack(np.meshgrid(*ends), axis=-1).reshape(8, 3)
+
     def _about_centre(self, size: list[int], spacing: tuple[float, ...]) -> Grid:
         matrix = np.reshape(self.direction, (3, 3)) * spacing
         origin = self.centre - matrix @ ((np.asarray(size) - 1) / 2)
@@ -174,14 +187,29 @@ class Grid:
 
     def world_points(self) -> Float64:
         """LPS mm of every voxel centre, shape (z, y, x, 3)."""
-        z, y, x = np.meshgrid(*[np.arange(n, dtype=np.float64) for n in self.shape], indexing="ij")
-        return transform_points(self.index_to_world, np.stack([x, y, z], axis=-1))
+        return transform_points(self.index_to_world, slab_index(self, 0, self.shape[0]))
 
 
 def transform_points(matrix: npt.ArrayLike, points: npt.ArrayLike) -> Float64:
     """Apply a 4x4 matrix to points of shape (..., 3)."""
     matrix, points = np.asarray(matrix, dtype=np.float64), np.asarray(points, dtype=np.float64)
     return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def slabs(grid: Grid, points: int = 1 << 20) -> Iterator[tuple[int, int]]:
+    """Ranges of slices (first, last + 1) that hold about ``points`` voxels each, at least one slice."""
+    step = max(1, points // (grid.shape[1] * grid.shape[2]))
+    for first in range(0, grid.shape[0], step):
+        yield first, min(first + step, grid.shape[0])
+
+
+def slab_index(grid: Grid, first: int, last: int) -> Float64:
+    """Index coordinates (x, y, z) of the slices ``first`` to ``last`` - 1, shape (last - first, y, x, 3)."""
+    index = np.empty((last - first, *grid.shape[1:], 3))
+    index[..., 0] = np.arange(grid.size[0])
+    index[..., 1] = np.arange(grid.size[1])[:, None]
+    index[..., 2] = np.arange(first, last)[:, None, None]
+    return index
 
 
 def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:

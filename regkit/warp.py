@@ -8,7 +8,6 @@ other way, through :meth:`Warp.inverse`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import torch
 from nibabel.spatialimages import SpatialImage
 
 from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid, sample, transform_points
+from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
 from regkit.jacobian import jacobian_determinant
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ class Warp:
     def compose(self, then: Warp) -> Warp:
         """The warp p -> then(self(p)), on this one's grid and for the moving image of ``then``."""
         field = np.empty_like(self.field)
-        for first, last in _slabs(self.grid):
+        for first, last in slabs(self.grid):
             start = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
             field[first:last] = then.transform_points(start + self.field[first:last]) - start
         return Warp(field, self.grid, then.moving_grid)
@@ -207,7 +206,7 @@ class Warp:
         spacing = torch.tensor(self.grid.spacing)
         field = np.empty((*grid.shape, 3), dtype=np.float32)
         inside = failed = 0
-        for first, last in _slabs(grid):
+        for first, last in slabs(grid):
             index = slab_index(grid, first, last)
             target = _tensor(transform_points(to_target, index).reshape(-1, 3))
             found, converged = _solve(residual, target, spacing, 1e-3 * min(self.grid.spacing))
@@ -249,7 +248,7 @@ class Warp:
         """affine^-1(T(p)) - p in voxels of the grid, (Z, Y, X, 3) float32."""
         residual = np.empty_like(self.field)
         back = self.grid.world_to_index @ np.linalg.inv(affine)
-        for first, last in _slabs(self.grid):
+        for first, last in slabs(self.grid):
             index = slab_index(self.grid, first, last)
             moved = transform_points(self.grid.index_to_world, index) + self.field[first:last]
             residual[first:last] = transform_points(back, moved) - index
@@ -260,21 +259,6 @@ def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which points, LPS mm (..., 3), lie within the voxels of a grid (half a voxel beyond the centres)."""
     index = transform_points(grid.world_to_index, points)
     return np.all((index >= -0.5) & (index <= np.asarray(grid.size) - 0.5), axis=-1)
-
-
-def slab_index(grid: Grid, first: int, last: int) -> Float64:
-    """Index coordinates (x, y, z) of the slices ``first`` to ``last`` - 1, shape (last - first, y, x, 3)."""
-    index = np.empty((last - first, *grid.shape[1:], 3))
-    index[..., 0] = np.arange(grid.size[0])
-    index[..., 1] = np.arange(grid.size[1])[:, None]
-    index[..., 2] = np.arange(first, last)[:, None, None]
-    return index
-
-
-def _slabs(grid: Grid) -> Iterator[tuple[int, int]]:
-    step = max(1, _BLOCK // (grid.shape[1] * grid.shape[2]))
-    for first in range(0, grid.shape[0], step):
-        yield first, min(first + step, grid.shape[0])
 
 
 def _tensor(points: Float64) -> torch.Tensor:

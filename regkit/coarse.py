@@ -1,0 +1,80 @@
+"""Coarse stage: coupled convex optimisation over a dense cube of displacements."""
+
+from __future__ import annotations
+
+import torch
+
+from regkit.costvolume import FeatureMap, cost_volume, displacements
+from regkit.filters import smooth
+from regkit.geometry import index_grid, sample
+
+# Coupling weights of the successive rounds, for costs that are means over channels in [0, 1].
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+# The first round follows the costs alone; this little keeps cells without data, whose costs are all
+# the same, where they are.
+_TIE_BREAK = 1e-6
+
+
+def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...] = COUPLING) -> torch.Tensor:
+    """The smooth displacement field that a cost volume asks for.
+
+    Alternates ``d(x) = argmin_d cost(d, x) + theta |d - u(x)|^2`` with ``u = smooth(d)`` while theta
+    grows (Heinrich et al., MICCAI 2014). The cost volume is read only: each round adds its own
+    penalty to the original costs.
+
+    Args:
+        costs: (D, Z, Y, X), as :func:`regkit.costvolume.cost_volume` returns.
+
+    Returns:
+        (3, Z, Y, X) displacement in cells, components (x, y, z).
+    """
+    steps = displacements(radius, costs.device).to(costs.dtype)
+    field = costs.new_zeros((3, *costs.shape[1:]))
+    for theta in (_TIE_BREAK, *coupling):
+        best = torch.full(costs.shape[1:], torch.inf, dtype=costs.dtype, device=costs.device)
+        chosen = torch.zeros(costs.shape[1:], dtype=torch.int64, device=costs.device)
+        for k, (cost, step) in enumerate(zip(costs, steps)):
+            # |u|^2 is the same for every displacement, so it is left out.
+            total = cost + theta * (step @ step)
+            for axis in range(3):
+                total.add_(field[axis], alpha=float(-2 * theta * step[axis]))
+            better = total < best
+            best = torch.where(better, total, best)
+            chosen[better] = k
+        field = smooth(steps[chosen].movedim(-1, 0))
+    return field
+
+
+def inverse_consistent(
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int = 15
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both fields moved towards being each other's inverse.
+
+    Repeats ``u <- (u - v(x + u)) / 2`` and ``v <- (v - u(x + v)) / 2``, both from the old values.
+
+    Args:
+        forward, backward: (3, Z, Y, X) displacements in cells of one grid, components (x, y, z).
+    """
+    identity = index_grid(forward.shape[1:], forward.device)
+    for _ in range(iterations):
+        forward, backward = (
+            0.5 * (forward - sample(backward, identity + forward)),
+            0.5 * (backward - sample(forward, identity + backward)),
+        )
+    return forward, backward
+
+
+def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
+    """Displacement of every cell of ``fixed`` to where it lies in ``moving``, inverse-consistent.
+
+    Args:
+        fixed: map of shape (C, Z, Y, X).
+        moving: map of the same lattice with ``radius`` cells more on every side.
+        radius: search range in cells, each way along each axis.
+
+    Returns:
+        (3, Z, Y, X) displacement in cells, components (x, y, z).
+    """
+    forward = coupled_convex(cost_volume(fixed, moving, radius), radius)
+    backward = coupled_convex(cost_volume(moving.cropped(radius), fixed.padded(radius), radius), radius)
+    return inverse_consistent(forward, backward)[0]

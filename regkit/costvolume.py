@@ -1,0 +1,83 @@
+"""Dissimilarity of two feature maps for every displacement in a cube."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from regkit.filters import box_sum
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features on a grid, with the share of each cell that has data.
+
+    Args:
+        values: (C, Z, Y, X).
+        weight: (1, Z, Y, X) in [0, 1]; a cell of weight 0 carries no cost.
+    """
+
+    values: torch.Tensor
+    weight: torch.Tensor
+
+    def padded(self, cells: int) -> FeatureMap:
+        """With ``cells`` more on every side, all of weight 0."""
+        pad = (cells,) * 6
+        return FeatureMap(F.pad(self.values, pad), F.pad(self.weight, pad))
+
+    def cropped(self, cells: int) -> FeatureMap:
+        """With ``cells`` fewer on every side."""
+        inner = (slice(None), *(slice(cells, n - cells) for n in self.weight.shape[1:]))
+        return FeatureMap(self.values[inner], self.weight[inner])
+
+
+def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Every whole displacement within the cube, shape ((2 radius + 1)^3, 3), components (x, y, z)."""
+    steps = torch.arange(-radius, radius + 1, device=device)
+    z, y, x = torch.meshgrid(steps, steps, steps, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
+def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    """Mean squared feature difference per displacement, averaged over a box of cells.
+
+    ``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``. Where
+    less than a quarter of the box has data on both sides, the cost is the mean over the displacements
+    that have it (0 if none has): missing data neither attract nor repel.
+
+    Args:
+        fixed: map of shape (C, Z, Y, X).
+        moving: map of the same lattice with ``radius`` cells more on every side.
+        radius: cells; displacements as ordered by :func:`displacements`.
+        aggregate: box radius in cells.
+
+    Returns:
+        (D, Z, Y, X).
+    """
+    channels, *shape = fixed.values.shape
+    # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement.
+    fixed_square = fixed.values.square().sum(0)
+    moving_square = moving.values.square().sum(0)
+    steps = displacements(radius)
+    costs = fixed.values.new_empty((len(steps), *shape))
+    known_sum = torch.zeros_like(costs[0])
+    known_count = torch.zeros_like(costs[0])
+    least = 0.25 * (2 * aggregate + 1) ** 3
+    for cost, (x, y, z) in zip(costs, steps.tolist()):
+        at = tuple(slice(radius + s, radius + s + n) for s, n in zip((z, y, x), shape))
+        weight = fixed.weight[0] * moving.weight[0][at]
+        difference = (fixed.values * moving.values[(slice(None), *at)]).sum(0).mul_(-2)
+        # Rounding can leave a tiny negative where both sides agree.
+        difference.add_(fixed_square).add_(moving_square[at]).clamp_(min=0).mul_(weight)
+        difference, weight = box_sum(F.pad(torch.stack([difference, weight]), (aggregate,) * 6), aggregate)
+        known = weight > least
+        torch.div(difference, weight.clamp_min(1e-6).mul_(channels), out=cost)
+        cost.masked_fill_(~known, torch.nan)
+        known_sum += torch.where(known, cost, 0)
+        known_count += known
+    neutral = known_sum.div_(known_count.clamp_min_(1))
+    for cost in costs:
+        torch.where(torch.isnan(cost), neutral, cost, out=cost)
+    return costs

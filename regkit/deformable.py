@@ -1,0 +1,169 @@
+"""The deformable stages: working grid, pyramids of features, coarse matching, fine optimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.coarse import match
+from regkit.costvolume import FeatureMap
+from regkit.errors import RegkitError
+from regkit.features import Extractor
+from regkit.filters import pool
+from regkit.fine import refine
+from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.resample import Source, resample
+from regkit.settings import Settings
+
+STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
+_COARSEST = (4, 8)
+_MAX_RADIUS = 4
+_FINER_RADIUS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The working grid of a pair and the levels of its coarse stage.
+
+    Args:
+        grid: isotropic, over the fixed field of view, sizes a multiple of the coarsest stride.
+        levels: (stride in voxels, search radius in cells), coarsest first, the last at ``STRIDE``.
+    """
+
+    grid: Grid
+    levels: tuple[tuple[int, int], ...]
+
+    @property
+    def reach(self) -> int:
+        """Voxels that the coarse stage can displace, each way."""
+        return sum(stride * radius for stride, radius in self.levels)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps by stride on a lattice that continues the working grid.
+
+    Args:
+        maps: stride -> map.
+        start: index (x, y, z) in the working grid of the lattice's first voxel, a multiple of every
+            stride.
+    """
+
+    maps: dict[int, FeatureMap]
+    start: tuple[int, int, int]
+
+    def offset(self, stride: int) -> torch.Tensor:
+        """Cells (x, y, z) from the lattice's first cell to that of the working grid."""
+        return torch.tensor([-s // stride for s in self.start], dtype=torch.float32)
+
+    def seen_through(self, field: torch.Tensor, stride: int, margin: int) -> FeatureMap:
+        """The map at ``stride`` sampled at x + field(x), with ``margin`` cells more on every side.
+
+        Args:
+            field: (3, Z, Y, X) displacement in cells; in the margin it goes on as at the border.
+        """
+        wide = F.pad(field[None], (margin,) * 6, mode="replicate")[0]
+        shift = self.offset(stride).to(field.device) - margin
+        where = index_grid(wide.shape[1:], field.device) + wide + shift.view(3, 1, 1, 1)
+        source = self.maps[stride]
+        return FeatureMap(sample(source.values, where), sample(source.weight, where, outside="zeros"))
+
+
+def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
+    """The working grid and levels for a pair.
+
+    The spacing is that of the coarser image (the cube root of its voxel volume), or what keeps the
+    grid within ``settings.max_voxels``.
+    """
+    spacing = max(
+        float(np.cbrt(np.prod(fixed.spacing))),
+        float(np.cbrt(np.prod(moving.spacing))),
+        float(np.cbrt(np.prod(fixed.extent) / settings.max_voxels)),
+    )
+    reach = min(settings.search_range, 0.5 * float(fixed.extent.min()))
+    stride = next((s for s in _COARSEST if reach <= _MAX_RADIUS * s * spacing), _COARSEST[-1])
+    levels = [(stride, max(1, math.ceil(reach / (stride * spacing) - 1e-6)))]
+    while stride > STRIDE:
+        stride //= 2
+        levels.append((stride, _FINER_RADIUS))
+    return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
+
+
+def fixed_features(fixed: Source, work: Plan, extract: Extractor) -> Pyramid:
+    """Features of the fixed image on the working grid."""
+    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, extract)
+
+
+def moving_features(moving: Source, matrix: Float64, work: Plan, extract: Extractor) -> Pyramid:
+    """Features of the moving image, seen through the linear start, as far as displacements reach.
+
+    Beyond the working grid the lattice goes on by the search range, where the moving image has data:
+    structures that lie outside the fixed field of view at the start can still be found.
+
+    Raises:
+        RegkitError: if the moving image does not reach the fixed one under ``matrix``.
+    """
+    to_index = work.grid.world_to_index @ np.linalg.inv(matrix) @ moving.grid.index_to_world
+    corners = transform_points(to_index, moving.grid.corners())
+    multiple = work.levels[0][0]
+    first = np.maximum(corners.min(0), -work.reach)
+    last = np.minimum(corners.max(0), np.asarray(work.grid.size) - 1 + work.reach)
+    start = np.floor(first / multiple).astype(int) * multiple
+    size = np.ceil((last + 1 - start) / multiple).astype(int) * multiple
+    if (size <= 0).any():
+        raise RegkitError(
+            "the images do not overlap after the linear start; let --init auto search for one, or give "
+            "a transform that brings them together"
+        )
+    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), extract)
+
+
+def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
+    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+    stride = work.levels[0][0]
+    some = fixed.maps[stride].weight
+    field = some.new_zeros((3, *some.shape[1:]))
+    for stride, radius in work.levels:
+        fixed_map = fixed.maps[stride]
+        shape = fixed_map.weight.shape[1:]
+        field = resize(field, shape) * (shape[0] / field.shape[1])
+        step = match(fixed_map, moving.seen_through(field, stride, radius), radius)
+        field = step + sample(field, index_grid(shape, field.device) + step)
+        on_step()
+    return field
+
+
+def fine_field(
+    fixed: Pyramid, moving: Pyramid, start: torch.Tensor, settings: Settings, on_step: Callable[[], None]
+) -> torch.Tensor:
+    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
+    offset = moving.offset(STRIDE).to(start.device)
+    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+
+
+def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> float:
+    """Mean squared feature difference over the overlap, for a field in cells of ``STRIDE`` voxels."""
+    seen, fixed_map = moving.seen_through(displacement, STRIDE, 0), fixed.maps[STRIDE]
+    weight = fixed_map.weight * seen.weight
+    difference = (fixed_map.values - seen.values).square().mean(0, keepdim=True)
+    return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
+
+
+def _pyramid(
+    source: Source,
+    matrix: Float64,
+    work: Plan,
+    start: tuple[int, int, int],
+    size: tuple[int, int, int],
+    extract: Extractor,
+) -> Pyramid:
+    lattice = work.grid.window(start, size)
+    image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
+    values = extract(image)
+    strides = [stride for stride, _ in work.levels]
+    return Pyramid({s: FeatureMap(*pool(values, weight[None], s)) for s in strides}, start)

@@ -1,0 +1,96 @@
+"""Feature extractors: from one normalised volume to channels that two modalities can be compared on.
+
+An extractor is any callable ``(image, weight) -> (C, Z, Y, X)`` registered in :data:`EXTRACTORS`;
+the solver knows no more of features than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations, product
+
+import torch
+import torch.nn.functional as F
+
+from regkit.errors import RegkitError
+from regkit.filters import box_sum
+
+Extractor = Callable[[torch.Tensor], torch.Tensor]
+Shift = tuple[int, int, int]
+
+
+def _ssc_pairs() -> list[tuple[Shift, Shift]]:
+    """The 12 pairs of face neighbours (z, y, x) whose squared distance is 2."""
+    faces = [s for s in product((-1, 0, 1), repeat=3) if sum(map(abs, s)) == 1]
+    return [(a, b) for a, b in combinations(faces, 2) if sum((i - j) ** 2 for i, j in zip(a, b)) == 2]
+
+
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+    """The 12-channel self-similarity descriptor MIND-SSC.
+
+    ``D_ab(x)`` is the mean over a box of (2 radius + 1)^3 of ``(I(x + a) - I(x + b))^2`` for the 12
+    pairs (a, b) of face neighbours at ``dilation`` voxels, the image continued by its border values;
+    ``D <- D - min_ab D``; the descriptor is ``exp(-D / V)`` with V the mean of D over the pairs, kept
+    within 0.001 to 1000 times its own mean over the volume (Heinrich et al., MICCAI 2013).
+
+    Args:
+        image: (Z, Y, X), any scale: a linear change of intensities changes nothing.
+
+    Returns:
+        (12, Z, Y, X) in (0, 1].
+    """
+    reach = 2 * dilation
+    padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
+    # D_ab(x) depends on a - b alone up to a shift by b, and the 12 pairs share 6 differences: six box
+    # means serve all channels.
+    means: dict[Shift, torch.Tensor] = {}
+    views = []
+    for a, b in _ssc_pairs():
+        step: Shift = tuple(i - j for i, j in zip(a, b))  # type: ignore[assignment]
+        if step < (0, 0, 0):
+            step, b = tuple(-i for i in step), a  # type: ignore[assignment]
+        if step not in means:
+            means[step] = _box_mean_of_squared_difference(padded, [dilation * s for s in step], radius, dilation)
+        views.append(_crop(means[step], [dilation * (1 + s) for s in b], image.shape))
+    lowest = views[0].clone()
+    mean = torch.zeros_like(lowest)
+    for view in views:
+        torch.minimum(lowest, view, out=lowest)
+        mean += view
+    scale = mean.div_(len(views)).sub_(lowest)
+    typical = scale.mean().clamp_min(1e-12)
+    scale = scale.clamp_(0.001 * typical, 1000 * typical)
+    out = torch.empty((len(views), *image.shape), dtype=image.dtype, device=image.device)
+    for channel, view in zip(out, views):
+        torch.sub(lowest, view, out=channel).div_(scale).exp_()
+    return out
+
+
+def _box_mean_of_squared_difference(
+    padded: torch.Tensor, step: list[int], radius: int, dilation: int
+) -> torch.Tensor:
+    """Box mean of (I(x + step) - I(x))^2 for x from -dilation to size + dilation, given I padded by
+    2 dilation + radius."""
+    margin = dilation + radius
+    start = [2 * dilation + radius - margin] * 3
+    size = [n - 2 * (2 * dilation + radius) + 2 * margin for n in padded.shape]
+    base = _crop(padded, start, size)
+    moved = _crop(padded, [s + d for s, d in zip(start, step)], size)
+    return box_sum((moved - base).square_(), radius).div_((2 * radius + 1) ** 3)
+
+
+def _crop(volume: torch.Tensor, start: list[int], size: list[int] | torch.Size) -> torch.Tensor:
+    for axis, (s, n) in enumerate(zip(start, size)):
+        volume = volume.narrow(axis, s, n)
+    return volume
+
+
+EXTRACTORS: dict[str, Extractor] = {"mind": mind_ssc}
+
+
+def extractor(name: str) -> Extractor:
+    """The extractor of that name; RegkitError lists the names if there is none."""
+    try:
+        return EXTRACTORS[name]
+    except KeyError:
+        raise RegkitError(f"no features named {name!r}; there is: {', '.join(sorted(EXTRACTORS))}") from None

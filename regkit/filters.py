@@ -1,0 +1,49 @@
+"""Box means and pooling that do not let the border or missing voxels pull on the result."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
+    """Sum over the (2 radius + 1)^3 neighbourhood of each voxel that has one, over the last three axes.
+
+    Three separable passes; every axis gets 2 radius shorter.
+    """
+    for axis in (-3, -2, -1):
+        n = volume.shape[axis] - 2 * radius
+        total = volume.narrow(axis, 0, n).clone()
+        for shift in range(1, 2 * radius + 1):
+            total += volume.narrow(axis, shift, n)
+        volume = total
+    return volume
+
+
+def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
+    """Box means of width 3 with replicated borders: a constant stays constant up to the border.
+
+    Args:
+        volume: (C, Z, Y, X); differentiable.
+        passes: three passes are close to a cubic B-spline kernel.
+    """
+    for _ in range(passes):
+        padded = F.pad(volume[None], (1,) * 6, mode="replicate")
+        for axis in (2, 3, 4):
+            n = padded.shape[axis] - 2
+            padded = padded.narrow(axis, 0, n) + padded.narrow(axis, 1, n) + padded.narrow(axis, 2, n)
+        volume = padded[0] / 27
+    return volume
+
+
+def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted means over cells of stride^3 voxels, and the mean weight of each cell.
+
+    Args:
+        values: (C, Z, Y, X) with sizes divisible by ``stride``.
+        weight: (1, Z, Y, X) in [0, 1]; voxels of weight 0 leave the mean untouched.
+    """
+    mean_weight = F.avg_pool3d(weight, stride)
+    # Channel by channel: the product with the weight is never held for all of them.
+    means = torch.stack([F.avg_pool3d(channel[None] * weight, stride)[0] for channel in values])
+    return means / mean_weight.clamp_min(1e-6), mean_weight

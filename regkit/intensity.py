@@ -1,0 +1,39 @@
+"""Intensities of a volume brought to [0, 1] before features are taken from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well.
+CT_WINDOW = (-450.0, 450.0)
+CT_WINDOW_BOTH = (-1000.0, 450.0)
+_PERCENTILES = (0.5, 99.5)
+
+
+def is_ct(array: np.ndarray) -> bool:
+    """Whether the values look like Hounsfield units.
+
+    HU volumes hold air (about -1000) or at least fat and gas well below zero together with bone or
+    contrast above 100, and no scanner writes less than -3100. MR, PET and z-scored images
+    do not reach both ends.
+    """
+    low, high = np.percentile(array[::2, ::2, ::2], (0.5, 99.9))
+    return bool(-3100 <= low <= -150 and 100 <= high <= 10000)
+
+
+def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple[float, float]:
+    """The intensities that become 0 and 1: the CT window if there is one, else robust percentiles."""
+    if ct_window is not None:
+        return ct_window
+    # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down.
+    inside = array[array != array.min()]
+    low, high = np.percentile(inside if inside.size else array, _PERCENTILES)
+    if array.min() >= 0:
+        low = min(low, float(array.min()))
+    return (float(low), float(high)) if high > low else (float(array.min()), float(array.max()))
+
+
+def normalise(array: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Clip to the window and scale it to [0, 1], float32."""
+    low, high = window
+    return ((np.clip(array, low, high) - low) / (high - low)).astype(np.float32)

@@ -1,0 +1,310 @@
+"""Linear start without labels: where to begin, then rigid and affine by robust block matching.
+
+All matrices are 4x4 and map LPS mm of the fixed world to LPS mm of the moving world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from regkit.costvolume import FeatureMap, cost_volume, displacements
+from regkit.features import Extractor
+from regkit.geometry import Float64, Grid, index_grid, transform_points
+from regkit.resample import Source, resample
+
+# Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
+_CELLS = 40_000
+_LEAST_OVERLAP = 0.2
+_HEADER_BONUS = 0.97
+_AFFINE_RIDGE = 0.05
+_SCALES = (0.67, 1.5)
+
+
+@dataclass(frozen=True)
+class LinearStart:
+    """A linear alignment and how well the features agree under it.
+
+    Args:
+        matrix: 4x4, fixed LPS mm -> moving LPS mm.
+        similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
+        origin: which start won: "header", "centre" or "search".
+        model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
+    """
+
+    matrix: Float64
+    similarity: float
+    origin: str
+    model: str
+
+
+class Judge:
+    """Feature similarity of two images over their overlap, for any linear map between them.
+
+    The mean squared difference counts over the overlap; what does not overlap counts as much as
+    a random shift would give, so that shrinking the overlap buys nothing.
+    """
+
+    def __init__(self, fixed: Source, moving: Source, spacing: float, extract: Extractor, mismatch: float) -> None:
+        self.grid = fixed.grid.working(spacing)
+        self.fixed = fixed.smoothed_for(spacing)
+        self.moving = moving.smoothed_for(spacing)
+        self.extract = extract
+        self.mismatch = mismatch
+        self.fixed_map = feature_map(self.fixed, np.eye(4), self.grid, extract)
+        self.full = min(float(self.fixed_map.weight.sum()), _covered_mm3(moving) / spacing**3)
+
+    def moving_map(self, matrix: Float64) -> FeatureMap:
+        return feature_map(self.moving, matrix, self.grid, self.extract)
+
+    def similarity(self, matrix: Float64) -> float:
+        moved = self.moving_map(matrix)
+        weight = self.fixed_map.weight * moved.weight
+        overlap = float(weight.sum())
+        if overlap < _LEAST_OVERLAP * self.full:
+            return -np.inf
+        difference = float(((self.fixed_map.values - moved.values).square().mean(0) * weight).sum())
+        missing = max(self.full - overlap, 0)
+        return 1 - (difference + missing * self.mismatch) / (self.mismatch * max(self.full, overlap))
+
+
+def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Extractor) -> FeatureMap:
+    """Features of a source resampled on ``grid`` through a linear map."""
+    image, weight = resample(source, matrix, grid)
+    return FeatureMap(extract(image), weight[None])
+
+
+def align(
+    fixed: Source,
+    moving: Source,
+    spacing: float,
+    extract: Extractor,
+    models: tuple[str, ...] = ("rigid", "affine"),
+    force: bool = False,
+    on_step: Callable[[], None] = lambda: None,
+) -> LinearStart:
+    """The best linear start: headers, centres or a search over all overlaps, then block matching.
+
+    The smaller field of view is the one that blocks are taken from, whichever side it is on, so that
+    exchanging the images inverts the result.
+
+    Args:
+        spacing: mm, the finest worth looking at; large images are searched on a coarser grid.
+        models: the fits to try, in order.
+        force: take the last model even where it does not raise the similarity.
+        on_step: called STEPS times.
+
+    Returns:
+        The start whose features agree best over the overlap.
+    """
+    if _covered_mm3(moving) < _covered_mm3(fixed):
+        start = align(moving, fixed, spacing, extract, models, force, on_step)
+        return LinearStart(np.linalg.inv(start.matrix), start.similarity, start.origin, start.model)
+
+    coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
+    shifts, mismatch = search_translation(fixed, moving, coarse_spacing, extract)
+    coarse = Judge(fixed, moving, coarse_spacing, extract, mismatch)
+    fine = Judge(fixed, moving, coarse_spacing / 2, extract, mismatch)
+    on_step()
+
+    starts = [("header", np.eye(4)), ("centre", _translation(moving.grid.centre - fixed.grid.centre))]
+    starts += [("search", _translation(shift)) for shift in shifts]
+    candidates = []
+    for origin, matrix in starts:
+        near = [c for c in candidates if np.linalg.norm((c.matrix - matrix)[:3, 3]) < coarse_spacing]
+        similarity = fine.similarity(matrix)
+        if similarity == -np.inf or near:
+            continue
+        model = "identity" if origin == "header" else "translation"
+        candidates.append(LinearStart(matrix, similarity, origin, model))
+    candidates = [_improve(c, coarse, fine, 3, fit_rigid, "rigid") for c in candidates]
+    # Images of one session share a frame: another start has to be clearly better than the header's.
+    best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
+    on_step()
+
+    fits: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
+    for model in models:
+        for judge, radius, rounds in ((coarse, 3, 2), (fine, 2, 2)):
+            for _ in range(rounds):
+                forced = force and model == models[-1] and judge is fine
+                best = _improve(best, judge, fine, radius, fits[model], model, forced)
+        on_step()
+    return best
+
+
+STEPS = 4
+Fit = Callable[[Float64, Float64], Float64]
+
+
+def search_translation(
+    fixed: Source, moving: Source, spacing: float, extract: Extractor, count: int = 3
+) -> tuple[list[Float64], float]:
+    """The translations under which the features agree best, over every overlap there can be.
+
+    The weighted sum of squared differences of all whole-cell shifts comes from correlations in the
+    Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M) + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
+
+    Returns:
+        Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and at least four
+        cells apart, and the median mean squared difference over the shifts: what a random one gives.
+    """
+    grid = fixed.grid.working(spacing)
+    lattice = _lattice_over(moving.grid, grid)
+    f = feature_map(fixed.smoothed_for(spacing), np.eye(4), grid, extract)
+    m = feature_map(moving.smoothed_for(spacing), np.eye(4), lattice, extract)
+    shape = [a + b - 1 for a, b in zip(f.weight.shape[1:], m.weight.shape[1:])]
+
+    def spectrum(volume: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfftn(volume, s=shape)
+
+    def correlation(total: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfftn(total, s=shape)
+
+    f_weight, m_weight = spectrum(f.weight[0]).conj(), spectrum(m.weight[0])
+    overlap = correlation(f_weight * m_weight)
+    total = spectrum((f.weight * f.values.square()).sum(0)).conj() * m_weight
+    total += f_weight * spectrum((m.weight * m.values.square()).sum(0))
+    for a, b in zip(f.values, m.values):
+        total -= 2 * spectrum(f.weight[0] * a).conj() * spectrum(m.weight[0] * b)
+    difference = correlation(total) / len(f.values)
+
+    full = min(float(f.weight.sum()), float(m.weight.sum()))
+    possible = overlap >= _LEAST_OVERLAP * full
+    mean = difference / overlap.clamp_min(1)
+    mismatch = float(mean[possible].median())
+    score = difference + (full - overlap).clamp_min(0) * mismatch
+    score[~possible] = torch.inf
+    shifts = []
+    for _ in range(count):
+        peak = np.unravel_index(int(score.argmin()), score.shape)
+        if not torch.isfinite(score[peak]):
+            break
+        # Shifts beyond the moving lattice's end are the negative ones, wrapped around.
+        cells = [int(k) if k < n else int(k) - total_n for k, n, total_n in zip(peak, m.weight.shape[1:], shape)]
+        shifts.append(transform_points(lattice.index_to_world, cells[::-1]) - np.asarray(grid.origin))
+        for axis, (k, n) in enumerate(zip(peak, shape)):
+            near = (torch.arange(k - 3, k + 4) % n).to(score.device)
+            mask = torch.zeros(n, dtype=torch.bool, device=score.device)
+            mask[near] = True
+            view = mask.view([-1 if a == axis else 1 for a in range(3)])
+            around = view if axis == 0 else around & view
+        score[around] = torch.inf
+    return shifts, mismatch
+
+
+def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the block around each cell lies in the moving map, for the more distinctive half of blocks.
+
+    Args:
+        fixed, moving: maps on one grid.
+        radius: cells.
+
+    Returns:
+        Index coordinates of the blocks (n, 3) and of their matches (n, 3), with fractions of a
+        cell from a parabola through the costs.
+    """
+    costs = cost_volume(fixed, moving.padded(radius), radius)
+    side = 2 * radius + 1
+    lowest, at = costs.min(0)
+    gain = costs.mean(0) - lowest
+    # A block that no displacement finds data for has the same cost for all of them.
+    usable = (fixed.weight[0] > 0.5) & (gain > 1e-6)
+    if not usable.any():
+        return torch.empty(0, 3), torch.empty(0, 3)
+    usable &= gain >= gain[usable].median()
+    at, lowest, costs = at[usable], lowest[usable], costs[:, usable]
+    steps = displacements(radius, costs.device)
+    found = steps[at].float()
+    for axis, stride in enumerate((1, side, side * side)):
+        inside = steps[at, axis].abs() < radius
+        below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
+        above = costs.gather(0, (at + stride).clamp_max(len(steps) - 1)[None])[0]
+        fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
+        found[:, axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
+    blocks = index_grid(fixed.weight.shape[1:], costs.device)[:, usable].T
+    return blocks, blocks + found
+
+
+def fit_rigid(points: Float64, targets: Float64) -> Float64:
+    """The rotation and translation of least squared error (Kabsch, 1976); points of shape (n, 3)."""
+    a, b = points.mean(0), targets.mean(0)
+    u, _, vt = np.linalg.svd((targets - b).T @ (points - a))
+    matrix = np.eye(4)
+    matrix[:3, :3] = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    matrix[:3, 3] = b - matrix[:3, :3] @ a
+    return matrix
+
+
+def fit_affine(points: Float64, targets: Float64) -> Float64:
+    """The affine map of least squared error, drawn towards the rigid one by a ridge.
+
+    The ridge keeps directions that the points hardly span (a thin slab's normal) from being scaled.
+    """
+    matrix = fit_rigid(points, targets)
+    centre = points.mean(0)
+    spread = points - centre
+    left = targets - transform_points(matrix, points)
+    ridge = _AFFINE_RIDGE * float((spread**2).sum()) / 3
+    linear = np.linalg.solve(spread.T @ spread + ridge * np.eye(3), spread.T @ left).T
+    shift = left.mean(0) - linear @ centre
+    matrix[:3, :3] += linear
+    matrix[:3, 3] += shift
+    return matrix
+
+
+def least_trimmed_squares(fit: Fit, points: Float64, targets: Float64, keep: float = 0.5, rounds: int = 20) -> Float64:
+    """A fit to the ``keep`` share of the points that it explains best (Rousseeuw, 1984)."""
+    matrix = fit(points, targets)
+    kept = None
+    for _ in range(rounds):
+        error = ((transform_points(matrix, points) - targets) ** 2).sum(1)
+        chosen = error <= np.quantile(error, keep)
+        if kept is not None and (chosen == kept).all():
+            break
+        kept = chosen
+        matrix = fit(points[kept], targets[kept])
+    return matrix
+
+
+def _improve(
+    start: LinearStart, judge: Judge, final: Judge, radius: int, fit: Fit, model: str, force: bool = False
+) -> LinearStart:
+    """One round of block matching on ``judge``'s grid, kept if ``final`` finds it better."""
+    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), radius)
+    if len(blocks) < 32:
+        return start
+    to_world = judge.grid.index_to_world
+    points = transform_points(to_world, blocks.cpu())
+    targets = transform_points(to_world, matches.cpu())
+    matrix = start.matrix @ least_trimmed_squares(fit, points, targets)
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
+        return start
+    similarity = final.similarity(matrix)
+    if similarity > start.similarity or (force and similarity > -np.inf):
+        return LinearStart(matrix, similarity, start.origin, model)
+    return start
+
+
+def _translation(shift: Float64) -> Float64:
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def _covered_mm3(source: Source) -> float:
+    share = 1.0 if source.mask is None else float(source.mask.mean())
+    return share * float(np.prod(source.grid.extent))
+
+
+def _lattice_over(grid: Grid, like: Grid) -> Grid:
+    """A lattice with the axes and spacing of ``like`` over the field of view of ``grid``."""
+    rotation = np.reshape(like.direction, (3, 3))
+    along = transform_points(grid.index_to_world, grid.corners()) @ rotation
+    low, high = along.min(0), along.max(0)
+    size = np.maximum(np.ceil((high - low) / like.spacing - 1e-6).astype(int), 1)
+    origin = rotation @ ((low + high) / 2 - np.asarray(like.spacing) * (size - 1) / 2)
+    return Grid(tuple(size), like.spacing, tuple(origin), like.direction)

@@ -1,0 +1,408 @@
+"""The whole way from two images to a warp: images -> features -> solver -> warp -> measures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from regkit.deformable import (
+    STRIDE,
+    coarse_field,
+    feature_difference,
+    fine_field,
+    fixed_features,
+    moving_features,
+    plan,
+)
+from regkit.errors import RegkitError
+from regkit.features import Extractor, extractor
+from regkit.folding import unfold
+from regkit.formats import checked_matrix, read_linear
+from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.intensity import CT_WINDOW, CT_WINDOW_BOTH, is_ct, normalise, window_of
+from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
+from regkit.linear import STEPS, LinearStart, align
+from regkit.metrics import LabelScore, compare_labels, summarise
+from regkit.resample import Source
+from regkit.settings import named_settings
+from regkit import __version__
+from regkit.warp import Warp
+
+Progress = Callable[[str, float], None]
+INITS = ("auto", "none", "centre", "rigid", "affine")
+# About what the largest stage holds per voxel of the working grid: 12 feature channels, their
+# temporaries and the moving image's wider lattice.
+_BYTES_PER_WORKING_VOXEL = 160
+# Shares of the whole run, for the progress bar.
+_SHARES = {"load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.42, "warp": 0.03}
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What :func:`register` found.
+
+    Args:
+        warp: displacement field on the fixed grid, LPS mm.
+        linear: 4x4, fixed LPS mm -> moving LPS mm: the linear start that the warp includes.
+        metrics: ``folding_percent``, ``sd_log_jacobian``, ``feature_difference`` (mean squared
+            difference over the overlap, after the linear and the deformable stage) and, where labels
+            were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after) and
+            ``labels`` (one row per label).
+        timings: seconds by stage, ``total`` last.
+        memory: peak MB of the process up to the end of each stage, ``peak`` last.
+        settings: everything the run depended on.
+        moving: the moving image, as loaded.
+        moved_labels: the moving labels on the fixed grid, by nearest neighbour, where given.
+    """
+
+    warp: Warp
+    linear: Float64
+    metrics: dict[str, Any]
+    timings: dict[str, float]
+    memory: dict[str, float]
+    settings: dict[str, Any]
+    moving: Volume = field(repr=False)
+    moved_labels: Volume | None = field(default=None, repr=False)
+
+    @cached_property
+    def moved(self) -> Volume:
+        """The moving image on the fixed grid, linearly interpolated, float32."""
+        moved: Volume = self.warp.apply(self.moving)
+        return moved
+
+    def to_dict(self) -> dict[str, Any]:
+        """Measures, times and settings, ready for JSON but for NaN."""
+        return {
+            "metrics": self.metrics,
+            "seconds": self.timings,
+            "memory_mb": self.memory,
+            "settings": self.settings,
+            "linear": self.linear.tolist(),
+        }
+
+
+def register(
+    fixed: ImageLike,
+    moving: ImageLike,
+    *,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    fixed_labels: ImageLike | None = None,
+    moving_labels: ImageLike | None = None,
+    label_names: dict[int, str] | None = None,
+    init: str | os.PathLike[str] | np.ndarray = "auto",
+    features: str = "mind",
+    preset: str = "default",
+    ct_window: tuple[float, float] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Registration:
+    """Find the warp that lays the moving image onto the fixed one.
+
+    Args:
+        fixed, moving: 3-D images on any grids: files, the folder of a DICOM series, SimpleITK or
+            nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid.
+        fixed_mask, moving_mask: voxels that count, each on its image's grid; all by default.
+        fixed_labels, moving_labels: label maps, used for the measures alone.
+        label_names: label -> name; also chooses the labels to measure.
+        init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
+            where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
+            affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
+            no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
+        features: the name of an extractor in :data:`regkit.features.EXTRACTORS`.
+        preset: the name of settings in :data:`regkit.settings.PRESETS`.
+        ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
+            both are CT.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        threads: CPU threads; by default as many as torch uses.
+        seed: of torch's generators, for extractors that draw random numbers.
+        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+
+    Raises:
+        RegkitError: if an input cannot be used; the message says which and why.
+    """
+    settings, extract = named_settings(preset), extractor(features)
+    where = _device(device)
+    stages = _Stages(progress, where)
+    with _threads(threads), torch.inference_mode(False):
+        torch.manual_seed(seed)
+
+        with stages("load"):
+            fixed_image = load_image(fixed, "fixed image")
+            moving_image = load_image(moving, "moving image")
+            fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
+            sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
+            work = plan(fixed_image.grid, moving_image.grid, settings)
+            working_voxels = int(np.prod(work.grid.size))
+            check_fits_memory(working_voxels, "the registration", _BYTES_PER_WORKING_VOXEL)
+
+        with stages("linear"):
+            step = stages.stepper(STEPS)
+            start = _linear_start(init, *sources, work.grid.spacing[0], extract, step)
+
+        cells = work.grid.pooled(STRIDE)
+        displacement = torch.zeros((3, *cells.shape), device=where)
+        difference: dict[str, float] = {}
+        if settings.deformable:
+            with stages("features"):
+                fixed_pyramid = fixed_features(sources[0], work, extract)
+                moving_pyramid = moving_features(sources[1], start.matrix, work, extract)
+                difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
+            with stages("coarse"):
+                displacement = coarse_field(fixed_pyramid, moving_pyramid, work, stages.stepper(len(work.levels)))
+            with stages("fine"):
+                step = stages.stepper(settings.iterations)
+                displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
+                difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
+            del fixed_pyramid, moving_pyramid
+
+        with stages("warp"):
+            warp = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
+            determinant = jacobian_determinant(warp.field, warp.grid)
+            metrics: dict[str, Any] = {
+                "folding_percent": folding_percent(determinant),
+                "sd_log_jacobian": sd_log_jacobian(determinant),
+                "feature_difference": difference,
+            }
+            moved_labels = None
+            if fixed_map is not None and moving_map is not None:
+                moved_labels = warp.apply(moving_map, interpolation="nearest")
+                metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
+            elif moving_map is not None:
+                moved_labels = warp.apply(moving_map, interpolation="nearest")
+
+        return Registration(
+            warp=warp,
+            linear=start.matrix,
+            metrics=metrics,
+            timings=stages.seconds | {"total": sum(stages.seconds.values())},
+            memory=stages.memory | {"peak": max(stages.memory.values())},
+            settings={
+                "regkit": __version__,
+                "torch": torch.__version__,
+                "simpleitk": sitk.Version.VersionString(),
+                "python": platform.python_version(),
+                "fixed": fixed_image.name,
+                "moving": moving_image.name,
+                "features": features,
+                "preset": preset,
+                "init": init if isinstance(init, str) else str(init),
+                "start": {"origin": start.origin, "model": start.model, "similarity": start.similarity},
+                "intensity_windows": windows,
+                "device": str(where),
+                "threads": torch.get_num_threads(),
+                "seed": seed,
+                "working_spacing_mm": work.grid.spacing[0],
+                "working_size": list(work.grid.size),
+                "levels": [list(level) for level in work.levels] if settings.deformable else [],
+                "iterations": settings.iterations if settings.deformable else 0,
+            },
+            moving=moving_image,
+            moved_labels=moved_labels,
+        )
+
+
+class _Stages:
+    """Seconds and peak memory by stage, and the share of the run that is done."""
+
+    def __init__(self, progress: Progress | None, device: torch.device) -> None:
+        self.progress = progress or (lambda stage, done: None)
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
+        self.done = 0.0
+        self.stage = ""
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.stage = stage
+        self.progress(stage, self.done)
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = time.perf_counter() - start
+        self.memory[stage] = _peak_mb()
+        self.done += _SHARES[stage]
+        self.progress(stage, min(self.done, 1.0))
+
+    def stepper(self, steps: int) -> Callable[[], None]:
+        """A function to call after each of ``steps`` equal parts of the current stage."""
+        count = 0
+
+        def step() -> None:
+            nonlocal count
+            count = min(count + 1, steps)
+            self.progress(self.stage, self.done + _SHARES[self.stage] * count / steps)
+
+        return step
+
+
+def _peak_mb() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows has no such account
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """Run with so many CPU threads in torch and SimpleITK, and leave both as they were."""
+    if threads is None:
+        yield
+        return
+    if threads < 1:
+        raise RegkitError(f"threads must be at least 1, got {threads}")
+    before = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    torch.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise RegkitError(f"no device named {name!r}; there is: auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _labels(
+    fixed: ImageLike | None, moving: ImageLike | None, fixed_image: Volume, moving_image: Volume
+) -> tuple[Volume | None, Volume | None]:
+    """Both label maps; each on any grid that its own image shares the world with."""
+    return (
+        None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid),
+        None if moving is None else load_labels(moving, "moving labels"),
+    )
+
+
+def _sources(
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: ImageLike | None,
+    moving_mask: ImageLike | None,
+    ct_window: tuple[float, float] | None,
+    device: torch.device,
+) -> tuple[tuple[Source, Source], dict[str, Any]]:
+    """Both images normalised, and what was clipped to: {"fixed": {"ct": bool, "low": …, "high": …}, …}."""
+    if ct_window is not None and not ct_window[0] < ct_window[1]:
+        raise RegkitError(f"the CT window must go from a lower to a higher value, got {ct_window}")
+    volumes = {"fixed": fixed, "moving": moving}
+    ct = {side: is_ct(volume.array) for side, volume in volumes.items()}
+    window = ct_window or (CT_WINDOW_BOTH if all(ct.values()) else CT_WINDOW)
+    sources, windows = [], {}
+    for (side, volume), mask in zip(volumes.items(), (fixed_mask, moving_mask)):
+        low, high = window_of(volume.array, window if ct[side] else None)
+        image = torch.from_numpy(normalise(volume.array, (low, high))).to(device)
+        inside = None
+        if mask is not None:
+            array = load_mask(mask, f"{side} mask", volume.grid).array
+            inside = torch.from_numpy(array.astype(np.float32)).to(device)
+        sources.append(Source(image, inside, volume.grid))
+        windows[side] = {"ct": ct[side], "low": low, "high": high}
+    return (sources[0], sources[1]), windows
+
+
+def _linear_start(
+    init: str | os.PathLike[str] | np.ndarray,
+    fixed: Source,
+    moving: Source,
+    spacing: float,
+    extract: Extractor,
+    step: Callable[[], None],
+) -> LinearStart:
+    if isinstance(init, np.ndarray):
+        return LinearStart(checked_matrix(init.astype(np.float64), "init"), np.nan, "given", "given")
+    if init == "none":
+        return LinearStart(np.eye(4), np.nan, "header", "identity")
+    if init == "centre":
+        matrix = np.eye(4)
+        matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
+        return LinearStart(matrix, np.nan, "centre", "translation")
+    if init in INITS:
+        models = ("rigid",) if init == "rigid" else ("rigid", "affine")
+        return align(fixed, moving, spacing, extract, models, force=init == "affine", on_step=step)
+    if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
+        raise RegkitError(f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform")
+    return LinearStart(read_linear(init), np.nan, "file", "given")
+
+
+def _warp(displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, moving: Grid) -> Warp:
+    """The displacement of the deformable stage and the linear start as one field on the fixed grid.
+
+    T(p) = A(p + d(p)). Sampling on another lattice may fold where the cells did not; such places are
+    smoothed until the determinant is positive at every voxel.
+
+    Args:
+        displacement: (3, Z, Y, X) in cells.
+    """
+    displacement = displacement.cpu()
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    for first, last in slabs(grid):
+        index = slab_index(grid, first, last)
+        where = transform_points(cells.world_to_index @ grid.index_to_world, index)
+        found = sample(displacement, torch.from_numpy(where.astype(np.float32)).movedim(-1, 0))
+        local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
+        points = transform_points(grid.index_to_world, index)
+        field[first:last] = transform_points(matrix, points + local) - points
+    warp = Warp(field, grid, moving)
+    if (jacobian_determinant(field, grid) > 0).all():
+        return warp
+    index = slab_index(grid, 0, grid.shape[0])
+    points = transform_points(grid.index_to_world, index)
+    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
+    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
+    target = transform_points(matrix @ grid.index_to_world, index + flat)
+    return Warp((target - points).astype(np.float32), grid, moving)
+
+
+def _label_metrics(
+    fixed: Volume, moving: Volume, moved: Volume, matrix: Float64, names: dict[int, str] | None
+) -> dict[str, Any]:
+    linear = sitk.AffineTransform(3)
+    linear.SetMatrix(matrix[:3, :3].ravel().tolist())
+    linear.SetTranslation(matrix[:3, 3].tolist())
+    stages: dict[str, list[LabelScore]] = {}
+    for stage, transform in (("before", sitk.Transform(3, sitk.sitkIdentity)), ("linear", linear)):
+        seen = sitk.Resample(moving.to_sitk(), fixed.grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
+        seen_array = sitk.GetArrayFromImage(seen).astype(moving.array.dtype)
+        stages[stage] = compare_labels(fixed, Volume(seen_array, fixed.grid), names, moving)
+    stages["after"] = compare_labels(fixed, moved, names, moving)
+    return {
+        "mean_dice": {stage: summarise(score.dice for score in scores) for stage, scores in stages.items()},
+        "mean_hd95_mm": {stage: summarise(score.hd95 for score in scores) for stage, scores in stages.items()},
+        "labels": [
+            {
+                "label": after.label,
+                "name": after.name,
+                "dice_before": before.dice,
+                "dice_linear": mid.dice,
+                "dice": after.dice,
+                "hd95_before_mm": before.hd95,
+                "hd95_mm": after.hd95,
+            }
+            for before, mid, after in zip(stages["before"], stages["linear"], stages["after"])
+        ],
+    }

@@ -1,0 +1,54 @@
+"""An image brought onto a working grid, with the weight that tells where it has data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from regkit.geometry import Float64, Grid, index_grid, map_index, sample
+
+
+@dataclass(frozen=True)
+class Source:
+    """One side of a registration: normalised intensities, the mask of usable voxels, and their grid.
+
+    Args:
+        image: (Z, Y, X) float32 in [0, 1].
+        mask: (Z, Y, X) float32, 1 where a voxel counts, or None if all do.
+    """
+
+    image: torch.Tensor
+    mask: torch.Tensor | None
+    grid: Grid
+
+    def smoothed_for(self, spacing: float) -> Source:
+        """Blurred so that sampling it at ``spacing`` mm does not alias; itself where it is coarser."""
+        ratio = spacing / np.asarray(self.grid.spacing[::-1])
+        sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+        if sigma.max() < 0.25:
+            return self
+        blurred = gaussian_filter(self.image.cpu().numpy(), sigma, mode="nearest", truncate=3)
+        return Source(torch.from_numpy(blurred).to(self.image.device), self.mask, self.grid)
+
+
+def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """The source seen from ``grid`` through a linear map.
+
+    Args:
+        matrix: 4x4, LPS mm of ``grid``'s world to LPS mm of the source's world.
+
+    Returns:
+        image (Z, Y, X), continued by border values where the source ends, and weight (Z, Y, X): 1
+        inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0.
+    """
+    where = map_index(source.grid.world_to_index @ matrix @ grid.index_to_world, index_grid(grid.shape, source.image.device))
+    image = sample(source.image[None], where)[0]
+    weight = torch.ones_like(image)
+    for axis, n in enumerate(source.grid.size):
+        weight *= (where[axis] >= -0.5) & (where[axis] <= n - 0.5)
+    if source.mask is not None:
+        weight *= sample(source.mask[None], where, mode="nearest")[0]
+    return image, weight
