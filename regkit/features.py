@@ -1,7 +1,7 @@
 """Feature extractors: from one normalised volume to channels that two modalities can be compared on.
 
-An extractor is any callable ``(image, weight) -> (C, Z, Y, X)`` registered in :data:`EXTRACTORS`;
-the solver knows no more of features than that.
+An extractor is any callable from an image (Z, Y, X) in [0, 1] to channels (C, Z, Y, X), registered in
+:data:`EXTRACTORS`; the solver knows no more of features than that.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Shift = tuple[int, int, int]
 
 def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     """The 12 pairs of face neighbours (z, y, x) whose squared distance is 2."""
-    faces = [s for s in product((-1, 0, 1), repeat=3) if sum(map(abs, s)) == 1]
-    return [(a, b) for a, b in combinations(faces, 2) if sum((i - j) ** 2 for i, j in zip(a, b)) == 2]
+    faces: list[Shift] = [(z, y, x) for z, y, x in product((-1, 0, 1), repeat=3) if abs(z) + abs(y) + abs(x) == 1]
+    return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
 def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:

@@ -5,7 +5,7 @@ All matrices are 4x4 and map LPS mm of the fixed world to LPS mm of the moving w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from regkit.resample import Source, resample
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
-_LEAST_OVERLAP = 0.2
+_LEAST_OVERLAP = 0.2  # of the smaller image
+_APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 _AFFINE_RIDGE = 0.05
 _SCALES = (0.67, 1.5)
@@ -102,7 +103,8 @@ def align(
     """
     if _covered_mm3(moving) < _covered_mm3(fixed):
         start = align(moving, fixed, spacing, extract, models, force, on_step)
-        return LinearStart(np.linalg.inv(start.matrix), start.similarity, start.origin, start.model)
+        inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
+        return LinearStart(inverse, start.similarity, start.origin, start.model)
 
     coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
     shifts, mismatch = search_translation(fixed, moving, coarse_spacing, extract)
@@ -112,7 +114,7 @@ def align(
 
     starts = [("header", np.eye(4)), ("centre", _translation(moving.grid.centre - fixed.grid.centre))]
     starts += [("search", _translation(shift)) for shift in shifts]
-    candidates = []
+    candidates: list[LinearStart] = []
     for origin, matrix in starts:
         near = [c for c in candidates if np.linalg.norm((c.matrix - matrix)[:3, 3]) < coarse_spacing]
         similarity = fine.similarity(matrix)
@@ -148,14 +150,14 @@ def search_translation(
     Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M) + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
 
     Returns:
-        Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and at least four
-        cells apart, and the median mean squared difference over the shifts: what a random one gives.
+        Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
+        ``_APART`` cells apart, and the median mean squared difference over the shifts: what a random one gives.
     """
     grid = fixed.grid.working(spacing)
     lattice = _lattice_over(moving.grid, grid)
     f = feature_map(fixed.smoothed_for(spacing), np.eye(4), grid, extract)
     m = feature_map(moving.smoothed_for(spacing), np.eye(4), lattice, extract)
-    shape = [a + b - 1 for a, b in zip(f.weight.shape[1:], m.weight.shape[1:])]
+    shape = [a + b - 1 for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
 
     def spectrum(volume: torch.Tensor) -> torch.Tensor:
         return torch.fft.rfftn(volume, s=shape)
@@ -167,7 +169,7 @@ def search_translation(
     overlap = correlation(f_weight * m_weight)
     total = spectrum((f.weight * f.values.square()).sum(0)).conj() * m_weight
     total += f_weight * spectrum((m.weight * m.values.square()).sum(0))
-    for a, b in zip(f.values, m.values):
+    for a, b in zip(f.values, m.values, strict=True):
         total -= 2 * spectrum(f.weight[0] * a).conj() * spectrum(m.weight[0] * b)
     difference = correlation(total) / len(f.values)
 
@@ -177,22 +179,27 @@ def search_translation(
     mismatch = float(mean[possible].median())
     score = difference + (full - overlap).clamp_min(0) * mismatch
     score[~possible] = torch.inf
+    size = m.weight.shape[1:]
     shifts = []
-    for _ in range(count):
-        peak = np.unravel_index(int(score.argmin()), score.shape)
-        if not torch.isfinite(score[peak]):
-            break
+    for peak in _lowest(score, count, _APART):
         # Shifts beyond the moving lattice's end are the negative ones, wrapped around.
-        cells = [int(k) if k < n else int(k) - total_n for k, n, total_n in zip(peak, m.weight.shape[1:], shape)]
+        cells = [k if k < n else k - around for k, n, around in zip(peak, size, shape, strict=True)]
         shifts.append(transform_points(lattice.index_to_world, cells[::-1]) - np.asarray(grid.origin))
-        for axis, (k, n) in enumerate(zip(peak, shape)):
-            near = (torch.arange(k - 3, k + 4) % n).to(score.device)
-            mask = torch.zeros(n, dtype=torch.bool, device=score.device)
-            mask[near] = True
-            view = mask.view([-1 if a == axis else 1 for a in range(3)])
-            around = view if axis == 0 else around & view
-        score[around] = torch.inf
     return shifts, mismatch
+
+
+def _lowest(score: torch.Tensor, count: int, apart: int) -> Iterator[list[int]]:
+    """Indices (z, y, x) of up to ``count`` finite minima of a periodic volume, more than ``apart`` away from
+    each other along some axis; lowest first."""
+    score = score.clone()
+    near = torch.arange(-apart, apart + 1, device=score.device)
+    for _ in range(count):
+        peak = [int(k) for k in np.unravel_index(int(score.argmin()), score.shape)]
+        if not torch.isfinite(score[tuple(peak)]):
+            return
+        yield peak
+        z, y, x = ((near + k) % n for k, n in zip(peak, score.shape, strict=True))
+        score[z[:, None, None], y[:, None], x] = torch.inf
 
 
 def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from regkit import __version__
 from regkit.deformable import (
     STRIDE,
     coarse_field,
@@ -37,8 +38,7 @@ from regkit.linear import STEPS, LinearStart, align
 from regkit.metrics import LabelScore, compare_labels, summarise
 from regkit.resample import Source
 from regkit.settings import named_settings
-from regkit import __version__
-from regkit.warp import Warp
+from regkit.warp import Warp, resample_labels
 
 Progress = Callable[[str, float], None]
 INITS = ("auto", "none", "centre", "rigid", "affine")
@@ -179,11 +179,10 @@ def register(
                 "feature_difference": difference,
             }
             moved_labels = None
-            if fixed_map is not None and moving_map is not None:
-                moved_labels = warp.apply(moving_map, interpolation="nearest")
-                metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
-            elif moving_map is not None:
-                moved_labels = warp.apply(moving_map, interpolation="nearest")
+            if moving_map is not None:
+                moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
+                if fixed_map is not None:
+                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
 
         return Registration(
             warp=warp,
@@ -200,7 +199,7 @@ def register(
                 "moving": moving_image.name,
                 "features": features,
                 "preset": preset,
-                "init": init if isinstance(init, str) else str(init),
+                "init": str(init),
                 "start": {"origin": start.origin, "model": start.model, "similarity": start.similarity},
                 "intensity_windows": windows,
                 "device": str(where),
@@ -346,7 +345,7 @@ def _linear_start(
         return align(fixed, moving, spacing, extract, models, force=init == "affine", on_step=step)
     if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
         raise RegkitError(f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform")
-    return LinearStart(read_linear(init), np.nan, "file", "given")
+    return LinearStart(read_linear(os.fspath(init)), np.nan, "file", "given")
 
 
 def _warp(displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, moving: Grid) -> Warp:
@@ -386,9 +385,8 @@ def _label_metrics(
     linear.SetTranslation(matrix[:3, 3].tolist())
     stages: dict[str, list[LabelScore]] = {}
     for stage, transform in (("before", sitk.Transform(3, sitk.sitkIdentity)), ("linear", linear)):
-        seen = sitk.Resample(moving.to_sitk(), fixed.grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
-        seen_array = sitk.GetArrayFromImage(seen).astype(moving.array.dtype)
-        stages[stage] = compare_labels(fixed, Volume(seen_array, fixed.grid), names, moving)
+        seen = resample_labels(moving, fixed.grid, transform)
+        stages[stage] = compare_labels(fixed, seen, names, moving)
     stages["after"] = compare_labels(fixed, moved, names, moving)
     return {
         "mean_dice": {stage: summarise(score.dice for score in scores) for stage, scores in stages.items()},

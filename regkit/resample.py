@@ -44,7 +44,8 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         image (Z, Y, X), continued by border values where the source ends, and weight (Z, Y, X): 1
         inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0.
     """
-    where = map_index(source.grid.world_to_index @ matrix @ grid.index_to_world, index_grid(grid.shape, source.image.device))
+    to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
+    where = map_index(to_source, index_grid(grid.shape, source.image.device))
     image = sample(source.image[None], where)[0]
     weight = torch.ones_like(image)
     for axis, n in enumerate(source.grid.size):

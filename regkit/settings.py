@@ -33,7 +33,9 @@ _DEFAULT = Settings("the best trade of accuracy against time")
 PRESETS: dict[str, Settings] = {
     "default": _DEFAULT,
     "fast": replace(_DEFAULT, summary="coarser grid, fewer iterations", max_voxels=1_000_000, iterations=30),
-    "accurate": replace(_DEFAULT, summary="finer grid, more iterations", max_voxels=16_000_000, iterations=100),
+    "accurate": replace(
+        _DEFAULT, summary="finer grid, more iterations", max_voxels=16_000_000, iterations=100
+    ),
     "linear": replace(_DEFAULT, summary="stop after the rigid and affine stages", deformable=False),
 }
 

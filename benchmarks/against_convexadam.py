@@ -1,0 +1,108 @@
+"""Time and peak memory of regkit and PyPI convexAdam on one pair, as whole processes in alternation.
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install -c constraints.txt torch numpy SimpleITK nibabel convexAdam==0.2.0
+    python benchmarks/against_convexadam.py --peer-python /tmp/peer/bin/python [--runs 3] [-o FILE]
+
+The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam
+takes no other. Both programs read the NIfTI files and write a displacement field. regkit runs twice: as a user
+runs it (with the search for a linear start, which convexAdam has not), and with ``--init none``: the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from open_pairs import ROOT, commit
+
+from regkit.geometry import Grid
+from regkit.phantom import torso
+
+PEER = """
+import sys
+import nibabel, numpy
+from convexAdam.convex_adam_MIND import convex_adam_pt
+import torch
+fixed, moving = (nibabel.load(path) for path in sys.argv[1:3])
+field = convex_adam_pt(fixed.get_fdata(dtype=numpy.float32), moving.get_fdata(dtype=numpy.float32), dtype=torch.float32)
+nibabel.save(nibabel.Nifti1Image(field.astype(numpy.float32), fixed.affine), sys.argv[3])
+"""
+
+
+def write_pair(folder: Path) -> tuple[Path, Path]:
+    """Both phantom images on one 192x160x192 grid of 2 mm, the moving one shifted into the fixed frame."""
+    phantom = torso(3, spacing=2.0)
+    size = (192, 160, 192)
+    origin = phantom.fixed.grid.centre - (np.asarray(size) - 1)
+    grid = Grid(size, (2.0, 2.0, 2.0), tuple(origin))
+    shift = sitk.TranslationTransform(3, tuple(phantom.moving.grid.centre - phantom.fixed.grid.centre))
+    paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+    for path, volume, transform in zip(paths, (phantom.fixed, phantom.moving), (sitk.Transform(), shift), strict=True):
+        image, background = volume.to_sitk(), float(volume.array.min())
+        seen = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
+        sitk.WriteImage(seen, str(path))
+    return paths
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and peak MB of one process, by the operating system's account."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        assert process.stderr is not None
+        raise SystemExit(f"{command[:4]} failed:\n{process.stderr.read()[-2000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", required=True, help="of an environment that holds convexAdam 0.2.0")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "against_convexadam")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fixed, moving = map(str, write_pair(folder))
+        regkit = [sys.executable, "-m", "regkit", "register", fixed, moving, "--quiet", "--overwrite", "-o"]
+        commands = {
+            "convexAdam 0.2.0": [arguments.peer_python, "-c", PEER, fixed, moving, str(folder / "peer.nii.gz")],
+            "regkit": [*regkit, str(folder / "warp.nii.gz")],
+            "regkit --init none": [*regkit, str(folder / "warp.nii.gz"), "--init", "none"],
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for _ in range(arguments.runs):
+            for name, command in commands.items():
+                found[name].append(measure(command))
+                print(name, *(f"{value:.1f}" for value in found[name][-1]), flush=True)
+    peer = found["convexAdam 0.2.0"]
+    lines = [
+        "| program | seconds, median (range) | peak MB | seconds / convexAdam's, run by run |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, runs in found.items():
+        seconds = [s for s, _ in runs]
+        ratios = ", ".join(f"{s / p:.2f}" for s, (p, _) in zip(seconds, peer, strict=True))
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        lines.append(f"| {name} | {spread} | {max(mb for _, mb in runs):.0f} | {ratios} |")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.with_suffix(".json").write_text(json.dumps(found, indent=1))
+    arguments.output.with_suffix(".md").write_text(
+        f"`python benchmarks/against_convexadam.py --runs {arguments.runs}`, commit {commit()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}\n\n" + "\n".join(lines) + "\n"
+    )
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

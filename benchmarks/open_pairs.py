@@ -1,0 +1,103 @@
+"""Register every open pair from its native files, both ways, and write what came of it.
+
+    python benchmarks/open_pairs.py [--preset default] [-o benchmarks/results/open_pairs]
+
+The pairs lie in ``../shared/data/pairs`` from the project's root, or under the folder that the environment variable
+REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its own, one after the other,
+so that seconds are too. Labels and landmarks are for measuring alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("REGKIT_SHARED", ROOT.parent / "shared"))
+
+
+def pair_names() -> list[str]:
+    return sorted(path.parent.name for path in (SHARED / "data" / "pairs").glob("*/manifest.json"))
+
+
+def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
+    """One registration and its measures; ``direction`` is "as given" or "exchanged"."""
+    import regkit
+
+    folder = SHARED / "data" / "pairs" / name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    fixed, moving = ("fixed", "moving") if direction == "as given" else ("moving", "fixed")
+    result = regkit.register(
+        folder / manifest[fixed],
+        folder / manifest[moving],
+        fixed_labels=folder / manifest[f"{fixed}_labels"],
+        moving_labels=folder / manifest[f"{moving}_labels"],
+        **options,
+    )
+    row = {"pair": name, "direction": direction, **result.to_dict()}
+    if manifest["landmarks"]:
+        points = dict(zip(("fixed", "moving"), regkit.read_pairs(folder / manifest["landmarks"]), strict=True))
+        homogeneous = points[fixed] @ result.linear[:3, :3].T + result.linear[:3, 3]
+        row["tre_mm"] = {
+            stage: float(regkit.target_registration_error(mapped, points[moving]).mean())
+            for stage, mapped in (
+                ("before", points[fixed]),
+                ("linear", homogeneous),
+                ("after", result.warp.transform_points(points[fixed])),
+            )
+        }
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| fixed <- moving | Dice before | linear | after | TRE mm before | linear | after | folding % | SDlogJ "
+        "| s linear | features | coarse | fine | total | peak MB |",
+        "|---|" + "--:|" * 14,
+    ]
+    for row in rows:
+        dice, metrics, seconds = row["metrics"]["mean_dice"], row["metrics"], row["seconds"]
+        tre = [f"{row['tre_mm'][s]:.2f}" for s in ("before", "linear", "after")] if "tre_mm" in row else [""] * 3
+        cells = [f"{row['pair']}, {row['direction']}"]
+        cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")] + tre
+        cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]
+        cells += [f"{seconds.get(s, 0):.1f}" for s in ("linear", "features", "coarse", "fine", "total")]
+        lines.append("| " + " | ".join([*cells, f"{row['memory_mb']['peak']:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """The commit that is measured, with a mark if the tree differs from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=pair_names())
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "open_pairs")
+    arguments = parser.parse_args()
+    options = {"preset": arguments.preset, "threads": arguments.threads}
+    rows = []
+    for name in arguments.pairs:
+        for direction in ("as given", "exchanged"):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                rows.append(fresh.submit(run, name, direction, options).result())
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
+    arguments.output.with_suffix(".md").write_text(
+        f"`python benchmarks/open_pairs.py --preset {arguments.preset}`, commit {commit()}\n\n{table(rows)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
