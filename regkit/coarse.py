@@ -29,15 +29,16 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
     steps = displacements(radius, costs.device).to(costs.dtype)
+    whole = displacements(radius).tolist()
     field = costs.new_zeros((3, *costs.shape[1:]))
     for theta in (_TIE_BREAK, *coupling):
         best = torch.full(costs.shape[1:], torch.inf, dtype=costs.dtype, device=costs.device)
         chosen = torch.zeros(costs.shape[1:], dtype=torch.int64, device=costs.device)
-        for k, (cost, step) in enumerate(zip(costs, steps)):
+        for k, (cost, step) in enumerate(zip(costs, whole, strict=True)):
             # |u|^2 is the same for every displacement, so it is left out.
-            total = cost + theta * (step @ step)
-            for axis in range(3):
-                total.add_(field[axis], alpha=float(-2 * theta * step[axis]))
+            total = cost + theta * sum(d * d for d in step)
+            for component, d in zip(field, step, strict=True):
+                total.add_(component, alpha=-2 * theta * d)
             better = total < best
             best = torch.where(better, total, best)
             chosen[better] = k

@@ -138,7 +138,8 @@ def register(
     settings, extract = named_settings(preset), extractor(features)
     where = _device(device)
     stages = _Stages(progress, where)
-    with _threads(threads), torch.inference_mode(False):
+    # Whatever the caller's state of torch is (no_grad, a seed of their own), it is the same afterwards.
+    with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
 
         with stages("load"):
