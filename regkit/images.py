@@ -38,6 +38,7 @@ __all__ = [
     "atomic_path",
     "check_fits_memory",
     "check_output",
+    "load_grid",
     "load_image",
     "load_labels",
     "load_mask",
@@ -170,6 +171,19 @@ def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     if not inside.any():
         raise RegkitError(f"{what} is empty: no voxel is above 0.5; leave it out or give another")
     return _on_grid(replace(volume, array=inside), grid, what)
+
+
+def load_grid(source: ImageLike, role: str) -> Grid:
+    """The grid of an image whose voxels do not matter, such as an empty one to resample on.
+
+    Args:
+        source: as for :func:`load_image`.
+        role: what it is, for messages, such as "reference".
+
+    Raises:
+        RegkitError: if it is not one scalar 3-D image on a regular grid.
+    """
+    return _load(source, _what(source, role)).grid
 
 
 def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:

@@ -255,6 +255,17 @@ class Warp:
         return torch.from_numpy(residual)
 
 
+def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Volume:
+    """Labels on ``grid`` through a transform (fixed point -> moving point), by nearest neighbour.
+
+    The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
+    """
+    from regkit.images import Volume
+
+    seen = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
+    return Volume(sitk.GetArrayFromImage(seen), grid, labels.name)
+
+
 def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which points, LPS mm (..., 3), lie within the voxels of a grid (half a voxel beyond the centres)."""
     index = transform_points(grid.world_to_index, points)

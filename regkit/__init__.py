@@ -1,0 +1,71 @@
+"""Registration of 3-D medical images of any two modalities: one warp in, one warp out, exact in ITK.
+
+>>> import regkit
+>>> result = regkit.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
+>>> result.warp.save("warp.nii.gz")  # doctest: +SKIP
+
+The names below are the public interface. They are imported when first used, so that ``import regkit``
+and ``regkit --help`` load neither torch nor SimpleITK.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regkit.errors import RegkitError
+    from regkit.geometry import Grid
+    from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
+    from regkit.metrics import LabelScore, compare_labels, target_registration_error
+    from regkit.outputs import save_image
+    from regkit.points import read_pairs, read_points, write_points
+    from regkit.registration import Registration, register
+    from regkit.warp import Warp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Grid",
+    "ImageLike",
+    "LabelScore",
+    "Registration",
+    "RegkitError",
+    "Volume",
+    "Warp",
+    "__version__",
+    "compare_labels",
+    "load_image",
+    "load_labels",
+    "load_mask",
+    "read_pairs",
+    "read_points",
+    "register",
+    "save_image",
+    "target_registration_error",
+    "write_points",
+]
+
+_MODULES = {
+    "errors": ("RegkitError",),
+    "geometry": ("Grid",),
+    "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
+    "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
+    "outputs": ("save_image",),
+    "points": ("read_pairs", "read_points", "write_points"),
+    "registration": ("Registration", "register"),
+    "warp": ("Warp",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'regkit' has no attribute '{name}'")
+    value = getattr(import_module(f"regkit.{_HOME[name]}"), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

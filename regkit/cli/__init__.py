@@ -1,0 +1,44 @@
+"""The command line, ``regkit``. Commands import torch and SimpleITK when they run, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from regkit import __version__
+from regkit.cli import demo, evaluate, info, register, warps
+from regkit.cli.console import Commands
+
+app = typer.Typer(
+    name="regkit",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Registration of 3-D medical images of any two modalities. Results go to stdout, all else to "
+    "stderr. Exit code 0 is success, 2 a wrong command line, 1 any other failure.",
+)
+app.command("register", no_args_is_help=True)(register.command)
+app.command("apply", no_args_is_help=True)(warps.apply)
+app.command("jacobian", no_args_is_help=True)(warps.jacobian)
+app.command("invert", no_args_is_help=True)(warps.invert)
+app.command("convert", no_args_is_help=True)(warps.convert)
+app.command("evaluate", no_args_is_help=True)(evaluate.command)
+app.command("info", no_args_is_help=True)(info.command)
+app.command("demo")(demo.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"regkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass

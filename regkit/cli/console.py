@@ -1,0 +1,123 @@
+"""What the command line prints, and how it fails: one line for a user's mistake, a traceback for a bug."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from regkit.errors import RegkitError
+from regkit.jsontext import to_json
+
+Report = Callable[[str, float], None]
+"""Called with the name of a stage and the share of the whole that is done, 0 to 1."""
+
+_NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")
+_PIPE_WIDTH = 120  # columns of a table where there is no terminal to tell
+
+
+class Commands(TyperGroup):
+    """The commands, with every failure that a user can mend turned into one line and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what is no user's mistake passes through."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except RegkitError as error:
+                _fail(str(error), 1)
+            except KeyboardInterrupt:
+                _fail("interrupted; nothing was left half-written", 130)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                _fail("out of memory: try --preset fast, a smaller image, or --device cpu", 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or the GPU ran out, as Python, torch or ITK say it.
+
+    The last two raise plain RuntimeErrors; only the text tells.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
+
+
+def _fail(message: str, code: int) -> None:
+    # A message may quote an exception of several lines of some library's.
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+def warn(message: object) -> None:
+    """One line on stderr."""
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    warn(message)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Report | None]:
+    """A bar on stderr where that is a terminal; else, or if ``quiet``, nothing to report to."""
+    if quiet or not _is_terminal():
+        yield None
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=1.0)
+        yield lambda stage, done: bar.update(task, description=stage, completed=done)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    typer.echo(to_json(value))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], mean: Sequence[str] = ()) -> None:
+    """A table on stdout: the first column text, the others numbers; ``mean`` goes below a line."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if k else "left", no_wrap=bool(k))
+    for row in rows:
+        table.add_row(*row)
+    if mean:
+        table.add_row(*mean, style="bold")
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else _PIPE_WIDTH
+    console.print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Lines of a name and what there is to say, aligned."""
+    wide = max(len(name) for name, _ in facts)
+    for name, text in facts:
+        typer.echo(f"{name:<{wide}}  {text}")
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number for a table; a dash where nothing was measured."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,114 @@
+"""Files that several commands name: checked before any work, read when needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regkit.cli.console import warn
+from regkit.errors import RegkitError
+
+if TYPE_CHECKING:
+    from regkit.geometry import Float64, Grid
+    from regkit.warp import Warp
+
+IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+WARPS = (*IMAGES, ".h5", ".npz")
+MATRICES = (".tfm", ".txt", ".mat", ".h5")
+PICTURES = (".png",)
+
+
+def check_outputs(
+    outputs: Iterable[tuple[Path | None, Sequence[str]]],
+    inputs: Iterable[Path | str | None],
+    overwrite: bool,
+) -> None:
+    """Check before any work that all results can be written, and that nothing would be lost by it.
+
+    Args:
+        outputs: each with the endings allowed; None where it is not asked for.
+        inputs: what is read.
+        overwrite: whether files that exist already may be replaced.
+
+    Raises:
+        RegkitError: if one cannot be written, exists, is an input, or is named twice.
+    """
+    from regkit.outputs import check_output
+
+    read = {Path(path).resolve() for path in inputs if path is not None}
+    seen: set[Path] = set()
+    for path, suffixes in outputs:
+        if path is None:
+            continue
+        place = check_output(path, suffixes).resolve()
+        if place in read:
+            raise RegkitError(f"cannot write '{path}': it is one of the inputs; give another name")
+        if place in seen:
+            raise RegkitError(f"cannot write '{path}' twice: two outputs have this name; give another")
+        if place.exists() and not overwrite:
+            raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
+        seen.add(place)
+
+
+def read_label_names(path: Path | None) -> dict[int, str] | None:
+    """Names of labels from a JSON object such as {"1": "liver"}.
+
+    Raises:
+        RegkitError: if the file is missing or holds something else.
+    """
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RegkitError(f"label names '{path}' cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # also what is no UTF-8
+        raise RegkitError(f"label names '{path}' are not valid JSON: {error}") from error
+    names: dict[int, str] = {}
+    for label, name in content.items() if isinstance(content, dict) else ():
+        if not label.strip().isdecimal() or not isinstance(name, str):
+            names.clear()
+            break
+        names[int(label)] = name
+    if not names:
+        raise RegkitError(
+            f'label names \'{path}\' must be a JSON object such as {{"1": "liver", "2": "spleen"}}'
+        )
+    return names
+
+
+def load_grid(path: Path | None, role: str) -> Grid | None:
+    """The grid of an image, whatever its voxels hold; None without one."""
+    from regkit.images import load_grid
+
+    return None if path is None else load_grid(path, role)
+
+
+def load_warp(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
+    """A warp on the grid of its file; on ``fixed`` only where the file has none.
+
+    Sampled on a larger grid, a field would break off at the border of its own.
+
+    Raises:
+        RegkitError: if it cannot be read, or not without a grid that was not given.
+    """
+    from regkit.warp import Warp
+
+    try:
+        return Warp.load(path, None, moving)
+    except RegkitError:
+        if fixed is None:
+            raise
+    return Warp.load(path, fixed, moving)
+
+
+def warn_outside(points: Float64, grid: Grid, effect: str) -> int:
+    """Count the points, LPS mm (n, 3), beyond a grid, with a warning if there are any."""
+    from regkit.warp import contains
+
+    outside = len(points) - int(contains(grid, points).sum())
+    if outside:
+        warn(f"{outside} of {len(points)} points lie outside the warp's field; {effect}")
+    return outside

@@ -1,0 +1,176 @@
+"""``regkit register``: two images in, a warp out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli.console import print_json, progress
+from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
+from regkit.cli.options import AsJson, LabelNames, Overwrite, Quiet
+from regkit.cli.report import print_registration
+
+Preset = Literal["default", "fast", "accurate", "linear"]
+_INITS = ("auto", "none", "centre", "rigid", "affine")
+_OUTPUTS, _INPUTS, _METHOD = "Outputs", "What is known about the images", "Method"
+
+
+def command(
+    fixed: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FIXED",
+            show_default=False,
+            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+        ),
+    ],
+    moving: Annotated[
+        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            rich_help_panel=_OUTPUTS,
+            help="The warp: .nii.gz .nii .mha .nrrd (ITK displacement field), .h5 (ITK composite) or "
+            ".npz (Learn2Reg).",
+        ),
+    ],
+    moved: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUTS, help="The moving image on the voxels of the fixed one."),
+    ] = None,
+    moved_labels: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUTS, help="The moving labels on the voxels of the fixed image."),
+    ] = None,
+    inverse: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUTS, help="The warp the other way, on the moving image's voxels."),
+    ] = None,
+    linear: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
+    ] = None,
+    overwrite: Overwrite = False,
+    fixed_mask: Annotated[
+        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
+    ] = None,
+    moving_mask: Annotated[
+        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the moving image counts.")
+    ] = None,
+    fixed_labels: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_INPUTS, help="Label map of the fixed image: only to measure the result."
+        ),
+    ] = None,
+    moving_labels: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_INPUTS, help="Label map of the moving image: only to measure the result."
+        ),
+    ] = None,
+    label_names: LabelNames = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join((*_INITS, "FILE")),
+            rich_help_panel=_METHOD,
+            help="Where to start. auto: searched for, then rigid and affine where they help. "
+            "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
+            "with affine. FILE: a linear ITK transform (.tfm .mat .txt .h5), fixed point -> moving point.",
+        ),
+    ] = "auto",
+    features: Annotated[
+        str, typer.Option(rich_help_panel=_METHOD, help="What the images are compared on.")
+    ] = "mind",
+    preset: Annotated[
+        Preset,
+        typer.Option(rich_help_panel=_METHOD, help="Accuracy against time; 'linear' stops before deforming."),
+    ] = "default",
+    ct_window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            show_default=False,
+            rich_help_panel=_METHOD,
+            help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(rich_help_panel=_METHOD, help="Where to compute.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")
+    ] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the warp that brings MOVING onto FIXED. FIXED comes first.
+
+    It is what ITK, SimpleITK, ANTs and 3D Slicer resample MOVING with: points of FIXED to MOVING, LPS mm.
+    """
+    if moved_labels and not moving_labels:
+        raise typer.BadParameter("needs --moving-labels", param_hint="--moved-labels")
+    if label_names and not (fixed_labels and moving_labels):
+        raise typer.BadParameter("needs --fixed-labels and --moving-labels", param_hint="--label-names")
+    start = None if init in _INITS else Path(init)
+    if start and not start.is_file():
+        raise typer.BadParameter(f"'{init}' is none of {', '.join(_INITS)}, and no file", param_hint="--init")
+    outputs = {
+        "warp": (output, WARPS),
+        "moved": (moved, IMAGES),
+        "moved_labels": (moved_labels, IMAGES),
+        "inverse": (inverse, WARPS),
+        "linear": (linear, MATRICES),
+        "figure": (figure, PICTURES),
+    }
+    inputs = (fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, label_names, start)
+    check_outputs(outputs.values(), inputs, overwrite)
+    names = read_label_names(label_names)
+    if not quiet:
+        typer.echo(f"fixed={fixed} moving={moving}", err=True)
+
+    import regkit
+    from regkit.results import write_results
+
+    with progress(quiet) as report:
+        result = regkit.register(
+            fixed,
+            moving,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            fixed_labels=fixed_labels,
+            moving_labels=moving_labels,
+            label_names=names,
+            init=init,
+            features=features,
+            preset=preset,
+            ct_window=ct_window,
+            device=device,
+            threads=threads,
+            seed=seed,
+            progress=report,
+        )
+    files = {name: path for name, (path, _) in outputs.items() if path}
+    write_results(result, files, fixed, fixed_labels, moving_labels)
+    if as_json:
+        written = {name: str(path) for name, path in files.items()}
+        print_json({"fixed": str(fixed), "moving": str(moving), **result.to_dict(), "outputs": written})
+    elif not quiet:
+        print_registration(result.to_dict())
+        for path in files.values():
+            typer.echo(f"wrote {path}")

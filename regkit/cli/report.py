@@ -1,0 +1,57 @@
+"""A registration's measures as the tables that ``register`` and ``demo`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regkit.cli.console import number, print_facts, print_table
+
+
+def print_labels(
+    rows: Sequence[Mapping[str, Any]], mean_dice: Mapping[str, float], mean_hd95: Mapping[str, float]
+) -> None:
+    """Dice and HD95 of each label, as far as they were measured.
+
+    Args:
+        rows: ``name``, ``dice``, ``hd95_mm`` and, where there is a state before, the same with ``before``
+            or ``linear``.
+        mean_dice: "before", "linear", "after", as many as there are.
+        mean_hd95: likewise, mm.
+    """
+    stages = [stage for stage in ("before", "linear", "after") if stage in mean_dice]
+    distances = [stage for stage in ("before", "after") if stage in mean_hd95]
+    headings = ["label", *(f"Dice {s}" for s in stages), *(f"HD95 {s}, mm" for s in distances)]
+    table = [
+        [
+            str(row["name"]),
+            *(number(row["dice" if s == "after" else f"dice_{s}"], 3) for s in stages),
+            *(number(row["hd95_mm" if s == "after" else f"hd95_{s}_mm"], 1) for s in distances),
+        ]
+        for row in rows
+    ]
+    mean = ["mean", *(number(mean_dice[s], 3) for s in stages), *(number(mean_hd95[s], 1) for s in distances)]
+    print_table(headings, table, mean)
+    print()
+
+
+def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
+    """What a registration is worth and what it took.
+
+    Args:
+        result: as from ``Registration.to_dict``.
+        more: further facts, printed after those of the images.
+    """
+    metrics, seconds, memory = result["metrics"], result["seconds"], result["memory_mb"]
+    if "labels" in metrics:
+        print_labels(metrics["labels"], metrics["mean_dice"], metrics["mean_hd95_mm"])
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    print_facts(
+        [
+            *more,
+            ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
+            ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
+            ("time", f"{seconds['total']:.1f} s ({stages})"),
+            ("memory", f"{memory['peak']:.0f} MB at most"),
+        ]
+    )

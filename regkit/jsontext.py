@@ -1,0 +1,22 @@
+"""Measures as JSON that every reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def to_json(value: Any) -> str:
+    """The value as indented JSON, with null for NaN and the infinities, which JSON does not have."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,299 @@
+"""Every unusable input: exit code 1, one line that names it and says what to do, and no file left behind."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from cli_cases import error_of, run
+from warp_cases import FIXED, MOVING, smooth_warp, texture
+
+from regkit.cli.console import is_out_of_memory
+from regkit.formats import write_linear, write_warp
+from regkit.geometry import Grid
+from regkit.outputs import save_image
+
+
+def _nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine).to_filename(path)
+
+
+def _with(value: float) -> np.ndarray:
+    array = texture(MOVING).T.copy()
+    array[3, 4, 5] = value
+    return array
+
+
+def _sheared(path: Path) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = 0.5
+    image = nibabel.Nifti1Image(texture(MOVING).T, None)
+    image.set_sform(affine, 1)
+    image.to_filename(path)
+
+
+def _singular(path: Path) -> None:
+    affine = np.eye(4)
+    affine[:3, 2] = affine[:3, 1]
+    image = nibabel.Nifti1Image(texture(MOVING).T, None)
+    image.set_sform(affine, 1)
+    image.to_filename(path)
+
+
+def _header_bytes(path: Path, at: int, content: bytes) -> None:
+    """Change bytes of the header of a .nii.gz."""
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[at : at + len(content)] = content
+    path.write_bytes(gzip.compress(bytes(data)))
+
+
+def _zero_spacing(path: Path) -> None:
+    _nifti(path, texture(MOVING).T)
+    _header_bytes(path, 76 + 4, struct.pack("<3f", 0, 1, 1))
+
+
+def _enormous(path: Path) -> None:
+    _nifti(path, texture(MOVING).T)
+    _header_bytes(path, 40 + 2, struct.pack("<3h", 30000, 30000, 30000))
+
+
+BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "does not exist"),
+    "not an image": (lambda path: path.write_text("hello"), "not an image"),
+    "2-D": (lambda path: _nifti(path, np.ones((9, 9))), "2-D (9 x 9"),
+    "one slice": (lambda path: _nifti(path, np.ones((9, 9, 1))), "2-D"),
+    "4-D": (lambda path: _nifti(path, np.ones((9, 9, 9, 5))), "4 dimensions (9 x 9 x 9 x 5); give one 3-D"),
+    "colours": (
+        lambda path: sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkVectorUInt8, 3), path),
+        "several values per voxel",
+    ),
+    "NaN": (lambda path: _nifti(path, _with(np.nan)), "1 voxels that are NaN"),
+    "Inf": (lambda path: _nifti(path, _with(np.inf)), "1 voxels that are NaN, infinite"),
+    "constant": (lambda path: _nifti(path, np.full((9, 9, 9), 3.0)), "constant: every voxel is 3"),
+    "sheared": (_sheared, "not orthonormal"),
+    "singular": (_singular, "not orthonormal"),
+    "zero spacing": (_zero_spacing, "spacing is (0.0, 1.0, 1.0) mm"),
+    "enormous": (_enormous, "GiB of memory"),
+    "truncated": (
+        lambda path: (_nifti(path, texture(MOVING).T), path.write_bytes(path.read_bytes()[:-2000])),
+        "truncated or damaged",
+    ),
+}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    save_image(FIXED.to_sitk(texture(FIXED)), folder / "fixed.nii.gz")
+    save_image(MOVING.to_sitk(texture(MOVING)), folder / "moving.nii.gz")
+    write_warp(smooth_warp(), folder / "warp.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+@pytest.mark.parametrize("role", ["fixed", "moving", "apply", "info"])
+def test_bad_images(good: Path, tmp_path: Path, case: str, role: str) -> None:
+    make, expected = BAD_IMAGES[case]
+    bad, out = good / "bad.nii.gz", tmp_path / "out.nii.gz"
+    make(bad)
+    words: tuple[object, ...] = {
+        "fixed": ("register", bad, good / "moving.nii.gz", "-o", out, "-q"),
+        "moving": ("register", good / "fixed.nii.gz", bad, "-o", out, "-q"),
+        "apply": ("apply", good / "warp.nii.gz", bad, "-o", out),
+        "info": ("info", bad),
+    }[role]
+    message = error_of(*words)
+    assert expected in message
+    assert str(bad) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no mask": ("--fixed-mask", lambda path: None, "fixed mask"),
+    "empty mask": ("--fixed-mask", lambda path: _save(path, np.zeros(FIXED.shape), FIXED), "is empty"),
+    "mask elsewhere": (
+        "--moving-mask",
+        lambda path: _save(path, np.ones(FIXED.shape), FIXED),
+        "does not lie on the voxels of its image",
+    ),
+    "mask a little off": (
+        "--fixed-mask",
+        lambda path: _save(path, np.ones(FIXED.shape), replace(FIXED, origin=(0.0, 0.0, 0.0))),
+        "does not lie on the voxels of its image",
+    ),
+    "NaN in a mask": ("--fixed-mask", lambda path: _save(path, np.full(FIXED.shape, np.nan), FIXED), "NaN"),
+    "no label file": ("--fixed-labels", lambda path: None, "does not exist"),
+    "no moving labels": ("--moving-labels", lambda path: None, "does not exist"),
+    "not a label file": ("--moving-labels", lambda path: path.write_text("1 liver"), "not an image"),
+    "labels of fractions": (
+        "--fixed-labels",
+        lambda path: _save(path, np.full(FIXED.shape, 0.5), FIXED),
+        "is no label map",
+    ),
+    "labels elsewhere": (
+        "--fixed-labels",
+        lambda path: _save(path, np.ones(MOVING.shape), MOVING),
+        "does not lie on the voxels of its image",
+    ),
+    "no label": (
+        "--moving-labels",
+        lambda path: _save(path, np.zeros(MOVING.shape), MOVING),
+        "holds no label",
+    ),
+    "start that is no transform": ("--init", lambda path: path.write_text("hello"), "bad"),
+}
+
+
+def _save(path: Path, array: np.ndarray, grid: Grid) -> None:
+    save_image(grid.to_sitk(array.astype(np.float32)), path)
+
+
+@pytest.mark.parametrize("case", BAD_EXTRAS)
+def test_bad_masks_labels_and_starts(good: Path, tmp_path: Path, case: str) -> None:
+    option, make, expected = BAD_EXTRAS[case]
+    bad = good / "bad.nii.gz"
+    make(bad)
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "warp.nii.gz", "-q", option, bad)
+    message = error_of("register", *words)
+    assert expected in message
+    assert str(bad) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+def test_a_start_that_is_singular(good: Path, tmp_path: Path) -> None:
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix([1, 0, 0, 0, 1, 0, 0, 0, 1e-12])
+    sitk.WriteTransform(transform, good / "flat.tfm")
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    assert "singular" in error_of("register", *words, "--init", good / "flat.tfm")
+    assert "features" in error_of("register", *words, "--features", "best")
+    assert "window" in error_of("register", *words, "--ct-window", "450", "-450")
+
+
+BAD_WARPS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("bad.nii.gz", lambda path: None, "no such file"),
+    "not a warp": ("bad.nii.gz", lambda path: _nifti(path, texture(FIXED).T), "not a warp"),
+    "text": ("bad.h5", lambda path: path.write_text("hello"), "cannot be read"),
+    "unknown ending": ("bad.dat", lambda path: path.write_text("hello"), "no suffix of a warp"),
+    "no grid": ("bad.tfm", lambda path: write_linear(np.eye(4), path), "give the fixed image too"),
+    "no geometry": ("bad.npz", lambda path: write_warp(smooth_warp(), path), "--fixed"),
+    "no intent": (
+        "bad.nii.gz",
+        lambda path: _nifti(path, np.zeros((9, 9, 9, 1, 3), dtype=np.float32)),
+        "intent code 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WARPS)
+@pytest.mark.parametrize("command", ["apply", "points", "jacobian", "invert", "convert", "evaluate"])
+def test_bad_warps(good: Path, tmp_path: Path, case: str, command: str) -> None:
+    name, make, expected = BAD_WARPS[case]
+    bad, out, moving = good / name, tmp_path / "out.nii.gz", good / "moving.nii.gz"
+    make(bad)
+    (good / "points.csv").write_text("x,y,z\n1,2,3\n")
+    words: tuple[object, ...] = {
+        "apply": ("apply", bad, moving, "-o", out),
+        "points": ("apply", bad, "--points", good / "points.csv", "-o", tmp_path / "out.csv"),
+        "jacobian": ("jacobian", bad, "-o", out),
+        "invert": ("invert", bad, "--reference", moving, "-o", out),
+        "convert": ("convert", bad, out),
+        "evaluate": ("evaluate", "--warp", bad),
+    }[command]
+    message = error_of(*words)
+    assert expected in message
+    assert str(bad) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+@pytest.fixture
+def register_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Make the registration raise the given error."""
+
+    def arrange(error: BaseException) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("regkit.register", fail, raising=False)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory: 8 GB"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("Exception thrown in SimpleITK Resample: Failed to allocate memory for image."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_memory_runs_out(
+    good: Path, tmp_path: Path, register_fails: Callable[[BaseException], None], error: Exception
+) -> None:
+    register_fails(error)
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    assert "out of memory: try --preset fast" in error_of("register", *words)
+
+
+def test_real_allocation_failures_are_recognised() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        sitk.Image([1 << 20, 1 << 20, 1 << 18], sitk.sitkUInt8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("The size of tensor a must match"))
+
+
+def test_an_interrupt(good: Path, tmp_path: Path, register_fails: Callable[[BaseException], None]) -> None:
+    register_fails(KeyboardInterrupt())
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    result = run("register", *words, code=130)
+    assert result.stderr == "error: interrupted; nothing was left half-written\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), AssertionError()])
+def test_a_bug_keeps_its_traceback(
+    good: Path, tmp_path: Path, register_fails: Callable[[BaseException], None], error: Exception
+) -> None:
+    register_fails(error)
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    assert run("register", *words, code=1).exception is error
+
+
+def test_a_warning_is_one_line(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("this is\nodd", stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regkit.register", warn, raising=False)
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    assert run("register", *words, code=130).stderr.splitlines()[0] == "warning: this is odd"
+
+
+def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every writer fails on the way; the temporary files must go as well."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    for command, name in (("jacobian", "j.nii.gz"), ("convert", "w.h5"), ("convert", "w.nii.gz")):
+        words = ("-o", tmp_path / name) if command == "jacobian" else (tmp_path / name,)
+        assert "No space left" in error_of(command, good / "warp.nii.gz", *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]

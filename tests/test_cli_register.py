@@ -1,0 +1,311 @@
+"""``regkit register`` from end to end, on a phantom of coarse voxels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from cli_cases import Files, error_of, run, usage_error_of, write_phantom
+
+import regkit.registration
+from regkit.formats import read_linear
+from regkit.images import load_image, load_labels
+from regkit.warp import Warp
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return write_phantom(tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture(scope="module")
+def results(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a registration with every output, and the JSON it printed."""
+    folder = tmp_path_factory.mktemp("results")
+    result = run(
+        "register", files.fixed, files.moving,
+        "-o", folder / "warp.nii.gz", "--moved", folder / "moved.nii.gz",
+        "--inverse", folder / "inverse.nii.gz", "--linear", folder / "linear.tfm",
+        "--moved-labels", folder / "moved_labels.nii.gz",
+        "--figure", folder / "figure.png", "--fixed-labels", files.fixed_labels,
+        "--moving-labels", files.moving_labels, "--label-names", files.names, "--threads", 1, "--json",
+    )  # fmt: skip
+    assert result.stderr == f"fixed={files.fixed} moving={files.moving}\n"
+    return folder, json.loads(result.stdout)
+
+
+def test_the_measures(files: Files, results: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = results
+    assert found["fixed"] == str(files.fixed)
+    assert found["moving"] == str(files.moving)
+    dice = found["metrics"]["mean_dice"]
+    assert dice["before"] < 0.2
+    assert dice["after"] > 0.7
+    assert found["metrics"]["folding_percent"] == 0
+    assert {row["name"] for row in found["metrics"]["labels"]} >= {"liver", "spleen"}
+    assert found["settings"]["threads"] == 1
+    stages = [seconds for stage, seconds in found["seconds"].items() if stage != "total"]
+    assert sum(stages) == pytest.approx(found["seconds"]["total"])
+    assert found["memory_mb"]["peak"] > 100
+    names = ["warp", "moved", "moved_labels", "inverse", "linear", "figure"]
+    assert list(found["outputs"]) == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        Path(path).name for path in found["outputs"].values()
+    )
+
+
+def test_itk_resamples_through_the_files_as_regkit_did(
+    files: Files, results: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, _ = results
+    field = sitk.ReadImage(str(folder / "warp.nii.gz"), sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(field)
+    fixed, moving = sitk.ReadImage(str(files.fixed)), sitk.ReadImage(str(files.moving), sitk.sitkFloat32)
+    lowest = float(sitk.GetArrayViewFromImage(moving).min())
+    theirs = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, lowest)
+    ours = sitk.ReadImage(str(folder / "moved.nii.gz"))
+    assert ours.GetSize() == fixed.GetSize()
+    difference = sitk.GetArrayFromImage(ours) - sitk.GetArrayFromImage(theirs)
+    assert np.abs(difference).max() <= 1e-4 * np.ptp(sitk.GetArrayViewFromImage(moving))
+
+    labels = sitk.ReadImage(str(files.moving_labels))
+    theirs = sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0)
+    ours = sitk.ReadImage(str(folder / "moved_labels.nii.gz"))
+    assert ours.GetPixelID() == sitk.sitkUInt8
+    assert (sitk.GetArrayViewFromImage(ours) != sitk.GetArrayViewFromImage(theirs)).mean() < 1e-4
+
+
+def test_the_other_files(files: Files, results: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = results
+    warp, inverse = Warp.load(folder / "warp.nii.gz"), Warp.load(folder / "inverse.nii.gz")
+    assert inverse.grid.same_as(load_image(files.moving, "moving").grid)
+    inside = warp.grid.world_points()[8:-8, 8:-8, 8:-8]
+    error = inverse.transform_points(warp.transform_points(inside)) - inside
+    assert np.median(np.linalg.norm(error, axis=-1)) < 0.5  # mm, of voxels of 8
+    np.testing.assert_allclose(read_linear(folder / "linear.tfm"), found["linear"], atol=1e-6)
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables(files: Files, tmp_path: Path) -> None:
+    result = run(
+        "register", files.fixed, files.moving, "-o", tmp_path / "warp.nii.gz", "--preset", "linear",
+        "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
+        "--label-names", files.names,
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    liver = next(line.split() for line in lines if line.startswith("liver"))
+    assert len(liver) == 6
+    assert float(liver[3]) > float(liver[1])  # Dice after and before
+    assert any(line.startswith("mean") for line in lines)
+    assert any(line.startswith("folding") and "0.00 %" in line for line in lines)
+    assert any(line.startswith("time") and "linear" in line for line in lines)
+    assert lines[-1] == f"wrote {tmp_path / 'warp.nii.gz'}"
+
+
+def test_quiet_prints_nothing(files: Files, tmp_path: Path) -> None:
+    words = ("--init", "none", "--preset", "linear", "--quiet")
+    result = run("register", files.fixed, files.moving, "-o", tmp_path / "warp.h5", *words)
+    assert result.output == ""
+    assert (Warp.load(tmp_path / "warp.h5").field == 0).all()
+
+
+def test_a_transform_file_as_the_start(
+    files: Files, results: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, found = results
+    words = ("--init", folder / "linear.tfm", "--preset", "linear", "--json")
+    result = run("register", files.fixed, files.moving, "-o", tmp_path / "warp.mha", *words)
+    np.testing.assert_allclose(json.loads(result.stdout)["linear"], found["linear"], atol=1e-6)
+    warp = Warp.load(tmp_path / "warp.mha")
+    start = warp.grid.world_points()[::5, ::5, ::5]
+    matrix = np.array(found["linear"])
+    np.testing.assert_allclose(
+        warp.transform_points(start), start @ matrix[:3, :3].T + matrix[:3, 3], atol=1e-3
+    )
+
+
+def test_every_argument_reaches_register(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def record(fixed: Path, moving: Path, **options: Any) -> None:
+        given.update(options, fixed=fixed, moving=moving)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regkit.register", record, raising=False)
+    run(
+        "register", files.fixed, files.moving, "-o", tmp_path / "w.npz",
+        "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
+        "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
+        "--label-names", files.names, "--init", "centre", "--features", "mind", "--preset", "accurate",
+        "--ct-window", "-200", "300",
+        "--device", "cpu", "--threads", 2, "--seed", 7,
+        code=130,
+    )  # fmt: skip
+    names = given.pop("label_names")
+    assert names[1] == "liver"
+    assert given == {
+        "fixed": files.fixed, "moving": files.moving,
+        "fixed_mask": files.fixed_labels, "moving_mask": files.moving_labels,
+        "fixed_labels": files.fixed_labels, "moving_labels": files.moving_labels,
+        "init": "centre", "features": "mind", "preset": "accurate", "ct_window": (-200.0, 300.0),
+        "device": "cpu", "threads": 2, "seed": 7, "progress": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a registration begins."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the registration began")
+
+    monkeypatch.setattr(regkit.registration, "register", fail)
+    monkeypatch.setattr("regkit.register", fail, raising=False)
+
+
+@pytest.mark.usefixtures("no_work")
+class TestOutputsAreCheckedFirst:
+    def test_existing_files_stay(self, files: Files, tmp_path: Path) -> None:
+        for option, name in (("-o", "a.nii.gz"), ("--moved", "b.nii.gz"), ("--figure", "c.png")):
+            (tmp_path / name).write_text("old")
+            words = () if option == "-o" else ("-o", tmp_path / "new.nii.gz")
+            message = error_of("register", files.fixed, files.moving, *words, option, tmp_path / name)
+            assert "exists already; add --overwrite" in message
+            assert name in message
+            assert (tmp_path / name).read_text() == "old"
+
+    def test_inputs_stay_even_with_overwrite(self, files: Files, tmp_path: Path) -> None:
+        before = files.moving.read_bytes()
+        link = tmp_path / "link.nii.gz"
+        link.symlink_to(files.moving)
+        for path in (
+            files.moving,
+            files.moving.parent / ".." / files.moving.parent.name / files.moving.name,
+            link,
+        ):
+            message = error_of("register", files.fixed, files.moving, "-o", path, "--overwrite")
+            assert "it is one of the inputs" in message
+        assert files.moving.read_bytes() == before
+
+    def test_outputs_do_not_coincide(self, files: Files, tmp_path: Path) -> None:
+        same = tmp_path / "x.nii.gz"
+        assert "twice" in error_of("register", files.fixed, files.moving, "-o", same, "--moved", same)
+
+    @pytest.mark.parametrize(
+        ("option", "name", "expected"),
+        [
+            ("-o", "warp.tfm", "must end in .nii.gz"),
+            ("-o", "missing/warp.nii.gz", "create it first"),
+            ("--moved", "moved.png", "must end in .nii.gz"),
+            ("--linear", "linear.nii.gz", "must end in .tfm"),
+            ("--figure", "figure.jpg", "must end in .png"),
+        ],
+    )
+    def test_names_that_cannot_be_written(
+        self, files: Files, tmp_path: Path, option: str, name: str, expected: str
+    ) -> None:
+        words = () if option == "-o" else ("-o", tmp_path / "warp.nii.gz")
+        assert expected in error_of("register", files.fixed, files.moving, *words, option, tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_written(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+        assert "no permission" in error_of("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (("--init", "best"), "'best' is none of auto"),
+            (("--preset", "best"), "best"),
+            (("--device", "tpu"), "tpu"),
+            (("--threads", "0"), "threads"),
+            (("--seed", "-1"), "seed"),
+            (("--ct-window", "5"), "ct-window"),
+            (("--moved-labels", "x.nii.gz"), "needs --moving-labels"),
+            (("--label-names", "x.json"), "needs --fixed-labels"),
+            (("--nonsense",), "nonsense"),
+        ],
+    )
+    def test_wrong_command_lines(
+        self, files: Files, tmp_path: Path, words: tuple[str, ...], expected: str
+    ) -> None:
+        assert expected in usage_error_of(
+            "register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words
+        )
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ("{", "not valid JSON"),
+            ('["liver"]', "must be a JSON object"),
+            ('{"liver": 1}', "must be a JSON object"),
+            ('{"1": 2}', "must be a JSON object"),
+            ("{}", "must be a JSON object"),
+            (None, "cannot be read"),
+        ],
+    )
+    def test_label_names(self, files: Files, tmp_path: Path, content: str | None, expected: str) -> None:
+        names = tmp_path / "names.json"
+        if content is not None:
+            names.write_text(content)
+        message = error_of(
+            "register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", "--label-names", names,
+            "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
+        )  # fmt: skip
+        assert expected in message
+        assert str(names) in message
+
+
+def test_a_missing_argument_is_a_usage_error(files: Files) -> None:
+    assert "MOVING" in usage_error_of("register", files.fixed)
+    assert "--output" in usage_error_of("register", files.fixed, files.moving)
+
+
+def test_overwrite_replaces(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "warp.nii.gz"
+    path.write_text("old")
+    run(
+        "register",
+        files.fixed,
+        files.moving,
+        "-o",
+        path,
+        "--init",
+        "none",
+        "--preset",
+        "linear",
+        "--overwrite",
+    )
+    assert Warp.load(path).grid.same_as(load_image(files.fixed, "fixed").grid)
+
+
+def test_labels_of_the_moving_image_alone(files: Files, tmp_path: Path) -> None:
+    run(
+        "register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz",
+        "--init", "none", "--preset", "linear",
+        "--moving-labels", files.moving_labels, "--moved-labels", tmp_path / "l.nii.gz",
+    )  # fmt: skip
+    moved = load_labels(tmp_path / "l.nii.gz", "moved labels", load_image(files.fixed, "fixed").grid)
+    assert (moved.array == 1).any()
+
+
+def test_the_bar_on_a_terminal(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages and their share of the whole appear on stderr, and stdout stays machine-readable."""
+    monkeypatch.setattr("regkit.cli.console._is_terminal", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    words = ("--init", "none", "--preset", "linear", "--json")
+    result = run("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words)
+    assert json.loads(result.stdout)["outputs"]
+    assert "warp" in result.stderr
+    assert "%" in result.stderr
+    monkeypatch.undo()
+    result = run("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words, "--overwrite")
+    assert result.stderr == f"fixed={files.fixed} moving={files.moving}\n"

@@ -1,0 +1,126 @@
+"""What a user installs: versions, constraints, lazy imports, and the commands of the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_cases import run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import regkit
+
+ROOT = Path(__file__).resolve().parents[1]
+_SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e"
+COMMANDS = {
+    "demo": f"{_SETUP} . && regkit demo --overwrite",
+    "test": f'{_SETUP} ".[test]" && pytest',
+}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _python(code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["register", "--help"], ["evaluate", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys, regkit.cli\n"
+        f"sys.argv = ['regkit', *{words}]\n"
+        "try: regkit.cli.app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'SimpleITK', 'nibabel', 'scipy', 'numpy', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert _python(code).splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_imported_when_used() -> None:
+    code = (
+        "import sys, regkit\n"
+        "assert 'torch' not in sys.modules and 'SimpleITK' not in sys.modules\n"
+        "for name in regkit.__all__: assert getattr(regkit, name) is not None\n"
+        "assert set(regkit.__all__) <= set(dir(regkit))\n"
+        "from regkit import *\n"
+        "assert register is regkit.register and Warp.__module__ == 'regkit.warp'\n"
+        "print('fine')"
+    )
+    assert _python(code) == "fine\n"
+    with pytest.raises(AttributeError, match="no attribute 'rregister'"):
+        _ = regkit.rregister
+
+
+def test_names_for_type_checkers_are_those_that_exist() -> None:
+    """The imports under TYPE_CHECKING, the names of __all__ and the lazy ones are one set."""
+    source = (ROOT / "regkit" / "__init__.py").read_text()
+    block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
+    imported = {name.strip() for line in re.findall(r"import (.+)", block) for name in line.split(",")}
+    assert imported == set(regkit._HOME) == set(regkit.__all__) - {"__version__"}
+
+
+def test_the_version(project: dict[str, Any]) -> None:
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "regkit.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", regkit.__version__)
+    assert run("--version").stdout == f"regkit {regkit.__version__}\n"
+    assert _python(
+        "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('regkit', run_name='__main__')"
+    ) == (f"regkit {regkit.__version__}\n")
+
+
+def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
+    pins: dict[str, Requirement] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), line
+            pins[canonicalize_name(pin.name)] = pin
+    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["test"]]
+    for requirement in map(Requirement, wanted):
+        pin = pins[canonicalize_name(requirement.name)]
+        version = str(pin.specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} excludes the tested {version}"
+    assert str(pins["torch"].specifier) == "==2.13.0"
+
+
+def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
+    assert project["tool"]["setuptools"]["package-data"]["regkit"] == ["py.typed"]
+    assert (ROOT / "regkit" / "py.typed").is_file()
+    assert project["project"]["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """CI reads them from the README, in order and unchanged: here with a bash that only writes down."""
+    readme = (ROOT / "README.md").read_text()
+    for name, command in COMMANDS.items():
+        block = readme.split(f"<!-- ci: {name} -->\n")[1].split("```")[1]
+        assert block.split("\n", 1)[1].strip() == command
+    bash = tmp_path / "bash"
+    bash.write_text('#!/bin/sh\nfor last; do :; done\necho "RAN $last"\n')
+    bash.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    result = subprocess.run(
+        ["/bin/bash", script], env=environment, check=True, capture_output=True, text=True
+    )
+    assert [line for line in result.stdout.splitlines() if line.startswith("RAN ")] == [
+        f"RAN {command}" for command in COMMANDS.values()
+    ]
