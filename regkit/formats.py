@@ -333,7 +333,8 @@ def _check_nrrd_header(path: Path) -> None:
 
 def _read_npz(path: Path) -> npt.NDArray[np.float32]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves a file open that turns out to be damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if len(archive.files) != 1:
                 raise RegkitError(f"a Learn2Reg .npz holds exactly one array, got {len(archive.files)}")
             return archive[archive.files[0]].astype(np.float32)

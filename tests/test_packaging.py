@@ -27,13 +27,13 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def _python(code: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     words = [sys.executable, "-c", code]
-    return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(words, env=environment, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["register", "--help"], ["evaluate", "--help"]])
@@ -66,7 +66,7 @@ def test_every_public_name_is_imported_when_used() -> None:
 
 def test_names_for_type_checkers_are_those_that_exist() -> None:
     """The imports under TYPE_CHECKING, the names of __all__ and the lazy ones are one set."""
-    source = (ROOT / "regkit" / "__init__.py").read_text()
+    source = (ROOT / "regkit" / "__init__.py").read_text(encoding="utf-8")
     block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
     imported = {name.strip() for line in re.findall(r"import (.+)", block) for name in line.split(",")}
     assert imported == set(regkit._HOME) == set(regkit.__all__) - {"__version__"}
@@ -84,7 +84,7 @@ def test_the_version(project: dict[str, Any]) -> None:
 
 def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
     pins: dict[str, Requirement] = {}
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), line
@@ -101,14 +101,14 @@ def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
     assert project["tool"]["setuptools"]["package-data"]["regkit"] == ["py.typed"]
     assert (ROOT / "regkit" / "py.typed").is_file()
     assert project["project"]["license"] == "Apache-2.0"
-    text = (ROOT / "LICENSE").read_text()
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
 
 
 def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:
     """CI reads them from the README, in order and unchanged: here with a bash that only writes down."""
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, command in COMMANDS.items():
         block = readme.split(f"<!-- ci: {name} -->\n")[1].split("```")[1]
         assert block.split("\n", 1)[1].strip() == command
