@@ -185,7 +185,7 @@ def test_info_of_images(files: Path) -> None:
     ct, mr = _info(files / "ct.nii.gz"), _info(files / "mr.nii.gz")
     assert ct["kind"] == mr["kind"] == "image"
     assert ct["taken_as"] == "CT"
-    assert ct["window"] == [-450, 450]
+    assert ct["window"] == {"low": -450, "high": 450}
     assert mr["taken_as"].startswith("no CT")
     assert ct["orientation"] == "RAS"
     assert ct["oblique_degrees"] == 0
@@ -193,10 +193,11 @@ def test_info_of_images(files: Path) -> None:
     assert 4 < mr["oblique_degrees"] < 9
     assert mr["size"] == list(phantom.fixed.grid.size)
     assert mr["spacing_mm"] == pytest.approx(phantom.fixed.grid.spacing)
-    assert ct["values"][0] == phantom.moving.array.min()
+    assert ct["values"]["minimum"] == phantom.moving.array.min()
     text = run("info", files / "ct.nii.gz").stdout
     assert "taken as         CT" in text
     assert "orientation      RAS" in text
+    assert "values           minimum -1024  median" in text
 
 
 @pytest.mark.parametrize("code", ["LPS", "RAS", "ASR", "PIL"])
@@ -252,7 +253,7 @@ def test_info_of_warps(files: Path) -> None:
         found = _info(files / name, *(grids if name in ("warp.npz", "l2r.nii.gz") else ()))
         assert found["kind"].startswith("warp")
         assert found["displacement_mm"] == pytest.approx(
-            [length.min(), np.median(length), length.max()], abs=1e-2
+            {"minimum": length.min(), "median": np.median(length), "maximum": length.max()}, abs=1e-2
         )
         assert found["folding_percent"] == 0
         assert found["size"] == list(FIXED.size)

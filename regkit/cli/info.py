@@ -97,9 +97,17 @@ def _transform(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str,
     return {"kind": "linear transform, fixed point -> moving point, LPS mm", "matrix": matrix.tolist()}
 
 
-def _image(volume: Volume) -> dict[str, Any]:
+def _range(values: np.ndarray) -> dict[str, float]:
     import numpy as np
 
+    return {
+        "minimum": float(values.min()),
+        "median": float(np.median(values)),
+        "maximum": float(values.max()),
+    }
+
+
+def _image(volume: Volume) -> dict[str, Any]:
     from regkit.intensity import CT_WINDOW, is_ct, window_of
 
     ct = is_ct(volume.array)
@@ -107,9 +115,9 @@ def _image(volume: Volume) -> dict[str, Any]:
     return {
         "kind": "image",
         **_grid(volume.grid),
-        "values": [float(volume.array.min()), float(np.median(volume.array)), float(volume.array.max())],
+        "values": _range(volume.array),
         "taken_as": "CT" if ct else "no CT: values are scaled by percentiles",
-        "window": [low, high],
+        "window": {"low": low, "high": high},
     }
 
 
@@ -136,7 +144,7 @@ def _warp(warp: Warp) -> dict[str, Any]:
     return {
         "kind": "warp, fixed point -> moving point, LPS mm",
         **_grid(warp.grid),
-        "displacement_mm": [float(length.min()), float(np.median(length)), float(length.max())],
+        "displacement_mm": _range(length),
         "folding_percent": folding_percent(determinant),
         "sd_log_jacobian": sd_log_jacobian(determinant),
     }
@@ -179,4 +187,6 @@ def _text(value: Any) -> str:
         return "\n" + "\n".join("  " + " ".join(f"{number:12.6f}" for number in row) for row in value)
     if isinstance(value, list):
         return "  ".join(f"{number:.6g}" for number in value)
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {number:.6g}" for name, number in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)
