@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
 from regkit.filters import box_sum
+from regkit.geometry import sample
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,20 @@ class FeatureMap:
         """With ``cells`` fewer on every side."""
         inner = (slice(None), *(slice(cells, n - cells) for n in self.weight.shape[1:]))
         return FeatureMap(self.values[inner], self.weight[inner])
+
+    def at(self, where: torch.Tensor) -> FeatureMap:
+        """The map at index coordinates (3, Z', Y', X') of it, components (x, y, z).
+
+        Neighbours count by their weights: what a cell without data holds does not leak into the
+        interpolation beside it, where it would push displacements away from the ends of the image.
+        """
+        found = sample(self._weighted, where, outside="zeros")
+        weight = found[-1:]
+        return FeatureMap(found[:-1] / weight.clamp_min(1e-6), weight)
+
+    @cached_property
+    def _weighted(self) -> torch.Tensor:
+        return torch.cat([self.values * self.weight, self.weight])
 
 
 def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tensor:

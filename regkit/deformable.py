@@ -70,8 +70,7 @@ class Pyramid:
         wide = F.pad(field[None], (margin,) * 6, mode="replicate")[0]
         shift = self.offset(stride).to(field.device) - margin
         where = index_grid(wide.shape[1:], field.device) + wide + shift.view(3, 1, 1, 1)
-        source = self.maps[stride]
-        return FeatureMap(sample(source.values, where), sample(source.weight, where, outside="zeros"))
+        return self.maps[stride].at(where)
 
 
 def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:

@@ -10,7 +10,7 @@ import torch
 from regkit.costvolume import FeatureMap
 from regkit.filters import smooth
 from regkit.folding import CORNERS, corner_jacobian, unfold
-from regkit.geometry import index_grid, sample
+from regkit.geometry import index_grid
 from regkit.settings import Settings
 
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:
@@ -38,9 +38,8 @@ def dissimilarity(fixed: FeatureMap, moving: FeatureMap, where: torch.Tensor) ->
     Args:
         where: (3, Z, Y, X) index coordinates of the moving map, one for each cell of the fixed map.
     """
-    with torch.no_grad():
-        weight = fixed.weight * sample(moving.weight, where, outside="zeros")
-    return ((sample(moving.values, where) - fixed.values).square() * weight).mean()
+    seen = moving.at(where)
+    return ((seen.values - fixed.values).square() * (fixed.weight * seen.weight.detach())).mean()
 
 
 def refine(

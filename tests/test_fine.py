@@ -1,0 +1,101 @@
+"""The terms of the fine stage against float64 references, and the removal of folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from regkit.costvolume import FeatureMap
+from regkit.fine import diffusion, dissimilarity, refine
+from regkit.folding import CORNERS, corner_jacobian, folded_points, unfold
+from regkit.geometry import index_grid
+from regkit.settings import PRESETS
+
+SHAPE = (7, 6, 8)
+
+
+def _random_map(rng: np.random.Generator, shape: tuple[int, ...] = SHAPE) -> FeatureMap:
+    weight = torch.from_numpy(rng.random((1, *shape)))
+    return FeatureMap(torch.from_numpy(rng.random((3, *shape))), weight)
+
+
+def test_diffusion_is_its_definition(rng: np.random.Generator) -> None:
+    field = rng.normal(size=(3, *SHAPE))
+    expected = sum((np.diff(field, axis=axis) ** 2).mean() for axis in (1, 2, 3))
+    np.testing.assert_allclose(float(diffusion(torch.from_numpy(field))), expected)
+
+
+def test_dissimilarity_is_its_definition(rng: np.random.Generator) -> None:
+    fixed, moving = _random_map(rng), _random_map(rng)
+    shift = (1, 0, 2)  # x, y, z: whole cells, so that no interpolation is needed
+    where = index_grid(SHAPE).double() + torch.tensor(shift).view(3, 1, 1, 1)
+    total = 0.0
+    for z, y, x in np.ndindex(SHAPE):
+        there = (z + shift[2], y + shift[1], x + shift[0])
+        if all(t < n for t, n in zip(there, SHAPE, strict=True)):
+            weight = fixed.weight[0, z, y, x] * moving.weight[(0, *there)]
+            total += float(weight * (fixed.values[:, z, y, x] - moving.values[(slice(None), *there)]).square().sum())
+    np.testing.assert_allclose(float(dissimilarity(fixed, moving, where)), total / fixed.values.numel(), rtol=1e-10)
+
+
+def test_cells_without_data_leave_no_trace(rng: np.random.Generator) -> None:
+    """Neither in the value nor in the gradient, whatever the voxels behind a weight of 0 hold."""
+    fixed, moving = _random_map(rng), _random_map(rng)
+    hole = torch.ones(1, *SHAPE)
+    hole[:, 3:, 2:5] = 0
+    found = []
+    for filling in (0.0, 1e3):
+        values = torch.where(hole > 0, moving.values, filling)
+        where = (index_grid(SHAPE).double() + 0.3).requires_grad_()
+        loss = dissimilarity(fixed, FeatureMap(values, moving.weight * hole), where)
+        found.append((loss, *torch.autograd.grad(loss, where)))
+    torch.testing.assert_close(found[0], found[1])
+    assert not found[0][1][:, 5, 3].any()
+    assert found[0][1].any()
+
+
+def test_corner_jacobians_are_determinants_of_edge_differences(rng: np.random.Generator) -> None:
+    field = rng.normal(size=(3, *SHAPE))
+    for corner in CORNERS:
+        found = corner_jacobian(torch.from_numpy(field), corner).numpy()
+        for cell in np.ndindex(found.shape):
+            at = np.array(cell) + corner
+            gradient = np.empty((3, 3))
+            for column, axis in enumerate((2, 1, 0)):  # along x, y, z of array axes (z, y, x)
+                low, high = at.copy(), at.copy()
+                low[axis], high[axis] = cell[axis], cell[axis] + 1
+                gradient[:, column] = field[(slice(None), *high)] - field[(slice(None), *low)]
+            np.testing.assert_allclose(found[cell], np.linalg.det(np.eye(3) + gradient), atol=1e-10)
+
+
+def test_unfold_removes_folds_and_leaves_the_rest(rng: np.random.Generator) -> None:
+    field = torch.zeros(3, 24, 24, 24)
+    field[:, 8:12, 8:12, 8:12] = torch.from_numpy(rng.normal(size=(3, 4, 4, 4)) * 3).float()
+    assert folded_points(field).any()
+    flat = unfold(field)
+    assert not folded_points(flat).any()
+    assert torch.equal(flat[:, :, :, 20:], field[:, :, :, 20:])
+
+
+def test_unfold_returns_a_field_without_folds_as_it_is(rng: np.random.Generator) -> None:
+    field = torch.from_numpy(0.1 * rng.random((3, *SHAPE)))
+    assert unfold(field) is field
+
+
+def test_a_field_that_is_all_folds_ends_without_any(rng: np.random.Generator) -> None:
+    assert not folded_points(unfold(torch.from_numpy(rng.normal(size=(3, 12, 12, 12)) * 20))).any()
+
+
+def test_adam_finds_a_shift_of_part_of_a_cell(rng: np.random.Generator) -> None:
+    coarse = torch.from_numpy(rng.random((1, 4, 9, 9, 9))).float()
+    fine = torch.nn.functional.interpolate(coarse, size=(36, 36, 36), mode="trilinear", align_corners=False)[0]
+    whole = FeatureMap(fine[:, 8:28, 8:28, 8:28], torch.ones(1, 20, 20, 20))
+    lattice = FeatureMap(fine, torch.ones(1, 36, 36, 36))
+    start = torch.zeros(3, 20, 20, 20)
+    offset = torch.tensor([8.0, 8.0, 8.0])
+    still = refine(whole, lattice, offset, start, PRESETS["default"])
+    assert still.abs().max() < 0.05
+    # The same cells, seen from 0.7 cells further along x and back along z.
+    found = refine(whole, lattice, offset + torch.tensor([0.7, 0.0, -0.7]), start, PRESETS["default"])
+    expected = torch.tensor([-0.7, 0.0, 0.7]).view(3, 1, 1, 1)
+    assert (found - expected).abs().mean() < 0.05
