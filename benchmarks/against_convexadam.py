@@ -47,7 +47,9 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
     grid = Grid(size, (2.0, 2.0, 2.0), tuple(origin))
     shift = sitk.TranslationTransform(3, tuple(phantom.moving.grid.centre - phantom.fixed.grid.centre))
     paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
-    for path, volume, transform in zip(paths, (phantom.fixed, phantom.moving), (sitk.Transform(), shift), strict=True):
+    for path, volume, transform in zip(
+        paths, (phantom.fixed, phantom.moving), (sitk.Transform(), shift), strict=True
+    ):
         image, background = volume.to_sitk(), float(volume.array.min())
         seen = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
         sitk.WriteImage(seen, str(path))
@@ -66,17 +68,28 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer-python", required=True, help="of an environment that holds convexAdam 0.2.0")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "against_convexadam")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "against_convexadam"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fixed, moving = map(str, write_pair(folder))
         regkit = [sys.executable, "-m", "regkit", "register", fixed, moving, "--quiet", "--overwrite", "-o"]
         commands = {
-            "convexAdam 0.2.0": [arguments.peer_python, "-c", PEER, fixed, moving, str(folder / "peer.nii.gz")],
+            "convexAdam 0.2.0": [
+                arguments.peer_python,
+                "-c",
+                PEER,
+                fixed,
+                moving,
+                str(folder / "peer.nii.gz"),
+            ],
             "regkit": [*regkit, str(folder / "warp.nii.gz")],
             "regkit --init none": [*regkit, str(folder / "warp.nii.gz"), "--init", "none"],
         }

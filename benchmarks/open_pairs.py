@@ -42,7 +42,9 @@ def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
     )
     row = {"pair": name, "direction": direction, **result.to_dict()}
     if manifest["landmarks"]:
-        points = dict(zip(("fixed", "moving"), regkit.read_pairs(folder / manifest["landmarks"]), strict=True))
+        points = dict(
+            zip(("fixed", "moving"), regkit.read_pairs(folder / manifest["landmarks"]), strict=True)
+        )
         homogeneous = points[fixed] @ result.linear[:3, :3].T + result.linear[:3, 3]
         row["tre_mm"] = {
             stage: float(regkit.target_registration_error(mapped, points[moving]).mean())
@@ -63,7 +65,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         dice, metrics, seconds = row["metrics"]["mean_dice"], row["metrics"], row["seconds"]
-        tre = [f"{row['tre_mm'][s]:.2f}" for s in ("before", "linear", "after")] if "tre_mm" in row else [""] * 3
+        tre = (
+            [f"{row['tre_mm'][s]:.2f}" for s in ("before", "linear", "after")]
+            if "tre_mm" in row
+            else [""] * 3
+        )
         cells = [f"{row['pair']}, {row['direction']}"]
         cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")] + tre
         cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]
@@ -79,7 +85,9 @@ def commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", nargs="+", default=pair_names())
     parser.add_argument("--preset", default="default")
     parser.add_argument("--threads", type=int)

@@ -21,7 +21,9 @@ Shift = tuple[int, int, int]
 
 def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     """The 12 pairs of face neighbours (z, y, x) whose squared distance is 2."""
-    faces: list[Shift] = [(z, y, x) for z, y, x in product((-1, 0, 1), repeat=3) if abs(z) + abs(y) + abs(x) == 1]
+    faces: list[Shift] = [
+        (z, y, x) for z, y, x in product((-1, 0, 1), repeat=3) if abs(z) + abs(y) + abs(x) == 1
+    ]
     return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
@@ -50,7 +52,9 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.T
         if step < (0, 0, 0):
             step, b = tuple(-i for i in step), a  # type: ignore[assignment]
         if step not in means:
-            means[step] = _box_mean_of_squared_difference(padded, [dilation * s for s in step], radius, dilation)
+            means[step] = _box_mean_of_squared_difference(
+                padded, [dilation * s for s in step], radius, dilation
+            )
         views.append(_crop(means[step], [dilation * (1 + s) for s in b], image.shape))
     lowest = views[0].clone()
     mean = torch.zeros_like(lowest)

@@ -57,9 +57,7 @@ class Grid:
         if size.shape != (3,) or (size < 1).any() or (size != np.round(size)).any():
             raise RegkitError(f"a grid needs three positive whole sizes, got {self.size}")
         if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-            raise RegkitError(
-                f"voxel spacing must be three positive numbers of mm, got {self.spacing}"
-            )
+            raise RegkitError(f"voxel spacing must be three positive numbers of mm, got {self.spacing}")
         if origin.shape != (3,) or not np.isfinite(origin).all():
             raise RegkitError(f"the origin must be three finite numbers of mm, got {self.origin}")
         matrix = direction.reshape(3, 3) if direction.shape == (9,) else np.full((3, 3), np.nan)
@@ -150,7 +148,9 @@ class Grid:
         if self.size != other.size:
             return False
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.size])).reshape(3, -1).T
-        apart = transform_points(self.index_to_world, corners) - transform_points(other.index_to_world, corners)
+        apart = transform_points(self.index_to_world, corners) - transform_points(
+            other.index_to_world, corners
+        )
         return bool(np.abs(apart).max() <= tolerance_voxels * min(self.spacing))
 
     def working(self, spacing: float, multiple: int = 1) -> Grid:
@@ -214,7 +214,9 @@ def slab_index(grid: Grid, first: int, last: int) -> Float64:
 
 def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
     """Index coordinates of every voxel, shape (3, Z, Y, X), components (x, y, z), float32."""
-    z, y, x = torch.meshgrid(*[torch.arange(n, dtype=torch.float32, device=device) for n in shape], indexing="ij")
+    z, y, x = torch.meshgrid(
+        *[torch.arange(n, dtype=torch.float32, device=device) for n in shape], indexing="ij"
+    )
     return torch.stack([x, y, z])
 
 
@@ -224,7 +226,9 @@ def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
 
 
-def sample(volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border") -> torch.Tensor:
+def sample(
+    volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
+) -> torch.Tensor:
     """Values of a volume at index coordinates, by trilinear or nearest interpolation.
 
     Args:
@@ -235,7 +239,9 @@ def sample(volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bili
     Returns:
         (C, Z', Y', X'), differentiable in both arguments.
     """
-    last = torch.tensor([max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device)
+    last = torch.tensor(
+        [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
+    )
     where = coordinates.movedim(0, -1) * (2 / last) - 1
     return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
 

@@ -13,12 +13,12 @@ _PERCENTILES = (0.5, 99.5)
 def is_ct(array: np.ndarray) -> bool:
     """Whether the values look like Hounsfield units.
 
-    HU volumes hold air (about -1000) or at least fat and gas well below zero together with bone or
-    contrast above 100, and no scanner writes less than -3100. MR, PET and z-scored images
-    do not reach both ends.
+    HU volumes hold air or lung (-1000 to -500) together with bone or contrast above 100, and no
+    scanner writes less than -3100. MR, PET and z-scored images do not reach both ends. A crop of a CT
+    without any air is not told from a signed MR; percentiles serve it well enough.
     """
     low, high = np.percentile(array[::2, ::2, ::2], (0.5, 99.9))
-    return bool(-3100 <= low <= -150 and 100 <= high <= 10000)
+    return bool(-3100 <= low <= -500 and 100 <= high <= 10000)
 
 
 def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from regkit.costvolume import FeatureMap, cost_volume, displacements
+from regkit.errors import RegkitError
 from regkit.features import Extractor
 from regkit.geometry import Float64, Grid, index_grid, transform_points
 from regkit.resample import Source, resample
@@ -49,7 +50,9 @@ class Judge:
     a random shift would give, so that shrinking the overlap buys nothing.
     """
 
-    def __init__(self, fixed: Source, moving: Source, spacing: float, extract: Extractor, mismatch: float) -> None:
+    def __init__(
+        self, fixed: Source, moving: Source, spacing: float, extract: Extractor, mismatch: float
+    ) -> None:
         self.grid = fixed.grid.working(spacing)
         self.fixed = fixed.smoothed_for(spacing)
         self.moving = moving.smoothed_for(spacing)
@@ -65,7 +68,7 @@ class Judge:
         moved = self.moving_map(matrix)
         weight = self.fixed_map.weight * moved.weight
         overlap = float(weight.sum())
-        if overlap < _LEAST_OVERLAP * self.full:
+        if overlap <= _LEAST_OVERLAP * self.full:
             return -np.inf
         difference = float(((self.fixed_map.values - moved.values).square().mean(0) * weight).sum())
         missing = max(self.full - overlap, 0)
@@ -123,6 +126,11 @@ def align(
         model = "identity" if origin == "header" else "translation"
         candidates.append(LinearStart(matrix, similarity, origin, model))
     candidates = [_improve(c, coarse, fine, 3, fit_rigid, "rigid") for c in candidates]
+    if not candidates:
+        raise RegkitError(
+            "the images cannot be laid onto each other: wherever they are placed, less than a fifth of the "
+            "smaller field of view (or mask) overlaps; enlarge the masks, or give --init a transform"
+        )
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
     on_step()
@@ -147,7 +155,8 @@ def search_translation(
     """The translations under which the features agree best, over every overlap there can be.
 
     The weighted sum of squared differences of all whole-cell shifts comes from correlations in the
-    Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M) + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
+    Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M)
+    + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
 
     Returns:
         Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
@@ -262,7 +271,9 @@ def fit_affine(points: Float64, targets: Float64) -> Float64:
     return matrix
 
 
-def least_trimmed_squares(fit: Fit, points: Float64, targets: Float64, keep: float = 0.5, rounds: int = 20) -> Float64:
+def least_trimmed_squares(
+    fit: Fit, points: Float64, targets: Float64, keep: float = 0.5, rounds: int = 20
+) -> Float64:
     """A fit to the ``keep`` share of the points that it explains best (Rousseeuw, 1984)."""
     matrix = fit(points, targets)
     kept = None

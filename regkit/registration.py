@@ -47,6 +47,7 @@ INITS = ("auto", "none", "centre", "rigid", "affine")
 _BYTES_PER_WORKING_VOXEL = 160
 # Shares of the whole run, for the progress bar.
 _SHARES = {"load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.42, "warp": 0.03}
+_DEFORMABLE = ("features", "coarse", "fine")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ def register(
     """
     settings, extract = named_settings(preset), extractor(features)
     where = _device(device)
-    stages = _Stages(progress, where)
+    stages = _Stages(progress, where, settings.deformable)
     # Whatever the caller's state of torch is (no_grad, a seed of their own), it is the same afterwards.
     with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -164,7 +165,9 @@ def register(
                 moving_pyramid = moving_features(sources[1], start.matrix, work, extract)
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
             with stages("coarse"):
-                displacement = coarse_field(fixed_pyramid, moving_pyramid, work, stages.stepper(len(work.levels)))
+                displacement = coarse_field(
+                    fixed_pyramid, moving_pyramid, work, stages.stepper(len(work.levels))
+                )
             with stages("fine"):
                 step = stages.stepper(settings.iterations)
                 displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
@@ -219,9 +222,11 @@ def register(
 class _Stages:
     """Seconds and peak memory by stage, and the share of the run that is done."""
 
-    def __init__(self, progress: Progress | None, device: torch.device) -> None:
+    def __init__(self, progress: Progress | None, device: torch.device, deformable: bool) -> None:
         self.progress = progress or (lambda stage, done: None)
         self.device = device
+        shares = {s: v for s, v in _SHARES.items() if deformable or s not in _DEFORMABLE}
+        self.shares = {s: v / sum(shares.values()) for s, v in shares.items()}
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, float] = {}
         self.done = 0.0
@@ -237,7 +242,7 @@ class _Stages:
             torch.cuda.synchronize(self.device)
         self.seconds[stage] = time.perf_counter() - start
         self.memory[stage] = _peak_mb()
-        self.done += _SHARES[stage]
+        self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
 
     def stepper(self, steps: int) -> Callable[[], None]:
@@ -247,7 +252,7 @@ class _Stages:
         def step() -> None:
             nonlocal count
             count = min(count + 1, steps)
-            self.progress(self.stage, self.done + _SHARES[self.stage] * count / steps)
+            self.progress(self.stage, self.done + self.shares[self.stage] * count / steps)
 
         return step
 
@@ -314,12 +319,18 @@ def _sources(
     window = ct_window or (CT_WINDOW_BOTH if all(ct.values()) else CT_WINDOW)
     sources, windows = [], {}
     for (side, volume), mask in zip(volumes.items(), (fixed_mask, moving_mask)):
-        low, high = window_of(volume.array, window if ct[side] else None)
-        image = torch.from_numpy(normalise(volume.array, (low, high))).to(device)
-        inside = None
+        counted, inside = volume.array, None
         if mask is not None:
             array = load_mask(mask, f"{side} mask", volume.grid).array
             inside = torch.from_numpy(array.astype(np.float32)).to(device)
+            counted = counted[array]
+            if counted.min() == counted.max():
+                raise RegkitError(
+                    f"the {side} image is constant inside its mask: every voxel there is {counted[0]:g}; "
+                    "give another mask"
+                )
+        low, high = window_of(counted, window if ct[side] else None)
+        image = torch.from_numpy(normalise(volume.array, (low, high))).to(device)
         sources.append(Source(image, inside, volume.grid))
         windows[side] = {"ct": ct[side], "low": low, "high": high}
     return (sources[0], sources[1]), windows
@@ -345,7 +356,9 @@ def _linear_start(
         models = ("rigid",) if init == "rigid" else ("rigid", "affine")
         return align(fixed, moving, spacing, extract, models, force=init == "affine", on_step=step)
     if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
-        raise RegkitError(f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform")
+        raise RegkitError(
+            f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform"
+        )
     return LinearStart(read_linear(os.fspath(init)), np.nan, "file", "given")
 
 
@@ -391,7 +404,9 @@ def _label_metrics(
     stages["after"] = compare_labels(fixed, moved, names, moving)
     return {
         "mean_dice": {stage: summarise(score.dice for score in scores) for stage, scores in stages.items()},
-        "mean_hd95_mm": {stage: summarise(score.hd95 for score in scores) for stage, scores in stages.items()},
+        "mean_hd95_mm": {
+            stage: summarise(score.hd95 for score in scores) for stage, scores in stages.items()
+        },
         "labels": [
             {
                 "label": after.label,

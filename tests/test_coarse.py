@@ -51,7 +51,10 @@ def _naive_costs(fixed: FeatureMap, moving: FeatureMap) -> np.ndarray:
 
 def test_cost_volume_is_its_definition(rng: np.random.Generator) -> None:
     fixed, moving = _maps(rng)
-    full = FeatureMap(fixed.values, torch.ones_like(fixed.weight)), FeatureMap(moving.values, moving.weight.ceil())
+    full = (
+        FeatureMap(fixed.values, torch.ones_like(fixed.weight)),
+        FeatureMap(moving.values, moving.weight.ceil()),
+    )
     np.testing.assert_allclose(cost_volume(*full, RADIUS).numpy(), _naive_costs(*full), atol=1e-12)
 
 
@@ -70,7 +73,8 @@ def _naive_coupled_convex(costs: np.ndarray) -> np.ndarray:
         padded = np.pad(field, ((0, 0), *((1, 1),) * 3), mode="edge")
         size = field.shape[1:]
         parts = [
-            padded[:, z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in product(range(3), repeat=3)
+            padded[:, z : z + size[0], y : y + size[1], x : x + size[2]]
+            for z, y, x in product(range(3), repeat=3)
         ]
         return np.mean(parts, axis=0)
 
@@ -88,7 +92,9 @@ def _naive_coupled_convex(costs: np.ndarray) -> np.ndarray:
 def test_coupled_convex_is_its_definition_and_leaves_the_costs_alone(rng: np.random.Generator) -> None:
     costs = torch.from_numpy(rng.random((len(displacements(RADIUS)), *SHAPE)))
     before = costs.clone()
-    np.testing.assert_allclose(coupled_convex(costs, RADIUS).numpy(), _naive_coupled_convex(before.numpy()), atol=1e-9)
+    np.testing.assert_allclose(
+        coupled_convex(costs, RADIUS).numpy(), _naive_coupled_convex(before.numpy()), atol=1e-9
+    )
     assert torch.equal(costs, before)
 
 
@@ -107,7 +113,9 @@ def test_a_shift_is_found_up_to_the_border(rng: np.random.Generator) -> None:
 
 
 def test_inverse_consistency_shrinks_what_the_two_ways_differ_by(rng: np.random.Generator) -> None:
-    smooth = torch.nn.functional.interpolate(torch.from_numpy(rng.normal(size=(2, 3, 3, 3, 3))), (12, 12, 12), mode="trilinear")
+    smooth = torch.nn.functional.interpolate(
+        torch.from_numpy(rng.normal(size=(2, 3, 3, 3, 3))), (12, 12, 12), mode="trilinear"
+    )
     identity = index_grid((12, 12, 12)).double()
 
     def residual(u: torch.Tensor, v: torch.Tensor) -> float:

@@ -24,7 +24,9 @@ def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
     distance = np.empty((len(pairs), *shape))
     for k, (a, b) in enumerate(pairs):
         for x in np.ndindex(shape):
-            terms = [(at(x + s + dilation * np.array(a)) - at(x + s + dilation * np.array(b))) ** 2 for s in box]
+            terms = [
+                (at(x + s + dilation * np.array(a)) - at(x + s + dilation * np.array(b))) ** 2 for s in box
+            ]
             distance[(k, *x)] = np.mean(terms)
     distance -= distance.min(0)
     variance = distance.mean(0)
@@ -57,5 +59,5 @@ def test_mind_of_a_constant_image_is_finite() -> None:
 
 
 def test_unknown_features_are_named_with_those_there_are() -> None:
-    with pytest.raises(RegkitError, match="no features named 'sift'.*mind"):
+    with pytest.raises(RegkitError, match=r"no features named 'sift'.*mind"):
         extractor("sift")

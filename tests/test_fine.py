@@ -34,8 +34,12 @@ def test_dissimilarity_is_its_definition(rng: np.random.Generator) -> None:
         there = (z + shift[2], y + shift[1], x + shift[0])
         if all(t < n for t, n in zip(there, SHAPE, strict=True)):
             weight = fixed.weight[0, z, y, x] * moving.weight[(0, *there)]
-            total += float(weight * (fixed.values[:, z, y, x] - moving.values[(slice(None), *there)]).square().sum())
-    np.testing.assert_allclose(float(dissimilarity(fixed, moving, where)), total / fixed.values.numel(), rtol=1e-10)
+            total += float(
+                weight * (fixed.values[:, z, y, x] - moving.values[(slice(None), *there)]).square().sum()
+            )
+    np.testing.assert_allclose(
+        float(dissimilarity(fixed, moving, where)), total / fixed.values.numel(), rtol=1e-10
+    )
 
 
 def test_cells_without_data_leave_no_trace(rng: np.random.Generator) -> None:
@@ -88,7 +92,9 @@ def test_a_field_that_is_all_folds_ends_without_any(rng: np.random.Generator) ->
 
 def test_adam_finds_a_shift_of_part_of_a_cell(rng: np.random.Generator) -> None:
     coarse = torch.from_numpy(rng.random((1, 4, 9, 9, 9))).float()
-    fine = torch.nn.functional.interpolate(coarse, size=(36, 36, 36), mode="trilinear", align_corners=False)[0]
+    fine = torch.nn.functional.interpolate(coarse, size=(36, 36, 36), mode="trilinear", align_corners=False)[
+        0
+    ]
     whole = FeatureMap(fine[:, 8:28, 8:28, 8:28], torch.ones(1, 20, 20, 20))
     lattice = FeatureMap(fine, torch.ones(1, 36, 36, 36))
     start = torch.zeros(3, 20, 20, 20)

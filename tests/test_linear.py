@@ -26,7 +26,9 @@ def test_rigid_and_affine_fits_recover_what_made_the_points(rng: np.random.Gener
     rigid = _matrix((10, -25, 170), (3, -80, 12))
     np.testing.assert_allclose(fit_rigid(points, transform_points(rigid, points)), rigid, atol=1e-9)
     affine = rigid @ np.diag([1.1, 0.9, 1.05, 1])
-    error = transform_points(fit_affine(points, transform_points(affine, points)), points) - transform_points(affine, points)
+    error = transform_points(fit_affine(points, transform_points(affine, points)), points) - transform_points(
+        affine, points
+    )
     assert np.abs(error).max() < 1.0  # the ridge holds back a little of the scaling
 
 
@@ -53,7 +55,9 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float
 def test_the_search_is_what_trying_every_shift_gives(rng: np.random.Generator) -> None:
     """Mean squared difference over the overlap, with what does not overlap counted as the median."""
     fixed = Source(torch.from_numpy(_texture(rng, (6, 7, 5), 1)), None, Grid((5, 7, 6)))
-    moving = Source(torch.from_numpy(_texture(rng, (7, 5, 8), 1)), None, Grid((8, 5, 7), origin=(30.0, -9.0, 4.0)))
+    moving = Source(
+        torch.from_numpy(_texture(rng, (7, 5, 8), 1)), None, Grid((8, 5, 7), origin=(30.0, -9.0, 4.0))
+    )
 
     def identity(image: torch.Tensor) -> torch.Tensor:
         return image[None]
@@ -82,7 +86,11 @@ def test_the_search_is_what_trying_every_shift_gives(rng: np.random.Generator) -
 def _pair(rng: np.random.Generator, truth: np.ndarray, cut: int = 0) -> tuple[Source, Source]:
     """A textured image and what a scanner in another frame, with other contrast, makes of it."""
     fixed_grid = Grid((48, 44, 40), (2.0, 2.0, 2.0), (-10.0, 40.0, 5.0))
-    world = Source(torch.from_numpy(_texture(rng, (90, 94, 98), 3)), None, Grid((98, 94, 90), (2.0,) * 3, (-60.0, -10.0, -45.0)))
+    world = Source(
+        torch.from_numpy(_texture(rng, (90, 94, 98), 3)),
+        None,
+        Grid((98, 94, 90), (2.0,) * 3, (-60.0, -10.0, -45.0)),
+    )
     image, _ = resample(world, np.eye(4), fixed_grid)
     # Another lattice over the moved anatomy, turned and away from the fixed frame.
     direction = np.diag([-1.0, -1.0, 1.0])

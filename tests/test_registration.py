@@ -1,0 +1,293 @@
+"""register() as its callers see it: what it recovers, on any grids, and what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+import regkit
+from regkit.deformable import plan
+from regkit.errors import RegkitError
+from regkit.formats import to_learn2reg, write_linear
+from regkit.geometry import slab_index, transform_points
+from regkit.settings import PRESETS
+
+SHAPE = (37, 41, 29)  # of odd sizes that no stride divides
+SPACING = 2.0
+
+
+def texture(seed: int = 1) -> np.ndarray:
+    """A smooth random image over a body-like ball, of values that are not taken for CT."""
+    random = np.random.default_rng(seed)
+    image = gaussian_filter(random.normal(size=SHAPE), 1.7)
+    z, y, x = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in SHAPE)]
+    body = 1 / (1 + np.exp((z**2 + y**2 + x**2 - 1.1) * 12))
+    return (body * (1 + image / image.std())).astype(np.float32) * 100
+
+
+GRID = regkit.Grid(SHAPE[::-1], (SPACING,) * 3, (-31.0, 12.0, 100.0))
+
+
+def moving_through(matrix: np.ndarray, grid: regkit.Grid = GRID) -> regkit.Volume:
+    """The texture seen at y = T(p), so that the true fixed -> moving map is ``matrix``."""
+    index = transform_points(
+        GRID.world_to_index @ np.linalg.inv(matrix) @ grid.index_to_world, slab_index(grid, 0, grid.shape[0])
+    )
+    seen = map_coordinates(texture(), np.moveaxis(index[..., ::-1], -1, 0), order=3, mode="nearest")
+    return regkit.Volume(seen.astype(np.float32), grid, "moving")
+
+
+FIXED = regkit.Volume(texture(), GRID, "fixed")
+
+
+def inner_points(margin: int = 8) -> np.ndarray:
+    inner = tuple(slice(margin, n - margin, 2) for n in SHAPE)
+    return transform_points(GRID.index_to_world, slab_index(GRID, 0, SHAPE[0])[inner].reshape(-1, 3))
+
+
+def errors(result: regkit.Registration, matrix: np.ndarray) -> np.ndarray:
+    points = inner_points()
+    return np.linalg.norm(result.warp.transform_points(points) - transform_points(matrix, points), axis=1)
+
+
+def scaled(factor: float, shift: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
+    matrix = np.diag([factor, factor, factor, 1.0])
+    matrix[:3, 3] = GRID.centre * (1 - factor) + shift
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [scaled(1.0), scaled(1.0, (4.0, -2.0, 6.0)), scaled(1.0, (1.0, 3.0, -0.6)), scaled(1.06), scaled(0.95)],
+    ids=["identity", "whole-voxels", "parts-of-voxels", "larger", "smaller"],
+)
+def test_shifts_and_scalings_are_found_without_a_half_voxel_error(matrix: np.ndarray) -> None:
+    """By the deformable stages alone, which is where the public codes are off by N / (N - 1)."""
+    found = errors(regkit.register(FIXED, moving_through(matrix), init="none"), matrix)
+    assert found.mean() < 0.2 * SPACING
+    assert np.percentile(found, 95) < 0.5 * SPACING
+
+
+def test_a_shift_is_found_up_to_the_border() -> None:
+    """Nothing pulls displacements towards zero where the box means meet the end of the grid."""
+    shift = np.array([6.0, 0.0, -6.0])
+    grid = regkit.Grid(tuple(n + 12 for n in GRID.size), GRID.spacing, tuple(np.array(GRID.origin) - 12.0))
+    random = np.random.default_rng(5)
+    wide = gaussian_filter(random.normal(size=grid.shape), 1.7).astype(np.float32)
+    fixed = regkit.Volume(wide[6:-6, 6:-6, 6:-6], GRID)
+    result = regkit.register(
+        fixed,
+        regkit.Volume(wide, regkit.Grid(grid.size, grid.spacing, tuple(np.array(grid.origin) + shift))),
+        init="none",
+    )
+    off = np.linalg.norm(result.warp.field - shift, axis=-1)
+    faces = np.concatenate([np.take(off, end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    assert faces.mean() < SPACING  # of a shift of 8.5 mm
+
+
+def test_the_field_that_is_returned_is_the_one_that_was_used() -> None:
+    """By SimpleITK from the saved field, and by scipy from Learn2Reg's voxels, as the official code does."""
+    result = regkit.register(FIXED, moving_through(scaled(1.05, (2.0, 0.0, -2.0))))
+    moved = result.moved.array
+    by_itk = sitk.Resample(
+        result.moving.to_sitk(),
+        GRID.blank(),
+        result.warp.to_sitk(),
+        sitk.sitkLinear,
+        float(result.moving.array.min()),
+    )
+    np.testing.assert_allclose(moved, sitk.GetArrayFromImage(by_itk), atol=1e-3)
+    voxels = to_learn2reg(result.warp)
+    identity = np.stack(np.meshgrid(*[np.arange(n) for n in GRID.size], indexing="ij"))
+    by_scipy = map_coordinates(result.moving.array.T, identity + np.moveaxis(voxels, -1, 0), order=1)
+    inner = (slice(6, -6),) * 3
+    np.testing.assert_allclose(moved.T[inner], by_scipy[inner], atol=1e-2 * np.ptp(moved))
+    inside = inner_points()
+    back = result.warp.inverse().transform_points(result.warp.transform_points(inside))
+    assert np.abs(back - inside).max() < 0.2 * SPACING
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "ASR"])
+def test_the_way_voxels_are_stored_changes_nothing(code: str) -> None:
+    matrix = scaled(1.03, (3.0, -4.0, 2.0))
+    moving = moving_through(matrix).to_sitk()
+    again = sitk.DICOMOrient(moving, {"ASR": "PIL", "RAS": "LPI"}.get(code, "LPS"))
+    straight, turned = regkit.register(FIXED, moving), regkit.register(FIXED, again)
+    assert np.abs(straight.warp.field - turned.warp.field).max() < 0.1
+
+
+def test_an_oblique_moving_grid_in_another_frame() -> None:
+    turn = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn
+    matrix[:3, 3] = (250.0, -80.0, -300.0)
+    size = (34, 46, 31)
+    middle = transform_points(matrix, GRID.centre)
+    origin = middle - turn @ (np.array((1.8, 1.7, 2.4)) * (np.array(size) - 1) / 2)
+    grid = regkit.Grid(size, (1.8, 1.7, 2.4), tuple(origin), tuple(turn.ravel()))
+    result = regkit.register(FIXED, moving_through(matrix, grid))
+    assert errors(result, matrix).mean() < 0.3 * SPACING
+    assert result.warp.moving_grid == grid
+
+
+def test_what_one_image_does_not_show_does_not_pull() -> None:
+    """With the upper part of the moving image cut away, the rest is registered as before."""
+    matrix = scaled(1.0, (3.0, 2.0, -1.0))
+    whole = moving_through(matrix)
+    z = 20
+    part = regkit.Volume(
+        whole.array[:z].copy(), regkit.Grid((*GRID.size[:2], z), GRID.spacing, GRID.origin), "part"
+    )
+    result = regkit.register(FIXED, part, init="none")
+    points = inner_points()
+    seen = transform_points(GRID.world_to_index, points)[:, 2] < z - 4
+    off = np.linalg.norm(result.warp.transform_points(points) - transform_points(matrix, points), axis=1)
+    assert off[seen].mean() < 0.3 * SPACING
+    assert off[~seen].mean() < 2 * SPACING
+    assert result.metrics["folding_percent"] == 0
+
+
+def test_what_a_mask_leaves_out_does_not_count() -> None:
+    matrix = scaled(1.0, (3.0, 0.0, -2.0))
+    moving = moving_through(matrix)
+    spoilt = moving.array.copy()
+    spoilt[:, :, 18:] = np.random.default_rng(3).uniform(0, 300, spoilt[:, :, 18:].shape)
+    mask = np.ones(SHAPE, dtype=bool)
+    mask[:, :, 17:] = False
+    result = regkit.register(
+        FIXED,
+        regkit.Volume(spoilt, GRID),
+        moving_mask=regkit.Volume(mask.astype(np.uint8), GRID),
+        init="none",
+    )
+    points = inner_points()
+    clear = transform_points(GRID.world_to_index, points)[:, 0] < 12
+    off = np.linalg.norm(result.warp.transform_points(points) - transform_points(matrix, points), axis=1)
+    assert off[clear].mean() < 0.3 * SPACING
+
+
+def test_unrelated_images_do_not_fold() -> None:
+    result = regkit.register(FIXED, regkit.Volume(texture(7), GRID), init="none")
+    assert result.metrics["folding_percent"] == 0
+    assert result.warp.jacobian().array.min() > 0
+
+
+def test_the_same_seed_gives_the_same_warp_to_the_bit() -> None:
+    moving = moving_through(scaled(1.04, (3.0, 1.0, 0.0)))
+    one, two = (regkit.register(FIXED, moving, seed=3) for _ in range(2))
+    assert np.array_equal(one.warp.field, two.warp.field)
+
+
+def test_every_kind_of_image_gives_the_same_warp(tmp_path: Path) -> None:
+    moving = moving_through(scaled(1.04, (3.0, 1.0, 0.0)))
+    file = tmp_path / "moving.nii.gz"
+    regkit.save_image(moving.to_sitk(), file)
+    as_nibabel = nib.Nifti1Image(moving.array.T, GRID.ras_affine)
+    as_tensor = regkit.Volume(torch.from_numpy(moving.array), GRID)
+    found = [
+        regkit.register(FIXED, image).warp.field
+        for image in (moving, moving.to_sitk(), file, as_nibabel, as_tensor)
+    ]
+    for field in found[1:]:
+        np.testing.assert_allclose(field, found[0], atol=1e-2)
+
+
+def test_the_start_can_be_chosen(tmp_path: Path) -> None:
+    matrix = scaled(1.0, (5.0, -3.0, 2.0))
+    moving = moving_through(matrix)
+    file = tmp_path / "start.tfm"
+    write_linear(matrix, file)
+    for init in (file, str(file), matrix):
+        result = regkit.register(FIXED, moving, init=init, preset="linear")
+        np.testing.assert_allclose(result.linear, matrix, atol=1e-6)
+        np.testing.assert_allclose(
+            result.warp.field, np.broadcast_to((5.0, -3.0, 2.0), (*SHAPE, 3)), atol=1e-4
+        )
+    none = regkit.register(FIXED, moving, init="none", preset="linear")
+    assert np.array_equal(none.linear, np.eye(4))
+    away = regkit.Volume(moving.array, regkit.Grid(GRID.size, GRID.spacing, (500.0, 0.0, 0.0)))
+    centre = regkit.register(FIXED, away, init="centre", preset="linear")
+    np.testing.assert_allclose(transform_points(centre.linear, GRID.centre), away.grid.centre)
+    rigid = regkit.register(FIXED, moving_through(scaled(1.06)), init="rigid", preset="linear")
+    np.testing.assert_allclose(rigid.linear[:3, :3] @ rigid.linear[:3, :3].T, np.eye(3), atol=1e-6)
+    affine = regkit.register(FIXED, moving_through(scaled(1.06)), init="affine", preset="linear")
+    assert np.linalg.det(affine.linear[:3, :3]) > 1.08
+    with pytest.raises(RegkitError, match="do not overlap"):
+        regkit.register(FIXED, away, init="none")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"init": "magic"}, "no start named 'magic'.*centre"),
+        ({"init": "nowhere.tfm"}, "no such file"),
+        ({"features": "sift"}, "no features named 'sift'"),
+        ({"preset": "best"}, "no preset named 'best'.*fast"),
+        ({"device": "tpu"}, "no device named 'tpu'"),
+        ({"threads": 0}, "at least 1"),
+        ({"ct_window": (100.0, -100.0)}, "CT window"),
+    ],
+)
+def test_an_unknown_choice_is_answered_with_those_there_are(option: dict[str, object], message: str) -> None:
+    with pytest.raises(RegkitError, match=message):
+        regkit.register(FIXED, FIXED, **option)  # type: ignore[arg-type]
+
+
+def test_progress_times_memory_and_state() -> None:
+    seen: list[tuple[str, float]] = []
+    threads = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    torch.manual_seed(42)
+    expected = torch.rand(1)
+    torch.manual_seed(42)
+    with torch.no_grad():
+        result = regkit.register(
+            FIXED, FIXED, threads=1, progress=lambda stage, done: seen.append((stage, done))
+        )
+    assert torch.equal(torch.rand(1), expected)
+    assert (torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()) == threads
+    stages = ["load", "linear", "features", "coarse", "fine", "warp"]
+    assert list(dict.fromkeys(stage for stage, _ in seen)) == stages
+    shares = [done for _, done in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert list(result.timings) == [*stages, "total"]
+    assert list(result.memory) == [*stages, "peak"]
+    assert result.settings["threads"] == 1
+
+
+def test_progress_of_a_linear_registration_ends_at_one() -> None:
+    seen: list[float] = []
+    regkit.register(FIXED, FIXED, preset="linear", progress=lambda stage, done: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_ct_is_windowed_and_the_window_can_be_set() -> None:
+    ct = regkit.Volume(np.where(texture() > 60, texture(), -1000).astype(np.float32), GRID)
+    windows = regkit.register(FIXED, ct, init="none", preset="linear").settings["intensity_windows"]
+    assert not windows["fixed"]["ct"]
+    assert windows["moving"] == {"ct": True, "low": -450, "high": 450}
+    both = regkit.register(ct, ct, init="none", preset="linear").settings["intensity_windows"]
+    assert both["fixed"] == {"ct": True, "low": -1000, "high": 450}
+    given = regkit.register(ct, ct, init="none", preset="linear", ct_window=(-160, 240)).settings[
+        "intensity_windows"
+    ]
+    assert given["moving"] == {"ct": True, "low": -160, "high": 240}
+
+
+@pytest.mark.parametrize("spacing", [0.5, 0.9, 1.5, 2.0, 3.0, 8.0])
+def test_the_search_reaches_32_mm_or_half_the_field_of_view(spacing: float) -> None:
+    grid = regkit.Grid((160, 128, 96), (spacing,) * 3)
+    work = plan(grid, grid, PRESETS["default"])
+    reach = sum(stride * radius for stride, radius in work.levels) * work.grid.spacing[0]
+    assert reach >= min(32, 0.5 * 96 * spacing)
+    assert work.levels[-1][0] == 2
+    assert all(n % work.levels[0][0] == 0 for n in work.grid.size)
+    assert np.prod(work.grid.size) < 1.2 * PRESETS["default"].max_voxels
+    np.testing.assert_allclose(work.grid.centre, grid.centre, atol=1e-9)
