@@ -1,0 +1,108 @@
+"""Images seen from a working grid: values against SimpleITK, weights against geometry, blur and aliasing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.spatial.transform import Rotation
+from warp_cases import FIXED, MOVING, affine_map, texture
+
+from regkit.geometry import Grid, transform_points
+from regkit.resample import Source, resample
+
+
+def _source(grid: Grid, mask: np.ndarray | None = None) -> Source:
+    inside = None if mask is None else torch.from_numpy(mask.astype(np.float32))
+    return Source(torch.from_numpy(texture(grid) / 2000 + 0.5), inside, grid)
+
+
+def _index_in_source(matrix: np.ndarray) -> np.ndarray:
+    """Where each voxel of FIXED lies in MOVING, (z, y, x, 3) of components (x, y, z)."""
+    return transform_points(MOVING.world_to_index @ matrix, FIXED.world_points())
+
+
+@pytest.fixture
+def matrix() -> np.ndarray:
+    return affine_map(12, (4, -6, 3))
+
+
+def test_values_are_those_of_simpleitk_through_the_same_matrix(matrix: np.ndarray) -> None:
+    source = _source(MOVING)
+    found, weight = resample(source, matrix, FIXED)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    moving = MOVING.to_sitk(source.image.numpy())
+    expected = sitk.GetArrayFromImage(sitk.Resample(moving, FIXED.blank(), transform, sitk.sitkLinear, -9.0))
+    index = _index_in_source(matrix)
+    well_inside = ((index > 0.01) & (index < np.array(MOVING.size) - 1.01)).all(-1)
+    assert 0.2 < well_inside.mean() < 0.95
+    np.testing.assert_allclose(found.numpy()[well_inside], expected[well_inside], atol=2e-5)
+    # ITK writes its default where the image ends, half a voxel beyond the outer centres.
+    clear = (np.abs(index + 0.5) > 1e-3).all(-1) & (np.abs(index - np.array(MOVING.size) + 0.5) > 1e-3).all(
+        -1
+    )
+    assert ((weight.numpy() > 0) == (expected != -9.0))[clear].all()
+    assert set(np.unique(weight.numpy())) == {0.0, 1.0}
+
+
+def test_the_image_goes_on_by_its_border_values_where_it_ends() -> None:
+    grid = Grid((4, 4, 4))
+    source = Source(torch.arange(64.0).reshape(4, 4, 4), None, grid)
+    image, weight = resample(source, np.eye(4), Grid((10, 10, 10), origin=(-3.0, -3.0, -3.0)))
+    edges = np.clip(np.arange(10) - 3, 0, 3)
+    np.testing.assert_allclose(image.numpy(), source.image.numpy()[np.ix_(edges, edges, edges)], atol=1e-4)
+    assert weight.sum() == 64
+    assert weight[3:7, 3:7, 3:7].all()
+
+
+def test_a_mask_is_seen_by_its_nearest_voxel(matrix: np.ndarray, rng: np.random.Generator) -> None:
+    mask = rng.random(MOVING.shape) > 0.4
+    _, everywhere = resample(_source(MOVING), matrix, FIXED)
+    _, found = resample(_source(MOVING, mask), matrix, FIXED)
+    index = _index_in_source(matrix)
+    nearest = np.clip(np.round(index).astype(int), 0, np.array(MOVING.size) - 1)
+    expected = mask[nearest[..., 2], nearest[..., 1], nearest[..., 0]] * everywhere.numpy()
+    clear = (np.abs(index - np.floor(index) - 0.5) > 1e-3).all(-1)
+    assert (found.numpy() == expected)[clear].all()
+    assert clear.mean() > 0.9
+
+
+def test_a_grid_as_fine_as_the_image_leaves_it_as_it_is() -> None:
+    source = _source(Grid((12, 10, 9), (2.0, 2.0, 3.0)))
+    assert source.smoothed_for(2.0) is source
+    assert source.smoothed_for(0.5) is source
+
+
+def test_blur_is_that_of_the_grid_and_only_along_finer_axes() -> None:
+    """A point becomes a Gaussian whose variance is that of the coarser voxel less that of the image's own."""
+    grid = Grid((41, 41, 21), (1.0, 2.0, 4.0))
+    point = torch.zeros(grid.shape)
+    point[10, 20, 20] = 1
+    mask = torch.ones(grid.shape)
+    found = Source(point, mask, grid).smoothed_for(4.0)
+    assert found.grid == grid and found.mask is mask
+    for axis, (size, spacing) in enumerate(zip(grid.shape, (4.0, 2.0, 1.0), strict=True)):
+        at = torch.arange(size) * spacing
+        profile = found.image.sum(dim=[k for k in range(3) if k != axis])
+        variance = float((profile * at**2).sum() - (profile * at).sum() ** 2)
+        assert variance == pytest.approx(0.25 * (16 - spacing**2), rel=0.05, abs=1e-6)
+    assert float(found.image.sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_detail_finer_than_the_grid_does_not_turn_into_something_else() -> None:
+    """Stripes of two voxels vanish on a grid eight times coarser instead of showing as slow waves."""
+    grid = Grid((64, 64, 64), (1.0, 1.0, 1.0), tuple(np.array((3.0, 1.0, -7.0))))
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("z", 3, degrees=True).as_matrix()
+    x = torch.arange(64) % 2
+    source = Source(x.float().expand(64, 64, 64).contiguous(), None, grid)
+    coarse = grid.working(7.5)
+    raw, _ = resample(source, turn, coarse)
+    found, weight = resample(source.smoothed_for(7.5), turn, coarse)
+    inner = (slice(1, -1),) * 3
+    assert weight[inner].all()
+    assert raw[inner].std() > 0.1
+    assert found[inner].std() < 0.01
