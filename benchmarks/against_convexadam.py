@@ -1,11 +1,12 @@
 """Time and peak memory of regkit and PyPI convexAdam on one pair, as whole processes in alternation.
 
-    python -m venv /tmp/peer && /tmp/peer/bin/pip install -c constraints.txt torch numpy SimpleITK nibabel convexAdam==0.2.0
-    python benchmarks/against_convexadam.py --peer-python /tmp/peer/bin/python [--runs 3] [-o FILE]
+    python -m venv peer && peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0
+    python benchmarks/against_convexadam.py --peer-python peer/bin/python [--runs 3] [-o FILE]
 
-The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam
-takes no other. Both programs read the NIfTI files and write a displacement field. regkit runs twice: as a user
-runs it (with the search for a linear start, which convexAdam has not), and with ``--init none``: the same work.
+The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since
+convexAdam takes no other. Both programs read the NIfTI files and write a displacement field; convexAdam
+runs with its defaults. regkit runs twice: as a user runs it (with the search for a linear start,
+which convexAdam has not), and with ``--init none``: the same work.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ PEER = """
 import sys
 import nibabel, numpy
 from convexAdam.convex_adam_MIND import convex_adam_pt
-import torch
 fixed, moving = (nibabel.load(path) for path in sys.argv[1:3])
-field = convex_adam_pt(fixed.get_fdata(dtype=numpy.float32), moving.get_fdata(dtype=numpy.float32), dtype=torch.float32)
+field = convex_adam_pt(*(image.get_fdata(dtype=numpy.float32) for image in (fixed, moving)))
 nibabel.save(nibabel.Nifti1Image(field.astype(numpy.float32), fixed.affine), sys.argv[3])
 """
 

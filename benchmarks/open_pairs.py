@@ -2,8 +2,8 @@
 
     python benchmarks/open_pairs.py [--preset default] [-o benchmarks/results/open_pairs]
 
-The pairs lie in ``../shared/data/pairs`` from the project's root, or under the folder that the environment variable
-REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its own, one after the other,
+The pairs lie in ``../shared/data/pairs`` from the project's root, or under the folder that the
+environment variable REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its own, one after the other,
 so that seconds are too. Labels and landmarks are for measuring alone.
 """
 
@@ -65,11 +65,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         dice, metrics, seconds = row["metrics"]["mean_dice"], row["metrics"], row["seconds"]
-        tre = (
-            [f"{row['tre_mm'][s]:.2f}" for s in ("before", "linear", "after")]
-            if "tre_mm" in row
-            else [""] * 3
-        )
+        tre = [f"{mm:.2f}" for mm in row["tre_mm"].values()] if "tre_mm" in row else [""] * 3
         cells = [f"{row['pair']}, {row['direction']}"]
         cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")] + tre
         cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]

@@ -160,7 +160,8 @@ def search_translation(
 
     Returns:
         Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
-        ``_APART`` cells apart, and the median mean squared difference over the shifts: what a random one gives.
+        ``_APART`` cells apart, and the median mean squared difference over the shifts: what a random
+        one gives.
     """
     grid = fixed.grid.working(spacing)
     lattice = _lattice_over(moving.grid, grid)
