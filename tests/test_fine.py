@@ -1,4 +1,4 @@
-"""The terms of the fine stage against float64 references, and the removal of folds."""
+"""The terms of the fine stage against float64 references, and what Adam makes of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from regkit.costvolume import FeatureMap
 from regkit.fine import diffusion, dissimilarity, refine
-from regkit.folding import CORNERS, corner_jacobian, folded_points, unfold
 from regkit.geometry import index_grid
 from regkit.settings import PRESETS
 
@@ -56,38 +55,6 @@ def test_cells_without_data_leave_no_trace(rng: np.random.Generator) -> None:
     torch.testing.assert_close(found[0], found[1])
     assert not found[0][1][:, 5, 3].any()
     assert found[0][1].any()
-
-
-def test_corner_jacobians_are_determinants_of_edge_differences(rng: np.random.Generator) -> None:
-    field = rng.normal(size=(3, *SHAPE))
-    for corner in CORNERS:
-        found = corner_jacobian(torch.from_numpy(field), corner).numpy()
-        for cell in np.ndindex(found.shape):
-            at = np.array(cell) + corner
-            gradient = np.empty((3, 3))
-            for column, axis in enumerate((2, 1, 0)):  # along x, y, z of array axes (z, y, x)
-                low, high = at.copy(), at.copy()
-                low[axis], high[axis] = cell[axis], cell[axis] + 1
-                gradient[:, column] = field[(slice(None), *high)] - field[(slice(None), *low)]
-            np.testing.assert_allclose(found[cell], np.linalg.det(np.eye(3) + gradient), atol=1e-10)
-
-
-def test_unfold_removes_folds_and_leaves_the_rest(rng: np.random.Generator) -> None:
-    field = torch.zeros(3, 24, 24, 24)
-    field[:, 8:12, 8:12, 8:12] = torch.from_numpy(rng.normal(size=(3, 4, 4, 4)) * 3).float()
-    assert folded_points(field).any()
-    flat = unfold(field)
-    assert not folded_points(flat).any()
-    assert torch.equal(flat[:, :, :, 20:], field[:, :, :, 20:])
-
-
-def test_unfold_returns_a_field_without_folds_as_it_is(rng: np.random.Generator) -> None:
-    field = torch.from_numpy(0.1 * rng.random((3, *SHAPE)))
-    assert unfold(field) is field
-
-
-def test_a_field_that_is_all_folds_ends_without_any(rng: np.random.Generator) -> None:
-    assert not folded_points(unfold(torch.from_numpy(rng.normal(size=(3, 12, 12, 12)) * 20))).any()
 
 
 def test_adam_finds_a_shift_of_part_of_a_cell(rng: np.random.Generator) -> None:
