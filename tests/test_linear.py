@@ -10,7 +10,14 @@ from scipy.spatial.transform import Rotation
 
 from regkit.features import mind_ssc
 from regkit.geometry import Grid, slab_index, transform_points
-from regkit.linear import align, fit_affine, fit_rigid, least_trimmed_squares, search_translation
+from regkit.linear import (
+    _AFFINE_RIDGE,
+    align,
+    fit_affine,
+    fit_rigid,
+    least_trimmed_squares,
+    search_translation,
+)
 from regkit.resample import Source, resample
 
 
@@ -30,6 +37,29 @@ def test_rigid_and_affine_fits_recover_what_made_the_points(rng: np.random.Gener
         affine, points
     )
     assert np.abs(error).max() < 1.0  # the ridge holds back a little of the scaling
+
+
+def test_the_affine_fit_is_a_ridge_regression_about_the_rigid_one(rng: np.random.Generator) -> None:
+    """The minimum of |A p - t|^2 + r |A - R|^2 over all matrices A about the points' centre."""
+    points = rng.normal(size=(80, 3)) * (30, 20, 4) + (10, -40, 300)
+    targets = points @ np.array([[1.1, 0.2, 0], [-0.1, 0.9, 0.05], [0.1, 0, 1.3]]) + rng.normal(size=(80, 3))
+    found, rigid = fit_affine(points, targets), fit_rigid(points, targets)
+    spread = points - points.mean(0)
+    ridge = _AFFINE_RIDGE * (spread**2).sum() / 3
+
+    def cost(linear: np.ndarray) -> float:
+        error = spread @ linear.T - (targets - targets.mean(0))
+        return float((error**2).sum() + ridge * ((linear - rigid[:3, :3]) ** 2).sum())
+
+    least = cost(found[:3, :3])
+    assert all(cost(found[:3, :3] + 1e-3 * rng.normal(size=(3, 3))) > least for _ in range(50))
+    np.testing.assert_allclose(transform_points(found, points.mean(0)), targets.mean(0), atol=1e-9)
+
+
+def test_a_reflection_is_never_taken_for_a_rotation(rng: np.random.Generator) -> None:
+    points = rng.normal(size=(30, 3)) * (20, 20, 2)
+    found = fit_rigid(points, points * (1, 1, -1))
+    assert np.linalg.det(found[:3, :3]) == pytest.approx(1)
 
 
 def test_a_thin_slab_is_not_scaled_along_its_normal(rng: np.random.Generator) -> None:
@@ -112,6 +142,50 @@ def test_a_pair_in_unrelated_frames_is_brought_together(rng: np.random.Generator
     assert error.max() < 2.0  # mm, a voxel
     assert found.origin != "header"
     assert found.similarity > 0.5
+
+
+@pytest.mark.parametrize("degrees", [(20, 0, 0), (0, -20, 0), (-10, 10, 14)])
+def test_a_rotation_by_twenty_degrees_is_found(
+    rng: np.random.Generator, degrees: tuple[float, float, float]
+) -> None:
+    truth = _matrix(degrees, (-150, 0, 20))
+    fixed, moving = _pair(rng, truth, cut=10)
+    found = align(fixed, moving, 2.0, mind_ssc, models=("rigid",))
+    turned = Rotation.from_matrix(found.matrix[:3, :3] @ truth[:3, :3].T).magnitude()
+    assert np.degrees(turned) < 1
+    points = transform_points(
+        fixed.grid.index_to_world, slab_index(fixed.grid, 12, 28)[::5, 12:32:4, 12:36:4]
+    )
+    apart = transform_points(found.matrix, points) - transform_points(truth, points)
+    assert np.linalg.norm(apart, axis=-1).max() < 1.0
+
+
+def test_masks_say_what_is_searched_for(rng: np.random.Generator) -> None:
+    """With all but a box around one part masked out, that part is found where it is shown."""
+    truth = _matrix((0, 0, 0), (90, 40, -25))
+    fixed, moving = _pair(rng, truth)
+    lure = torch.from_numpy(_texture(rng, tuple(fixed.image.shape), 3))
+    mask = torch.zeros_like(fixed.image)
+    mask[:, :, :24] = 1
+    spoilt = torch.where(mask > 0, fixed.image, lure)
+    found = align(Source(spoilt, mask, fixed.grid), moving, 2.0, mind_ssc, models=("rigid",))
+    points = transform_points(fixed.grid.index_to_world, slab_index(fixed.grid, 10, 30)[::5, 8:36:4, 4:20:4])
+    apart = transform_points(found.matrix, points) - transform_points(truth, points)
+    assert np.linalg.norm(apart, axis=-1).max() < 2.0
+
+
+def test_an_affine_start_finds_a_scaling_that_a_rigid_one_cannot(rng: np.random.Generator) -> None:
+    truth = _matrix((0, 0, 5), (60, 20, -30)) @ np.diag([1.08, 0.93, 1.05, 1.0])
+    fixed, moving = _pair(rng, truth)
+    points = transform_points(fixed.grid.index_to_world, slab_index(fixed.grid, 10, 30)[::5, 8:36:4, 8:40:4])
+    wanted = transform_points(truth, points)
+    rigid, affine = (
+        align(fixed, moving, 2.0, mind_ssc, models) for models in (("rigid",), ("rigid", "affine"))
+    )
+    assert np.linalg.norm(transform_points(rigid.matrix, points) - wanted, axis=-1).max() > 2.5
+    assert np.linalg.norm(transform_points(affine.matrix, points) - wanted, axis=-1).max() < 1.0
+    assert (rigid.model, affine.model) == ("rigid", "affine")
+    assert affine.similarity > rigid.similarity
 
 
 def test_exchanging_the_images_inverts_the_start(rng: np.random.Generator) -> None:
