@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates
 
 from regkit.coarse import COUPLING, coupled_convex, inverse_consistent, match
 from regkit.costvolume import FeatureMap, cost_volume, displacements
@@ -123,6 +124,19 @@ def test_inverse_consistency_shrinks_what_the_two_ways_differ_by(rng: np.random.
 
     before = residual(smooth[0], smooth[1])
     assert residual(*inverse_consistent(smooth[0], smooth[1])) < 0.05 * before
+
+
+def test_one_round_of_inverse_consistency_is_its_formula(rng: np.random.Generator) -> None:
+    u, v = rng.uniform(-1.5, 1.5, (2, 3, 6, 5, 7))
+    identity = np.stack(np.meshgrid(*[np.arange(n) for n in (6, 5, 7)], indexing="ij"))
+
+    def seen(field: np.ndarray, by: np.ndarray) -> np.ndarray:
+        where = identity + by[::-1]  # array order (z, y, x) from components (x, y, z)
+        return np.stack([map_coordinates(c, where, order=1, mode="nearest") for c in field])
+
+    found = inverse_consistent(torch.from_numpy(u), torch.from_numpy(v), iterations=1)
+    np.testing.assert_allclose(found[0].numpy(), 0.5 * (u - seen(v, u)), atol=1e-5)
+    np.testing.assert_allclose(found[1].numpy(), 0.5 * (v - seen(u, v)), atol=1e-5)
 
 
 def test_exact_inverses_stay_as_they_are() -> None:

@@ -41,6 +41,15 @@ def test_mind_is_its_definition(rng: np.random.Generator, radius: int, dilation:
     np.testing.assert_allclose(found.numpy(), _naive(image, radius, dilation), atol=1e-10)
 
 
+def test_the_scale_is_held_where_there_is_hardly_any_detail(rng: np.random.Generator) -> None:
+    """The faint half of the image is judged by a thousandth of the mean variance, not by its own."""
+    image = rng.random((6, 9, 7))
+    image[:, :5] *= 1e-3
+    found = mind_ssc(torch.from_numpy(image)).numpy()
+    np.testing.assert_allclose(found, _naive(image, 1, 2), atol=1e-10)
+    assert found[:, :, 0].min() > 0.9
+
+
 def test_the_twelve_pairs_are_face_neighbours_at_right_angles() -> None:
     pairs = _ssc_pairs()
     assert len(pairs) == len(set(pairs)) == 12

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from regkit.costvolume import FeatureMap
+from regkit.filters import smooth
 from regkit.fine import diffusion, dissimilarity, refine
+from regkit.folding import folded_points
 from regkit.geometry import index_grid
 from regkit.settings import PRESETS
 
@@ -55,6 +59,25 @@ def test_cells_without_data_leave_no_trace(rng: np.random.Generator) -> None:
     torch.testing.assert_close(found[0], found[1])
     assert not found[0][1][:, 5, 3].any()
     assert found[0][1].any()
+
+
+def test_there_is_no_gain_in_moving_towards_missing_data(rng: np.random.Generator) -> None:
+    """Where the features are the same everywhere, the weights alone do not call for any displacement."""
+    fixed = FeatureMap(torch.zeros(3, *SHAPE).double(), torch.ones(1, *SHAPE).double())
+    moving = FeatureMap(torch.ones(3, *SHAPE).double(), torch.from_numpy(rng.uniform(0.1, 1, (1, *SHAPE))))
+    where = (index_grid(SHAPE).double() + 0.3).requires_grad_()
+    loss = dissimilarity(fixed, moving, where)
+    assert loss > 0.1
+    (gradient,) = torch.autograd.grad(loss, where)
+    assert gradient.abs().max() < 1e-12
+
+
+def test_what_adam_returns_does_not_fold(rng: np.random.Generator) -> None:
+    nothing = FeatureMap(torch.zeros(1, 9, 9, 9), torch.zeros(1, 9, 9, 9))
+    start = torch.from_numpy(rng.normal(size=(3, 9, 9, 9)) * 30).float()
+    assert folded_points(smooth(start, 3)).any()
+    found = refine(nothing, nothing, torch.zeros(3), start, replace(PRESETS["default"], iterations=1))
+    assert not folded_points(found).any()
 
 
 def test_adam_finds_a_shift_of_part_of_a_cell(rng: np.random.Generator) -> None:

@@ -48,6 +48,14 @@ def test_outliers_and_empty_margins_do_not_set_the_window(rng: np.random.Generat
     assert 190 < high < 201
 
 
+def test_a_small_object_in_an_empty_image_sets_its_own_window(rng: np.random.Generator) -> None:
+    array = np.zeros((40, 40, 40), dtype=np.float32)
+    array[10:19, 10:19, 10:19] = rng.uniform(100, 200, (9, 9, 9))  # 1 % of the volume
+    low, high = window_of(array, None)
+    assert low == 0
+    assert high > 190
+
+
 def test_a_binary_image_keeps_both_its_values() -> None:
     array = np.zeros((10, 10, 10), dtype=np.float32)
     array[5:] = 7
