@@ -3,8 +3,8 @@
     python benchmarks/open_pairs.py [--preset default] [-o benchmarks/results/open_pairs]
 
 The pairs lie in ``../shared/data/pairs`` from the project's root, or under the folder that the
-environment variable REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its own, one after the other,
-so that seconds are too. Labels and landmarks are for measuring alone.
+environment variable REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its
+own, one after the other, so that seconds are too. Labels and landmarks are for measuring alone.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| fixed <- moving | Dice before | linear | after | TRE mm before | linear | after | folding % | SDlogJ "
-        "| s linear | features | coarse | fine | total | peak MB |",
+        "| fixed <- moving | Dice before | linear | after | TRE mm before | linear | after | folding % "
+        "| SDlogJ | s linear | features | coarse | fine | total | peak MB |",
         "|---|" + "--:|" * 14,
     ]
     for row in rows:

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from regkit.filters import box_sum
 from regkit.geometry import sample
 
+# Below this a weight is none: its cell's values are not divided by it.
+LEAST_WEIGHT = 1e-6
+
 
 @dataclass(frozen=True)
 class FeatureMap:
@@ -40,9 +43,13 @@ class FeatureMap:
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
-        found = sample(self._weighted, where, outside="zeros")
+        found = self.sampled(where)
         weight = found[-1:]
-        return FeatureMap(found[:-1] / weight.clamp_min(1e-6), weight)
+        return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
+
+    def sampled(self, where: torch.Tensor) -> torch.Tensor:
+        """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
+        return sample(self._weighted, where, outside="zeros")
 
     @cached_property
     def _weighted(self) -> torch.Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from regkit.costvolume import FeatureMap
+from regkit.costvolume import LEAST_WEIGHT, FeatureMap
 from regkit.filters import smooth
 from regkit.folding import CORNERS, corner_jacobian, unfold
 from regkit.geometry import index_grid
@@ -16,7 +17,7 @@ from regkit.settings import Settings
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:
 # the scale on which ConvexAdam's regularisation weights are known to work.
 _DATA_WEIGHT = 12.0
-_BARRIER_WEIGHT = 20.0
+_BARRIER_WEIGHT = 40.0
 _LEAST_JACOBIAN = 0.3
 _LEARNING_RATE = 1.0  # cells
 # Gradients are sums over the cells, of order 1 where there is data: below this they are noise that
@@ -38,8 +39,36 @@ def dissimilarity(fixed: FeatureMap, moving: FeatureMap, where: torch.Tensor) ->
     Args:
         where: (3, Z, Y, X) index coordinates of the moving map, one for each cell of the fixed map.
     """
-    seen = moving.at(where)
-    return ((seen.values - fixed.values).square() * (fixed.weight * seen.weight.detach())).mean()
+    value: torch.Tensor = _WeightedDifference.apply(moving.sampled(where), fixed.values, fixed.weight)
+    return value
+
+
+class _WeightedDifference(torch.autograd.Function):
+    """sum w_F w |v / w - F|^2 / (cells * channels) of v and w stacked, with w as a factor constant.
+
+    The gradient is written out because the chain of elementary operations would keep, and pass over, half a
+    dozen volumes of all channels: here it is the only one kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, stacked: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        v, w = stacked[:-1], stacked[-1:].clamp_min(LEAST_WEIGHT)
+        seen = v / w
+        residual = seen - values
+        factor = weight * (2 / values.numel())
+        loss = 0.5 * (factor * stacked[-1:] * residual.square().sum(0, keepdim=True)).sum()
+        # d loss / d v = share * residual, d loss / d w = -sum over channels of the same times v / w.
+        share = factor * (stacked[-1:] / w)
+        gradient = torch.empty_like(stacked)
+        torch.mul(residual, share, out=gradient[:-1])
+        torch.sum(seen.mul_(gradient[:-1]), 0, keepdim=True, out=gradient[-1:]).neg_()
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0], None, None
 
 
 def refine(
@@ -73,10 +102,9 @@ def refine(
         field = smooth(parameters, 3)
         loss = _DATA_WEIGHT * dissimilarity(fixed, moving, anchor + field)
         loss = loss + settings.regularisation * diffusion(field)
-        # Opposite corners in turn: all eight are seen every four steps.
-        for corner in (CORNERS[step % 4], CORNERS[7 - step % 4]):
-            shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
-            loss = loss + _BARRIER_WEIGHT * shortfall.square().mean()
+        # One corner a step, all eight in turn.
+        shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, CORNERS[3 * step % 8])).clamp_min(0)
+        loss = loss + _BARRIER_WEIGHT * shortfall.square().mean()
         (loss * cells).backward()
         optimiser.step()
         decay.step()

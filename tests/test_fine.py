@@ -45,6 +45,17 @@ def test_dissimilarity_is_its_definition(rng: np.random.Generator) -> None:
     )
 
 
+def test_the_gradient_is_that_of_the_plain_definition(rng: np.random.Generator) -> None:
+    fixed, moving = _random_map(rng), _random_map(rng)
+    grid = index_grid(SHAPE).double()
+    where = (grid + torch.from_numpy(rng.uniform(-1.5, 1.5, grid.shape))).requires_grad_()
+    seen = moving.at(where)
+    plain = ((seen.values - fixed.values).square() * (fixed.weight * seen.weight.detach())).mean()
+    found = dissimilarity(fixed, moving, where)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(value, where)[0] for value in (found, plain)))
+
+
 def test_cells_without_data_leave_no_trace(rng: np.random.Generator) -> None:
     """Neither in the value nor in the gradient, whatever the voxels behind a weight of 0 hold."""
     fixed, moving = _random_map(rng), _random_map(rng)
