@@ -1,0 +1,191 @@
+"""The network: a 3-D UNet from one image to feature channels, key for key that of anatomix.
+
+The modules lie in one flat list, so that the entries of the state dict are those of the published 5.9 M
+weights (Dey et al., ICLR 2025), which load unchanged. This module needs torch alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from regkit.errors import RegkitError
+
+Padding = Literal["reflect", "replicate"]
+_STRIDES = (1, 2)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a :class:`UNet`; the defaults are the published network.
+
+    Args:
+        out_channels: feature channels of the output.
+        width: channels at the finest level; each deeper level has twice as many.
+        levels: how often the network pools by 2.
+        stride: voxels per cell of the output; with 2 the body sees each 2^3 voxels as 8 channels of one cell.
+        padding: "reflect" or "replicate", at the borders of every convolution.
+
+    Raises:
+        RegkitError: if a value makes no network.
+    """
+
+    out_channels: int = 16
+    width: int = 16
+    levels: int = 4
+    stride: int = 1
+    padding: Padding = "reflect"
+
+    def __post_init__(self) -> None:
+        for name in ("out_channels", "width", "levels", "stride"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise RegkitError(f"{name} of a network must be a whole number from 1, got {value!r}")
+        if self.levels > 8:
+            raise RegkitError(f"levels of a network must be at most 8, got {self.levels}")
+        if self.stride not in _STRIDES:
+            raise RegkitError(f"stride of a network must be 1 or 2, got {self.stride}")
+        if self.padding not in get_args(Padding):
+            names = " or ".join(get_args(Padding))
+            raise RegkitError(f"padding of a network must be {names}, got {self.padding!r}")
+
+    @property
+    def multiple(self) -> int:
+        """What every side of the input must be a multiple of, in voxels."""
+        return self.stride * 2**self.levels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """The inverse of :meth:`to_dict`; what is left out has its default.
+
+        Raises:
+            RegkitError: for a field that there is not, or a value that makes no network.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise RegkitError(f"a network has no {unknown[0]!r}; it has: {', '.join(known)}")
+        return cls(**values)
+
+
+class UNet(nn.Module):
+    """Convolution, batch norm and ReLU, pooled and brought back with skips; a bare convolution last.
+
+    Stem, two convolutions a level, two at the bottom, two a level on the way up after the concatenation of
+    skip and nearest-neighbour upsampling, all 3^3 without bias.
+
+    Args:
+        architecture: its shape.
+    """
+
+    def __init__(self, architecture: Architecture = Architecture()) -> None:
+        super().__init__()
+        self.architecture = architecture
+        widths = [architecture.width * 2**k for k in range(architecture.levels + 1)]
+        modules: list[nn.Module] = []
+        # Indices in ``model`` of the last activation of each block: the skips, then the bottom and the
+        # decoder from coarse to fine.
+        self._skips: list[int] = []
+        self._blocks: list[int] = []
+        self._upsamplings: list[int] = []
+
+        def convolve(inputs: int, outputs: int) -> None:
+            modules.append(_convolution(inputs, outputs, architecture.padding))
+            modules.extend((nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)))
+
+        convolve(architecture.stride**3, widths[0])
+        inputs = widths[0]
+        for width in widths[:-1]:
+            convolve(inputs, width)
+            convolve(width, width)
+            self._skips.append(len(modules) - 1)
+            modules.append(nn.MaxPool3d(2))
+            inputs = width
+        convolve(inputs, widths[-1])
+        convolve(widths[-1], widths[-1])
+        self._blocks.append(len(modules) - 1)
+        for width in reversed(widths[:-1]):
+            self._upsamplings.append(len(modules))
+            modules.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            convolve(3 * width, width)
+            convolve(width, width)
+            self._blocks.append(len(modules) - 1)
+        modules.append(_convolution(widths[0], architecture.out_channels, architecture.padding))
+        self.model = nn.ModuleList(modules)
+
+    @property
+    def multiple(self) -> int:
+        """What every side of the input must be a multiple of, in voxels."""
+        return self.architecture.multiple
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Features of images, of any range of values.
+
+        Args:
+            image: (N, 1, Z, Y, X), sides a multiple of :attr:`multiple`, and with reflected borders at least
+                twice that.
+
+        Returns:
+            (N, out_channels, Z / stride, Y / stride, X / stride).
+        """
+        return self._run(image)[0]
+
+    def forward_levels(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What :meth:`forward` gives, and the activations that lead there, from coarse to fine.
+
+        Returns:
+            The output, and ``levels`` + 1 tensors (N, width 2^k, Z / (stride 2^k), ...) for k from
+            ``levels`` to 0: the bottom, then each block of the decoder after its last ReLU.
+        """
+        return self._run(image)
+
+    def _run(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        x = _unshuffled(image, self.architecture.stride)
+        skips: list[torch.Tensor] = []
+        levels: list[torch.Tensor] = []
+        for index, module in enumerate(self.model):
+            x = module(x)
+            if index in self._skips:
+                skips.append(x)
+            elif index in self._upsamplings:
+                x = torch.cat([skips.pop(), x], dim=1)
+            elif index in self._blocks:
+                levels.append(x)
+        return x, levels
+
+
+def fused(network: UNet) -> UNet:
+    """A copy for inference, in eval mode, whose batch norms are part of the convolutions before them."""
+    copied = copy.deepcopy(network).eval()
+    modules = copied.model
+    for index in range(len(modules) - 1):
+        first, second = modules[index], modules[index + 1]
+        if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
+            modules[index] = fuse_conv_bn_eval(first, second)
+            modules[index + 1] = nn.Identity()
+    return copied.requires_grad_(False)
+
+
+def _convolution(inputs: int, outputs: int, padding: Padding) -> nn.Conv3d:
+    layer = nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode=padding, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    return layer
+
+
+def _unshuffled(image: torch.Tensor, stride: int) -> torch.Tensor:
+    """The voxels of each stride^3 block as the channels of one cell, (N, stride^3, Z / stride, ...)."""
+    if stride == 1:
+        return image
+    count, _, *shape = image.shape
+    z, y, x = (n // stride for n in shape)
+    blocks = image.reshape(count, z, stride, y, stride, x, stride)
+    return blocks.permute(0, 2, 4, 6, 1, 3, 5).reshape(count, stride**3, z, y, x)

@@ -1,0 +1,177 @@
+"""Weights of the network in files: safetensors of our own, and the published ``.pth``.
+
+Nothing that is read is ever run: a pickle with more than plain tensors is refused. This module needs torch,
+numpy and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from regkit.errors import RegkitError
+from regkit.unet import Architecture, UNet
+
+_FORMAT = "regkit-unet/1"
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+_OUTPUTS = ("raw", "unit")
+_MODELS = Path(__file__).with_name("models")
+# Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
+_NESTED = ("state_dict", "model", "network", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def save_weights(path: str | os.PathLike[str], network: UNet, provenance: Mapping[str, str]) -> None:
+    """Write a network as safetensors, in its own precision; ``path`` is complete or as it was.
+
+    Args:
+        provenance: what is to be known about the weights. ``output`` among it says what the features are:
+            ``raw`` (the default), or ``unit`` if they are to be scaled to length 1 at every voxel.
+
+    Raises:
+        RegkitError: if the file cannot be written, or a weight is not a finite number.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise RegkitError(f"cannot write '{path}': the name must end in .safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _check_finite(tensors, path)
+    metadata = {
+        "output": "raw",
+        **provenance,
+        "format": _FORMAT,
+        "architecture": json.dumps(network.architecture.to_dict()),
+    }
+    _check_output(metadata["output"], path)
+    temporary = path.with_name(f".{secrets.token_hex(6)}.safetensors")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(save(tensors, metadata))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
+    """The network of a file, in eval mode and float32 whatever it is stored in, and its provenance.
+
+    Args:
+        path: ``.safetensors`` as :func:`save_weights` writes it, or a ``.pth`` of the published network.
+
+    Returns:
+        The network, and the provenance, in which ``output`` is "raw" or "unit".
+
+    Raises:
+        RegkitError: if the file cannot be used; the message says why.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise RegkitError(f"cannot read weights '{path}': the name must end in {' or '.join(_SUFFIXES)}")
+    if not path.is_file():
+        raise RegkitError(f"cannot read weights '{path}': no such file")
+    if path.suffix == ".safetensors":
+        architecture, tensors, provenance = _read_safetensors(path)
+    else:
+        architecture, tensors, provenance = Architecture(), _read_pickle(path), {"output": "raw"}
+    network = UNet(architecture)
+    _check_entries(network.state_dict(), tensors, path)
+    _check_finite(tensors, path)
+    network.load_state_dict(tensors)
+    return network.eval(), provenance
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def bundled_weights() -> Path:
+    """The weights that come with regkit: the last by name of those in its folder ``models``.
+
+    Raises:
+        RegkitError: if there are none.
+    """
+    files = sorted(_MODELS.glob("*.safetensors"))
+    if not files:
+        raise RegkitError("no weights are bundled with regkit yet; give the file of some (--weights FILE)")
+    return files[-1]
+
+
+def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise RegkitError(f"cannot read weights '{path}': truncated or damaged ({error})") from error
+    if metadata.pop("format", None) != _FORMAT:
+        raise RegkitError(f"cannot read weights '{path}': not of the format {_FORMAT} of regkit")
+    try:
+        architecture = Architecture.from_dict(json.loads(metadata.pop("architecture")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegkitError(f"cannot read weights '{path}': its architecture is unusable ({error})") from error
+    _check_output(metadata.setdefault("output", "raw"), path)
+    return architecture, tensors, metadata
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint, without the names that wrappers of torch add."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RegkitError(
+            f"refused to read weights '{path}': it holds more than plain tensors, which could run code, or "
+            "is damaged; convert a checkpoint you trust to one of its state dict alone"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise RegkitError(f"cannot read weights '{path}': truncated or damaged") from error
+    if isinstance(found, Mapping):
+        found = next((found[name] for name in _NESTED if isinstance(found.get(name), Mapping)), found)
+    if not isinstance(found, Mapping):
+        raise RegkitError(f"cannot read weights '{path}': it holds no state dict")
+    return {_bare(str(name)): tensor for name, tensor in found.items()}
+
+
+def _bare(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _check_entries(expected: Mapping[str, torch.Tensor], found: Mapping[str, Any], path: Path) -> None:
+    """RegkitError that names the first entry which is missing, of another shape, or not expected."""
+    start = f"cannot use weights '{path}': another architecture, "
+    for name, tensor in expected.items():
+        if not isinstance(found.get(name), torch.Tensor):
+            raise RegkitError(f"{start}'{name}' is missing")
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)} and not {tuple(tensor.shape)}"
+            raise RegkitError(f"{start}'{name}' has the shape {shapes}")
+    unexpected = [name for name in found if name not in expected]
+    if unexpected:
+        raise RegkitError(f"{start}'{unexpected[0]}' is not part of it")
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise RegkitError(f"unusable weights '{path}': '{name}' holds NaN or infinite values")
+
+
+def _check_output(output: str, path: Path) -> None:
+    if output not in _OUTPUTS:
+        raise RegkitError(f"weights '{path}': output must be {' or '.join(_OUTPUTS)}, got {output!r}")
