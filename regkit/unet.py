@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -92,10 +93,8 @@ class UNet(nn.Module):
         self.architecture = architecture
         widths = [architecture.width * 2**k for k in range(architecture.levels + 1)]
         modules: list[nn.Module] = []
-        # Indices in ``model`` of the last activation of each block: the skips, then the bottom and the
-        # decoder from coarse to fine.
-        self._skips: list[int] = []
-        self._blocks: list[int] = []
+        # Where in the list a pooling or an upsampling follows.
+        self._poolings: list[int] = []
         self._upsamplings: list[int] = []
 
         def convolve(inputs: int, outputs: int) -> None:
@@ -107,18 +106,16 @@ class UNet(nn.Module):
         for width in widths[:-1]:
             convolve(inputs, width)
             convolve(width, width)
-            self._skips.append(len(modules) - 1)
+            self._poolings.append(len(modules))
             modules.append(nn.MaxPool3d(2))
             inputs = width
         convolve(inputs, widths[-1])
         convolve(widths[-1], widths[-1])
-        self._blocks.append(len(modules) - 1)
         for width in reversed(widths[:-1]):
             self._upsamplings.append(len(modules))
             modules.append(nn.Upsample(scale_factor=2, mode="nearest"))
             convolve(3 * width, width)
             convolve(width, width)
-            self._blocks.append(len(modules) - 1)
         modules.append(_convolution(widths[0], architecture.out_channels, architecture.padding))
         self.model = nn.ModuleList(modules)
 
@@ -137,7 +134,8 @@ class UNet(nn.Module):
         Returns:
             (N, out_channels, Z / stride, Y / stride, X / stride).
         """
-        return self._run(image)[0]
+        skip = self.enter(image)
+        return self.leave(skip, self.deepen(skip)[-1])[0]
 
     def forward_levels(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """What :meth:`forward` gives, and the activations that lead there, from coarse to fine.
@@ -146,21 +144,43 @@ class UNet(nn.Module):
             The output, and ``levels`` + 1 tensors (N, width 2^k, Z / (stride 2^k), ...) for k from
             ``levels`` to 0: the bottom, then each block of the decoder after its last ReLU.
         """
-        return self._run(image)
+        skip = self.enter(image)
+        below = self.deepen(skip)
+        output, last = self.leave(skip, below[-1])
+        return output, [*below, last]
 
-    def _run(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        x = _unshuffled(image, self.architecture.stride)
-        skips: list[torch.Tensor] = []
-        levels: list[torch.Tensor] = []
-        for index, module in enumerate(self.model):
-            x = module(x)
-            if index in self._skips:
-                skips.append(x)
-            elif index in self._upsamplings:
-                x = torch.cat([skips.pop(), x], dim=1)
-            elif index in self._blocks:
-                levels.append(x)
-        return x, levels
+    def enter(self, image: torch.Tensor) -> torch.Tensor:
+        """The finest skip, (N, width, Z / stride, ...): three convolutions, the first part of the network."""
+        return self._through(_unshuffled(image, self.architecture.stride), 0, self._poolings[0])
+
+    def deepen(self, skip: torch.Tensor) -> list[torch.Tensor]:
+        """All levels below the finest skip: the activations of :meth:`forward_levels` but for the last."""
+        skips = [skip]
+        for start, end in pairwise([*self._poolings, self._upsamplings[0]]):
+            skips.append(self._through(skips[-1], start, end))
+        levels = [skips.pop()]
+        for start, end in pairwise(self._upsamplings):
+            levels.append(self._joined(skips.pop(), levels[-1], start, end))
+        return levels
+
+    def leave(self, skip: torch.Tensor, below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output and the last activation, from the finest skip and the last of :meth:`deepen`.
+
+        Three convolutions, so that a cell depends on those within 3 of it in ``skip``.
+        """
+        end = len(self.model) - 1
+        last = self._joined(skip, below, self._upsamplings[-1], end)
+        return self.model[end](last), last
+
+    def _joined(self, skip: torch.Tensor, below: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """The block of the decoder whose upsampling is module ``start``."""
+        x = torch.cat([skip, self.model[start](below)], dim=1)
+        return self._through(x, start + 1, end)
+
+    def _through(self, x: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        for index in range(start, end):
+            x = self.model[index](x)
+        return x
 
 
 def fused(network: UNet) -> UNet:

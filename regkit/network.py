@@ -1,0 +1,95 @@
+"""Features of the network for volumes of any size, in little more memory than they take themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from regkit.images import check_fits_memory
+from regkit.unet import fused
+from regkit.weights import load_network, sha256
+
+# Whether to compute in bfloat16: not before its features have been compared with those of float32.
+_BFLOAT16 = False
+# Cells of the finest level that are computed at once.
+MAX_CELLS = 3_000_000
+# What it takes for each cell of a volume, about, in one pass and by slabs.
+_BYTES_PER_CELL, _BYTES_BY_SLABS = 600, 350
+# Cells that a slab has more on either side, for three convolutions; even, so that pooling pairs the same.
+_HALO = 4
+
+
+class NetworkFeatures:
+    """An extractor: from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride, X / stride).
+
+    Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
+    volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
+    once: a cell sees as far as in one pass and no seam arises, as it would between tiles, unless each had
+    the 94 cells around it that the network looks at.
+
+    Args:
+        path: a file of weights that :func:`regkit.weights.load_network` reads.
+        max_cells: cells of the finest level to compute at once.
+
+    Attributes:
+        stride: voxels of the image per cell of the output.
+        record: the weights' ``file``, ``sha256`` and ``provenance``, for results.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_cells: int = MAX_CELLS) -> None:
+        network, provenance = load_network(path)
+        self.network = fused(network)
+        # A fifth faster on a CPU than with the channels first, and in 30 % less memory.
+        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.stride = network.architecture.stride
+        self.max_cells = max_cells
+        self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
+        self._unit = provenance["output"] == "unit"
+
+    @torch.no_grad()
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32."""
+        self.network.to(image.device)
+        multiple = self.network.multiple
+        # Reflection at the lowest level needs two cells there.
+        ends = [max(2, -(-n // multiple)) * multiple - n for n in image.shape]
+        z, y, x = ends
+        volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
+        cells = volume.numel() // self.stride**3
+        whole = cells <= self.max_cells
+        if image.device.type == "cpu":
+            check_fits_memory(cells, "the network", _BYTES_PER_CELL if whole else _BYTES_BY_SLABS)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=_BFLOAT16):
+            out = self.network(volume) if whole else self._by_slabs(volume)
+        z, y, x = (-(-n // self.stride) for n in image.shape)
+        out = out[0, :, :z, :y, :x].float().contiguous()
+        return F.normalize(out, dim=0) if self._unit else out
+
+    def _by_slabs(self, volume: torch.Tensor) -> torch.Tensor:
+        """What the network gives for a volume (1, 1, Z, Y, X), the finest level a slab of z at a time."""
+        shape = [n // self.stride for n in volume.shape[2:]]
+        architecture = self.network.architecture
+        skip = volume.new_empty((1, architecture.width, *shape))
+        out = volume.new_empty((1, architecture.out_channels, *shape))
+        depth, plane = shape[0], shape[1] * shape[2]
+        thickness = max(_HALO, self.max_cells // plane - 2 * _HALO) // 2 * 2
+        slabs = [
+            (
+                start,
+                min(start + thickness, depth),
+                max(start - _HALO, 0),
+                min(start + thickness + _HALO, depth),
+            )
+            for start in range(0, depth, thickness)
+        ]
+        for start, end, first, last in slabs:
+            found = self.network.enter(volume[:, :, first * self.stride : last * self.stride])
+            skip[:, :, start:end] = found[:, :, start - first : end - first]
+        below = self.network.deepen(skip)[-1]
+        for start, end, first, last in slabs:
+            found, _ = self.network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
+            out[:, :, start:end] = found[:, :, start - first : end - first]
+        return out
