@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from regkit.coarse import match
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
-from regkit.features import Extractor
-from regkit.filters import pool
+from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
 from regkit.resample import Source, resample
@@ -93,12 +92,12 @@ def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
 
 
-def fixed_features(fixed: Source, work: Plan, extract: Extractor) -> Pyramid:
+def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
     """Features of the fixed image on the working grid."""
-    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, extract)
+    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
 
 
-def moving_features(moving: Source, matrix: Float64, work: Plan, extract: Extractor) -> Pyramid:
+def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
     """Features of the moving image, seen through the linear start, as far as displacements reach.
 
     Beyond the working grid the lattice goes on by the search range, where the moving image has data:
@@ -119,7 +118,7 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, extract: Extrac
             "the images do not overlap after the linear start; let --init auto search for one, or give "
             "a transform that brings them together"
         )
-    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), extract)
+    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
 
 
 def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
@@ -159,10 +158,9 @@ def _pyramid(
     work: Plan,
     start: tuple[int, int, int],
     size: tuple[int, int, int],
-    extract: Extractor,
+    parts: Sequence[Part],
 ) -> Pyramid:
     lattice = work.grid.window(start, size)
     image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
-    values = extract(image)
     strides = [stride for stride, _ in work.levels]
-    return Pyramid({s: FeatureMap(*pool(values, weight[None], s)) for s in strides}, start)
+    return Pyramid(feature_maps(image, weight[None], parts, strides), start)

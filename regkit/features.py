@@ -1,19 +1,27 @@
-"""Feature extractors: from one normalised volume to channels that two modalities can be compared on.
+"""Features: from one normalised volume to channels that two modalities can be compared on.
 
-An extractor is any callable from an image (Z, Y, X) in [0, 1] to channels (C, Z, Y, X), registered in
-:data:`EXTRACTORS`; the solver knows no more of features than that.
+An extractor is any callable from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride,
+X / stride). What the solver works on are :class:`Part` s, each an extractor with its stride and weight, that
+:func:`feature_maps` pools to cells and puts side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
-from regkit.filters import box_sum
+from regkit.filters import box_sum, pool
+from regkit.network import NetworkFeatures
+from regkit.weights import bundled_weights
 
 Extractor = Callable[[torch.Tensor], torch.Tensor]
 Shift = tuple[int, int, int]
@@ -89,12 +97,81 @@ def _crop(volume: torch.Tensor, start: list[int], size: list[int] | torch.Size) 
     return volume
 
 
-EXTRACTORS: dict[str, Extractor] = {"mind": mind_ssc}
+@dataclass(frozen=True)
+class Part:
+    """An extractor and how its channels count.
+
+    Args:
+        extract: image (Z, Y, X) in [0, 1] -> channels (C, Z / stride, Y / stride, X / stride).
+        stride: voxels per cell of the channels.
+        weight: of the mean over these channels of a squared difference, in the sum over the parts.
+    """
+
+    extract: Extractor
+    stride: int = 1
+    weight: float = 1.0
 
 
-def extractor(name: str) -> Extractor:
-    """The extractor of that name; RegkitError lists the names if there is none."""
-    try:
-        return EXTRACTORS[name]
-    except KeyError:
-        raise RegkitError(f"no features named {name!r}; there is: {', '.join(sorted(EXTRACTORS))}") from None
+# The weights of the parts, of whatever they are combined with.
+_MIND_WEIGHT = 1.0
+_NETWORK_WEIGHT = 1.0
+MIND = Part(mind_ssc, 1, _MIND_WEIGHT)
+NAMES = ("mind", "network", "network+mind")
+
+
+def feature_parts(
+    name: str | None, weights: str | os.PathLike[str] | None = None
+) -> tuple[str, tuple[Part, ...], dict[str, Any] | None]:
+    """The features of that name.
+
+    Args:
+        name: one of :data:`NAMES`; by default "network+mind" if there are ``weights``, else "mind".
+        weights: the file of the network's weights; by default those that come with regkit.
+
+    Returns:
+        The name, the parts, and what is to be recorded of the weights, if any are used.
+
+    Raises:
+        RegkitError: if there are no such features or weights; the message lists the names.
+    """
+    if name is None:
+        name = "mind" if weights is None else "network+mind"
+    if name not in NAMES:
+        raise RegkitError(f"no features named {name!r}; there is: {', '.join(NAMES)}")
+    if name == "mind":
+        if weights is not None:
+            raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")
+        return name, (MIND,), None
+    network = NetworkFeatures(bundled_weights() if weights is None else weights)
+    part = Part(network, network.stride, _NETWORK_WEIGHT)
+    return name, (part,) if name == "network" else (part, MIND), network.record
+
+
+def feature_maps(
+    image: torch.Tensor, weight: torch.Tensor, parts: Sequence[Part], strides: Sequence[int]
+) -> dict[int, FeatureMap]:
+    """The channels of all parts on cells of each stride.
+
+    They are scaled so that the mean over all channels of a squared difference is the sum over the parts of
+    weight times the mean over the part's own channels.
+
+    Args:
+        image: (Z, Y, X) in [0, 1].
+        weight: (1, Z, Y, X), 1 where the image has data.
+        parts: each of a stride that divides all ``strides``.
+        strides: voxels per cell; they divide the sides of the image.
+    """
+    pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
+    for part in parts:
+        values = part.extract(image)
+        own = F.avg_pool3d(weight, part.stride)
+        for stride in strides:
+            pooled[stride].append(pool(values, own, stride // part.stride)[0])
+        del values  # of full resolution, before the next part computes its own
+    channels = [len(found) for found in pooled[strides[0]]]
+    for level in pooled.values():
+        for part, count, found in zip(parts, channels, level):
+            found *= math.sqrt(part.weight * sum(channels) / count)
+    return {
+        stride: FeatureMap(torch.cat(level), F.avg_pool3d(weight, stride)) for stride, level in pooled.items()
+    }

@@ -1,5 +1,8 @@
 """Linear start without labels: where to begin, then rigid and affine by robust block matching.
 
+The features are always MIND-SSC, whatever the deformable stages compare: they cost little at each of the many
+poses that are tried, and know no spacing, where a network is trained at a finer one.
+
 All matrices are 4x4 and map LPS mm of the fixed world to LPS mm of the moving world.
 """
 

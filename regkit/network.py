@@ -16,8 +16,8 @@ from regkit.weights import load_network, sha256
 _BFLOAT16 = False
 # Cells of the finest level that are computed at once.
 MAX_CELLS = 3_000_000
-# What it takes for each cell of a volume, about, in one pass and by slabs.
-_BYTES_PER_CELL, _BYTES_BY_SLABS = 600, 350
+# What it takes for each cell of a volume and channel of the finest level, in one pass and by slabs.
+_BYTES_WHOLE, _BYTES_BY_SLABS = 36, 25
 # Cells that a slab has more on either side, for three convolutions; even, so that pooling pairs the same.
 _HALO = 4
 
@@ -61,7 +61,8 @@ class NetworkFeatures:
         cells = volume.numel() // self.stride**3
         whole = cells <= self.max_cells
         if image.device.type == "cpu":
-            check_fits_memory(cells, "the network", _BYTES_PER_CELL if whole else _BYTES_BY_SLABS)
+            width = self.network.architecture.width
+            check_fits_memory(cells, "the network", width * (_BYTES_WHOLE if whole else _BYTES_BY_SLABS))
         with torch.autocast(image.device.type, torch.bfloat16, enabled=_BFLOAT16):
             out = self.network(volume) if whole else self._by_slabs(volume)
         z, y, x = (-(-n // self.stride) for n in image.shape)

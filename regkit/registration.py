@@ -27,7 +27,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
-from regkit.features import Extractor, extractor
+from regkit.features import feature_parts, mind_ssc
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
@@ -104,7 +104,8 @@ def register(
     moving_labels: ImageLike | None = None,
     label_names: dict[int, str] | None = None,
     init: str | os.PathLike[str] | np.ndarray = "auto",
-    features: str = "mind",
+    features: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     preset: str = "default",
     ct_window: tuple[float, float] | None = None,
     device: str = "auto",
@@ -124,7 +125,10 @@ def register(
             where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
             no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
-        features: the name of an extractor in :data:`regkit.features.EXTRACTORS`.
+        features: what the deformable stages compare, of :data:`regkit.features.NAMES`: ``mind``, ``network``
+            or ``network+mind``; by default the last if ``weights`` are given, else the first. The linear
+            start always compares MIND.
+        weights: the file of the network's weights.
         preset: the name of settings in :data:`regkit.settings.PRESETS`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.
@@ -136,8 +140,9 @@ def register(
     Raises:
         RegkitError: if an input cannot be used; the message says which and why.
     """
-    settings, extract = named_settings(preset), extractor(features)
+    settings = named_settings(preset)
     where = _device(device)
+    features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, settings.deformable)
     # Whatever the caller's state of torch is (no_grad, a seed of their own), it is the same afterwards.
     with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
@@ -154,15 +159,15 @@ def register(
 
         with stages("linear"):
             step = stages.stepper(STEPS)
-            start = _linear_start(init, *sources, work.grid.spacing[0], extract, step)
+            start = _linear_start(init, *sources, work.grid.spacing[0], step)
 
         cells = work.grid.pooled(STRIDE)
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
         if settings.deformable:
             with stages("features"):
-                fixed_pyramid = fixed_features(sources[0], work, extract)
-                moving_pyramid = moving_features(sources[1], start.matrix, work, extract)
+                fixed_pyramid = fixed_features(sources[0], work, parts)
+                moving_pyramid = moving_features(sources[1], start.matrix, work, parts)
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
             with stages("coarse"):
                 displacement = coarse_field(
@@ -202,6 +207,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "weights": record,
                 "preset": preset,
                 "init": str(init),
                 "start": {"origin": start.origin, "model": start.model, "similarity": start.similarity},
@@ -341,7 +347,6 @@ def _linear_start(
     fixed: Source,
     moving: Source,
     spacing: float,
-    extract: Extractor,
     step: Callable[[], None],
 ) -> LinearStart:
     if isinstance(init, np.ndarray):
@@ -354,7 +359,7 @@ def _linear_start(
         return LinearStart(matrix, np.nan, "centre", "translation")
     if init in INITS:
         models = ("rigid",) if init == "rigid" else ("rigid", "affine")
-        return align(fixed, moving, spacing, extract, models, force=init == "affine", on_step=step)
+        return align(fixed, moving, spacing, mind_ssc, models, force=init == "affine", on_step=step)
     if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
         raise RegkitError(
             f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform"

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import secrets
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint, without the names that wrappers of torch add."""
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what the errors below say
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RegkitError(
             f"refused to read weights '{path}': it holds more than plain tensors, which could run code, or "

@@ -21,7 +21,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
-from regkit.features import mind_ssc
+from regkit.features import MIND, Part
 from regkit.geometry import Grid, index_grid
 from regkit.resample import Source
 from regkit.settings import PRESETS
@@ -53,9 +53,8 @@ def _plan_at(grid: Grid, shift: tuple[float, float, float]) -> Plan:
     return plan(moved, moved, SETTINGS)
 
 
-def _values(image: torch.Tensor) -> torch.Tensor:
-    """An extractor that shows what it was given."""
-    return image[None]
+# Features that show what they were given.
+SHOWN = [Part(lambda image: image[None])]
 
 
 @pytest.mark.parametrize("spacing", [0.5, 0.9, 1.5, 2.0, 3.0, 8.0])
@@ -91,7 +90,7 @@ def test_levels_halve_down_to_the_stride_of_the_field(size: tuple[int, int, int]
 def test_features_of_every_level_lie_on_the_cells_of_the_working_grid(world: np.ndarray) -> None:
     source = _part(world, FIXED)
     work = plan(FIXED, FIXED, SETTINGS)
-    pyramid = fixed_features(source, work, _values)
+    pyramid = fixed_features(source, work, SHOWN)
     assert set(pyramid.maps) == {stride for stride, _ in work.levels}
     for stride, level in pyramid.maps.items():
         assert level.weight.shape[1:] == work.grid.pooled(stride).shape
@@ -108,11 +107,11 @@ def test_the_moving_lattice_goes_on_where_the_moving_image_does(
 ) -> None:
     """A displacement by whole cells shows the moving image's own voxels, also beyond the fixed ones."""
     work = plan(FIXED, WORLD, SETTINGS)
-    moving = moving_features(_part(world, WORLD), np.eye(4), work, _values)
+    moving = moving_features(_part(world, WORLD), np.eye(4), work, SHOWN)
     cells = torch.tensor(shift) / (STRIDE * work.grid.spacing[0])
     field = cells.view(3, 1, 1, 1).expand(3, *work.grid.pooled(STRIDE).shape)
     seen = moving.seen_through(field, STRIDE, 0)
-    there = fixed_features(_part(world, _shifted(FIXED, shift)), _plan_at(work.grid, shift), _values).maps[
+    there = fixed_features(_part(world, _shifted(FIXED, shift)), _plan_at(work.grid, shift), SHOWN).maps[
         STRIDE
     ]
     assert seen.weight.min() > 0.99
@@ -124,7 +123,7 @@ def test_the_moving_lattice_ends_where_no_displacement_reaches() -> None:
     body = Grid((300, 300, 300), (2.0, 2.0, 2.0), (-300.0, -300.0, -300.0))
     work = plan(FIXED, body, SETTINGS)
     source = Source(torch.zeros(1, 1, 1).expand(body.shape), None, body)
-    moving = moving_features(source, np.eye(4), work, _values)
+    moving = moving_features(source, np.eye(4), work, SHOWN)
     furthest = work.reach + 2 * work.levels[0][0]
     assert all(-furthest <= start <= -work.reach for start in moving.start)
     cells = moving.maps[STRIDE].weight.shape[1:]
@@ -133,7 +132,7 @@ def test_the_moving_lattice_ends_where_no_displacement_reaches() -> None:
 
 def test_margins_show_what_lies_beyond(world: np.ndarray) -> None:
     work = plan(FIXED, WORLD, SETTINGS)
-    moving = moving_features(_part(world, WORLD), np.eye(4), work, _values)
+    moving = moving_features(_part(world, WORLD), np.eye(4), work, SHOWN)
     still = torch.zeros(3, *work.grid.pooled(STRIDE).shape)
     narrow, wide = moving.seen_through(still, STRIDE, 0), moving.seen_through(still, STRIDE, 3)
     torch.testing.assert_close(wide.cropped(3).values, narrow.values)
@@ -143,7 +142,7 @@ def test_margins_show_what_lies_beyond(world: np.ndarray) -> None:
 def test_a_small_moving_image_weighs_only_where_it_is(world: np.ndarray) -> None:
     part = _shifted(WORLD.window((0, 0, 0), (10, 8, 12)), (64.0, 60.0, 70.0))
     work = plan(FIXED, part, SETTINGS)
-    moving = moving_features(Source(torch.rand(part.shape), None, part), np.eye(4), work, _values)
+    moving = moving_features(Source(torch.rand(part.shape), None, part), np.eye(4), work, SHOWN)
     seen = moving.seen_through(torch.zeros(3, *work.grid.pooled(STRIDE).shape), STRIDE, 0)
     cells = work.grid.pooled(STRIDE)
     volume = float(seen.weight.sum()) * np.prod(cells.spacing)
@@ -160,12 +159,12 @@ def test_images_out_of_reach_are_refused(world: np.ndarray) -> None:
     work = plan(FIXED, away, SETTINGS)
     source = _part(world, FIXED)
     with pytest.raises(RegkitError, match="do not overlap after the linear start"):
-        moving_features(Source(source.image, None, away), np.eye(4), work, mind_ssc)
+        moving_features(Source(source.image, None, away), np.eye(4), work, [MIND])
     back = np.eye(4)
     back[0, 3] = 500.0  # a start that brings them together
-    moving = moving_features(Source(source.image, None, away), back, work, _values)
+    moving = moving_features(Source(source.image, None, away), back, work, SHOWN)
     seen = moving.seen_through(torch.zeros(3, *work.grid.pooled(STRIDE).shape), STRIDE, 0)
-    fixed = fixed_features(source, work, _values).maps[STRIDE]
+    fixed = fixed_features(source, work, SHOWN).maps[STRIDE]
     torch.testing.assert_close(seen.values, fixed.values, atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.weight, fixed.weight)
 
@@ -180,8 +179,8 @@ def test_the_coarse_field_is_in_cells_of_its_last_level(
     shift = (12.0, -8.0, 16.0)
     work = plan(FIXED, WORLD, SETTINGS)
     moving_grid = _shifted(WORLD, shift)
-    fixed = fixed_features(_part(world, FIXED), work, mind_ssc)
-    moving = moving_features(Source(torch.from_numpy(world), None, moving_grid), np.eye(4), work, mind_ssc)
+    fixed = fixed_features(_part(world, FIXED), work, [MIND])
+    moving = moving_features(Source(torch.from_numpy(world), None, moving_grid), np.eye(4), work, [MIND])
     steps: list[int] = []
     found = coarse_field(fixed, moving, work, lambda: steps.append(1))
     assert len(steps) == len(work.levels)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regkit.errors import RegkitError
-from regkit.features import _ssc_pairs, extractor, mind_ssc
+from regkit.features import _ssc_pairs, feature_parts, mind_ssc
 
 
 def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
@@ -68,5 +68,5 @@ def test_mind_of_a_constant_image_is_finite() -> None:
 
 
 def test_unknown_features_are_named_with_those_there_are() -> None:
-    with pytest.raises(RegkitError, match=r"no features named 'sift'.*mind"):
-        extractor("sift")
+    with pytest.raises(RegkitError, match=r"no features named 'sift'.*mind, network, network\+mind"):
+        feature_parts("sift")

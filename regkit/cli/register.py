@@ -13,6 +13,7 @@ from regkit.cli.options import AsJson, LabelNames, Overwrite, Quiet
 from regkit.cli.report import print_registration
 
 Preset = Literal["default", "fast", "accurate", "linear"]
+_FEATURES = ("mind", "network", "network+mind")
 _INITS = ("auto", "none", "centre", "rigid", "affine")
 _OUTPUTS, _INPUTS, _METHOD = "Outputs", "What is known about the images", "Method"
 
@@ -92,8 +93,20 @@ def command(
         ),
     ] = "auto",
     features: Annotated[
-        str, typer.Option(rich_help_panel=_METHOD, help="What the images are compared on.")
-    ] = "mind",
+        str | None,
+        typer.Option(
+            metavar="|".join(_FEATURES),
+            show_default=False,
+            rich_help_panel=_METHOD,
+            help="What the images are compared on. Default: mind, or with --weights network+mind.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_METHOD, help="Weights of the network: .safetensors or .pth."
+        ),
+    ] = None,
     preset: Annotated[
         Preset,
         typer.Option(rich_help_panel=_METHOD, help="Accuracy against time; 'linear' stops before deforming."),
@@ -138,7 +151,17 @@ def command(
         "linear": (linear, MATRICES),
         "figure": (figure, PICTURES),
     }
-    inputs = (fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, label_names, start)
+    inputs = (
+        fixed,
+        moving,
+        fixed_mask,
+        moving_mask,
+        fixed_labels,
+        moving_labels,
+        label_names,
+        start,
+        weights,
+    )
     check_outputs(outputs.values(), inputs, overwrite)
     names = read_label_names(label_names)
     if not quiet:
@@ -158,6 +181,7 @@ def command(
             label_names=names,
             init=init,
             features=features,
+            weights=weights,
             preset=preset,
             ct_window=ct_window,
             device=device,

@@ -1,0 +1,100 @@
+"""Features of the network for volumes of any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from regkit import network as module
+from regkit.errors import RegkitError
+from regkit.network import NetworkFeatures
+from regkit.unet import Architecture, UNet
+from regkit.weights import save_weights, sha256
+
+
+def _file(folder: Path, architecture: Architecture, **provenance: str) -> Path:
+    torch.manual_seed(5)
+    path = folder / "random.safetensors"
+    save_weights(path, UNet(architecture), provenance)
+    return path
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sizes_that_the_network_takes_are_passed_as_they_are(tmp_path: Path, stride: int) -> None:
+    network = UNet(Architecture(5, 4, 2, stride)).eval()
+    path = tmp_path / "net.safetensors"
+    save_weights(path, network, {})
+    image = torch.rand(16, 24, 32)
+    found = NetworkFeatures(path)(image)
+    assert found.shape == (5, 16 // stride, 24 // stride, 32 // stride)
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(image[None, None])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 6, 2), (17, 20, 33)])
+def test_other_sizes_go_on_with_their_border_values(
+    tmp_path: Path, stride: int, size: tuple[int, int, int]
+) -> None:
+    extract = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2, stride)))
+    image = torch.rand(size)
+    found = extract(image)
+    shape = tuple(-(-n // stride) for n in size)
+    assert found.shape == (5, *shape)
+    assert found.is_contiguous()
+    assert torch.isfinite(found).all()
+    assert not found.requires_grad
+    whole = [max(2, -(-n // (4 * stride))) * 4 * stride for n in size]
+    z, y, x = (torch.arange(n).clamp_max(m - 1) for n, m in zip(whole, size, strict=True))
+    padded = extract(image[z][:, y][:, :, x])
+    assert torch.equal(found, padded[:, : shape[0], : shape[1], : shape[2]])
+
+
+@pytest.mark.parametrize(("levels", "stride"), [(1, 1), (4, 1), (3, 2)])
+@pytest.mark.parametrize("cells", [1, 12_000])
+def test_slabs_give_what_one_pass_gives(tmp_path: Path, levels: int, stride: int, cells: int) -> None:
+    path = _file(tmp_path, Architecture(5, 4, levels, stride))
+    image = torch.rand(62 * stride, 21 * stride, 30 * stride)
+    whole = NetworkFeatures(path)(image)
+    by_slabs = NetworkFeatures(path, max_cells=cells)(image)
+    torch.testing.assert_close(by_slabs, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_slabs_are_no_larger_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)), max_cells=10_000)
+    seen: list[int] = []
+    enter = UNet.enter
+    monkeypatch.setattr(
+        UNet, "enter", lambda self, image: (seen.append(image.numel()), enter(self, image))[1]
+    )
+    extract(torch.rand(64, 20, 24))
+    assert len(seen) > 3
+    assert max(seen) <= 10_000
+
+
+def test_features_of_unit_length(tmp_path: Path) -> None:
+    image = torch.rand(16, 16, 16)
+    raw = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)))(image)
+    unit = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2), output="unit"))(image)
+    torch.testing.assert_close(unit.norm(dim=0), torch.ones(16, 16, 16))
+    torch.testing.assert_close(unit, raw / raw.norm(dim=0))
+
+
+def test_what_is_recorded(tmp_path: Path) -> None:
+    path = _file(tmp_path, Architecture(5, 4, 2), data="phantoms")
+    assert NetworkFeatures(path).record == {
+        "file": "random.safetensors",
+        "sha256": sha256(path),
+        "provenance": {"data": "phantoms", "output": "raw"},
+    }
+
+
+def test_too_large_a_volume_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)))
+    monkeypatch.setattr(module, "_BYTES_WHOLE", 2**50)
+    with pytest.raises(RegkitError, match=r"the network needs .* GiB"):
+        extract(torch.rand(16, 16, 16))
