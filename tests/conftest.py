@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from regkit.geometry import Grid
+from regkit.unet import Architecture, UNet
+from regkit.weights import save_weights
 
 # Degrees about x, y, z; the axes that run backwards; mm. All sizes differ, so that a swapped axis shows.
 _GRIDS = {
@@ -25,6 +29,25 @@ _GRIDS = {
 def rng() -> np.random.Generator:
     """A generator with the same seed in every test."""
     return np.random.default_rng(20240611)
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """torch's generator at the same seed in every test, and as it was afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(20240611)
+        yield
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a small untrained network of stride 2, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(Architecture(out_channels=8, width=8, levels=2, stride=2))
+    save_weights(path, network, {"data": "none", "output": "unit"})
+    return path
 
 
 @pytest.fixture(params=_GRIDS)

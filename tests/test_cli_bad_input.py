@@ -175,8 +175,19 @@ def test_a_start_that_is_singular(good: Path, tmp_path: Path) -> None:
     sitk.WriteTransform(transform, good / "flat.tfm")
     words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
     assert "singular" in error_of("register", *words, "--init", good / "flat.tfm")
-    assert "features" in error_of("register", *words, "--features", "best")
+    assert "mind, network, network+mind" in error_of("register", *words, "--features", "best")
     assert "window" in error_of("register", *words, "--ct-window", "450", "-450")
+
+
+def test_weights_that_cannot_be_used(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("register", good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    assert "no such file" in error_of(*words, "--weights", tmp_path / "nowhere.safetensors")
+    damaged = good / "damaged.safetensors"
+    damaged.write_bytes(b"\x10")
+    assert "damaged" in error_of(*words, "--weights", damaged)
+    assert "use no weights" in error_of(*words, "--weights", damaged, "--features", "mind")
+    monkeypatch.setattr("regkit.weights._MODELS", tmp_path / "models")
+    assert "no weights are bundled" in error_of(*words, "--features", "network")
 
 
 BAD_WARPS: dict[str, tuple[str, Callable[[Path], object], str]] = {

@@ -11,7 +11,9 @@ import pytest
 import SimpleITK as sitk
 from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 
+import regkit.cli.register as cli_register
 import regkit.registration
+from regkit.features import NAMES
 from regkit.formats import read_linear
 from regkit.images import load_image, load_labels
 from regkit.warp import Warp
@@ -142,7 +144,8 @@ def test_every_argument_reaches_register(
         "register", files.fixed, files.moving, "-o", tmp_path / "w.npz",
         "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
         "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
-        "--label-names", files.names, "--init", "centre", "--features", "mind", "--preset", "accurate",
+        "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate",
+        "--weights", files.names,
         "--ct-window", "-200", "300",
         "--device", "cpu", "--threads", 2, "--seed", 7,
         code=130,
@@ -153,9 +156,24 @@ def test_every_argument_reaches_register(
         "fixed": files.fixed, "moving": files.moving,
         "fixed_mask": files.fixed_labels, "moving_mask": files.moving_labels,
         "fixed_labels": files.fixed_labels, "moving_labels": files.moving_labels,
-        "init": "centre", "features": "mind", "preset": "accurate", "ct_window": (-200.0, 300.0),
+        "init": "centre", "features": "network", "preset": "accurate", "ct_window": (-200.0, 300.0),
+        "weights": files.names,
         "device": "cpu", "threads": 2, "seed": 7, "progress": None,
     }  # fmt: skip
+
+
+def test_the_features_of_the_help_are_those_there_are() -> None:
+    assert cli_register._FEATURES == NAMES
+
+
+def test_weights_bring_the_network_in(files: Files, random_weights: Path, tmp_path: Path) -> None:
+    words = ("register", files.fixed, files.moving, "--init", "centre", "--preset", "fast", "--threads", 1)
+    result = run(*words, "-o", tmp_path / "w.nii.gz", "--weights", random_weights, "--json")
+    settings = json.loads(result.stdout)["settings"]
+    assert settings["features"] == "network+mind"
+    assert settings["weights"]["file"] == "random.safetensors"
+    assert len(settings["weights"]["sha256"]) == 64
+    assert json.loads(result.stdout)["metrics"]["folding_percent"] == 0
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
-"""MIND-SSC against its definition."""
+"""MIND-SSC against its definition, and how features of several kinds count together."""
 
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from regkit.errors import RegkitError
-from regkit.features import _ssc_pairs, feature_parts, mind_ssc
+from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc
+from regkit.filters import pool
+from regkit.weights import sha256
 
 
 def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
@@ -70,3 +73,68 @@ def test_mind_of_a_constant_image_is_finite() -> None:
 def test_unknown_features_are_named_with_those_there_are() -> None:
     with pytest.raises(RegkitError, match=r"no features named 'sift'.*mind, network, network\+mind"):
         feature_parts("sift")
+
+
+def test_the_parts_of_every_name(random_weights: Path) -> None:
+    found = {name: feature_parts(name, random_weights) for name in NAMES if name != "mind"}
+    assert [part.stride for part in found["network"][1]] == [2]
+    assert [part.stride for part in found["network+mind"][1]] == [2, 1]
+    for name, _, record in found.values():
+        assert name in found
+        assert record == {
+            "file": random_weights.name,
+            "sha256": sha256(random_weights),
+            "provenance": {"data": "none", "output": "unit"},
+        }
+    assert feature_parts(None) == feature_parts("mind") == ("mind", (MIND,), None)
+    assert feature_parts(None, random_weights)[0] == "network+mind"
+
+
+def test_features_and_weights_that_do_not_fit(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegkitError, match="'mind' use no weights"):
+        feature_parts("mind", random_weights)
+    monkeypatch.setattr("regkit.weights._MODELS", Path("nowhere"))
+    for name in ("network", "network+mind"):
+        with pytest.raises(RegkitError, match="no weights are bundled"):
+            feature_parts(name)
+
+
+def test_mind_alone_is_pooled_and_no_more(rng: np.random.Generator) -> None:
+    image = torch.from_numpy(rng.random((8, 12, 16)))
+    weight = torch.from_numpy(rng.integers(0, 2, (1, 8, 12, 16)).astype(np.float64))
+    maps = feature_maps(image, weight, [MIND], (4, 2))
+    for stride, found in maps.items():
+        values, share = pool(mind_ssc(image), weight, stride)
+        assert torch.equal(found.values, values)
+        assert torch.equal(found.weight, share)
+
+
+def _levels(image: torch.Tensor) -> torch.Tensor:
+    """Two channels of full resolution."""
+    return torch.stack([image, image.square()])
+
+
+def _cells(image: torch.Tensor) -> torch.Tensor:
+    """Five channels of half the resolution."""
+    return torch.stack([3 * k * image[::2, ::2, ::2] for k in range(1, 6)])
+
+
+def test_a_combination_counts_the_weighted_sum_of_its_parts(rng: np.random.Generator) -> None:
+    """The mean over all channels, which the solver forms, is the sum of the parts' own means, weighted."""
+    parts = [Part(_levels, 1, 1.0), Part(_cells, 2, 0.25)]
+    images = torch.from_numpy(rng.random((2, 8, 12, 16)))
+    weight = torch.from_numpy(rng.integers(0, 2, (1, 8, 12, 16)).astype(np.float64))
+
+    def difference(*chosen: Part) -> dict[int, torch.Tensor]:
+        one, two = (feature_maps(image, weight, chosen, (4, 2)) for image in images)
+        assert all(torch.equal(one[stride].weight, two[stride].weight) for stride in one)
+        return {stride: (one[stride].values - two[stride].values).square().mean(0) for stride in one}
+
+    both, first, second = difference(*parts), difference(parts[0]), difference(Part(_cells, 2))
+    for stride in (4, 2):
+        torch.testing.assert_close(both[stride], first[stride] + 0.25 * second[stride])
+        # Each part is the weighted mean over the cell of its own extractor.
+        own = torch.nn.functional.avg_pool3d(weight, 2)
+        values, _ = pool(_cells(images[0]), own, stride // 2)
+        found = feature_maps(images[0], weight, [parts[1]], (stride,))[stride].values
+        torch.testing.assert_close(found, 0.5 * values)

@@ -13,6 +13,8 @@ from regkit.network import NetworkFeatures
 from regkit.unet import Architecture, UNet
 from regkit.weights import save_weights, sha256
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 
 def _file(folder: Path, architecture: Architecture, **provenance: str) -> Path:
     torch.manual_seed(5)

@@ -228,6 +228,31 @@ def test_the_same_seed_gives_the_same_warp_to_the_bit() -> None:
     assert np.array_equal(one.warp.field, two.warp.field)
 
 
+@pytest.mark.parametrize("features", ["mind", "network", "network+mind"])
+def test_every_kind_of_features(features: str, random_weights: Path) -> None:
+    """Even an untrained network describes places well enough to find a shift within one modality."""
+    matrix = scaled(1.0, (3.0, -2.0, 1.0))
+    weights = None if features == "mind" else random_weights
+    one, two = (
+        regkit.register(FIXED, moving_through(matrix), init="none", features=features, weights=weights)
+        for _ in range(2)
+    )
+    assert np.array_equal(one.warp.field, two.warp.field)
+    assert errors(one, matrix).mean() < 0.5 * SPACING
+    assert one.metrics["folding_percent"] == 0
+    assert one.warp.jacobian().array.min() > 0
+    assert one.settings["features"] == features
+    record = one.settings["weights"]
+    assert record is None if weights is None else record["file"] == random_weights.name
+
+
+def test_weights_without_features_are_combined_with_mind(random_weights: Path) -> None:
+    result = regkit.register(FIXED, FIXED, init="none", weights=random_weights, preset="linear")
+    assert result.settings["features"] == "network+mind"
+    assert result.settings["weights"]["provenance"]["data"] == "none"
+    assert regkit.register(FIXED, FIXED, init="none", preset="linear").settings["features"] == "mind"
+
+
 def test_every_kind_of_image_gives_the_same_warp(tmp_path: Path) -> None:
     moving = moving_through(scaled(1.04, (3.0, 1.0, 0.0)))
     file = tmp_path / "moving.nii.gz"
@@ -276,7 +301,9 @@ def test_the_start_can_be_chosen(tmp_path: Path) -> None:
     [
         ({"init": "magic"}, "no start named 'magic'.*centre"),
         ({"init": "nowhere.tfm"}, "no such file"),
-        ({"features": "sift"}, "no features named 'sift'"),
+        ({"features": "sift"}, r"no features named 'sift'.*mind, network, network\+mind"),
+        ({"features": "mind", "weights": "net.safetensors"}, "use no weights"),
+        ({"weights": "nowhere.safetensors"}, "no such file"),
         ({"preset": "best"}, "no preset named 'best'.*fast"),
         ({"device": "tpu"}, "no device named 'tpu'"),
         ({"threads": 0}, "at least 1"),
