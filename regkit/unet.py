@@ -93,9 +93,8 @@ class UNet(nn.Module):
         self.architecture = architecture
         widths = [architecture.width * 2**k for k in range(architecture.levels + 1)]
         modules: list[nn.Module] = []
-        # Where in the list a pooling or an upsampling follows.
-        self._poolings: list[int] = []
-        self._upsamplings: list[int] = []
+        poolings: list[int] = []
+        upsamplings: list[int] = []
 
         def convolve(inputs: int, outputs: int) -> None:
             modules.append(_convolution(inputs, outputs, architecture.padding))
@@ -106,18 +105,21 @@ class UNet(nn.Module):
         for width in widths[:-1]:
             convolve(inputs, width)
             convolve(width, width)
-            self._poolings.append(len(modules))
+            poolings.append(len(modules))
             modules.append(nn.MaxPool3d(2))
             inputs = width
         convolve(inputs, widths[-1])
         convolve(widths[-1], widths[-1])
         for width in reversed(widths[:-1]):
-            self._upsamplings.append(len(modules))
+            upsamplings.append(len(modules))
             modules.append(nn.Upsample(scale_factor=2, mode="nearest"))
             convolve(3 * width, width)
             convolve(width, width)
         modules.append(_convolution(widths[0], architecture.out_channels, architecture.padding))
         self.model = nn.ModuleList(modules)
+        # The blocks as (first module, end): from poolings on the way down, from upsamplings on the way up.
+        self._down = list(pairwise([*poolings, upsamplings[0]]))
+        self._up = list(pairwise([*upsamplings, len(modules) - 1]))
 
     @property
     def multiple(self) -> int:
@@ -151,15 +153,15 @@ class UNet(nn.Module):
 
     def enter(self, image: torch.Tensor) -> torch.Tensor:
         """The finest skip, (N, width, Z / stride, ...): three convolutions, the first part of the network."""
-        return self._through(_unshuffled(image, self.architecture.stride), 0, self._poolings[0])
+        return self._through(_unshuffled(image, self.architecture.stride), 0, self._down[0][0])
 
     def deepen(self, skip: torch.Tensor) -> list[torch.Tensor]:
         """All levels below the finest skip: the activations of :meth:`forward_levels` but for the last."""
         skips = [skip]
-        for start, end in pairwise([*self._poolings, self._upsamplings[0]]):
+        for start, end in self._down:
             skips.append(self._through(skips[-1], start, end))
         levels = [skips.pop()]
-        for start, end in pairwise(self._upsamplings):
+        for start, end in self._up[:-1]:
             levels.append(self._joined(skips.pop(), levels[-1], start, end))
         return levels
 
@@ -168,9 +170,8 @@ class UNet(nn.Module):
 
         Three convolutions, so that a cell depends on those within 3 of it in ``skip``.
         """
-        end = len(self.model) - 1
-        last = self._joined(skip, below, self._upsamplings[-1], end)
-        return self.model[end](last), last
+        last = self._joined(skip, below, *self._up[-1])
+        return self.model[-1](last), last
 
     def _joined(self, skip: torch.Tensor, below: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """The block of the decoder whose upsampling is module ``start``."""
