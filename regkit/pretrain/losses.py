@@ -1,0 +1,123 @@
+"""The losses of pretraining. Each is a mean over what it looks at, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regkit.pretrain.targets import Targets
+from regkit.synthesis.noise import Dice
+
+
+def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy of the affinities, where cells (N, Z, Y, X) are seen and offsets stay inside."""
+    known = seen[:, None] & ~targets.affinity.isnan()
+    losses = F.binary_cross_entropy_with_logits(logits, targets.affinity.nan_to_num(0.5), reduction="none")
+    return (losses * known).sum() / known.sum().clamp_min(1)
+
+
+def distance_loss(found: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the distance channels over cells that are seen."""
+    losses = (found - targets.distance).square().mean(1)
+    return (losses * seen).sum() / seen.sum().clamp_min(1)
+
+
+def label_contrast(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Supervised multi-positive InfoNCE (Khosla et al., 2020; Dey et al., 2025).
+
+    Mean over the anchors i of ``-1/|P(i)| sum_p log(exp(z_i.z_p / T) / sum_{a != i} exp(z_i.z_a / T))``, p in
+    P(i), the other vectors of the same label. Anchors without a partner are left out.
+
+    Args:
+        vectors: (M, C) of unit length.
+        labels: (M,).
+    """
+    similarity = vectors @ vectors.T / temperature
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    log_total = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    positive = (labels[:, None] == labels) & ~itself
+    count = positive.sum(1)
+    mean = (similarity * positive).sum(1) / count.clamp_min(1)
+    losses = torch.where(count > 0, log_total - mean, 0.0)
+    return losses.sum() / (count > 0).sum().clamp_min(1)
+
+
+def local_contrast(
+    anchors: torch.Tensor,
+    partners: torch.Tensor,
+    others: torch.Tensor,
+    allowed: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """InfoNCE of each anchor's partner against places around that partner.
+
+    Args:
+        anchors, partners: (M, C) of unit length.
+        others: (M, K, C) of unit length.
+        allowed: (M, K), which of them count.
+    """
+    positive = (anchors * partners).sum(1, keepdim=True)
+    negative = torch.einsum("mc,mkc->mk", anchors, others).masked_fill(~allowed, -torch.inf)
+    logits = torch.cat([positive, negative], 1) / temperature
+    return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
+def unit(vectors: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Vectors scaled to length 1 along an axis; many times faster on a CPU than ``F.normalize``."""
+    return vectors * (vectors.square().sum(dim, keepdim=True) + 1e-8).rsqrt()
+
+
+class Projection(nn.Module):
+    """The head through which one decoder level is contrasted; dropped after training."""
+
+    def __init__(self, channels: int, width: int = 128) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(channels, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width, bias=False),
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(M, C) to unit vectors (M, width)."""
+        return unit(self.layers(features))
+
+
+def draw(weights: torch.Tensor, count: int, dice: Dice) -> torch.Tensor:
+    """Flat indices of ``count`` cells, each drawn with a probability proportional to its weight (M,)."""
+    total = weights.double().cumsum(0)
+    at = torch.rand(count, generator=dice.voxels, device=weights.device, dtype=torch.float64) * total[-1]
+    return torch.searchsorted(total, at).clamp_max(len(weights) - 1)
+
+
+def balance(labels: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
+    """Weights (M,) under which each label (M,) is drawn as often as any other; 0 where not usable."""
+    frequency = torch.bincount(labels, usable.float(), minlength=256)
+    return usable / frequency.clamp_min(1)[labels]
+
+
+def rows(features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Vectors (M, C) of features (C, Z, Y, X) at flat cell indices (M,).
+
+    Through ``index_select``: the backward pass of fancy indexing is several times slower.
+    """
+    return features.flatten(1).index_select(1, index).T
+
+
+def interpolated(features: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Vectors (M, C) of features (C, Z, Y, X) at index coordinates (3, M), (x, y, z), trilinear."""
+    shape = features.shape[1:]
+    low = where.floor()
+    share = where - low
+    total = torch.zeros(())
+    for corner in np.ndindex(2, 2, 2):
+        steps = [(low[c].long() + corner[c]).clamp(0, shape[2 - c] - 1) for c in range(3)]
+        weight = torch.ones_like(share[0])
+        for c in range(3):
+            weight = weight * (share[c] if corner[c] else 1 - share[c])
+        index = (steps[2] * shape[1] + steps[1]) * shape[2] + steps[0]
+        total = total + rows(features, index) * weight[:, None]
+    return total

@@ -1,0 +1,163 @@
+"""One training step: a batch of pairs through the network, and the sum of the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regkit.pretrain.config import Config
+from regkit.pretrain.losses import (
+    Projection,
+    affinity_loss,
+    balance,
+    distance_loss,
+    draw,
+    interpolated,
+    label_contrast,
+    local_contrast,
+    rows,
+    unit,
+)
+from regkit.pretrain.targets import targets_of
+from regkit.synthesis.noise import Dice
+from regkit.synthesis.pairs import Pair
+from regkit.unet import UNet
+
+_NEAREST = 2  # cells: closer to the partner than this, a place is no negative
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs, first views and second views alternating.
+
+    Args:
+        images: (2B, 1, Z, Y, X).
+        labels: (2B, Z, Y, X) uint8.
+        seen: (2B, z, y, x) bool, the cells that lie wholly in the field of view.
+        partner: (B, 3, z, y, x): where each cell of the second view lies in the first, in cells.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    seen: torch.Tensor
+    partner: torch.Tensor
+
+
+def collate(pairs: list[Pair], stride: int) -> Batch:
+    """A batch on cells of ``stride`` voxels."""
+    seen = torch.cat([pair.seen for pair in pairs])
+    partner = torch.stack([pair.partner for pair in pairs])
+    return Batch(
+        torch.cat([pair.images for pair in pairs])[:, None],
+        torch.cat([pair.labels for pair in pairs]),
+        F.avg_pool3d(seen[:, None].float(), stride)[:, 0] > 0.99,
+        (F.avg_pool3d(partner, stride) - (stride - 1) / 2) / stride,
+    )
+
+
+class Student(nn.Module):
+    """The network and the projection heads of its decoder levels.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.network = UNet(config.architecture)
+        widths = [config.width * 2**k for k in reversed(range(config.levels))]
+        self.heads = nn.ModuleList(Projection(width) for width in widths if config.loss.label)
+
+    def losses(self, batch: Batch, dice: Dice) -> dict[str, torch.Tensor]:
+        """Every loss that has a weight, by name."""
+        how = self.config.loss
+        device = batch.images.device.type
+        with torch.autocast(device, torch.bfloat16):
+            output, levels = self.network.forward_levels(batch.images)
+        sizes = dict(self.config.groups)
+        parts = dict(zip(sizes, output.float().split(list(sizes.values()), dim=1)))
+        targets = targets_of(batch.labels, how.offsets, self.config.stride)
+        found = {}
+        if how.affinity:
+            found["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
+        if how.distance:
+            found["distance"] = distance_loss(parts["distance"], targets, batch.seen)
+        if how.local:
+            nearness = 0.1 + targets.distance[1::2, 1]
+            found["local"] = self._local(parts["embedding"], nearness, batch, dice)
+        if how.label:
+            found["label"] = self._label(levels[1:], batch, dice)
+        return found
+
+    def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum."""
+        terms = [getattr(self.config.loss, name) * value for name, value in losses.items()]
+        return torch.stack(terms).sum()
+
+    def _local(
+        self, embedding: torch.Tensor, nearness: torch.Tensor, batch: Batch, dice: Dice
+    ) -> torch.Tensor:
+        """Local contrast; anchors are cells of the second views, more of them near boundaries."""
+        how = self.config.loss
+        vectors = unit(embedding)
+        values = []
+        for k, partner in enumerate(batch.partner):
+            first, second = vectors[2 * k], vectors[2 * k + 1]
+            shape = torch.tensor(first.shape[1:], device=first.device).flip(0)[:, None]  # x, y, z
+            flat = partner.flatten(1)
+            whole = flat.round().long()
+            inside = ((whole >= 0) & (whole < shape)).all(0)
+            at = _flat(whole, shape)
+            usable = inside & batch.seen[2 * k + 1].flatten() & batch.seen[2 * k].flatten()[at]
+            if not usable.any():
+                continue
+            anchors = draw(usable * nearness[k].flatten(), how.anchors, dice)
+            centre = whole[:, anchors, None]
+            reach = torch.randint(
+                -how.neighbourhood,
+                how.neighbourhood + 1,
+                (3, len(anchors), how.negatives),
+                generator=dice.voxels,
+                device=first.device,
+            )
+            place = torch.minimum((centre + reach).clamp_min(0), shape[..., None] - 1)
+            allowed = (place - centre).abs().amax(0) >= _NEAREST
+            others = rows(first, _flat(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
+            values.append(
+                local_contrast(
+                    rows(second, anchors),
+                    unit(interpolated(first, flat[:, anchors])),
+                    others,
+                    allowed,
+                    how.local_temperature,
+                )
+            )
+        return torch.stack(values).mean() if values else embedding.sum() * 0
+
+    def _label(self, levels: list[torch.Tensor], batch: Batch, dice: Dice) -> torch.Tensor:
+        """Label contrast of each pair, at each decoder level."""
+        how = self.config.loss
+        values = []
+        for head, features in zip(self.heads, levels):
+            step = batch.labels.shape[-1] // features.shape[-1]
+            middle = (slice(None), *(slice(step // 2, None, step),) * 3)
+            labels = batch.labels[middle].flatten(1).long()
+            cells = step // self.config.stride
+            middle = (slice(None), *(slice(cells // 2, None, cells),) * 3)
+            seen = batch.seen[middle].flatten(1)
+            chosen = [draw(balance(a, b), how.anchors // 2, dice) for a, b in zip(labels, seen)]
+            vectors = torch.cat([rows(f, index) for f, index in zip(features.float(), chosen)])
+            vectors = head(vectors).unflatten(0, (-1, how.anchors // 2 * 2))
+            drawn = torch.stack([a[index] for a, index in zip(labels, chosen)]).view(len(vectors), -1)
+            values += [label_contrast(v, a, how.label_temperature) for v, a in zip(vectors, drawn)]
+        return torch.stack(values).mean()
+
+
+def _flat(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """Flat index of whole index coordinates (3, ...), (x, y, z), clamped into a volume."""
+    x, y, z = torch.minimum(where.clamp_min(0), shape - 1)
+    return (z * shape[1] + y) * shape[0] + x

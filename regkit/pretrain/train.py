@@ -1,0 +1,330 @@
+"""The training loop: one process, or several under torchrun; it resumes exactly where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from regkit.errors import RegkitError
+from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from regkit.pretrain.config import Config
+from regkit.pretrain.step import Batch, Student, collate
+from regkit.synthesis.noise import Dice
+from regkit.synthesis.pairs import Synthesiser
+from regkit.synthesis.sources import Source
+from regkit.unet import UNet
+from regkit.weights import save_weights
+
+Report = Callable[[int, dict[str, float]], None]
+_CALIBRATION = 32  # pairs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this is, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def place(device: str = "auto") -> Iterator[Place]:
+    """This process's place; under torchrun a member of the group, which is left at the end."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise RegkitError(f"no device named {device!r}; there is: auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if "RANK" not in os.environ:
+        yield Place(0, 1, torch.device("cuda" if cuda else "cpu"))
+        return
+    where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Place(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """The state of a run: student, averaged network, optimiser and the number of the next step.
+
+    Everything random in a step comes from the step's number, so that this state is all that a run depends on.
+
+    Args:
+        config: of the run.
+        sources: of shapes, and their weights.
+        where: this process.
+    """
+
+    def __init__(self, config: Config, sources: Sequence[tuple[Source, float]], where: Place) -> None:
+        if config.batch % where.world:
+            raise RegkitError(
+                f"a batch of {config.batch} pairs does not divide among {where.world} processes"
+            )
+        self.config, self.where = config, where
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.student = Student(config)
+        self.student.to(where.device)
+        self.student.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.student.network).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device)
+        self.step = 0
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the pairs of a step."""
+        share = self.config.batch // self.where.world
+        first = step * self.config.batch + self.where.rank * share
+        return collate([self.synthesiser.pair(first + k) for k in range(share)], self.config.stride)
+
+    def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimiser step; the losses stay on the device."""
+        config = self.config
+        self.student.train()
+        dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
+        losses = self.student.losses(batch, dice)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.student.total(losses).backward()
+        _average_over_processes([p.grad for p in self.student.parameters() if p.grad is not None], self.where)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate * schedule(self.step, config)
+        self.optimiser.step()
+        # A short memory at first, so that the random start is forgotten.
+        keep = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for kept, new in zip(
+                self.average.state_dict().values(), self.student.network.state_dict().values()
+            ):
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - keep)
+                else:
+                    kept.copy_(new)
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
+
+    def save(self, run: Path) -> None:
+        """A checkpoint of the whole state."""
+        tensors = {f"student.{n}": t for n, t in self.student.state_dict().items()}
+        tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
+        for number, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{n}": t for n, t in values.items()}
+        save_checkpoint(run, self.step, tensors, {"step": self.step, "config": self.config.to_dict()})
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of a run of the same configuration."""
+        tensors, state = load_checkpoint(path)
+        theirs, ours = state["config"], json.loads(json.dumps(self.config.to_dict()))
+        differs = [k for k in ours if theirs.get(k) != ours[k]]
+        if differs:
+            raise RegkitError(
+                f"'{path}' is of another configuration: {', '.join(differs)} differ; "
+                "give the run's own, or another output folder"
+            )
+        groups: dict[str, dict[str, torch.Tensor]] = {"student": {}, "average": {}, "optimiser": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            groups[kind][rest] = tensor
+        self.student.load_state_dict(groups["student"])
+        self.average.load_state_dict(groups["average"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in groups["optimiser"].items():
+            number, _, rest = name.partition(".")
+            moments.setdefault(int(number), {})[rest] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        self.step = state["step"]
+
+    def exported(self) -> UNet:
+        """The averaged network, its batch norms given the statistics of fresh pairs under its weights."""
+        network = copy.deepcopy(self.average).train()
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean
+        fresh = Synthesiser(
+            self.config.pairs, self.synthesiser.sources, self.config.seed + 1, self.where.device
+        )
+        with torch.no_grad(), torch.autocast(self.where.device.type, torch.bfloat16):
+            for k in range(_CALIBRATION):
+                network(fresh.pair(k).images[:, None])
+        return network.eval()
+
+
+def schedule(step: int, config: Config) -> float:
+    """Share of the learning rate: a linear rise over the warm-up, then half a cosine."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
+
+
+def _average_over_processes(gradients: list[torch.Tensor], where: Place) -> None:
+    if where.world == 1:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= where.world
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def train(
+    config: Config,
+    sources: Sequence[tuple[Source, float]],
+    run: Path,
+    *,
+    where: Place,
+    minutes: float = math.inf,
+    save_every: float = 5.0,
+    report: Report = lambda step, losses: None,
+) -> Trainer:
+    """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
+
+    Args:
+        run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
+        save_every: minutes between checkpoints.
+        report: called with the step and the losses, every ten steps.
+
+    Raises:
+        RegkitError: if the folder holds another run, or cannot be written.
+    """
+    trainer = Trainer(config, sources, where)
+    found = checkpoints(run)
+    if found:
+        trainer.load(found[-1])
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{run}': {error.strerror}") from error
+    began = saved = time.monotonic()
+    first = trainer.step
+    with _stop_signals() as stopped, ThreadPoolExecutor(1) as ahead, _Log(run, trainer) as log:
+        # The next batch is made while this one trains.
+        pending = ahead.submit(trainer.batch, trainer.step)
+        while trainer.step < config.steps:
+            batch = pending.result()
+            pending = ahead.submit(trainer.batch, trainer.step + 1)
+            losses = trainer.advance(batch)
+            if trainer.step % 10 == 0:
+                numbers = {name: float(value) for name, value in losses.items()}
+                if not all(map(math.isfinite, numbers.values())):
+                    raise RegkitError(
+                        f"the losses of step {trainer.step} are not finite; go on from the last checkpoint "
+                        "with a lower learning rate"
+                    )
+                log.write(trainer.step, numbers, (time.monotonic() - began) / (trainer.step - first))
+                report(trainer.step, numbers)
+            now = time.monotonic()
+            over = _agreed(bool(stopped) or now - began > 60 * minutes, where)
+            if where.first and (over or now - saved > 60 * save_every):
+                trainer.save(run)
+                saved = time.monotonic()
+            if over:
+                break
+    if where.first and not (run / f"step-{trainer.step:08d}").exists():
+        trainer.save(run)
+    return trainer
+
+
+def export(trainer: Trainer, path: Path, name: str) -> None:
+    """Write the network as weights that ``regkit register`` reads, with what made it."""
+    provenance = {
+        "name": name,
+        "step": str(trainer.step),
+        "config": json.dumps(trainer.config.to_dict()),
+        "groups": json.dumps(trainer.config.groups),
+        "commit": _commit(),
+        "torch": torch.__version__,
+    }
+    save_weights(path, trainer.exported(), provenance)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _agreed(stop: bool, where: Place) -> bool:
+    """Whether any process wants to stop: all must do it after the same step."""
+    if where.world == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=where.device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT put their numbers into, instead of ending the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """``log.csv`` of a run; lines beyond the step that is gone on from are dropped."""
+
+    def __init__(self, run: Path, trainer: Trainer) -> None:
+        self.path, self.step, self.active = run / "log.csv", trainer.step, trainer.where.first
+        self.trainer = trainer
+
+    def __enter__(self) -> _Log:
+        if self.active:
+            rows = list(csv.reader(self.path.open(encoding="utf-8"))) if self.path.exists() else []
+            kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= self.step]
+            self.stream = self.path.open("w", encoding="utf-8", newline="")
+            csv.writer(self.stream).writerows(kept)
+            self.headed = bool(kept)
+        return self
+
+    def write(self, step: int, losses: dict[str, float], seconds: float) -> None:
+        if not self.active:
+            return
+        table = csv.writer(self.stream)
+        if not self.headed:
+            table.writerow(["step", *losses, "learning_rate", "seconds_per_step"])
+            self.headed = True
+        rate = self.trainer.optimiser.param_groups[0]["lr"]
+        table.writerow([step, *(f"{v:.5f}" for v in losses.values()), f"{rate:.3e}", f"{seconds:.3f}"])
+        self.stream.flush()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.active:
+            self.stream.close()

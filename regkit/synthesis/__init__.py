@@ -1,0 +1,6 @@
+"""Synthetic volumes: label ensembles of random shapes, and pairs of images of random appearance from them.
+
+Data flows shapes -> ensemble -> appearance -> pairs. The whole package needs torch and numpy alone, and
+runs where its tensors are. Scalars are drawn by a numpy generator and voxels by a torch generator, both
+seeded by (seed, index): sample ``index`` is the same whatever was drawn before it.
+"""

@@ -1,0 +1,171 @@
+"""Volumes of random appearance from a label map.
+
+A Gaussian mixture per label, then what scanners do: texture, partial volume, a bias field, gamma, thick
+slices, ringing, spikes in k-space, blur, noise, and a field of view that ends. Every step has its own
+probability; two renderings of one label map share nothing but the labels. The list is that of Dey et al.
+(ICLR 2025), drawn anew for each sample; palettes of few or of close intensities are added: most organs in
+a CT differ by less than its noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.synthesis.noise import Dice, smooth_noise
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """An image and where it has data.
+
+    Args:
+        image: (Z, Y, X) float32 in [0, 1], beyond the field of view continued by border values.
+        seen: (Z, Y, X) bool, the field of view.
+    """
+
+    image: torch.Tensor
+    seen: torch.Tensor
+
+
+def render(labels: torch.Tensor, dice: Dice, partial: float = 0.25) -> Rendering:
+    """One image of a label map.
+
+    Args:
+        labels: (Z, Y, X) uint8.
+        partial: probability that the field of view ends within the volume.
+    """
+    means, deviations = _palette(dice)
+    index = labels.int()
+    image = means.to(dice.device)[index]
+    if dice.chance(0.8):
+        image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.08)
+    if dice.chance(0.7):
+        image += deviations.to(dice.device)[index] * dice.normal(*labels.shape)
+    image = _blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
+    if dice.chance(0.5):
+        image = image * _bias(labels.shape, dice)
+    if dice.chance(0.4):
+        image = _thick_slices(image, dice)
+    if dice.chance(0.25):
+        image = _in_k_space(image, dice)
+    image = _rescaled(image)
+    if dice.chance(0.5):
+        image = image.clamp_(min=0).pow_(float(np.exp(dice.uniform(-0.7, 0.7))))
+    if dice.chance(0.7):
+        image = _noisy(image, dice)
+    image = _rescaled(image)
+    if dice.chance(0.4):
+        # A window that cuts off the ends, as HU windows and percentiles do.
+        low, high = dice.uniform(-0.02, 0.2), dice.uniform(0.7, 1.02)
+        image = ((image - low) / (high - low)).clamp_(0, 1)
+    seen = torch.ones_like(image, dtype=torch.bool)
+    return _cut(image, seen, dice) if dice.chance(partial) else Rendering(image, seen)
+
+
+def _palette(dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of every label, (256,) each."""
+    random = dice.scalars
+    kind = random.integers(3)
+    means = random.uniform(0, 1, 256)
+    if kind == 1:
+        # Few tissues: many structures look alike here, and need not in the other view.
+        means = random.uniform(0, 1, int(random.integers(3, 8)))[random.integers(0, 3, 256)]
+        means = means + random.normal(0, 0.01, 256)
+    elif kind == 2:
+        # A narrow band for most, the ends of the scale for some.
+        centre, width = random.uniform(0.3, 0.7), random.uniform(0.04, 0.2)
+        means = np.where(random.random(256) < 0.7, centre + width * random.uniform(-1, 1, 256), means)
+    if dice.chance(0.6):
+        means[0] = random.choice([0.0, 0.0, means.max()])
+    deviations = random.uniform(0, 0.08, 256) * random.uniform(0.1, 1)
+    return torch.from_numpy(means.astype(np.float32)), torch.from_numpy(deviations.astype(np.float32))
+
+
+def _texture(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
+    """Noise of several scales, (Z, Y, X)."""
+    total = torch.zeros(shape, device=dice.device)
+    for scale in (2, 4, 8, 16):
+        if dice.chance(0.5):
+            total += smooth_noise(dice, 1, shape, scale)[0] * dice.uniform(0, 1)
+    return total
+
+
+def _bias(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
+    """A smooth positive factor."""
+    return smooth_noise(dice, 1, shape, max(shape) / dice.uniform(1, 3))[0].mul_(dice.uniform(0, 0.4)).exp_()
+
+
+def _blurred(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
+    """Gaussian blur, one sigma (voxels) per axis, borders replicated."""
+    volume = image[None, None]
+    for axis, sigma in enumerate(sigmas.tolist()):
+        radius = max(1, round(2.5 * sigma))
+        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
+        weights = (taps / taps.sum()).tolist()
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = radius
+        padded = F.pad(volume, pad, mode="replicate")
+        n = volume.shape[2 + axis]
+        volume = sum(w * padded.narrow(2 + axis, k, n) for k, w in enumerate(weights))
+    return volume[0, 0]
+
+
+def _thick_slices(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """Fewer voxels along one axis, or along all, and interpolated back."""
+    ratios = np.ones(3)
+    if dice.chance(0.7):
+        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 5)
+    else:
+        ratios[:] = dice.uniform(1.2, 2.5)
+    z, y, x = (max(4, round(n / r)) for n, r in zip(image.shape, ratios))
+    few = F.adaptive_avg_pool3d(image[None, None], (z, y, x))
+    return F.interpolate(few, size=image.shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """Gibbs ringing (high frequencies cut off) or a spike (a wave over the whole image)."""
+    spectrum = torch.fft.rfftn(image)
+    if dice.chance(0.6):
+        keep = dice.uniform(0.5, 0.9)
+        for axis, n in enumerate(spectrum.shape):
+            frequency = torch.fft.rfftfreq(image.shape[2]) if axis == 2 else torch.fft.fftfreq(n)
+            mask = (frequency.abs() <= keep / 2).to(image.device)
+            spectrum = spectrum * mask.view([-1 if k == axis else 1 for k in range(3)])
+    else:
+        at = tuple(int(dice.scalars.integers(1, max(2, n // 3))) for n in spectrum.shape)
+        angle = dice.uniform(0, 2 * np.pi)
+        height = dice.uniform(0.005, 0.03) * image.numel()
+        spectrum[at] += complex(height * np.cos(angle), height * np.sin(angle))
+    return torch.fft.irfftn(spectrum, s=image.shape)
+
+
+def _noisy(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """Gaussian noise, or Rician as in a magnitude image."""
+    level = dice.uniform(0.002, 0.08)
+    noisy = image + level * dice.normal(*image.shape)
+    return torch.hypot(noisy, level * dice.normal(*image.shape)) if dice.chance(0.3) else noisy
+
+
+def _rescaled(image: torch.Tensor) -> torch.Tensor:
+    low, high = image.aminmax()
+    return (image - low) / (high - low).clamp_min(1e-6)
+
+
+def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> Rendering:
+    """End the field of view at a plane across one axis; what lies beyond repeats the last slice."""
+    axis = int(dice.scalars.integers(3))
+    n = image.shape[axis]
+    kept = int(n * dice.uniform(0.4, 0.85))
+    first = 0 if dice.chance(0.5) else n - kept
+    image, seen = image.clone(), seen.clone()
+    for start, length, edge in ((0, first, first), (first + kept, n - first - kept, first + kept - 1)):
+        if length:
+            image.narrow(axis, start, length).copy_(
+                image.narrow(axis, edge, 1).expand_as(image.narrow(axis, start, length))
+            )
+            seen.narrow(axis, start, length).fill_(False)
+    return Rendering(image, seen)

@@ -1,0 +1,134 @@
+"""Training pairs: two cut-outs of one label map, one of them bent, each rendered with its own appearance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.synthesis.appearance import render
+from regkit.synthesis.ensemble import Ensembles, draw_labels
+from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.sources import Source
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How pairs are drawn.
+
+    Args:
+        size: voxels along each side of a volume.
+        reuse: pairs that are cut from one label ensemble, each at another place.
+        offset: largest shift, voxels, between the two cut-outs along each axis.
+        turn: largest rotation between them, degrees.
+        bend: largest elastic displacement between them, voxels.
+        ensembles: the label ensembles; their size is at least ``size + offset``.
+    """
+
+    size: int = 64
+    reuse: int = 4
+    offset: int = 28
+    turn: float = 10.0
+    bend: float = 3.0
+    ensembles: Ensembles = field(default_factory=Ensembles)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two views of one anatomy.
+
+    Args:
+        images: (2, Z, Y, X) float32 in [0, 1].
+        labels: (2, Z, Y, X) uint8.
+        seen: (2, Z, Y, X) bool, each image's field of view.
+        partner: (3, Z, Y, X) where each voxel of the second view lies in the first: index coordinates
+            (x, y, z), which may be outside.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    seen: torch.Tensor
+    partner: torch.Tensor
+
+
+class Synthesiser:
+    """Draws pairs by number: the same number gives the same pair, in any order and on any process.
+
+    Args:
+        how: settings.
+        sources: of shapes, and their weights.
+        device: where pairs are made.
+    """
+
+    def __init__(
+        self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, device: torch.device
+    ) -> None:
+        self.how, self.sources, self.seed, self.device = how, sources, seed, device
+        self._at = -1
+        self._labels = torch.empty(0)
+
+    def pair(self, index: int) -> Pair:
+        """Pair number ``index``."""
+        ensemble = index // self.how.reuse
+        if ensemble != self._at:
+            dice = Dice.of(self.seed, 0, ensemble, device=self.device)
+            self._labels = draw_labels(self.how.ensembles, self.sources, dice)
+            self._at = ensemble
+        dice = Dice.of(self.seed, 1, index, device=self.device)
+        return cut_and_render(self._labels, self.how, dice)
+
+
+def cut_and_render(ensemble: torch.Tensor, how: Pairs, dice: Dice) -> Pair:
+    """A pair from one label ensemble (Z, Y, X)."""
+    n, whole = how.size, np.asarray(ensemble.shape)
+    # The two cut-outs overlap, and both lie in the ensemble.
+    shift = dice.scalars.integers(-how.offset, how.offset + 1, 3)
+    low, high = np.maximum(0, -shift), whole - n - np.maximum(0, shift)
+    first = low + np.floor(dice.scalars.uniform(0, 1, 3) * (np.maximum(high, low) - low + 1)).astype(int)
+    box = tuple(slice(int(a), int(a) + n) for a in first)
+    # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
+    axes = tuple(int(a) for a in dice.scalars.permutation(3))
+    flips = tuple(axis for axis in range(3) if dice.chance(0.5))
+
+    inner = ensemble[box]
+    to_second = _view(n, how, dice)  # coordinates (x, y, z) in the second cut-out, before bending
+    partner = to_second + _vector(shift, dice)
+    where = partner + _vector(first, dice)
+    scale = torch.from_numpy((2 / (whole[::-1] - 1)).astype(np.float32)).to(dice.device)
+    grid = where.movedim(0, -1) * scale - 1
+    seen_there = F.grid_sample(
+        ensemble[None, None].float(), grid[None], mode="nearest", padding_mode="border", align_corners=True
+    )[0, 0].to(torch.uint8)
+    labels = torch.stack([inner, seen_there])
+    # The same exchange of axes for labels, and for the coordinates that point between them.
+    labels = labels.permute(0, *(1 + a for a in axes)).flip([1 + f for f in flips]).contiguous()
+    partner = partner[[2 - axes[2], 2 - axes[1], 2 - axes[0]]].permute(0, *(1 + a for a in axes))
+    partner = partner.flip([1 + f for f in flips]).contiguous()
+    for axis in flips:
+        partner[2 - axis] = n - 1 - partner[2 - axis]
+
+    one, other = (render(volume, dice) for volume in labels)
+    return Pair(torch.stack([one.image, other.image]), labels, torch.stack([one.seen, other.seen]), partner)
+
+
+def _vector(zyx: np.ndarray, dice: Dice) -> torch.Tensor:
+    """Components (x, y, z) that broadcast over coordinates (3, Z, Y, X)."""
+    return torch.from_numpy(zyx[::-1].astype(np.float32)).to(dice.device).view(3, 1, 1, 1)
+
+
+def _view(n: int, how: Pairs, dice: Dice) -> torch.Tensor:
+    """Index coordinates (3, n, n, n) of a cut-out's voxels, turned about its middle, scaled and bent."""
+    axis = torch.arange(n, device=dice.device, dtype=torch.float32) - (n - 1) / 2
+    x, y, z = axis, axis[:, None], axis[:, None, None]
+    vector = dice.scalars.standard_normal(3)
+    vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
+    a, b, c = vector.tolist()
+    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float32))
+    scale = float(np.exp(dice.uniform(-0.1, 0.1)))
+    rows = (turn * scale).tolist()
+    where = torch.stack([x * p + y * q + z * r for p, q, r in rows]) + (n - 1) / 2
+    bend = smooth_noise(dice, 3, where.shape[1:], n / dice.uniform(1.5, 4)) * dice.uniform(0, how.bend)
+    return where + bend
