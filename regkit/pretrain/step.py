@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regkit.equalise import equalised
 from regkit.pretrain.config import Config
 from regkit.pretrain.losses import (
     Projection,
@@ -34,7 +35,7 @@ class Batch:
     """Pairs, first views and second views alternating.
 
     Args:
-        images: (2B, 1, Z, Y, X).
+        images: (2B, 1, Z, Y, X), equalised as they are for the network when it registers.
         labels: (2B, Z, Y, X) uint8.
         seen: (2B, z, y, x) bool, the cells that lie wholly in the field of view.
         partner: (B, 3, z, y, x): where each cell of the second view lies in the first, in cells.
@@ -51,7 +52,7 @@ def collate(pairs: list[Pair], stride: int) -> Batch:
     seen = torch.cat([pair.seen for pair in pairs])
     partner = torch.stack([pair.partner for pair in pairs])
     return Batch(
-        torch.cat([pair.images for pair in pairs])[:, None],
+        torch.stack([equalised(image) for pair in pairs for image in pair.images])[:, None],
         torch.cat([pair.labels for pair in pairs]),
         F.avg_pool3d(seen[:, None].float(), stride)[:, 0] > 0.99,
         (F.avg_pool3d(partner, stride) - (stride - 1) / 2) / stride,

@@ -174,7 +174,7 @@ class Trainer:
         )
         with torch.no_grad(), torch.autocast(self.where.device.type, torch.bfloat16):
             for k in range(_CALIBRATION):
-                network(fresh.pair(k).images[:, None])
+                network(collate([fresh.pair(k)], self.config.stride).images)
         return network.eval()
 
 

@@ -31,7 +31,7 @@ class Rendering:
     seen: torch.Tensor
 
 
-def render(labels: torch.Tensor, dice: Dice, partial: float = 0.25) -> Rendering:
+def render(labels: torch.Tensor, dice: Dice, partial: float = 0.35) -> Rendering:
     """One image of a label map.
 
     Args:
@@ -159,7 +159,7 @@ def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> Rendering:
     """End the field of view at a plane across one axis; what lies beyond repeats the last slice."""
     axis = int(dice.scalars.integers(3))
     n = image.shape[axis]
-    kept = int(n * dice.uniform(0.4, 0.85))
+    kept = int(n * dice.uniform(0.25, 0.9))
     first = 0 if dice.chance(0.5) else n - kept
     image, seen = image.clone(), seen.clone()
     for start, length, edge in ((0, first, first), (first + kept, n - first - kept, first + kept - 1)):

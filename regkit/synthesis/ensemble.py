@@ -35,7 +35,7 @@ class Ensembles:
     size: int = 96
     count: tuple[int, int] = (20, 40)
     radius: tuple[float, float] = (6.0, 32.0)
-    details: int = 40
+    details: int = 60
     detail_radius: tuple[float, float] = (2.0, 7.0)
     bend: float = 0.3
 
@@ -158,7 +158,7 @@ def _in_a_body(labels: torch.Tensor, used: int, layers: int, dice: Dice) -> torc
         dice.scalars.uniform(-0.35, 0.35, (3, 1, 1, 1)).astype(np.float32)
     ).to(labels.device)
     where += 0.2 * smooth_noise(dice, 3, where.shape[1:], quarter / dice.uniform(1.5, 4))
-    radii = dice.scalars.uniform(0.6, 1.3, 3)
+    radii = dice.scalars.uniform(0.7, 1.4, 3)
     level = sum((component / r).square() for component, r in zip(where, radii.tolist()))
     assert isinstance(level, torch.Tensor)
     # Voxels to the surface, about.
