@@ -7,6 +7,7 @@ lies between them; a body of several layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source
+
+
+_COARSE_ABOVE = 10  # voxels, half extent
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,21 @@ def _paste(
     # Axes of arrays are (z, y, x), components of points (x, y, z).
     box = tuple(slice(a, b) for a, b in zip(first[::-1], last[::-1]))
     to_shape = np.linalg.inv(to_voxels)
-    axes = [torch.arange(a, b, device=labels.device) - float(c) for a, b, c in zip(first, last, centre)]
+    # The level of a large shape is smooth: every other voxel of it is enough.
+    step = 2 if radius > _COARSE_ABOVE else 1
+    axes = [
+        torch.linspace(a, b - 1, math.ceil((b - a) / step), device=labels.device) - float(c)
+        for a, b, c in zip(first.tolist(), last.tolist(), centre)
+    ]
     x, y, z = axes[0], axes[1][:, None], axes[2][:, None, None]
     where = torch.stack([x * a + y * b + z * c for a, b, c in to_shape.tolist()])
     where += smooth_noise(dice, 3, where.shape[1:], max(where.shape[1:]) / dice.uniform(1.5, 5)) * (
         bend * dice.uniform(0, 1)
     )
-    inside = shape(where) > 0
-    part = labels[box]
+    level, part = shape(where), labels[box]
+    if step > 1:
+        level = F.interpolate(level[None, None], size=part.shape, mode="trilinear", align_corners=True)[0, 0]
+    inside = level > 0
     if rim:
         part.masked_fill_(_dilated(inside, rim), rim_label)
     part.masked_fill_(inside, label)

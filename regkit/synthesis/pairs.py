@@ -29,7 +29,7 @@ class Pairs:
     """
 
     size: int = 64
-    reuse: int = 4
+    reuse: int = 8
     offset: int = 28
     turn: float = 10.0
     bend: float = 3.0
