@@ -151,7 +151,7 @@ def _masks_of(files: list[Path]) -> Iterator[PackedMask]:
 
     merged: dict[str, npt.NDArray[np.bool_]] = {}
     for file in files:
-        volume = load_labels(file, "templates")
+        volume = load_labels(file, "templates", empty=True)
         array = np.asarray(volume.array)
         kind = next((k for k in ("rib_", "vertebrae_") if file.name.startswith(k)), None)
         for label in np.unique(array[array > 0]):
