@@ -52,7 +52,7 @@ class Templates:
         key = group, int(random.integers(len(self._groups[group])))
         if key not in self._ready:
             self._ready[key] = _reduced(self._groups[group][key[1]].mask()).to(device)
-        return _Template(self._ready[key])
+        return _Template(self._ready[key], self._groups[group][key[1]].shape)
 
 
 class PackedMask:
@@ -69,11 +69,11 @@ class PackedMask:
 class _Template:
     """The level of a template: its occupancy, interpolated, above a half."""
 
-    def __init__(self, occupancy: torch.Tensor) -> None:
+    def __init__(self, occupancy: torch.Tensor, shape: tuple[int, ...]) -> None:
         self.occupancy = occupancy
-        longest = max(occupancy.shape)
-        # The cube [-1, 1]^3 holds the longest side; the others keep their proportion.
-        self.stretch = [longest / n for n in reversed(occupancy.shape)]
+        # The cube [-1, 1]^3 holds the longest side; the others keep the proportion they have in the mask
+        # (Z, Y, X), which the occupancy has lost to rounding.
+        self.stretch = [max(shape) / n for n in reversed(shape)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         where = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
