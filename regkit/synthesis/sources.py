@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -93,25 +94,37 @@ def load_archive(path: Path) -> Templates:
     """Templates from a packed archive (.npz): arrays bits, offsets, shapes, names, sources.
 
     Mask i is ``np.unpackbits(bits[offsets[i]:offsets[i + 1]])`` in C order with shape ``shapes[i]``; the part
-    of ``sources[i]`` before a colon or a blank groups the masks.
+    of ``sources[i]`` before an "@" groups the masks.
 
     Raises:
         RegkitError: if the file is missing, damaged, or not such an archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise RegkitError(f"'{path}' is not an archive of templates: it is no .npz")
             missing = [name for name in _ARRAYS if name not in archive.files]
             if missing:
                 raise RegkitError(f"'{path}' is not an archive of templates: it lacks {', '.join(missing)}")
             bits, offsets, shapes, _, sources = (archive[name] for name in _ARRAYS)
     except FileNotFoundError:
         raise RegkitError(f"no archive of templates at '{path}'") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except RegkitError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RegkitError(f"cannot read the templates in '{path}': {error}") from error
-    whole = len(offsets) == len(shapes) + 1 and len(sources) == len(shapes) and shapes.shape[1:] == (3,)
-    if not whole or offsets[-1] > len(bits) or not len(shapes):
+    kinds = [
+        array.dtype.kind in allowed for array, allowed in ((offsets, "iu"), (shapes, "iu"), (sources, "U"))
+    ]
+    count = len(shapes) if shapes.ndim == 2 and shapes.shape[1] == 3 else 0
+    fits = offsets.shape == (count + 1,) and sources.shape == (count,) and bits.ndim == 1 and count
+    if not fits or bits.dtype != np.uint8 or not all(kinds):
         raise RegkitError(f"the templates in '{path}' are damaged: their arrays do not fit together")
-    if (np.diff(offsets) * 8 < shapes.astype(np.int64).prod(1)).any():
+    offsets, shapes = offsets.astype(np.int64), shapes.astype(np.int64)
+    if offsets[0] < 0 or offsets[-1] > len(bits) or shapes.min() < 1:
+        raise RegkitError(f"the templates in '{path}' are damaged: their arrays do not fit together")
+    if (np.diff(offsets) * 8 < shapes.prod(1)).any():
         raise RegkitError(f"the templates in '{path}' are damaged: a mask has fewer bits than voxels")
     groups: dict[str, list[PackedMask]] = {}
     for i, (shape, origin) in enumerate(zip(shapes.tolist(), sources.tolist())):
