@@ -49,8 +49,8 @@ class Pairs:
             )
         if self.ensembles.size < self.size + self.offset:
             raise RegkitError(
-                f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} at offsets up "
-                f"to {self.offset}; make them {self.size + self.offset} or larger"
+                f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} with an "
+                f"offset of {self.offset}; make them {self.size + self.offset} or larger"
             )
 
 
