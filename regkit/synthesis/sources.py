@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.synthesis.shapes import Shape, draw_procedural
+
+if TYPE_CHECKING:
+    from regkit.geometry import Grid
 
 _SIDE = 48  # voxels along the longest side of a template in memory
 _ARRAYS = ("bits", "offsets", "shapes", "names", "sources")
@@ -37,8 +40,7 @@ class Templates:
     """Binary shapes cut from label maps, by group; a group is drawn first, then a shape of it.
 
     Args:
-        groups: name of the origin (a data set, a subject) -> masks (Z, Y, X) as functions, each called
-            when it is first drawn.
+        groups: name of the origin (a data set, a subject) -> its masks, each unpacked when it is first drawn.
     """
 
     def __init__(self, groups: dict[str, list[PackedMask]]) -> None:
@@ -162,22 +164,22 @@ def _masks_of(files: list[Path]) -> Iterator[PackedMask]:
     """The masks of one subject."""
     from regkit.images import load_labels  # needs SimpleITK, which a bare training machine has not
 
-    merged: dict[str, npt.NDArray[np.bool_]] = {}
+    merged: dict[str, tuple[npt.NDArray[np.bool_], Grid]] = {}
     for file in files:
-        volume = load_labels(file, "templates", empty=True)
-        array = np.asarray(volume.array)
         kind = next((k for k in ("rib_", "vertebrae_") if file.name.startswith(k)), None)
+        grid = merged[kind][1] if kind in merged else None
+        volume = load_labels(file, "templates", grid, empty=True)
+        array = np.asarray(volume.array)
         for label in np.unique(array[array > 0]):
             mask = array == label
             if kind is None:
                 yield _packed(mask, volume.grid.spacing)
-            elif kind in merged and merged[kind].shape == mask.shape:
-                merged[kind] |= mask
+            elif kind in merged:
+                np.logical_or(merged[kind][0], mask, out=merged[kind][0])
             else:
-                merged[kind] = mask
-            spacing = volume.grid.spacing
-    for mask in merged.values():
-        yield _packed(mask, spacing)
+                merged[kind] = mask, volume.grid
+    for mask, grid in merged.values():
+        yield _packed(mask, grid.spacing)
 
 
 def _packed(mask: npt.NDArray[np.bool_], spacing: tuple[float, ...]) -> PackedMask:
