@@ -86,7 +86,7 @@ def test_a_configuration_survives_json() -> None:
         ("  width: 8", "line 2: expected 'key: value' from the start"),
         ("width:8", "line 2: expected 'key: value'"),
         ("width:", "line 2: expected 'key: value'"),
-        ("width: ", "line 2: expected 'key: value'"),
+        ("width: ", "line 2: Expecting value"),
         ("width: eight", "line 2: Expecting value"),
         ("padding: reflect", "line 2: Expecting value"),
         ("loss.offsets: [2, 4", "line 2: Expecting ',' delimiter"),
