@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_else(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     monkeypatch.setattr(checkpoint, "_PART_BYTES", 10)
-    with pytest.raises(RegkitError, match="step-00000002', earlier ones are kept: .*No space left"):
+    with pytest.raises(RegkitError, match=r"step-00000002', earlier ones are kept: .*No space left"):
         save_checkpoint(tmp_path, 2, {"a": torch.ones(3), "b": torch.ones(3)}, STATE)
     assert len(calls) == fails_at
     assert _names(tmp_path) == ["step-00000001"]

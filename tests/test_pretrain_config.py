@@ -127,7 +127,7 @@ def test_an_error_names_the_file_and_the_line_or_the_key(tmp_path: Path, line: s
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RegkitError, match="cannot read the configuration '.*nowhere.yaml'"):
+    with pytest.raises(RegkitError, match=r"cannot read the configuration '.*nowhere\.yaml'"):
         load_config(tmp_path / "nowhere.yaml")
     path = tmp_path / "run.yaml"
     path.write_bytes(b"width: \xff")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (path / "state.json").write_text(json.dumps(state))
     part = path / "part-00.safetensors"
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-    with pytest.raises(RegkitError, match="cannot read the checkpoint.*delete it to go on"):
+    with pytest.raises(RegkitError, match=r"cannot read the checkpoint.*delete it to go on"):
         _train(tmp_path)
 
 
@@ -218,7 +219,7 @@ def test_a_full_disk_ends_a_run_with_the_earlier_checkpoint(
             raise OSError(28, "No space left on device")
 
         patch.setattr("regkit.pretrain.checkpoint.save_file", full)
-        with pytest.raises(RegkitError, match="earlier ones are kept.*No space left"):
+        with pytest.raises(RegkitError, match=r"earlier ones are kept.*No space left"):
             _train(tmp_path)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000001"]
     assert not list(tmp_path.glob(".step*"))
@@ -270,7 +271,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[49] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.049)))
     assert rates.index(max(rates)) == 99
     assert rates[500] == pytest.approx(0.5)
-    assert all(a > b for a, b in zip(rates[99:], rates[100:]))
+    assert all(a > b for a, b in pairwise(rates[99:]))
     assert 0 < rates[-1] < 1e-4
     assert schedule(0, replace(config, warmup=0)) == 1
 

@@ -81,7 +81,7 @@ def test_the_deviation_is_near_1_at_any_scale(scale: float) -> None:
 
 
 def test_noise_varies_over_its_scale() -> None:
-    """Alike within a quarter of the scale, unrelated beyond four knots, and half the scale is twice as steep."""
+    """Alike within a quarter of the scale, unrelated beyond four knots; half the scale is twice as steep."""
     slopes = []
     for scale in (8.0, 4.0):
         noise = smooth_noise(Dice.of(4), 200, (8, 8, 48), scale)

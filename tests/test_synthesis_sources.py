@@ -173,7 +173,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, archive: Path) -> 
             load_archive(path)
     with path.open("wb") as stream:
         np.save(stream, np.arange(5))
-    with pytest.raises(RegkitError, match="it is no .npz"):
+    with pytest.raises(RegkitError, match=r"it is no \.npz"):
         load_archive(path)
     with pytest.raises(RegkitError, match="cannot read the templates"):
         load_archive(tmp_path)
@@ -262,17 +262,17 @@ def test_a_folder_without_templates(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match="no template in"):
         load_folder(tmp_path)
     _write(tmp_path / "s0002" / "heart.nii.gz", np.zeros((20, 24, 28)))
-    with pytest.raises(RegkitError, match="no template in.*not all 0"):
+    with pytest.raises(RegkitError, match=r"no template in.*not all 0"):
         load_folder(tmp_path)
     (tmp_path / "s0002" / "liver.nii.gz").write_bytes(b"no image")
-    with pytest.raises(RegkitError, match="liver.nii.gz' is not an image"):
+    with pytest.raises(RegkitError, match=r"liver\.nii\.gz' is not an image"):
         load_folder(tmp_path)
 
 
 def test_merged_parts_of_different_grids_are_refused(tmp_path: Path) -> None:
     _write(tmp_path / "s" / "rib_left_1.nii.gz", _block((2, 5), (2, 5), (2, 5)))
     _write(tmp_path / "s" / "rib_left_2.nii.gz", _block((2, 5), (2, 5), (2, 5))[:, :20])
-    with pytest.raises(RegkitError, match="rib_left_2.nii.gz' does not lie on"):
+    with pytest.raises(RegkitError, match=r"rib_left_2\.nii\.gz' does not lie on"):
         load_folder(tmp_path)
 
 

@@ -191,8 +191,8 @@ def _finite(losses: dict[str, torch.Tensor], step: int) -> dict[str, float]:
     if not all(map(math.isfinite, numbers.values())):
         found = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
         raise RegkitError(
-            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start another "
-            "run with a lower learning rate"
+            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start "
+            "another run with a lower learning rate"
         )
     return numbers
 
