@@ -119,6 +119,23 @@ def test_a_run_that_is_cut_equals_one_that_is_not(tmp_path: Path, stop_at: Calla
         _assert_equal(load_checkpoint(one)[0], load_checkpoint(other)[0])
 
 
+def test_what_is_loaded_lies_in_memory_as_it_did(tmp_path: Path) -> None:
+    """Or the optimiser's fused loops would not run any more, and rounding might differ."""
+    trainer, again = _trainer(), _trainer()
+    trainer.advance(trainer.batch(0))
+    trainer.save(tmp_path)
+    again.load(checkpoints(tmp_path)[-1])
+
+    def strides(trainer: Trainer) -> list[dict[str, tuple[int, ...]]]:
+        states = [trainer.optimiser.state[parameter] for parameter in trainer.student.parameters()]
+        return [{name: tensor.stride() for name, tensor in state.items()} for state in states]
+
+    assert strides(again) == strides(trainer)
+    assert [p.stride() for p in again.student.parameters()] == [
+        p.stride() for p in trainer.student.parameters()
+    ]
+
+
 def test_lines_of_the_log_beyond_the_checkpoint_are_written_anew(
     tmp_path: Path, stop_at: Callable[..., None]
 ) -> None:

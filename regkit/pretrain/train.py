@@ -161,6 +161,10 @@ class Trainer:
                 number, _, rest = name.partition(".")
                 moments.setdefault(int(number), {})[rest] = tensor
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+            for parameter, values in self.optimiser.state.items():
+                for name, moment in values.items():
+                    if moment.shape == parameter.shape:  # in the memory format that it had
+                        values[name] = torch.empty_like(parameter).copy_(moment)
             self.step = int(state["step"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
