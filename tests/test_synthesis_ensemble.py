@@ -115,6 +115,8 @@ def test_an_envelope_encloses_the_body() -> None:
         assert set(np.unique(found)) <= {0, 7, 11, 12}
         if outside.any() and inside.any():
             leaks.append((_neighbours(found, outside) == 7).mean())
+            assert np.isin(_neighbours(found, inside), (0, 12)).mean() > 0.95
+            assert (_neighbours(found, outside) == 11).mean() > 0.95
     assert len(leaks) > 15
     assert np.mean(leaks) < 0.02
 
