@@ -120,13 +120,14 @@ def load_image(source: ImageLike, role: str) -> Volume:
     return replace(volume, array=array)
 
 
-def load_labels(source: ImageLike, role: str, grid: Grid | None = None) -> Volume:
+def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty: bool = False) -> Volume:
     """A label map, as the smallest of uint8, int16 and int32 that holds its labels.
 
     Args:
         source: as for :func:`load_image`.
         role: what it is, for messages, such as "moving labels".
         grid: where the labels must lie, if they must.
+        empty: whether it may be that no voxel is labelled.
 
     Raises:
         RegkitError: also if a value is not whole, no voxel is labelled, or the grid is another.
@@ -145,7 +146,7 @@ def load_labels(source: ImageLike, role: str, grid: Grid | None = None) -> Volum
             )
         array = whole
     low, high = array.min(), array.max()
-    if low == high == 0:
+    if low == high == 0 and not empty:
         raise RegkitError(f"{what} holds no label: every voxel is 0")
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:

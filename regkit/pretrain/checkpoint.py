@@ -29,6 +29,8 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, torch.Tensor], stat
         RegkitError: if it cannot be written.
     """
     final, temporary = run / f"step-{step:08d}", run / f".step-{step:08d}.{os.getpid()}"
+    for left in run.glob(".step-*"):  # by a process that was killed as it wrote
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         parts = _parts(tensors)
@@ -67,8 +69,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         for number in range(state["parts"]):
             with safe_open(path / f"part-{number:02d}.safetensors", framework="pt") as part:
                 tensors |= {name: part.get_tensor(name) for name in part.keys()}  # noqa: SIM118, it is no dict
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RegkitError(f"cannot read the checkpoint '{path}': {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RegkitError(
+            f"cannot read the checkpoint '{path}': {error}; delete it to go on from the one before"
+        ) from error
     return tensors, state
 
 

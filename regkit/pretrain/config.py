@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from regkit.errors import RegkitError
 from regkit.synthesis.pairs import Pairs
@@ -24,6 +26,9 @@ class Loss:
         neighbourhood: cells; negatives of an anchor lie no further from its partner along each axis.
         negatives: places around its partner that an anchor is contrasted with.
         local_temperature, label_temperature: of the two contrastive losses.
+
+    Raises:
+        RegkitError: if a number makes no loss.
     """
 
     affinity: float = 1.0
@@ -38,6 +43,16 @@ class Loss:
     local_temperature: float = 0.1
     label_temperature: float = 0.33
 
+    def __post_init__(self) -> None:
+        _check(self, "loss.", 0, "affinity", "distance", "local", "label")
+        _check(self, "loss.", 1, "embedding", "negatives")
+        _check(self, "loss.", 2, "anchors", "neighbourhood")
+        _check_positive(self, "loss.", "local_temperature", "label_temperature")
+        if any(offset < 1 for offset in self.offsets):
+            raise RegkitError(f"loss.offsets must be positive, got {list(self.offsets)}")
+        if self.affinity and not self.offsets:
+            raise RegkitError("loss.offsets must not be empty where loss.affinity has a weight")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -51,6 +66,9 @@ class Config:
         ema: decay of the averaged weights, which are what is exported.
         clip: largest norm of the gradient.
         procedural, templates: weights of the two kinds of shapes.
+
+    Raises:
+        RegkitError: if a value makes no run.
     """
 
     width: int = 16
@@ -69,6 +87,24 @@ class Config:
     templates: float = 0.0
     pairs: Pairs = field(default_factory=Pairs)
     loss: Loss = field(default_factory=Loss)
+
+    def __post_init__(self) -> None:
+        _check(self, "", 0, "seed", "warmup", "weight_decay", "ema", "procedural", "templates")
+        _check(self, "", 1, "steps", "batch")
+        _check_positive(self, "", "learning_rate", "clip")
+        if self.ema >= 1:
+            raise RegkitError(f"ema must be less than 1, got {self.ema}")
+        if not self.procedural + self.templates:
+            raise RegkitError("procedural and templates must not both be 0: there would be no shapes")
+        if not self.groups:
+            raise RegkitError("one of loss.affinity, loss.distance and loss.local must have a weight")
+        step = self.architecture.multiple
+        least = 2 * step if self.padding == "reflect" else step
+        if self.pairs.size % step or self.pairs.size < least:
+            raise RegkitError(
+                f"pairs.size must be a multiple of {step} and at least {least} for this network, "
+                f"got {self.pairs.size}"
+            )
 
     @property
     def architecture(self) -> Architecture:
@@ -93,13 +129,27 @@ class Config:
         return asdict(self)
 
 
+def _check(values: Any, prefix: str, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if not least <= value < math.inf:
+            raise RegkitError(f"{prefix}{name} must be at least {least}, got {value}")
+
+
+def _check_positive(values: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        if not getattr(values, name) > 0:
+            raise RegkitError(f"{prefix}{name} must be positive, got {getattr(values, name)}")
+
+
 def load_config(path: Path) -> Config:
     """Read a configuration: lines ``section.key: value``, the value as JSON, ``#`` for comments.
 
     That is a subset of YAML which needs no library.
 
     Raises:
-        RegkitError: naming the line, if it is no such line, the key is unknown or the value of a wrong kind.
+        RegkitError: naming the file, and the line or the key, if it is no such line, the key is unknown or
+            given twice, or the value is of a wrong kind or makes no run.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -107,43 +157,76 @@ def load_config(path: Path) -> Config:
         raise RegkitError(f"cannot read the configuration '{path}': {error}") from error
     values: dict[str, Any] = {}
     for number, line in enumerate(lines, 1):
-        text = line.split("#")[0].strip()
-        if not text:
-            continue
-        key, colon, value = text.partition(":")
         try:
-            if not colon:
-                raise ValueError("expected 'key: value'")
-            values[key.strip()] = json.loads(value)
+            found = _parsed(line)
+            if found is not None and found[0] in values:
+                raise ValueError(f"{found[0]} is given twice")
         except ValueError as error:
             raise RegkitError(f"'{path}', line {number}: {error}") from error
-    return _built(Config, values, path)
+        if found is not None:
+            values[found[0]] = found[1]
+    try:
+        built: Config = _built(Config, values)
+    except RegkitError as error:
+        raise RegkitError(f"'{path}': {error}") from error
+    return built
 
 
-def _built(kind: type, values: dict[str, Any], path: Path, prefix: str = "") -> Any:
+def _parsed(line: str) -> tuple[str, Any] | None:
+    """Key and value of a line, if it has any; ValueError if it is no such line."""
+    if not line.strip() or line.lstrip().startswith("#"):
+        return None
+    key, colon, text = line.partition(":")
+    if not colon or not text[:1].isspace() or line[0].isspace():
+        raise ValueError("expected 'key: value' from the start of the line")
+    text = text.strip()
+    value, end = json.JSONDecoder(parse_constant=_refuse).raw_decode(text)
+    after = text[end:]
+    if after and not re.match(r"\s+#", after):
+        raise ValueError(f"expected nothing but a comment after the value, got {after.strip()!r}")
+    return key.strip(), value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no value")
+
+
+def _built(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     """A dataclass from ``values``, whose keys name nested fields by dots."""
     arguments: dict[str, Any] = {}
-    known = {f.name: f for f in fields(kind)}
-    default = kind()
+    known = [f.name for f in fields(kind)]
+    hints = get_type_hints(kind)
     nested: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         first, dot, rest = key.partition(".")
         if first not in known:
-            raise RegkitError(f"'{path}': no setting {prefix}{first!s}; there is: {', '.join(known)}")
-        here = getattr(default, first)
+            raise RegkitError(f"no setting {prefix}{first}; there is: {', '.join(known)}")
+        if dot and not is_dataclass(hints[first]):
+            raise RegkitError(f"{prefix}{first} has no parts")
         if dot:
             nested.setdefault(first, {})[rest] = value
-            continue
-        if isinstance(here, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(here, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(here):
-            raise RegkitError(f"'{path}': {prefix}{key} must be of kind {type(here).__name__}, got {value!r}")
-        arguments[first] = value
+        else:
+            arguments[first] = _converted(value, hints[first], f"{prefix}{first}")
     for name, inner in nested.items():
-        here = getattr(default, name)
-        if not is_dataclass(here):
-            raise RegkitError(f"'{path}': {prefix}{name} has no parts")
-        arguments[name] = _built(type(here), inner, path, f"{prefix}{name}.")
+        arguments[name] = _built(hints[name], inner, f"{prefix}{name}.")
     return kind(**arguments)
+
+
+def _converted(value: Any, kind: Any, name: str) -> Any:
+    """A value as its setting wants it: a whole number may stand for a float, a list stands for a tuple."""
+    if is_dataclass(kind):
+        raise RegkitError(f"{name} has parts; give each of them as {name}.PART")
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if not isinstance(value, list):
+            raise RegkitError(f"{name} must be a list, got {value!r}")
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
+            raise RegkitError(f"{name} must have {len(kinds)} values, got {value!r}")
+        return tuple(_converted(v, k, name) for v, k in zip(value, kinds))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise RegkitError(f"{name} must be of kind {kind.__name__}, got {value!r}")
+    return value

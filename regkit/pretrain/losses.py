@@ -90,7 +90,9 @@ def draw(weights: torch.Tensor, count: int, dice: Dice) -> torch.Tensor:
     """Flat indices of ``count`` cells, each drawn with a probability proportional to its weight (M,)."""
     total = weights.double().cumsum(0)
     at = torch.rand(count, generator=dice.voxels, device=weights.device, dtype=torch.float64) * total[-1]
-    return torch.searchsorted(total, at).clamp_max(len(weights) - 1)
+    # The first sum above the number: that of a cell with a weight, if there is one.
+    at = torch.minimum(at, torch.nextafter(total[-1], total.new_zeros(())))
+    return torch.searchsorted(total, at, right=True).clamp_max(len(weights) - 1)
 
 
 def balance(labels: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:

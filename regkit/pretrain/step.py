@@ -81,7 +81,7 @@ class Student(nn.Module):
             output, levels = self.network.forward_levels(batch.images)
         sizes = dict(self.config.groups)
         parts = dict(zip(sizes, output.float().split(list(sizes.values()), dim=1)))
-        targets = targets_of(batch.labels, how.offsets, self.config.stride)
+        targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
         found = {}
         if how.affinity:
             found["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
@@ -154,7 +154,11 @@ class Student(nn.Module):
             vectors = torch.cat([rows(f, index) for f, index in zip(features.float(), chosen)])
             vectors = head(vectors).unflatten(0, (-1, how.anchors // 2 * 2))
             drawn = torch.stack([a[index] for a, index in zip(labels, chosen)]).view(len(vectors), -1)
-            values += [label_contrast(v, a, how.label_temperature) for v, a in zip(vectors, drawn)]
+            both_seen = seen.any(1).view(-1, 2).all(1).tolist()
+            for vector, label, usable in zip(vectors, drawn, both_seen):
+                values.append(
+                    label_contrast(vector, label, how.label_temperature) if usable else vector.sum() * 0
+                )
         return torch.stack(values).mean()
 
 

@@ -43,8 +43,8 @@ def affinity(labels: torch.Tensor, offsets: Sequence[int], stride: int) -> torch
     n, *shape = labels.shape
     cells = [s // stride for s in shape]
     # int16 leaves room for -1: outside.
-    wide = F.pad(labels.to(torch.int16), (max(offsets),) * 6, value=-1)
-    margin = max(offsets)
+    margin = max(offsets, default=0)
+    wide = F.pad(labels.to(torch.int16), (margin,) * 6, value=-1)
     out = labels.new_zeros((n, 6 * len(offsets), *cells), dtype=torch.float32)
     corners = sorted({0, stride - 1})
     for corner in corners:

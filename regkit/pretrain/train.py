@@ -142,25 +142,32 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of a run of the same configuration."""
         tensors, state = load_checkpoint(path)
-        theirs, ours = state["config"], json.loads(json.dumps(self.config.to_dict()))
-        differs = [k for k in ours if theirs.get(k) != ours[k]]
+        theirs, ours = _flat(state.get("config", {})), _flat(json.loads(json.dumps(self.config.to_dict())))
+        differs = sorted(k for k in ours.keys() | theirs.keys() if theirs.get(k) != ours.get(k))
         if differs:
             raise RegkitError(
                 f"'{path}' is of another configuration: {', '.join(differs)} differ; "
                 "give the run's own, or another output folder"
             )
         groups: dict[str, dict[str, torch.Tensor]] = {"student": {}, "average": {}, "optimiser": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            groups[kind][rest] = tensor
-        self.student.load_state_dict(groups["student"])
-        self.average.load_state_dict(groups["average"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in groups["optimiser"].items():
-            number, _, rest = name.partition(".")
-            moments.setdefault(int(number), {})[rest] = tensor
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
-        self.step = state["step"]
+        try:
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition(".")
+                groups[kind][rest] = tensor
+            self.student.load_state_dict(groups["student"])
+            self.average.load_state_dict(groups["average"])
+            moments: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in groups["optimiser"].items():
+                number, _, rest = name.partition(".")
+                moments.setdefault(int(number), {})[rest] = tensor
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+            for parameter, values in self.optimiser.state.items():
+                for name, moment in values.items():
+                    if moment.shape == parameter.shape:  # in the memory format that it had
+                        values[name] = torch.empty_like(parameter).copy_(moment)
+            self.step = int(state["step"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
 
     def exported(self) -> UNet:
         """The averaged network, its batch norms given the statistics of fresh pairs under its weights."""
@@ -176,6 +183,30 @@ class Trainer:
             for k in range(_CALIBRATION):
                 network(collate([fresh.pair(k)], self.config.stride).images)
         return network.eval()
+
+
+def _finite(losses: dict[str, torch.Tensor], step: int) -> dict[str, float]:
+    """The losses of a step as numbers.
+
+    Raises:
+        RegkitError: if one is not finite.
+    """
+    numbers = {name: float(value) for name, value in losses.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        found = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        raise RegkitError(
+            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start "
+            "another run with a lower learning rate"
+        )
+    return numbers
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
 
 
 def schedule(step: int, config: Config) -> float:
@@ -218,10 +249,12 @@ def train(
     found = checkpoints(run)
     if found:
         trainer.load(found[-1])
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{run}': {error.strerror}") from error
+    if where.first:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
+        except OSError as error:
+            raise RegkitError(f"cannot make the folder '{run}': {error.strerror}") from error
     began = saved = time.monotonic()
     first = trainer.step
     with _stop_signals() as stopped, ThreadPoolExecutor(1) as ahead, _Log(run, trainer) as log:
@@ -232,23 +265,17 @@ def train(
             pending = ahead.submit(trainer.batch, trainer.step + 1)
             losses = trainer.advance(batch)
             if trainer.step % 10 == 0:
-                numbers = {name: float(value) for name, value in losses.items()}
-                if not all(map(math.isfinite, numbers.values())):
-                    raise RegkitError(
-                        f"the losses of step {trainer.step} are not finite; go on from the last checkpoint "
-                        "with a lower learning rate"
-                    )
+                numbers = _finite(losses, trainer.step)
                 log.write(trainer.step, numbers, (time.monotonic() - began) / (trainer.step - first))
                 report(trainer.step, numbers)
             now = time.monotonic()
             over = _agreed(bool(stopped) or now - began > 60 * minutes, where)
-            if where.first and (over or now - saved > 60 * save_every):
+            if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
+                _finite(losses, trainer.step)  # a checkpoint is something to go on from
                 trainer.save(run)
                 saved = time.monotonic()
             if over:
                 break
-    if where.first and not (run / f"step-{trainer.step:08d}").exists():
-        trainer.save(run)
     return trainer
 
 
@@ -307,24 +334,45 @@ class _Log:
 
     def __enter__(self) -> _Log:
         if self.active:
-            rows = list(csv.reader(self.path.open(encoding="utf-8"))) if self.path.exists() else []
-            kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= self.step]
-            self.stream = self.path.open("w", encoding="utf-8", newline="")
-            csv.writer(self.stream).writerows(kept)
+            kept = self._before()
+            with self._errors():
+                self.stream = self.path.open("w", encoding="utf-8", newline="")
+                csv.writer(self.stream).writerows(kept)
+                self.stream.flush()
             self.headed = bool(kept)
         return self
+
+    def _before(self) -> list[list[str]]:
+        """Header and lines up to the step, but for what a crash left of a line."""
+        if not self.path.exists():
+            return []
+        with self._errors(), self.path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            header, *rows = list(csv.reader(stream)) or [[]]
+        if header[:1] != ["step"]:
+            return []
+        whole = [row for row in rows if len(row) == len(header) and row[0].isdecimal()]
+        return [header] + [row for row in whole if int(row[0]) <= self.step]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RegkitError(f"cannot write '{self.path}': {error.strerror}") from error
 
     def write(self, step: int, losses: dict[str, float], seconds: float) -> None:
         if not self.active:
             return
         table = csv.writer(self.stream)
-        if not self.headed:
-            table.writerow(["step", *losses, "learning_rate", "seconds_per_step"])
-            self.headed = True
         rate = self.trainer.optimiser.param_groups[0]["lr"]
-        table.writerow([step, *(f"{v:.5f}" for v in losses.values()), f"{rate:.3e}", f"{seconds:.3f}"])
-        self.stream.flush()
+        with self._errors():
+            if not self.headed:
+                table.writerow(["step", *losses, "learning_rate", "seconds_per_step"])
+                self.headed = True
+            table.writerow([step, *(f"{v:.5f}" for v in losses.values()), f"{rate:.3e}", f"{seconds:.3f}"])
+            self.stream.flush()
 
     def __exit__(self, *error: Any) -> None:
         if self.active:
-            self.stream.close()
+            with self._errors():
+                self.stream.close()

@@ -73,7 +73,8 @@ def _palette(dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
     means = random.uniform(0, 1, 256)
     if kind == 1:
         # Few tissues: many structures look alike here, and need not in the other view.
-        means = random.uniform(0, 1, int(random.integers(3, 8)))[random.integers(0, 3, 256)]
+        tissues = random.uniform(0, 1, int(random.integers(3, 8)))
+        means = tissues[random.integers(len(tissues), size=256)]
         means = means + random.normal(0, 0.01, 256)
     elif kind == 2:
         # A narrow band for most, the ends of the scale for some.

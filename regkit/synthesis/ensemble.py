@@ -15,9 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from regkit.errors import RegkitError
 from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source
+
+_SMALLEST = 8  # voxels
+_MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
 
 
 _COARSE_ABOVE = 10  # voxels, half extent
@@ -34,6 +38,9 @@ class Ensembles:
         details: most further shapes, smaller than those: vessels, nodules, ribs.
         detail_radius: smallest and largest half extent of a detail, voxels.
         bend: largest displacement of a shape's coordinates, as a share of its half extent.
+
+    Raises:
+        RegkitError: if a number makes no ensembles.
     """
 
     size: int = 96
@@ -42,6 +49,23 @@ class Ensembles:
     details: int = 60
     detail_radius: tuple[float, float] = (2.0, 7.0)
     bend: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.size < _SMALLEST:
+            raise RegkitError(f"size of ensembles must be at least {_SMALLEST}, got {self.size}")
+        if not 0 <= self.count[0] <= self.count[1] or self.details < 0:
+            raise RegkitError(
+                f"ensembles cannot have {self.count[0]} to {self.count[1]} shapes and {self.details} details"
+            )
+        if self.count[1] + self.details > _MOST:
+            raise RegkitError(
+                f"count and details of ensembles must not exceed {_MOST} together, got {self.count[1]} and "
+                f"{self.details}"
+            )
+        for name in ("radius", "detail_radius"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise RegkitError(f"{name} of ensembles must be positive and rising, got {low} to {high}")
 
 
 def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice) -> torch.Tensor:

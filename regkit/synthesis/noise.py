@@ -23,7 +23,10 @@ class Dice:
 
     @classmethod
     def of(cls, seed: int, *index: int, device: torch.device | str = "cpu") -> Dice:
-        """The same dice for the same numbers, on any machine with the same kind of device."""
+        """The same dice for the same numbers, on any machine with the same kind of device.
+
+        Zeros at the end do not count: what must differ is to differ in another place.
+        """
         here, there = np.random.SeedSequence([seed, *index]).spawn(2)
         voxels = torch.Generator(device).manual_seed(int(there.generate_state(1, np.uint64)[0] >> 1))
         return cls(np.random.default_rng(here), voxels)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from regkit.errors import RegkitError
 from regkit.synthesis.appearance import render
 from regkit.synthesis.ensemble import Ensembles, draw_labels
 from regkit.synthesis.noise import Dice, smooth_noise
@@ -26,6 +27,9 @@ class Pairs:
         turn: largest rotation between them, degrees.
         bend: largest elastic displacement between them, voxels.
         ensembles: the label ensembles; their size is at least ``size + offset``.
+
+    Raises:
+        RegkitError: if a number makes no pairs.
     """
 
     size: int = 64
@@ -34,6 +38,20 @@ class Pairs:
     turn: float = 10.0
     bend: float = 3.0
     ensembles: Ensembles = field(default_factory=Ensembles)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "reuse"):
+            if getattr(self, name) < 1:
+                raise RegkitError(f"{name} of pairs must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.offset < self.size:
+            raise RegkitError(
+                f"offset of pairs must be from 0 to less than their size {self.size}, got {self.offset}"
+            )
+        if self.ensembles.size < self.size + self.offset:
+            raise RegkitError(
+                f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} with an "
+                f"offset of {self.offset}; make them {self.size + self.offset} or larger"
+            )
 
 
 @dataclass(frozen=True)

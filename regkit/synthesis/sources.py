@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.synthesis.shapes import Shape, draw_procedural
+
+if TYPE_CHECKING:
+    from regkit.geometry import Grid
 
 _SIDE = 48  # voxels along the longest side of a template in memory
 _ARRAYS = ("bits", "offsets", "shapes", "names", "sources")
@@ -36,8 +40,7 @@ class Templates:
     """Binary shapes cut from label maps, by group; a group is drawn first, then a shape of it.
 
     Args:
-        groups: name of the origin (a data set, a subject) -> masks (Z, Y, X) as functions, each called
-            when it is first drawn.
+        groups: name of the origin (a data set, a subject) -> its masks, each unpacked when it is first drawn.
     """
 
     def __init__(self, groups: dict[str, list[PackedMask]]) -> None:
@@ -52,7 +55,7 @@ class Templates:
         key = group, int(random.integers(len(self._groups[group])))
         if key not in self._ready:
             self._ready[key] = _reduced(self._groups[group][key[1]].mask()).to(device)
-        return _Template(self._ready[key])
+        return _Template(self._ready[key], self._groups[group][key[1]].shape)
 
 
 class PackedMask:
@@ -69,11 +72,11 @@ class PackedMask:
 class _Template:
     """The level of a template: its occupancy, interpolated, above a half."""
 
-    def __init__(self, occupancy: torch.Tensor) -> None:
+    def __init__(self, occupancy: torch.Tensor, shape: tuple[int, ...]) -> None:
         self.occupancy = occupancy
-        longest = max(occupancy.shape)
-        # The cube [-1, 1]^3 holds the longest side; the others keep their proportion.
-        self.stretch = [longest / n for n in reversed(occupancy.shape)]
+        # The cube [-1, 1]^3 holds the longest side; the others keep the proportion they have in the mask
+        # (Z, Y, X), which the occupancy has lost to rounding.
+        self.stretch = [max(shape) / n for n in reversed(shape)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         where = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
@@ -93,25 +96,37 @@ def load_archive(path: Path) -> Templates:
     """Templates from a packed archive (.npz): arrays bits, offsets, shapes, names, sources.
 
     Mask i is ``np.unpackbits(bits[offsets[i]:offsets[i + 1]])`` in C order with shape ``shapes[i]``; the part
-    of ``sources[i]`` before a colon or a blank groups the masks.
+    of ``sources[i]`` before an "@" groups the masks.
 
     Raises:
         RegkitError: if the file is missing, damaged, or not such an archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise RegkitError(f"'{path}' is not an archive of templates: it is no .npz")
             missing = [name for name in _ARRAYS if name not in archive.files]
             if missing:
                 raise RegkitError(f"'{path}' is not an archive of templates: it lacks {', '.join(missing)}")
             bits, offsets, shapes, _, sources = (archive[name] for name in _ARRAYS)
     except FileNotFoundError:
         raise RegkitError(f"no archive of templates at '{path}'") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except RegkitError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RegkitError(f"cannot read the templates in '{path}': {error}") from error
-    whole = len(offsets) == len(shapes) + 1 and len(sources) == len(shapes) and shapes.shape[1:] == (3,)
-    if not whole or offsets[-1] > len(bits) or not len(shapes):
+    kinds = [
+        array.dtype.kind in allowed for array, allowed in ((offsets, "iu"), (shapes, "iu"), (sources, "U"))
+    ]
+    count = len(shapes) if shapes.ndim == 2 and shapes.shape[1] == 3 else 0
+    fits = offsets.shape == (count + 1,) and sources.shape == (count,) and bits.ndim == 1 and count
+    if not fits or bits.dtype != np.uint8 or not all(kinds):
         raise RegkitError(f"the templates in '{path}' are damaged: their arrays do not fit together")
-    if (np.diff(offsets) * 8 < shapes.astype(np.int64).prod(1)).any():
+    offsets, shapes = offsets.astype(np.int64), shapes.astype(np.int64)
+    if offsets[0] < 0 or offsets[-1] > len(bits) or shapes.min() < 1:
+        raise RegkitError(f"the templates in '{path}' are damaged: their arrays do not fit together")
+    if (np.diff(offsets) * 8 < shapes.prod(1)).any():
         raise RegkitError(f"the templates in '{path}' are damaged: a mask has fewer bits than voxels")
     groups: dict[str, list[PackedMask]] = {}
     for i, (shape, origin) in enumerate(zip(shapes.tolist(), sources.tolist())):
@@ -149,22 +164,22 @@ def _masks_of(files: list[Path]) -> Iterator[PackedMask]:
     """The masks of one subject."""
     from regkit.images import load_labels  # needs SimpleITK, which a bare training machine has not
 
-    merged: dict[str, npt.NDArray[np.bool_]] = {}
+    merged: dict[str, tuple[npt.NDArray[np.bool_], Grid]] = {}
     for file in files:
-        volume = load_labels(file, "templates")
-        array = np.asarray(volume.array)
         kind = next((k for k in ("rib_", "vertebrae_") if file.name.startswith(k)), None)
+        grid = merged[kind][1] if kind in merged else None
+        volume = load_labels(file, "templates", grid, empty=True)
+        array = np.asarray(volume.array)
         for label in np.unique(array[array > 0]):
             mask = array == label
             if kind is None:
                 yield _packed(mask, volume.grid.spacing)
-            elif kind in merged and merged[kind].shape == mask.shape:
-                merged[kind] |= mask
+            elif kind in merged:
+                np.logical_or(merged[kind][0], mask, out=merged[kind][0])
             else:
-                merged[kind] = mask
-            spacing = volume.grid.spacing
-    for mask in merged.values():
-        yield _packed(mask, spacing)
+                merged[kind] = mask, volume.grid
+    for mask, grid in merged.values():
+        yield _packed(mask, grid.spacing)
 
 
 def _packed(mask: npt.NDArray[np.bool_], spacing: tuple[float, ...]) -> PackedMask:

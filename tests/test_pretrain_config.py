@@ -1,0 +1,172 @@
+"""Configurations: the same values in a file as in code and in YAML; every error says where it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regkit.errors import RegkitError
+from regkit.pretrain.config import Config, Loss, load_config
+from regkit.synthesis.ensemble import Ensembles
+from regkit.synthesis.pairs import Pairs
+
+FILE = """\
+# a run
+width: 8
+levels: 2          # fewer than usual
+padding: "reflect"
+
+learning_rate: 1   # a whole number for a float
+clip: 0.5
+ema: 9.9e-1
+loss.offsets: [2, 4]
+loss.label: 0.0
+pairs.size: 32
+pairs.offset: 4
+pairs.ensembles.size: 40
+pairs.ensembles.radius: [3, 9.5]
+pairs.ensembles.count:   [5, 7]
+  # the end
+"""
+
+EXPECTED = Config(
+    width=8,
+    levels=2,
+    padding="reflect",
+    learning_rate=1.0,
+    clip=0.5,
+    ema=0.99,
+    loss=replace(Loss(), offsets=(2, 4), label=0.0),
+    pairs=replace(
+        Pairs(), size=32, offset=4, ensembles=replace(Ensembles(), size=40, radius=(3.0, 9.5), count=(5, 7))
+    ),
+)
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_gives_the_values_in_it_and_defaults_else(tmp_path: Path) -> None:
+    found = load_config(_written(tmp_path, FILE))
+    assert found == EXPECTED
+    assert type(found.learning_rate) is float
+    assert [type(v) for v in found.pairs.ensembles.radius] == [float, float]
+    assert load_config(_written(tmp_path, "\n# nothing\n")) == Config()
+
+
+def test_yaml_reads_the_same_values(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    flat: dict[str, object] = {}
+    for key, value in yaml.safe_load(FILE).items():
+        here: object = EXPECTED
+        for name in key.split("."):
+            here = getattr(here, name)
+        flat[key] = list(here) if isinstance(here, tuple) else here
+        assert flat[key] == value, key
+    assert len(flat) == 13
+
+
+def test_a_configuration_survives_json() -> None:
+    found = json.loads(json.dumps(EXPECTED.to_dict()))
+    assert found["loss"]["offsets"] == [2, 4]
+    assert found["pairs"]["ensembles"]["count"] == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("width 8", "line 2: expected 'key: value'"),
+        ("  width: 8", "line 2: expected 'key: value' from the start"),
+        ("width:8", "line 2: expected 'key: value'"),
+        ("width:", "line 2: expected 'key: value'"),
+        ("width: ", "line 2: Expecting value"),
+        ("width: eight", "line 2: Expecting value"),
+        ("padding: reflect", "line 2: Expecting value"),
+        ("loss.offsets: [2, 4", "line 2: Expecting ',' delimiter"),
+        ("width: 8 9", "line 2: expected nothing but a comment after the value, got '9'"),
+        ("width: 8#9", "line 2: expected nothing but a comment after the value, got '#9'"),
+        ("clip: NaN", "line 2: NaN is no value"),
+        ("seed: 3", "line 2: seed is given twice"),
+        ("widht: 8", "no setting widht; there is: width, levels"),
+        ("loss.afinity: 8", "no setting loss.afinity; there is: affinity"),
+        ("pairs.ensembles.sise: 8", "no setting pairs.ensembles.sise; there is: size"),
+        ("architecture: 8", "no setting architecture"),
+        ("steps.first: 8", "steps has no parts"),
+        ("loss.offsets.first: 8", "loss.offsets has no parts"),
+        ("loss: 8", "loss has parts; give each of them as loss.PART"),
+        ('loss: {"label": 1}', "loss has parts"),
+        ("width: 8.0", "width must be of kind int, got 8.0"),
+        ("width: true", "width must be of kind int, got True"),
+        ("clip: true", "clip must be of kind float, got True"),
+        ('clip: "1"', "clip must be of kind float, got '1'"),
+        ("padding: 1", "padding must be of kind str, got 1"),
+        ("pairs.size: null", "pairs.size must be of kind int, got None"),
+        ("loss.offsets: 3", "loss.offsets must be a list, got 3"),
+        ("loss.offsets: [3, 4.5]", "loss.offsets must be of kind int, got 4.5"),
+        ("pairs.ensembles.count: [3]", r"pairs.ensembles.count must have 2 values, got [3]"),
+        ('pairs.ensembles.radius: [3, "x"]', "pairs.ensembles.radius must be of kind float, got 'x'"),
+        ("pairs.size: 80", "pairs of 80"),
+        ("pairs.size: 60", "pairs.size must be a multiple of 16 and at least 16 for this network, got 60"),
+        ('padding: "zeros"', "padding of a network must be reflect or replicate"),
+        ("stride: 3", "stride of a network must be 1 or 2"),
+        ("width: 0", "width of a network must be a whole number from 1"),
+        ("pairs.ensembles.count: [300, 301]", "count and details of ensembles"),
+    ],
+)
+def test_an_error_names_the_file_and_the_line_or_the_key(tmp_path: Path, line: str, message: str) -> None:
+    path = _written(tmp_path, f"seed: 5\n{line}\nwarmup: 3\n")
+    with pytest.raises(RegkitError, match=rf"^'{re.escape(str(path))}'.*{re.escape(message)}"):
+        load_config(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RegkitError, match=r"cannot read the configuration '.*nowhere\.yaml'"):
+        load_config(tmp_path / "nowhere.yaml")
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"width: \xff")
+    with pytest.raises(RegkitError, match=r"cannot read the configuration '.*run\.yaml'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"clip": float("nan")}, "clip must be positive, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be at least 0, got inf"),
+        ({"ema": 1.0}, "ema must be less than 1"),
+        ({"procedural": 0.0}, "procedural and templates must not both be 0"),
+        ({"loss": replace(Loss(), affinity=0.0, distance=0.0, local=0.0)}, "must have a weight"),
+        ({"padding": "reflect", "pairs": replace(Pairs(), size=16, offset=4)}, "at least 32"),
+    ],
+)
+def test_values_that_make_no_run(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RegkitError, match=message):
+        Config(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": -0.1}, "loss.label must be at least 0"),
+        ({"offsets": (3, 0)}, r"loss.offsets must be positive, got \[3, 0\]"),
+        ({"offsets": ()}, "loss.offsets must not be empty"),
+        ({"anchors": 1}, "loss.anchors must be at least 2"),
+        ({"embedding": 0}, "loss.embedding must be at least 1"),
+        ({"local_temperature": 0.0}, "loss.local_temperature must be positive"),
+    ],
+)
+def test_numbers_that_make_no_loss(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RegkitError, match=message):
+        Loss(**change)  # type: ignore[arg-type]

@@ -1,0 +1,182 @@
+"""Pairs: where a voxel of one view lies in the other is exact, and any pair can be had by its number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from regkit.errors import RegkitError
+from regkit.synthesis import pairs
+from regkit.synthesis.ensemble import Ensembles
+from regkit.synthesis.noise import Dice
+from regkit.synthesis.pairs import Pair, Pairs, Synthesiser, cut_and_render
+from regkit.synthesis.sources import Procedural
+
+N, WHOLE = 16, 26
+HOW = Pairs(
+    size=N,
+    reuse=3,
+    offset=8,
+    turn=25.0,
+    bend=2.0,
+    ensembles=Ensembles(size=WHOLE, count=(3, 6), radius=(4.0, 9.0), details=4),
+)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are the labels, so that no time is lost on their looks."""
+    monkeypatch.setattr(
+        pairs, "render", lambda labels, dice: SimpleNamespace(image=labels.float(), seen=labels < 255)
+    )
+
+
+def _looked_up(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first view's labels at the partners, and where that says something: inside, no tie of rounding."""
+    where = pair.partner.double()
+    whole = where.round().long()
+    clear = ((where - whole).abs() < 0.499).all(0)
+    x, y, z = whole.clamp(0, N - 1)
+    return pair.labels[0][z, y, x], clear & ((whole >= 0) & (whole < N)).all(0)
+
+
+def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
+    rng: np.random.Generator, plain: None
+) -> None:
+    """In an ensemble where every voxel has a label of its own kind, no other voxel would do."""
+    ensemble = torch.from_numpy(rng.integers(0, 255, (WHOLE,) * 3)).to(torch.uint8)
+    shares = []
+    for seed in range(150):
+        pair = cut_and_render(ensemble, HOW, Dice.of(seed))
+        found, clear = _looked_up(pair)
+        assert torch.equal(found[clear], pair.labels[1][clear])
+        shares.append(float(clear.float().mean()))
+    assert np.mean(shares) > 0.2
+
+
+def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Generator, plain: None) -> None:
+    ensemble = torch.from_numpy(rng.integers(0, 255, (25, 40, 31))).to(torch.uint8)
+    for seed in range(40):
+        pair = cut_and_render(ensemble, HOW, Dice.of(seed))
+        found, clear = _looked_up(pair)
+        assert torch.equal(found[clear], pair.labels[1][clear])
+
+
+def test_views_are_turned_into_every_position(plain: None) -> None:
+    """The first view of a ramp is a ramp, along any axis and in either direction, inside the ensemble."""
+    ramp = torch.arange(WHOLE, dtype=torch.uint8).expand(WHOLE, WHOLE, WHOLE).contiguous()
+    met = set()
+    for seed in range(120):
+        first = cut_and_render(ramp, HOW, Dice.of(seed)).labels[0].int()
+        steps = [first.diff(dim=axis).unique().tolist() for axis in range(3)]
+        (axis,) = [a for a in range(3) if steps[a] != [0]]
+        assert steps[axis] in ([1], [-1])
+        assert first.min() >= 0
+        assert first.max() < WHOLE
+        met.add((axis, steps[axis][0], int(first.min())))
+    assert len({m[:2] for m in met}) == 6
+    assert {m[2] for m in met} >= {0, WHOLE - N}
+
+
+def test_offsets_reach_their_limit_and_not_further(plain: None) -> None:
+    """Without bending, the second view lies in the first shifted by whole voxels, about its middle."""
+    how = replace(HOW, bend=0.0)
+    ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
+    shifts = []
+    for seed in range(200):
+        partner = cut_and_render(ensemble, how, Dice.of(seed)).partner.double()
+        shifts.append((partner.mean((1, 2, 3)) - (N - 1) / 2).numpy())
+    np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-4)
+    assert set(np.abs(np.round(shifts)).ravel()) == set(range(how.offset + 1))
+    still = cut_and_render(ensemble, replace(how, offset=0), Dice.of(3)).partner
+    torch.testing.assert_close(still.mean((1, 2, 3)), torch.full((3,), (N - 1) / 2))
+
+
+def test_a_turn_is_no_larger_than_asked_for(plain: None) -> None:
+    """The Jacobian of the partner is a turn times a scale, times a permutation of axes."""
+    ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
+    angles = []
+    for seed in range(60):
+        partner = cut_and_render(ensemble, replace(HOW, bend=0.0), Dice.of(seed)).partner.double()
+        ends = [(partner[:, 0, 0, -1], 0), (partner[:, 0, -1, 0], 1), (partner[:, -1, 0, 0], 2)]
+        jacobian = torch.stack([(end - partner[:, 0, 0, 0]) / (N - 1) for end, _ in ends], dim=1)
+        scale = float(torch.linalg.det(jacobian)) ** (1 / 3)
+        assert 0.5 < scale < 2
+        torch.testing.assert_close(jacobian @ jacobian.T, torch.eye(3).double() * scale**2, atol=1e-4, rtol=0)
+        cosine = (float(jacobian.trace()) / scale - 1) / 2
+        angles.append(np.degrees(np.arccos(min(1.0, cosine))))
+    assert max(angles) <= HOW.turn + 0.1
+    assert max(angles) > HOW.turn / 2
+
+
+def test_any_order_gives_the_same_pairs() -> None:
+    """Also from another synthesiser, and with other pairs of the same ensemble in between."""
+
+    def fresh() -> Synthesiser:
+        return Synthesiser(HOW, [(Procedural(), 1.0)], 11, torch.device("cpu"))
+
+    one, other = fresh(), fresh()
+    forwards = [one.pair(k) for k in range(7)]
+    backwards = {k: other.pair(k) for k in (6, 0, 5, 1, 4, 2, 3)}
+    for k, pair in enumerate(forwards):
+        for name in ("images", "labels", "seen", "partner"):
+            assert torch.equal(getattr(pair, name), getattr(backwards[k], name)), (k, name)
+    assert not torch.equal(forwards[0].images, forwards[1].images)
+    others = Synthesiser(HOW, [(Procedural(), 1.0)], 12, torch.device("cpu"))
+    assert not torch.equal(forwards[0].images, others.pair(0).images)
+
+
+def test_what_a_pair_is_made_of() -> None:
+    pair = Synthesiser(HOW, [(Procedural(), 1.0)], 0, torch.device("cpu")).pair(4)
+    assert pair.images.shape == pair.labels.shape == pair.seen.shape == (2, N, N, N)
+    assert pair.partner.shape == (3, N, N, N)
+    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner)]
+    assert dtypes == [torch.float32, torch.uint8, torch.bool, torch.float32]
+    assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner))
+    assert pair.partner.isfinite().all()
+
+
+def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
+    monkeypatch: pytest.MonkeyPatch, plain: None
+) -> None:
+    drawn = []
+
+    def counted(how: Ensembles, sources: object, dice: Dice) -> torch.Tensor:
+        drawn.append(dice.uniform(0, 1))
+        return torch.zeros(how.size, how.size, how.size, dtype=torch.uint8)
+
+    monkeypatch.setattr(pairs, "draw_labels", counted)
+    synthesiser = Synthesiser(HOW, [], 0, torch.device("cpu"))
+    for k in range(9):
+        synthesiser.pair(k)
+    assert len(drawn) == len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"size": 19},
+            "ensembles of 26 voxels are too small for pairs of 19 with an offset of 8.*27 or larger",
+        ),
+        ({"offset": 11}, "too small for pairs of 16 with an offset of 11"),
+        ({"offset": -1}, "offset of pairs must be from 0"),
+        ({"offset": 16}, "less than their size 16"),
+        ({"size": 0}, "size of pairs"),
+        ({"reuse": 0}, "reuse of pairs"),
+    ],
+)
+def test_numbers_that_make_no_pairs(change: dict[str, int], message: str) -> None:
+    with pytest.raises(RegkitError, match=message):
+        replace(HOW, **change)
+
+
+def test_an_ensemble_that_just_fits() -> None:
+    how = replace(HOW, ensembles=replace(HOW.ensembles, size=N + HOW.offset))
+    for seed in range(20):
+        labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
+        assert cut_and_render(labels, how, Dice.of(seed)).images.shape == (2, N, N, N)
