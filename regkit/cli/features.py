@@ -20,9 +20,7 @@ def command(
             help="Images of any modality: NIfTI, NRRD, MetaImage, or folders of one DICOM series each.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="The picture: .png.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", show_default=False, help="The picture: .png.")],
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -40,11 +38,14 @@ def command(
     check_outputs([(output, PICTURES)], (*images, weights), overwrite)
 
     from regkit.components import principal_components
-    from regkit.features import network_features
-    from regkit.figure import components_figure
+    from regkit.components_figure import components_figure
     from regkit.images import load_image
+    from regkit.network import NetworkFeatures
+    from regkit.weights import bundled_weights
 
+    network = NetworkFeatures(weights or bundled_weights())
     volumes = [load_image(path, "image") for path in images]
-    components_figure(volumes, principal_components(volumes, extract), output)
+    components = principal_components(volumes, network, network.stride)
+    components_figure(volumes, components, output)
     if not quiet:
         typer.echo(f"wrote {output}")

@@ -22,9 +22,7 @@ _SIZE = 96  # voxels, without a configuration
 def command(
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="The folder to write to; made if missing."
-        ),
+        typer.Option("--output", "-o", show_default=False, help="The folder to write to; made if missing."),
     ],
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many pairs.")] = 8,
     config: Annotated[

@@ -1,6 +1,6 @@
-"""A training run from a configuration file to weights: what ``regkit pretrain`` and its twin without typer do.
+"""A training run from a configuration file to weights: what ``regkit pretrain`` does.
 
-The twin, ``python -m regkit.pretrain``, is for a GPU machine with a checkout and torch.
+Its twin without typer, ``python -m regkit.pretrain``, is for a GPU machine with a checkout and torch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Outcome:
         if self.picture is None:
             words.append("no loss.png: matplotlib is not installed, or the run is too short for one")
         if self.step < self.steps:
-            words.append(f"stopped after step {self.step} of {self.steps}; the same command goes on from there")
+            words.append(
+                f"stopped after step {self.step} of {self.steps}; the same command goes on from there"
+            )
         return words
 
 

@@ -27,7 +27,7 @@ def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[
         )
     if paths and not templates:
         raise RegkitError(
-            "the configuration draws no templates: leave --templates out, or set a weight 'templates: 1' in it"
+            "the configuration draws no templates: leave --templates out, or set 'templates: 1' in it"
         )
     sources: list[tuple[Source, float]] = [(Procedural(), procedural)] if procedural else []
     sources += [(load_templates(path), templates / len(paths)) for path in paths]

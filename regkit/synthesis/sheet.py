@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from regkit.synthesis.pairs import Pair
 
@@ -19,13 +20,15 @@ _INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _HEADINGS = ("labels", "view a", "view b", "labels")
 _TILE = 1.15  # inches
 _GAP, _MARGIN, _HEAD = 0.04, 0.16, 0.36
+_UNSEEN = 0.2  # brightness beyond the field of view, where an image repeats its border
 _SHOWN = 60  # pairs, at most
 _DPI = 130
 
 
 def middle_slices(pair: Pair) -> Slices:
     """What the sheet shows of a pair."""
-    labels, images = pair.labels.cpu().numpy(), pair.images.cpu().numpy()
+    labels = pair.labels.cpu().numpy()
+    images = (pair.images * torch.where(pair.seen, 1.0, _UNSEEN)).cpu().numpy()
     middle = labels.shape[1] // 2
     return labels[0, middle], images[0, middle], images[1, middle], labels[1, middle]
 
