@@ -1,31 +1,21 @@
-"""One picture of a registration: three planes, before and after, with labels and change of volume.
-
-Planes are cut along the patient's axes whatever the axes of the images, in radiological convention: the
-patient's right on the left, head up, and the front on the left in the sagittal plane. Millimetres are square.
-"""
+"""One picture of a registration: three planes, before and after, with labels and change of volume."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid, transform_points
 from regkit.images import Volume
-from regkit.intensity import is_ct
 from regkit.outputs import atomic_path, check_output
+from regkit.planes import PLANES, Picture, Plane, cut, grey, tone, view, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Picture = npt.NDArray[np.float32]
 
 _INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _FOLD = (1.0, 0.1, 0.85)
@@ -39,40 +29,6 @@ _PALETTE = (
     "#ffb454", "#7ad7f0", "#ff6f91", "#9be564", "#c792ea", "#ffe066", "#4fd1a5", "#ff4d4d",
     "#5b8cff", "#f5f0dc", "#e58f65", "#00b8a9", "#d0d9e2", "#b0bec5", "#f78fdc", "#a3a847",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """A plane of the patient: world axes to the right and down, and the letters at its left and right."""
-
-    name: str
-    right: int
-    down: int
-    letters: tuple[str, str]
-
-    def grid(self, box: Float64, middle: Float64, pixel: float) -> Grid:
-        """One slice of a box (2, 3: lower and upper corner, LPS mm) at ``middle``, its rows running down."""
-        across = 3 - self.right - self.down
-        direction = np.zeros((3, 3))
-        # Up is the head (z), or the front (-y) in the axial plane; LPS y already runs to the back.
-        sign = -1.0 if self.down == 2 else 1.0
-        direction[self.right, 0], direction[self.down, 1] = 1, sign
-        direction[across, 2] = 1
-        direction[across, 2] = np.linalg.det(direction)
-        origin = middle.copy()
-        origin[self.right] = box[0, self.right]
-        origin[self.down] = box[1 if sign < 0 else 0, self.down]
-        size = np.maximum(np.round((box[1] - box[0]) / pixel), 1).astype(int)
-        return Grid(
-            (size[self.right], size[self.down], 1), (pixel,) * 3, tuple(origin), tuple(direction.ravel())
-        )
-
-
-_PLANES = (
-    _Plane("axial", 0, 1, ("R", "L")),
-    _Plane("coronal", 0, 2, ("R", "L")),
-    _Plane("sagittal", 1, 2, ("A", "P")),
-)
 
 
 def registration_figure(
@@ -105,9 +61,9 @@ def registration_figure(
     if importlib.util.find_spec("matplotlib") is None:
         raise RegkitError("pictures need matplotlib: pip install matplotlib")
 
-    box, middle = _view(fixed, fixed_labels)
+    box, middle = view(fixed, fixed_labels)
     pixel = float((box[1] - box[0]).max()) / _PIXELS
-    grids = [plane.grid(box, middle, pixel) for plane in _PLANES]
+    grids = [plane.grid(box, middle, pixel) for plane in PLANES]
     headings = [
         ("fixed", fixed.name),
         ("moving, by its header", before.name),
@@ -118,22 +74,22 @@ def registration_figure(
         headings.append(("volume change", "of tissue, fixed to moving"))
         octaves = _octaves(determinant)
     sheet = _Sheet([grid.size[:2] for grid in grids], len(headings), bool(title))
-    fixed_window, moving_window = _window(fixed.array), _window(after.array)
-    for row, (plane, grid) in enumerate(zip(_PLANES, grids, strict=True)):
-        one = _tone(_cut(fixed, grid), fixed_window)
-        two, three = (_tone(_cut(volume, grid), moving_window) for volume in (before, after))
-        lines = None if fixed_labels is None else _cut(fixed_labels, grid, labels=True)
+    fixed_window, moving_window = window(fixed.array), window(after.array)
+    for row, (plane, grid) in enumerate(zip(PLANES, grids, strict=True)):
+        one = tone(cut(fixed, grid), fixed_window)
+        two, three = (tone(cut(volume, grid), moving_window) for volume in (before, after))
+        lines = None if fixed_labels is None else cut(fixed_labels, grid, labels=True)
         for column, (picture, areas) in enumerate(((one, None), (two, before_labels), (three, after_labels))):
             ax = sheet.panel(row, column)
-            _show(ax, _grey(picture))
+            _show(ax, grey(picture))
             if areas is not None:
-                _fill(ax, _cut(areas, grid, labels=True))
+                _fill(ax, cut(areas, grid, labels=True))
             if lines is not None:
                 _outline(ax, lines)
-        _show(sheet.panel(row, 3), _grey(_checkerboard(one, three)))
+        _show(sheet.panel(row, 3), grey(_checkerboard(one, three)))
         if determinant is not None:
             ax = sheet.panel(row, 4)
-            _show(ax, _volume_change(_cut(determinant, grid), one, octaves))
+            _show(ax, _volume_change(cut(determinant, grid), one, octaves))
             if lines is not None:
                 _outline(ax, lines, colour=_DIM)
         sheet.name_row(row, plane)
@@ -190,7 +146,7 @@ class _Sheet:
         width, height = self._sizes[row]
         return self._axes(self._left(column) + (self._cell - width) / 2, self._top(row), width, height)
 
-    def name_row(self, row: int, plane: _Plane) -> None:
+    def name_row(self, row: int, plane: Plane) -> None:
         from matplotlib.patheffects import withStroke
 
         width, height = self._sizes[row]
@@ -227,88 +183,6 @@ class _Sheet:
         ax.imshow(_diverging(ramp), aspect="auto", extent=(-1, 1, 0, 1))
         for at in (-1, 0, 1):
             ax.text(at, -0.4, f"\u00d7{2 ** (at * octaves):.2g}", color=_DIM, size=7, ha="center", va="top")
-
-
-def _view(fixed: Volume, labels: Volume | None) -> tuple[Float64, Float64]:
-    """The box that holds what is seen of the fixed image, and the point through which the planes go."""
-    low, high = _window(fixed.array)
-    seen = _points(fixed, fixed.array > low + 0.15 * (high - low))
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in fixed.grid.size])).reshape(3, -1).T
-    field = transform_points(fixed.grid.index_to_world, corners)
-    if not len(seen):
-        seen = field
-    # A thousandth of the voxels may be noise or the table.
-    low_corner, high_corner = np.percentile(seen, (0.1, 99.9), axis=0)
-    box = np.clip([low_corner - 8, high_corner + 8], field.min(axis=0), field.max(axis=0))
-    box[1] = np.maximum(box[1], box[0] + 1)
-    middle = np.median(seen, axis=0)
-    if labels is not None and labels.array.any():
-        middle = _richest(labels)
-    return box, np.clip(middle, box[0], box[1])
-
-
-def _richest(labels: Volume) -> Float64:
-    """On each world axis the place whose plane meets the most labels; of several the most central."""
-    mask = labels.array > 0
-    points, values = _points(labels, mask), labels.array[mask]
-    values = values[:: _thinning(len(values))]
-    middle = np.median(points, axis=0)
-    step = 2 * max(labels.grid.spacing)
-    for axis in range(3):
-        slabs = np.floor(points[:, axis] / step).astype(int)
-        pairs, counts = np.unique(np.stack([slabs, values]), axis=1, return_counts=True)
-        met, richness = np.unique(pairs[0][counts >= 5], return_counts=True)
-        if met.size:
-            best = (met[richness == richness.max()] + 0.5) * step
-            middle[axis] = best[np.argmin(np.abs(best - middle[axis]))]
-    return middle
-
-
-def _points(volume: Volume, mask: npt.NDArray[np.bool_]) -> Float64:
-    """LPS mm of the voxels in a mask, (n, 3), thinned."""
-    index = np.argwhere(mask)[:, ::-1]
-    return transform_points(volume.grid.index_to_world, index[:: _thinning(len(index))])
-
-
-def _thinning(count: int) -> int:
-    """Every how manieth of so many voxels suffices to place a view."""
-    return max(1, count // 200_000)
-
-
-def _window(array: npt.NDArray[Any]) -> tuple[float, float]:
-    """The intensities shown as black and white."""
-    thin = array[::2, ::2, ::2].astype(np.float32)
-    if is_ct(array):
-        # Soft tissue, unless much of the patient is lung.
-        patient = thin[thin > -980]
-        return (-1050.0, 250.0) if np.mean(patient < -500) > 0.25 else (-180.0, 280.0)
-    thin = thin[thin > thin.min()]
-    if not thin.size:
-        return float(array.min()), float(array.min()) + 1
-    low, high = np.percentile(thin, (0.5, 99.5))
-    return float(low), float(max(high, low + 1e-6))
-
-
-def _cut(volume: Volume, grid: Grid, labels: bool = False) -> Picture:
-    """A volume on the one slice of ``grid``, (rows, columns); NaN (labels: 0) where it has no voxels."""
-    image = volume.to_sitk()
-    if not labels:
-        image = sitk.Cast(image, sitk.sitkFloat32)
-    method = sitk.sitkLabelLinear if labels else sitk.sitkLinear
-    outside = 0.0 if labels else float("nan")
-    slice_ = sitk.Resample(
-        image, grid.size, sitk.Transform(), method, grid.origin, grid.spacing, grid.direction, outside
-    )
-    return sitk.GetArrayFromImage(slice_)[0].astype(np.float32)
-
-
-def _tone(picture: Picture, window: tuple[float, float]) -> Picture:
-    """Grey values 0 to 1; black where there are none."""
-    return np.nan_to_num(np.clip((picture - window[0]) / (window[1] - window[0]), 0, 1))
-
-
-def _grey(picture: Picture) -> Picture:
-    return np.repeat(picture[..., None], 3, axis=-1)
 
 
 def _checkerboard(one: Picture, other: Picture) -> Picture:

@@ -12,9 +12,10 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from regkit.errors import RegkitError
-from regkit.figure import _FOLD, _PALETTE, _PLANES, _cut, _Plane, _view, _window, registration_figure
+from regkit.figure import _FOLD, _PALETTE, registration_figure
 from regkit.geometry import Grid, transform_points
 from regkit.images import Volume
+from regkit.planes import PLANES, Plane, cut, view, window
 
 GRID = Grid((40, 32, 24), (2.0, 2.0, 3.0), (-40, -30, 100))
 
@@ -35,15 +36,15 @@ def pixels_of(path: Path, colour: tuple[float, ...], tolerance: float = 0.12) ->
     return int((np.abs(image - np.asarray(colour)).max(axis=-1) < tolerance).sum())
 
 
-@pytest.mark.parametrize("plane", _PLANES, ids=lambda plane: plane.name)
-def test_left_front_and_head_are_where_a_radiologist_expects_them(oblique_grid: Grid, plane: _Plane) -> None:
+@pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
+def test_left_front_and_head_are_where_a_radiologist_expects_them(oblique_grid: Grid, plane: Plane) -> None:
     grid = oblique_grid
     filled = Volume(np.full(grid.shape, 50.0) + np.random.default_rng(0).normal(size=grid.shape), grid)
-    box, _ = _view(filled, None)
+    box, _ = view(filled, None)
     # A spot to the left, to the front and above the middle, by more than its own radius.
     spot = grid.centre + np.array([3.0, -3.0, 3.0])
     volume = Volume(ball(grid, spot, 2.4).astype(np.float32), grid)
-    picture = np.nan_to_num(_cut(volume, plane.grid(box, spot, 0.25)))
+    picture = np.nan_to_num(cut(volume, plane.grid(box, spot, 0.25)))
     rows, columns = np.nonzero(picture > 0.5)
     assert rows.size > 20
     down, right = (rows.mean() + 0.5) / picture.shape[0], (columns.mean() + 0.5) / picture.shape[1]
@@ -51,15 +52,15 @@ def test_left_front_and_head_are_where_a_radiologist_expects_them(oblique_grid: 
     assert right > 0.52 if plane.name != "sagittal" else right < 0.48  # the left; the front
 
 
-@pytest.mark.parametrize("plane", _PLANES, ids=lambda plane: plane.name)
-def test_a_pixel_is_as_wide_as_high_and_as_long_as_it_says(oblique_grid: Grid, plane: _Plane) -> None:
+@pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
+def test_a_pixel_is_as_wide_as_high_and_as_long_as_it_says(oblique_grid: Grid, plane: Plane) -> None:
     # An image of one world coordinate is linear, so that interpolating it is exact.
     grid = oblique_grid
     box = np.stack([grid.centre - 2, grid.centre + 2])
     signs = {"axial": (1, 1), "coronal": (1, -1), "sagittal": (1, -1)}[plane.name]
     for axis in range(3):
         coordinate = Volume(grid.world_points()[..., axis], grid)
-        picture = _cut(coordinate, plane.grid(box, grid.centre, 0.5))
+        picture = cut(coordinate, plane.grid(box, grid.centre, 0.5))
         assert picture.shape == (8, 8)
         to_the_right = signs[0] * 0.5 * (axis == plane.right)
         downwards = signs[1] * 0.5 * (axis == plane.down)
@@ -73,14 +74,14 @@ def test_the_view_keeps_what_is_seen_and_cuts_through_the_labels() -> None:
     labels[5:8, 20:26, 20:24] = 2
     labels[15:20, 4:8, 8:12] = 3
     labels[15:20, 22:26, 8:14] = 4
-    box, middle = _view(head(GRID), Volume(labels, GRID))
+    box, middle = view(head(GRID), Volume(labels, GRID))
     index = transform_points(GRID.world_to_index, middle)
     assert 19.5 <= index[1] <= 26.5  # y: labels 1, 2 and 4
     assert 7.5 <= index[0] <= 14.5  # x: labels 1, 3 and 4
     assert (box[0] < GRID.centre - 28).all()
     assert (box[1] > GRID.centre + 28).all()
     assert (box[1] - box[0] <= GRID.extent).all()
-    _, middle = _view(head(GRID), None)
+    _, middle = view(head(GRID), None)
     np.testing.assert_allclose(middle, GRID.centre, atol=2)
 
 
@@ -174,9 +175,9 @@ def test_ct_is_windowed_for_soft_tissue_unless_it_is_mostly_lung(rng: np.random.
     body[:, 18:] = 700
     lung = body.copy()
     lung[:, 9:17] = -850
-    assert _window(body) == (-180, 280)
-    assert _window(lung)[0] < -900
-    low, high = _window(np.abs(body) / 7)  # an MR: percentiles
+    assert window(body) == (-180, 280)
+    assert window(lung)[0] < -900
+    low, high = window(np.abs(body) / 7)  # an MR: percentiles
     assert 0 <= low < 5
     assert 90 < high < 150
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from regkit import __version__
-from regkit.cli import demo, evaluate, info, register, warps
+from regkit.cli import demo, evaluate, features, info, pretrain, register, synthesize, warps
 from regkit.cli.console import Commands
 
 app = typer.Typer(
@@ -26,6 +26,9 @@ app.command("convert", no_args_is_help=True)(warps.convert)
 app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("info", no_args_is_help=True)(info.command)
 app.command("demo")(demo.command)
+app.command("features", no_args_is_help=True)(features.command)
+app.command("synthesize", no_args_is_help=True)(synthesize.command)
+app.command("pretrain", no_args_is_help=True)(pretrain.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -34,3 +34,12 @@ MovingGrid = Annotated[
     Path | None,
     typer.Option("--moving", metavar="IMAGE", help="The moving image, for a warp in voxels (Learn2Reg)."),
 ]
+Templates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        show_default=False,
+        help="Templates of shapes: an .npz archive, or a folder of label maps (SUBJECT/STRUCTURE.nii.gz or "
+        "SUBJECT.nii.gz). May be given several times.",
+    ),
+]

@@ -1,0 +1,51 @@
+"""``regkit features``: what the network sees in images, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regkit.cli.files import PICTURES, check_outputs
+from regkit.cli.options import Overwrite, Quiet
+
+
+def command(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            show_default=False,
+            help="Images of any modality: NIfTI, NRRD, MetaImage, or folders of one DICOM series each.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", show_default=False, help="The picture: .png.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the network: .safetensors or .pth. Default: those that come with regkit.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the network's features of images: their first principal components as red, green and blue.
+
+    The components are common to all the images: what has one colour in two of them has like features.
+    """
+    check_outputs([(output, PICTURES)], (*images, weights), overwrite)
+
+    from regkit.components import principal_components
+    from regkit.components_figure import components_figure
+    from regkit.images import load_image
+    from regkit.network import NetworkFeatures
+    from regkit.weights import bundled_weights
+
+    network = NetworkFeatures(weights or bundled_weights())
+    volumes = [load_image(path, "image") for path in images]
+    components = principal_components(volumes, network, network.stride)
+    components_figure(volumes, components, output)
+    if not quiet:
+        typer.echo(f"wrote {output}")

@@ -1,0 +1,60 @@
+"""``regkit pretrain``: the network trained on synthetic pairs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli.options import Templates
+
+
+def command(
+    config: Annotated[
+        Path,
+        typer.Option(metavar="FILE", show_default=False, help="A configuration, such as models/NAME.yaml."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            show_default=False,
+            help="The folder of the run: made if missing, gone on with if it holds checkpoints.",
+        ),
+    ],
+    templates: Templates = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.0, show_default=False, help="Stop after so long. Default: all steps.")
+    ] = math.inf,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch does.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            show_default=False,
+            help="Where to write the weights. Default: RUN/NAME.safetensors, named after the configuration.",
+        ),
+    ] = None,
+) -> None:
+    """Train the network on synthetic pairs, or go on with a run, and export its weights.
+
+    Ctrl-C and SIGTERM end it as --minutes does: with a checkpoint, from which the same command goes on.
+    """
+    from regkit.pretrain.run import pretrain
+
+    outcome = pretrain(
+        config,
+        output,
+        templates=templates or [],
+        minutes=minutes,
+        device=device,
+        threads=threads,
+        weights=export,
+    )
+    for line in outcome.lines() if outcome else ():
+        typer.echo(line)

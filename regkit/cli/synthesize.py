@@ -1,0 +1,105 @@
+"""``regkit synthesize``: pairs of synthetic images as the network is trained on, to look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regkit.cli.console import progress
+from regkit.cli.files import IMAGES, PICTURES, check_outputs
+from regkit.cli.options import Overwrite, Quiet, Templates
+from regkit.errors import RegkitError
+
+if TYPE_CHECKING:
+    from regkit.synthesis.pairs import Pairs
+
+_SIZE = 96  # voxels, without a configuration
+
+
+def command(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", show_default=False, help="The folder to write to; made if missing."),
+    ],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many pairs.")] = 8,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw as this training configuration does. Default: built-in settings, with built-in shapes "
+            "and as many templates, if there are any.",
+        ),
+    ] = None,
+    templates: Templates = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pairs.")] = 0,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            max=256,
+            show_default=False,
+            help=f"Voxels along each side. Default: of the configuration, else {_SIZE}.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw synthetic pairs: two views of one random anatomy, each of its own contrast, with their labels.
+
+    Writes pair_000_a.nii.gz, pair_000_b.nii.gz, their labels (voxels of 1 mm) and contact-sheet.png.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{output}': {error.strerror or error}") from error
+    names = [
+        [output / f"pair_{k:03d}_{view}{kind}.nii.gz" for view in "ab" for kind in ("", "_labels")]
+        for k in range(number)
+    ]
+    sheet = output / "contact-sheet.png"
+    check_outputs(
+        [*((path, IMAGES) for of_pair in names for path in of_pair), (sheet, PICTURES)], (), overwrite
+    )
+
+    import torch
+
+    from regkit.geometry import Grid
+    from regkit.outputs import atomic_path, save_image
+    from regkit.pretrain.config import Config, load_config
+    from regkit.synthesis.mixture import mixture
+    from regkit.synthesis.pairs import Pairs, Synthesiser
+    from regkit.synthesis.sheet import contact_sheet, middle_slices
+
+    paths = templates or []
+    settings = Config(templates=float(bool(paths)), pairs=Pairs(size=_SIZE))
+    if config is not None:
+        settings = load_config(config)
+    how = _drawn(settings.pairs, size or settings.pairs.size)
+    sources = mixture(settings.procedural, settings.templates, paths)
+    synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"))
+    grid = Grid((how.size,) * 3)
+    shown = []
+    with progress(quiet) as report:
+        for k, files in enumerate(names):
+            pair = synthesiser.pair(k)
+            shown.append(middle_slices(pair))
+            volumes = [v for view in zip(pair.images, pair.labels) for v in view]
+            for path, volume in zip(files, volumes):
+                save_image(grid.to_sitk(volume.numpy()), path)
+            if report:
+                report(f"pair {k + 1} of {number}", (k + 1) / number)
+    with atomic_path(sheet) as temporary:
+        contact_sheet(shown, temporary)
+    if not quiet:
+        for of_pair in names:
+            typer.echo(f"wrote {of_pair[0]} and {', '.join(path.name for path in of_pair[1:])}")
+        typer.echo(f"wrote {sheet}")
+
+
+def _drawn(how: Pairs, size: int) -> Pairs:
+    """The settings at another size, each pair of an anatomy of its own."""
+    ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + how.offset))
+    return replace(how, size=size, reuse=1, ensembles=ensembles)

@@ -1,0 +1,56 @@
+"""``python -m regkit.pretrain``: ``regkit pretrain`` without typer, also under ``torchrun``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from regkit.errors import RegkitError
+from regkit.pretrain.run import pretrain
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m regkit.pretrain",
+        description="Train the network on synthetic pairs, or go on with a run, and export its weights.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="a configuration: models/NAME.yaml")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the folder of the run")
+    parser.add_argument(
+        "--templates", type=Path, action="append", default=[], help="an .npz archive, or a folder; repeatable"
+    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; default: never")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as torch does")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"
+    )
+    given = parser.parse_args()
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads must be at least 1, got {given.threads}")
+    try:
+        outcome = pretrain(
+            given.config,
+            given.output,
+            templates=given.templates,
+            minutes=given.minutes,
+            device=given.device,
+            threads=given.threads,
+            weights=given.export,
+        )
+    except RegkitError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    for line in outcome.lines() if outcome else ():
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A training run from a configuration file to weights: what ``regkit pretrain`` does.
+
+Its twin without typer, ``python -m regkit.pretrain``, is for a GPU machine with a checkout and torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from regkit.errors import RegkitError
+from regkit.pretrain.config import Config, load_config
+from regkit.pretrain.plot import plot_losses
+from regkit.pretrain.train import Place, Report, export, place, train
+from regkit.synthesis.mixture import mixture
+
+_LINE_EVERY = 60.0  # seconds, where there is no terminal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Args:
+        step: steps done, of ``steps``.
+        weights: for ``regkit register --weights``.
+        picture: of the losses, if one was drawn.
+    """
+
+    step: int
+    steps: int
+    weights: Path
+    picture: Path | None
+
+    def lines(self) -> list[str]:
+        """What to tell the user."""
+        words = [f"wrote {path}" for path in (self.weights, self.picture) if path]
+        if self.picture is None:
+            words.append("no loss.png: matplotlib is not installed, or the run is too short for one")
+        if self.step < self.steps:
+            words.append(
+                f"stopped after step {self.step} of {self.steps}; the same command goes on from there"
+            )
+        return words
+
+
+def pretrain(
+    config: Path,
+    run: Path,
+    *,
+    templates: Sequence[Path] = (),
+    minutes: float = math.inf,
+    device: str = "auto",
+    threads: int | None = None,
+    weights: Path | None = None,
+) -> Outcome | None:
+    """Train, or go on with, the run in a folder, and export the network.
+
+    Training ends with the configured steps, with ``minutes``, or with SIGTERM or Ctrl-C; in each case with a
+    checkpoint and weights. Progress goes to stderr: a bar in a terminal, else a line a minute.
+
+    Args:
+        config: the file of the configuration; the weights are named after it.
+        run: made if missing.
+        templates: archives (.npz) and folders of label maps.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        threads: CPU threads; by default as many as torch uses.
+        weights: where to export to instead of ``run``, a .safetensors file.
+
+    Returns:
+        What was written; None in all processes of torchrun but the first.
+
+    Raises:
+        RegkitError: if an input cannot be used, the folder holds another run, or something cannot be written.
+    """
+    if not minutes > 0:
+        raise RegkitError(f"minutes must be above 0, got {minutes:g}")
+    settings = load_config(config)
+    target = weights or run / f"{config.stem}.safetensors"
+    _prepare(run, target)
+    sources = mixture(settings.procedural, settings.templates, templates)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with place(device) as where:
+        try:
+            with _progress(settings, minutes, where) as report:
+                trainer = train(settings, sources, run, where=where, minutes=minutes, report=report)
+        except OSError as error:  # of the log; checkpoints raise their own
+            raise RegkitError(
+                f"cannot write in '{run}': {error.strerror or error}; its checkpoints are kept"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise RegkitError(
+                "out of memory on the GPU: take a smaller batch, width or pairs.size in the configuration"
+            ) from error
+        if not where.first:
+            return None
+        export(trainer, target, config.stem)
+    picture = run / "loss.png"
+    drawn = plot_losses(run / "log.csv", picture)
+    return Outcome(trainer.step, settings.steps, target, picture if drawn else None)
+
+
+def _prepare(run: Path, weights: Path) -> None:
+    """The folder of the run, and the certainty that both can be written, before any work."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{run}': {error.strerror or error}") from error
+    if weights.suffix != ".safetensors" or weights.is_dir():
+        raise RegkitError(f"cannot write '{weights}': give the name of a file that ends in .safetensors")
+    for folder in (run, weights.parent):
+        if not folder.is_dir():
+            raise RegkitError(f"cannot write '{weights}': '{folder}' is not a folder; create it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise RegkitError(f"no permission to write in the folder '{folder}'")
+
+
+@contextmanager
+def _progress(config: Config, minutes: float, where: Place) -> Iterator[Report]:
+    """What to report steps to: nothing but in the first process."""
+    if not where.first:
+        yield lambda step, losses: None
+        return
+    began = time.monotonic()
+    first: list[tuple[int, float]] = []  # the first step reported, and when
+
+    def remaining(step: int) -> str:
+        now = time.monotonic()
+        first.append((step, now))
+        steps, seconds = step - first[0][0], now - first[0][1]
+        left = 60 * minutes - (now - began)
+        if steps:
+            left = min(left, seconds / steps * (config.steps - step))
+        return "" if math.isinf(left) else f"{_clock(max(left, 0.0))} left"
+
+    if not sys.stderr.isatty():
+        spoken = -math.inf
+
+        def line(step: int, losses: dict[str, float]) -> None:
+            nonlocal spoken
+            left = remaining(step)
+            if time.monotonic() - spoken < _LINE_EVERY:
+                return
+            spoken = time.monotonic()
+            words = (f"step {step} of {config.steps}", _numbers(losses), left)
+            print("  ".join(word for word in words if word), file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(30),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[losses]}", style="dim"),
+    )
+    # Twice a second is often enough, and no burden to the training.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
+        task = bar.add_task("training", total=config.steps, left="", losses="starting")
+        yield lambda step, losses: bar.update(
+            task, completed=step, left=remaining(step), losses=_numbers(losses)
+        )
+
+
+def _numbers(losses: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "gradient")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,51 @@
+"""The mixture of shapes that a configuration and a list of paths stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from regkit.errors import RegkitError
+from regkit.synthesis.sources import Procedural, Source, Templates, load_archive, load_folder
+
+
+def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[tuple[Source, float]]:
+    """Sources of shapes and their weights; a weight of 0 leaves a kind out.
+
+    Args:
+        procedural: weight of the built-in shapes.
+        templates: weight of the templates, shared evenly among ``paths``.
+        paths: packed archives (.npz) and folders of label maps.
+
+    Raises:
+        RegkitError: if templates have a weight and no path, or a path and no weight, or one cannot be read.
+    """
+    if templates and not paths:
+        raise RegkitError(
+            f"the configuration draws templates (weight {templates:g}), but there are none: give them with "
+            "--templates PATH, an .npz archive or a folder of label maps, or set 'templates: 0' in it"
+        )
+    if paths and not templates:
+        raise RegkitError(
+            "the configuration draws no templates: leave --templates out, or set 'templates: 1' in it"
+        )
+    sources: list[tuple[Source, float]] = [(Procedural(), procedural)] if procedural else []
+    sources += [(load_templates(path), templates / len(paths)) for path in paths]
+    return sources
+
+
+def load_templates(path: Path) -> Templates:
+    """Templates from a packed archive, or from a folder of label maps.
+
+    Raises:
+        RegkitError: if there are none, or they cannot be read.
+    """
+    if not path.is_dir():
+        return load_archive(path)
+    try:
+        return load_folder(path)
+    except ModuleNotFoundError as error:  # on a bare training machine
+        raise RegkitError(
+            f"reading the label maps in '{path}' needs {error.name}, which is not installed; install "
+            "SimpleITK, nibabel and scipy, or give an .npz archive, which needs nothing"
+        ) from error
