@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from regkit.equalise import equalised
 from regkit.images import check_fits_memory
 from regkit.unet import fused
-from regkit.weights import load_network, sha256
+from regkit.weights import load_network, reading, sha256
 
 # Whether to compute in bfloat16: not before its features have been compared with those of float32.
 _BFLOAT16 = False
@@ -24,6 +26,8 @@ _HALO = 4
 
 class NetworkFeatures:
     """An extractor: from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride, X / stride).
+
+    What the network sees and how its output is read stands in the weights (:class:`regkit.weights.Reading`).
 
     Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
     volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
@@ -47,12 +51,14 @@ class NetworkFeatures:
         self.stride = network.architecture.stride
         self.max_cells = max_cells
         self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
-        self._unit = provenance["output"] == "unit"
+        self.reading = reading(provenance, network.architecture.out_channels)
 
     @torch.no_grad()
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32."""
         self.network.to(image.device)
+        if self.reading.input == "equalised":
+            image = equalised(image)
         multiple = self.network.multiple
         # Reflection at the lowest level needs two cells there.
         ends = [max(2, -(-n // multiple)) * multiple - n for n in image.shape]
@@ -66,8 +72,23 @@ class NetworkFeatures:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=_BFLOAT16):
             out = self.network(volume) if whole else self._by_slabs(volume)
         z, y, x = (-(-n // self.stride) for n in image.shape)
-        out = out[0, :, :z, :y, :x].float().contiguous()
-        return F.normalize(out, dim=0) if self._unit else out
+        return self._read(out[0, :, :z, :y, :x].float())
+
+    def _read(self, out: torch.Tensor) -> torch.Tensor:
+        """The channels that count, so scaled that the mean over all of a squared difference is the sum over
+        the groups of weight times the mean over the group."""
+        groups = self.reading.channels
+        total = sum(group.count for group in groups if group.weight)
+        found = []
+        for group, values in zip(groups, out.split([group.count for group in groups])):
+            if not group.weight:
+                continue
+            if group.activation == "sigmoid":
+                values = values.sigmoid()
+            elif group.activation == "unit":
+                values = F.normalize(values, dim=0)
+            found.append(values * math.sqrt(group.weight * total / group.count))
+        return torch.cat(found)
 
     def _by_slabs(self, volume: torch.Tensor) -> torch.Tensor:
         """What the network gives for a volume (1, 1, Z, Y, X), the finest level a slab of z at a time."""

@@ -13,6 +13,7 @@ import pickle
 import secrets
 import warnings
 from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,82 @@ from regkit.unet import Architecture, UNet
 
 _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
-_OUTPUTS = ("raw", "unit")
+_ACTIVATIONS = ("none", "sigmoid", "unit")
+_INPUTS = ("window", "equalised")
 _MODELS = Path(__file__).with_name("models")
 # Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
 _NESTED = ("state_dict", "model", "network", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
+@dataclass(frozen=True)
+class Channels:
+    """Channels of a network's output that lie side by side and are read alike.
+
+    Args:
+        name: what they are.
+        count: how many.
+        activation: "none", "sigmoid", or "unit" if they are scaled to length 1 at every voxel.
+        weight: of the mean over them of a squared difference, in the cost of a registration; 0 leaves
+            them out.
+    """
+
+    name: str
+    count: int
+    activation: str = "none"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a network is given and how its output is read.
+
+    Args:
+        input: "window", the intensities scaled to [0, 1], or "equalised", their ranks
+            (:func:`regkit.equalise.equalised`).
+        channels: the output in order.
+    """
+
+    input: str
+    channels: tuple[Channels, ...]
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the entries of a file's metadata."""
+        return {"input": self.input, "channels": json.dumps([astuple(group) for group in self.channels])}
+
+
+def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
+    """How the metadata of weights say that they are read; by default all channels alike, as they come.
+
+    Raises:
+        RegkitError: if what they say makes no sense.
+    """
+    if "channels" in provenance:
+        try:
+            groups = tuple(Channels(*entry) for entry in json.loads(provenance["channels"]))
+            sound = sum(group.count for group in groups) == out_channels and all(
+                group.activation in _ACTIVATIONS and group.weight >= 0 for group in groups
+            )
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise RegkitError(f"the entry 'channels' does not fit {out_channels} channels of output")
+    else:
+        groups = (Channels("features", out_channels),)
+    if provenance.get("input", "window") not in _INPUTS:
+        raise RegkitError(f"input must be {' or '.join(_INPUTS)}, got {provenance['input']!r}")
+    return Reading(provenance.get("input", "window"), groups)
+
+
 def save_weights(path: str | os.PathLike[str], network: UNet, provenance: Mapping[str, str]) -> None:
     """Write a network as safetensors, in its own precision; ``path`` is complete or as it was.
 
     Args:
-        provenance: what is to be known about the weights. ``output`` among it says what the features are:
-            ``raw`` (the default), or ``unit`` if they are to be scaled to length 1 at every voxel.
+        provenance: what is to be known about the weights; with the entries of :meth:`Reading.to_metadata`
+            where the defaults of :func:`reading` are not right.
 
     Raises:
-        RegkitError: if the file cannot be written, or a weight is not a finite number.
+        RegkitError: if the file cannot be written, a weight is not a finite number, or the reading is none.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -48,12 +109,11 @@ def save_weights(path: str | os.PathLike[str], network: UNet, provenance: Mappin
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     _check_finite(tensors, path)
     metadata = {
-        "output": "raw",
         **provenance,
         "format": _FORMAT,
         "architecture": json.dumps(network.architecture.to_dict()),
     }
-    _check_output(metadata["output"], path)
+    _check_reading(metadata, network, path)
     temporary = path.with_name(f".{secrets.token_hex(6)}.safetensors")
     try:
         with open(temporary, "wb") as stream:
@@ -74,7 +134,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
         path: ``.safetensors`` as :func:`save_weights` writes it, or a ``.pth`` of the published network.
 
     Returns:
-        The network, and the provenance, in which ``output`` is "raw" or "unit".
+        The network and the provenance.
 
     Raises:
         RegkitError: if the file cannot be used; the message says why.
@@ -87,10 +147,11 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
     if path.suffix == ".safetensors":
         architecture, tensors, provenance = _read_safetensors(path)
     else:
-        architecture, tensors, provenance = Architecture(), _read_pickle(path), {"output": "raw"}
+        architecture, tensors, provenance = Architecture(), _read_pickle(path), {}
     network = UNet(architecture)
     _check_entries(network.state_dict(), tensors, path)
     _check_finite(tensors, path)
+    _check_reading(provenance, network, path)
     network.load_state_dict(tensors)
     return network.eval(), provenance
 
@@ -125,7 +186,6 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]
         architecture = Architecture.from_dict(json.loads(metadata.pop("architecture")))
     except (KeyError, TypeError, ValueError) as error:
         raise RegkitError(f"cannot read weights '{path}': its architecture is unusable ({error})") from error
-    _check_output(metadata.setdefault("output", "raw"), path)
     return architecture, tensors, metadata
 
 
@@ -175,6 +235,8 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
             raise RegkitError(f"unusable weights '{path}': '{name}' holds NaN or infinite values")
 
 
-def _check_output(output: str, path: Path) -> None:
-    if output not in _OUTPUTS:
-        raise RegkitError(f"weights '{path}': output must be {' or '.join(_OUTPUTS)}, got {output!r}")
+def _check_reading(provenance: Mapping[str, str], network: UNet, path: Path) -> None:
+    try:
+        reading(provenance, network.architecture.out_channels)
+    except RegkitError as error:
+        raise RegkitError(f"unusable weights '{path}': {error}") from None

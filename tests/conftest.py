@@ -46,7 +46,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = UNet(Architecture(out_channels=8, width=8, levels=2, stride=2))
-    save_weights(path, network, {"data": "none", "output": "unit"})
+    save_weights(path, network, {"data": "none", "channels": '[["features", 8, "unit", 1.0]]'})
     return path
 
 

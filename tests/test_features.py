@@ -84,7 +84,7 @@ def test_the_parts_of_every_name(random_weights: Path) -> None:
         assert record == {
             "file": random_weights.name,
             "sha256": sha256(random_weights),
-            "provenance": {"data": "none", "output": "unit"},
+            "provenance": {"data": "none", "channels": '[["features", 8, "unit", 1.0]]'},
         }
     assert feature_parts(None) == feature_parts("mind") == ("mind", (MIND,), None)
     assert feature_parts(None, random_weights)[0] == "network+mind"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from regkit import network as module
+from regkit.equalise import equalised
 from regkit.errors import RegkitError
 from regkit.network import NetworkFeatures
 from regkit.unet import Architecture, UNet
-from regkit.weights import save_weights, sha256
+from regkit.weights import Channels, Reading, save_weights, sha256
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -79,7 +81,9 @@ def test_slabs_are_no_larger_than_allowed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_features_of_unit_length(tmp_path: Path) -> None:
     image = torch.rand(16, 16, 16)
     raw = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)))(image)
-    unit = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2), output="unit"))(image)
+    unit = NetworkFeatures(
+        _file(tmp_path, Architecture(5, 4, 2), channels=json.dumps([["features", 5, "unit", 1.0]]))
+    )(image)
     torch.testing.assert_close(unit.norm(dim=0), torch.ones(16, 16, 16))
     torch.testing.assert_close(unit, raw / raw.norm(dim=0))
 
@@ -89,7 +93,7 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     assert NetworkFeatures(path).record == {
         "file": "random.safetensors",
         "sha256": sha256(path),
-        "provenance": {"data": "phantoms", "output": "raw"},
+        "provenance": {"data": "phantoms"},
     }
 
 
@@ -100,3 +104,17 @@ def test_too_large_a_volume_is_refused_before_any_work(
     monkeypatch.setattr(module, "_BYTES_WHOLE", 2**50)
     with pytest.raises(RegkitError, match=r"the network needs .* GiB"):
         extract(torch.rand(16, 16, 16))
+
+
+def test_groups_of_channels_are_read_each_in_its_way(tmp_path: Path) -> None:
+    image = torch.rand(16, 16, 16)
+    raw = NetworkFeatures(_file(tmp_path, Architecture(6, 4, 2)))(equalised(image))
+    groups = (Channels("a", 3, "sigmoid", 0.5), Channels("b", 1, weight=0), Channels("c", 2, "unit", 2.0))
+    path = _file(tmp_path, Architecture(6, 4, 2), **Reading("equalised", groups).to_metadata())
+    found = NetworkFeatures(path)(image)
+    one, other = raw[:3].sigmoid(), raw[4:] / raw[4:].norm(dim=0)
+    torch.testing.assert_close(found, torch.cat([one * (0.5 * 5 / 3) ** 0.5, other * (2.0 * 5 / 2) ** 0.5]))
+    # As the docstring says: the mean over all channels is the weighted sum of the means over the groups.
+    torch.testing.assert_close(
+        found.square().mean(0), 0.5 * one.square().mean(0) + 2.0 * other.square().mean(0)
+    )

@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ({"weight_decay": float("inf")}, "weight_decay must be at least 0, got inf"),
         ({"ema": 1.0}, "ema must be less than 1"),
         ({"procedural": 0.0}, "procedural and templates must not both be 0"),
-        ({"loss": replace(Loss(), affinity=0.0, distance=0.0, local=0.0)}, "must have a weight"),
+        ({"loss": replace(Loss(), affinity=0.0, distance=0.0, local=0.0, label=0.0)}, "must have a weight"),
         ({"padding": "reflect", "pairs": replace(Pairs(), size=16, offset=4)}, "at least 32"),
     ],
 )

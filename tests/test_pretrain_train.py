@@ -29,7 +29,7 @@ from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.sources import Procedural
 from regkit.unet import UNet
-from regkit.weights import load_network
+from regkit.weights import load_network, reading
 
 CONFIG = Config(
     width=2,
@@ -412,7 +412,9 @@ def test_an_exported_file_says_what_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert provenance["name"] == "tiny"
     assert provenance["step"] == "1"
     assert json.loads(provenance["config"]) == json.loads(json.dumps(CONFIG.to_dict()))
-    assert json.loads(provenance["groups"]) == [["affinity", 12], ["distance", 6], ["embedding", 3]]
+    read = reading(provenance, network.architecture.out_channels)
+    assert read == CONFIG.reading
+    assert [(g.name, g.count) for g in read.channels] == [("affinity", 12), ("distance", 6), ("embedding", 3)]
 
 
 _SCRIPT = """

@@ -47,9 +47,9 @@ def test_a_network_comes_back(tmp_path: Path) -> None:
     assert found.architecture == SMALL
     assert not found.training
     assert _same(found, network)
-    assert provenance == {"data": "phantoms", "steps": "10", "output": "raw"}
-    save_weights(path, found, provenance | {"output": "unit"})  # replaces the file
-    assert load_network(path)[1]["output"] == "unit"
+    assert provenance == {"data": "phantoms", "steps": "10"}
+    save_weights(path, found, provenance | {"steps": "20"})  # replaces the file
+    assert load_network(path)[1]["steps"] == "20"
     assert [entry.name for entry in tmp_path.iterdir()] == ["net.safetensors"]
     assert len(sha256(path)) == 64
 
@@ -85,7 +85,7 @@ def test_published_checkpoints(
     found, provenance = load_network(path)
     assert found.architecture == Architecture()
     assert all(torch.equal(entry, published[name]) for name, entry in found.state_dict().items())
-    assert provenance == {"output": "raw"}
+    assert provenance == {}
 
 
 class _Command:
@@ -197,8 +197,19 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         save_weights(tmp_path / "net.pth", network, {})
     with pytest.raises(RegkitError, match=r"could not write .*No such file or directory"):
         save_weights(tmp_path / "nowhere" / "net.safetensors", network, {})
-    with pytest.raises(RegkitError, match="output must be raw or unit, got 'softmax'"):
-        save_weights(tmp_path / "net.safetensors", network, {"output": "softmax"})
+    with pytest.raises(
+        RegkitError, match=r"net\.safetensors': input must be window or equalised, got 'dark'"
+    ):
+        save_weights(tmp_path / "net.safetensors", network, {"input": "dark"})
+    for channels in (
+        "[",
+        "5",
+        '[["all", 2, "none", 1.0]]',
+        '[["all", 1, "softmax", 1.0]]',
+        "[[1, 2, 3, 4, 5]]",
+    ):
+        with pytest.raises(RegkitError, match="'channels' does not fit"):
+            save_weights(tmp_path / "net.safetensors", network, {"channels": channels})
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

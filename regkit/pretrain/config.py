@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from regkit.errors import RegkitError
+from regkit.pretrain.targets import DISTANCE_CHANNELS
 from regkit.synthesis.pairs import Pairs
 from regkit.unet import Architecture
+from regkit.weights import Channels, Reading
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,22 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Weights in the cost of a registration of the parts of the output; they are chosen after training.
+
+    Args:
+        affinity, distance, embedding: see :class:`regkit.weights.Channels`.
+    """
+
+    affinity: float = 0.1
+    distance: float = 0.125
+    embedding: float = 0.33
+
+    def __post_init__(self) -> None:
+        _check(self, "cost.", 0, "affinity", "distance", "embedding")
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run.
 
@@ -87,6 +105,7 @@ class Config:
     templates: float = 0.0
     pairs: Pairs = field(default_factory=Pairs)
     loss: Loss = field(default_factory=Loss)
+    cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
         _check(self, "", 0, "seed", "warmup", "weight_decay", "ema", "procedural", "templates")
@@ -96,8 +115,8 @@ class Config:
             raise RegkitError(f"ema must be less than 1, got {self.ema}")
         if not self.procedural + self.templates:
             raise RegkitError("procedural and templates must not both be 0: there would be no shapes")
-        if not self.groups:
-            raise RegkitError("one of loss.affinity, loss.distance and loss.local must have a weight")
+        if not self.reading.channels:
+            raise RegkitError("a loss must have a weight: affinity, distance, local or label")
         step = self.architecture.multiple
         least = 2 * step if self.padding == "reflect" else step
         if self.pairs.size % step or self.pairs.size < least:
@@ -110,19 +129,18 @@ class Config:
     def architecture(self) -> Architecture:
         """That of the network, its output the affinities, distances and embedding side by side."""
         values = {"width": self.width, "levels": self.levels, "stride": self.stride, "padding": self.padding}
-        return Architecture.from_dict({**values, "out_channels": sum(g[1] for g in self.groups)})
+        return Architecture.from_dict({**values, "out_channels": sum(g.count for g in self.reading.channels)})
 
     @property
-    def groups(self) -> list[tuple[str, int]]:
-        """Name and channels of each part of the output."""
-        from regkit.pretrain.targets import DISTANCE_CHANNELS
-
-        wanted = [
-            ("affinity", 6 * len(self.loss.offsets), self.loss.affinity),
-            ("distance", DISTANCE_CHANNELS, self.loss.distance),
-            ("embedding", self.loss.embedding, self.loss.local),
-        ]
-        return [(name, channels) for name, channels, weight in wanted if weight]
+    def reading(self) -> Reading:
+        """How the output is read: the parts that a loss trains, in order."""
+        loss, cost = self.loss, self.cost
+        parts = (
+            (loss.affinity, Channels("affinity", 6 * len(loss.offsets), "sigmoid", cost.affinity)),
+            (loss.distance, Channels("distance", DISTANCE_CHANNELS, "none", cost.distance)),
+            (loss.local + loss.label, Channels("embedding", loss.embedding, "unit", cost.embedding)),
+        )
+        return Reading("equalised", tuple(channels for weight, channels in parts if weight))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, ready for JSON."""

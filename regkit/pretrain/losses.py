@@ -24,19 +24,24 @@ def distance_loss(found: torch.Tensor, targets: Targets, seen: torch.Tensor) -> 
     return (losses * seen).sum() / seen.sum().clamp_min(1)
 
 
-def label_contrast(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+def label_contrast(
+    vectors: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Supervised multi-positive InfoNCE (Khosla et al., 2020; Dey et al., 2025).
 
     Mean over the anchors i of ``-1/|P(i)| sum_p log(exp(z_i.z_p / T) / sum_{a != i} exp(z_i.z_a / T))``, p in
-    P(i), the other vectors of the same label. Anchors without a partner are left out.
+    P(i), the other vectors of the same label. Anchors without a partner are left out. A cell that was drawn
+    twice is no partner of itself, and not contrasted with itself.
 
     Args:
         vectors: (M, C) of unit length.
         labels: (M,).
+        cells: (M,) numbers of the cells that the vectors are of.
     """
     similarity = vectors @ vectors.T / temperature
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    log_total = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    itself = cells[:, None] == cells
+    # Not minus infinity: where nothing is left, the gradient would be none.
+    log_total = similarity.masked_fill(itself, -1e4).logsumexp(1)
     positive = (labels[:, None] == labels) & ~itself
     count = positive.sum(1)
     mean = (similarity * positive).sum(1) / count.clamp_min(1)

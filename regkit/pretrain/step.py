@@ -70,7 +70,7 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         self.network = UNet(config.architecture)
-        widths = [config.width * 2**k for k in reversed(range(config.levels))]
+        widths = [config.width * 2**k for k in reversed(range(config.levels))] + [config.loss.embedding]
         self.heads = nn.ModuleList(Projection(width) for width in widths if config.loss.label)
 
     def losses(self, batch: Batch, dice: Dice) -> dict[str, torch.Tensor]:
@@ -79,8 +79,9 @@ class Student(nn.Module):
         device = batch.images.device.type
         with torch.autocast(device, torch.bfloat16):
             output, levels = self.network.forward_levels(batch.images)
-        sizes = dict(self.config.groups)
-        parts = dict(zip(sizes, output.float().split(list(sizes.values()), dim=1)))
+        groups = self.config.reading.channels
+        values = output.float().split([group.count for group in groups], dim=1)
+        parts = {group.name: part for group, part in zip(groups, values)}
         targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
         found = {}
         if how.affinity:
@@ -91,7 +92,7 @@ class Student(nn.Module):
             nearness = 0.1 + targets.distance[1::2, 1]
             found["local"] = self._local(parts["embedding"], nearness, batch, dice)
         if how.label:
-            found["label"] = self._label(levels[1:], batch, dice)
+            found["label"] = self._label([*levels[1:], parts["embedding"]], batch, dice)
         return found
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -140,7 +141,7 @@ class Student(nn.Module):
         return torch.stack(values).mean() if values else embedding.sum() * 0
 
     def _label(self, levels: list[torch.Tensor], batch: Batch, dice: Dice) -> torch.Tensor:
-        """Label contrast of each pair, at each decoder level."""
+        """Label contrast of each pair, at each decoder level and in the embedding."""
         how = self.config.loss
         values = []
         for head, features in zip(self.heads, levels):
@@ -154,10 +155,13 @@ class Student(nn.Module):
             vectors = torch.cat([rows(f, index) for f, index in zip(features.float(), chosen)])
             vectors = head(vectors).unflatten(0, (-1, how.anchors // 2 * 2))
             drawn = torch.stack([a[index] for a, index in zip(labels, chosen)]).view(len(vectors), -1)
+            # A cell of the second view is another than that of the same number in the first.
+            numbers = torch.stack([index + labels.shape[1] * (k % 2) for k, index in enumerate(chosen)])
+            numbers = numbers.view(len(vectors), -1)
             both_seen = seen.any(1).view(-1, 2).all(1).tolist()
-            for vector, label, usable in zip(vectors, drawn, both_seen):
+            for vector, label, cell, usable in zip(vectors, drawn, numbers, both_seen):
                 values.append(
-                    label_contrast(vector, label, how.label_temperature) if usable else vector.sum() * 0
+                    label_contrast(vector, label, cell, how.label_temperature) if usable else vector.sum() * 0
                 )
         return torch.stack(values).mean()
 

@@ -143,7 +143,12 @@ class Trainer:
         """Go on from a checkpoint of a run of the same configuration."""
         tensors, state = load_checkpoint(path)
         theirs, ours = _flat(state.get("config", {})), _flat(json.loads(json.dumps(self.config.to_dict())))
-        differs = sorted(k for k in ours.keys() | theirs.keys() if theirs.get(k) != ours.get(k))
+        differs = sorted(
+            k
+            for k in ours.keys() | theirs.keys()
+            # What the parts cost in a registration is chosen after training.
+            if theirs.get(k) != ours.get(k) and not k.startswith("cost.")
+        )
         if differs:
             raise RegkitError(
                 f"'{path}' is of another configuration: {', '.join(differs)} differ; "
@@ -285,7 +290,7 @@ def export(trainer: Trainer, path: Path, name: str) -> None:
         "name": name,
         "step": str(trainer.step),
         "config": json.dumps(trainer.config.to_dict()),
-        "groups": json.dumps(trainer.config.groups),
+        **trainer.config.reading.to_metadata(),
         "commit": _commit(),
         "torch": torch.__version__,
     }
