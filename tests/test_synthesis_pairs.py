@@ -40,8 +40,9 @@ def _looked_up(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
     where = pair.partner.double()
     whole = where.round().long()
     clear = ((where - whole).abs() < 0.499).all(0)
-    x, y, z = whole.clamp(0, N - 1)
-    return pair.labels[0][z, y, x], clear & ((whole >= 0) & (whole < N)).all(0)
+    sides = torch.tensor(pair.labels.shape[:0:-1]).view(3, 1, 1, 1)
+    x, y, z = torch.minimum(whole.clamp_min(0), sides - 1)
+    return pair.labels[0][z, y, x], clear & ((whole >= 0) & (whole < sides)).all(0)
 
 
 def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
@@ -64,6 +65,25 @@ def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Gen
         pair = cut_and_render(ensemble, HOW, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
+
+
+@pytest.mark.parametrize("shape", [(8, 24, 24), (24, 8, 24), (24, 24, 8)])
+def test_the_partner_is_exact_in_slabs(
+    rng: np.random.Generator, plain: None, shape: tuple[int, int, int]
+) -> None:
+    ensemble = torch.from_numpy(rng.integers(0, 255, (26, 30, 28))).to(torch.uint8)
+    for seed in range(30):
+        pair = cut_and_render(ensemble, HOW, Dice.of(seed), shape)
+        assert pair.images.shape == (2, *shape)
+        found, clear = _looked_up(pair)
+        assert torch.equal(found[clear], pair.labels[1][clear])
+
+
+def test_slabs_come_as_often_as_asked_across_every_axis() -> None:
+    how = Pairs(size=16, slabs=0.5, offset=4, ensembles=Ensembles(size=32))
+    shapes = [how.shape(Dice.of(seed)) for seed in range(300)]
+    assert 0.4 < np.mean([shape == (16, 16, 16) for shape in shapes]) < 0.6
+    assert set(shapes) == {(16, 16, 16), (8, 24, 24), (24, 8, 24), (24, 24, 8)}
 
 
 def test_views_are_turned_into_every_position(plain: None) -> None:

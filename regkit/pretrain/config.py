@@ -119,9 +119,11 @@ class Config:
             raise RegkitError("a loss must have a weight: affinity, distance, local or label")
         step = self.architecture.multiple
         least = 2 * step if self.padding == "reflect" else step
+        step, least = (2 * step, 2 * least) if self.pairs.slabs else (step, least)
         if self.pairs.size % step or self.pairs.size < least:
+            slabs = " with slabs" if self.pairs.slabs else ""
             raise RegkitError(
-                f"pairs.size must be a multiple of {step} and at least {least} for this network, "
+                f"pairs.size must be a multiple of {step} and at least {least} for this network{slabs}, "
                 f"got {self.pairs.size}"
             )
 

@@ -29,7 +29,7 @@ from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
-from regkit.unet import UNet
+from regkit.unet import Architecture, UNet
 from regkit.weights import save_weights
 
 Report = Callable[[int, dict[str, float]], None]
@@ -79,9 +79,19 @@ class Trainer:
         config: of the run.
         sources: of shapes, and their weights.
         where: this process.
+        start: a network to begin with, in place of random weights.
+
+    Raises:
+        RegkitError: if the batch does not divide among the processes, or ``start`` has another architecture.
     """
 
-    def __init__(self, config: Config, sources: Sequence[tuple[Source, float]], where: Place) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sources: Sequence[tuple[Source, float]],
+        where: Place,
+        start: UNet | None = None,
+    ) -> None:
         if config.batch % where.world:
             raise RegkitError(
                 f"a batch of {config.batch} pairs does not divide among {where.world} processes"
@@ -90,6 +100,9 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = Student(config)
+        if start is not None:
+            _check_same(start.architecture, config.architecture)
+            self.student.network.load_state_dict(start.state_dict())
         self.student.to(where.device)
         self.student.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.student.network).requires_grad_(False)
@@ -103,7 +116,9 @@ class Trainer:
         """This process's share of the pairs of a step."""
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
-        return collate([self.synthesiser.pair(first + k) for k in range(share)], self.config.stride)
+        # One shape for all: they lie in one tensor.
+        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step))
+        return collate([self.synthesiser.pair(first + k, shape) for k in range(share)], self.config.stride)
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
@@ -186,8 +201,18 @@ class Trainer:
         )
         with torch.no_grad(), torch.autocast(self.where.device.type, torch.bfloat16):
             for k in range(_CALIBRATION):
-                network(collate([fresh.pair(k)], self.config.stride).images)
+                shape = self.config.pairs.shape(Dice.of(self.config.seed + 1, 3, k))
+                network(collate([fresh.pair(k, shape)], self.config.stride).images)
         return network.eval()
+
+
+def _check_same(theirs: Architecture, ours: Architecture) -> None:
+    differs = [k for k, v in ours.to_dict().items() if theirs.to_dict()[k] != v]
+    if differs:
+        raise RegkitError(
+            f"the weights to start from are of another architecture: {', '.join(differs)} differ from the "
+            "configuration's"
+        )
 
 
 def _finite(losses: dict[str, torch.Tensor], step: int) -> dict[str, float]:
@@ -236,6 +261,7 @@ def train(
     run: Path,
     *,
     where: Place,
+    start: UNet | None = None,
     minutes: float = math.inf,
     save_every: float = 5.0,
     report: Report = lambda step, losses: None,
@@ -243,6 +269,7 @@ def train(
     """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
 
     Args:
+        start: a network that a new run begins with; a run that is gone on with has its own.
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
         save_every: minutes between checkpoints.
         report: called with the step and the losses, every ten steps.
@@ -250,7 +277,7 @@ def train(
     Raises:
         RegkitError: if the folder holds another run, or cannot be written.
     """
-    trainer = Trainer(config, sources, where)
+    trainer = Trainer(config, sources, where, start)
     found = checkpoints(run)
     if found:
         trainer.load(found[-1])

@@ -22,17 +22,21 @@ class Pairs:
 
     Args:
         size: voxels along each side of a volume.
+        slabs: share of the volumes that are flat instead, half as thick and half as wide again, in a random
+            direction: more context along two axes, and ends nearby along the third, at about the same cost.
         reuse: pairs that are cut from one label ensemble, each at another place.
         offset: largest shift, voxels, between the two cut-outs along each axis.
         turn: largest rotation between them, degrees.
         bend: largest elastic displacement between them, voxels.
-        ensembles: the label ensembles; their size is at least ``size + offset``.
+        ensembles: the label ensembles; their size is at least ``size + offset``, and with slabs more than
+            their width; the offset within them is what room there is.
 
     Raises:
         RegkitError: if a number makes no pairs.
     """
 
     size: int = 64
+    slabs: float = 0.0
     reuse: int = 8
     offset: int = 28
     turn: float = 10.0
@@ -52,6 +56,21 @@ class Pairs:
                 f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} with an "
                 f"offset of {self.offset}; make them {self.size + self.offset} or larger"
             )
+
+        if not 0 <= self.slabs <= 1:
+            raise RegkitError(f"slabs of pairs must be a share from 0 to 1, got {self.slabs}")
+        if self.slabs and (self.size % 2 or self.ensembles.size <= 3 * self.size // 2):
+            raise RegkitError(
+                f"slabs need an even size and ensembles larger than half as much again, got {self.size} "
+                f"and {self.ensembles.size}"
+            )
+
+    def shape(self, dice: Dice) -> tuple[int, ...]:
+        """The shape (Z, Y, X) of a volume: a cube, or a slab across a random axis."""
+        if not dice.chance(self.slabs):
+            return (self.size,) * 3
+        across = int(dice.scalars.integers(3))
+        return tuple(self.size // 2 if axis == across else 3 * self.size // 2 for axis in range(3))
 
 
 @dataclass(frozen=True)
@@ -88,34 +107,40 @@ class Synthesiser:
         self._at = -1
         self._labels = torch.empty(0)
 
-    def pair(self, index: int) -> Pair:
-        """Pair number ``index``."""
+    def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
+        """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
         ensemble = index // self.how.reuse
         if ensemble != self._at:
             dice = Dice.of(self.seed, 0, ensemble, device=self.device)
             self._labels = draw_labels(self.how.ensembles, self.sources, dice)
             self._at = ensemble
         dice = Dice.of(self.seed, 1, index, device=self.device)
-        return cut_and_render(self._labels, self.how, dice)
+        return cut_and_render(self._labels, self.how, dice, shape)
 
 
-def cut_and_render(ensemble: torch.Tensor, how: Pairs, dice: Dice) -> Pair:
-    """A pair from one label ensemble (Z, Y, X)."""
-    n, whole = how.size, np.asarray(ensemble.shape)
-    # The two cut-outs overlap, and both lie in the ensemble.
-    shift = dice.scalars.integers(-how.offset, how.offset + 1, 3)
-    low, high = np.maximum(0, -shift), whole - n - np.maximum(0, shift)
-    first = low + np.floor(dice.scalars.uniform(0, 1, 3) * (np.maximum(high, low) - low + 1)).astype(int)
-    box = tuple(slice(int(a), int(a) + n) for a in first)
+def cut_and_render(
+    ensemble: torch.Tensor, how: Pairs, dice: Dice, shape: tuple[int, ...] | None = None
+) -> Pair:
+    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one label ensemble (Z, Y, X)."""
+    shape = shape or (how.size,) * 3
     # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
     axes = tuple(int(a) for a in dice.scalars.permutation(3))
     flips = tuple(axis for axis in range(3) if dice.chance(0.5))
+    sides = np.empty(3, dtype=int)
+    sides[list(axes)] = shape
+    # The two cut-outs overlap, and both lie in the ensemble.
+    room = np.asarray(ensemble.shape) - sides
+    reach = np.minimum(how.offset, room)
+    shift = dice.scalars.integers(-reach, reach + 1)
+    low, high = np.maximum(0, -shift), room - np.maximum(0, shift)
+    first = dice.scalars.integers(low, high + 1)
+    box = tuple(slice(int(a), int(a) + int(n)) for a, n in zip(first, sides))
 
     inner = ensemble[box]
-    to_second = _view(n, how, dice)  # coordinates (x, y, z) in the second cut-out, before bending
+    to_second = _view(sides, how, dice)  # coordinates (x, y, z) in the second cut-out, before bending
     partner = to_second + _vector(shift, dice)
     where = partner + _vector(first, dice)
-    scale = torch.from_numpy((2 / (whole[::-1] - 1)).astype(np.float32)).to(dice.device)
+    scale = torch.from_numpy((2 / (np.asarray(ensemble.shape[::-1]) - 1)).astype(np.float32)).to(dice.device)
     grid = where.movedim(0, -1) * scale - 1
     seen_there = F.grid_sample(
         ensemble[None, None].float(), grid[None], mode="nearest", padding_mode="border", align_corners=True
@@ -126,7 +151,7 @@ def cut_and_render(ensemble: torch.Tensor, how: Pairs, dice: Dice) -> Pair:
     partner = partner[[2 - axes[2], 2 - axes[1], 2 - axes[0]]].permute(0, *(1 + a for a in axes))
     partner = partner.flip([1 + f for f in flips]).contiguous()
     for axis in flips:
-        partner[2 - axis] = n - 1 - partner[2 - axis]
+        partner[2 - axis] = shape[axis] - 1 - partner[2 - axis]
 
     one, other = (render(volume, dice) for volume in labels)
     return Pair(torch.stack([one.image, other.image]), labels, torch.stack([one.seen, other.seen]), partner)
@@ -137,16 +162,18 @@ def _vector(zyx: np.ndarray, dice: Dice) -> torch.Tensor:
     return torch.from_numpy(zyx[::-1].astype(np.float32)).to(dice.device).view(3, 1, 1, 1)
 
 
-def _view(n: int, how: Pairs, dice: Dice) -> torch.Tensor:
-    """Index coordinates (3, n, n, n) of a cut-out's voxels, turned about its middle, scaled and bent."""
-    axis = torch.arange(n, device=dice.device, dtype=torch.float32) - (n - 1) / 2
-    x, y, z = axis, axis[:, None], axis[:, None, None]
+def _view(sides: np.ndarray, how: Pairs, dice: Dice) -> torch.Tensor:
+    """Index coordinates (3, Z, Y, X) of a cut-out's voxels, turned about its middle, scaled and bent."""
+    z, y, x = (torch.arange(n, device=dice.device, dtype=torch.float32) - (n - 1) / 2 for n in sides.tolist())
+    y, z = y[:, None], z[:, None, None]
     vector = dice.scalars.standard_normal(3)
     vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
     a, b, c = vector.tolist()
     turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float32))
     scale = float(np.exp(dice.uniform(-0.1, 0.1)))
     rows = (turn * scale).tolist()
-    where = torch.stack([x * p + y * q + z * r for p, q, r in rows]) + (n - 1) / 2
-    bend = smooth_noise(dice, 3, where.shape[1:], n / dice.uniform(1.5, 4)) * dice.uniform(0, how.bend)
+    where = torch.stack([x * p + y * q + z * r for p, q, r in rows]) + _vector((sides - 1) / 2, dice)
+    bend = smooth_noise(dice, 3, where.shape[1:], float(sides.max()) / dice.uniform(1.5, 4)) * dice.uniform(
+        0, how.bend
+    )
     return where + bend
