@@ -36,7 +36,7 @@ def _student(config: Config = CONFIG) -> Student:
 
 @pytest.fixture
 def batch() -> Batch:
-    synthesiser = Synthesiser(CONFIG.pairs, [(Procedural(), 1.0)], 3, torch.device("cpu"))
+    synthesiser = Synthesiser(CONFIG.pairs, [(Procedural(), 1.0)], 1, torch.device("cpu"))
     return collate([synthesiser.pair(k) for k in range(2)], CONFIG.stride)
 
 
