@@ -70,14 +70,16 @@ def command(
     from regkit.outputs import atomic_path, save_image
     from regkit.pretrain.config import Config, load_config
     from regkit.synthesis.mixture import mixture
-    from regkit.synthesis.pairs import Pairs, Synthesiser
+    from regkit.synthesis.pairs import Synthesiser
     from regkit.synthesis.sheet import contact_sheet, middle_slices
 
     paths = templates or []
-    settings = Config(templates=float(bool(paths)), pairs=Pairs(size=_SIZE))
-    if config is not None:
+    if config is None:
+        settings = Config(templates=float(bool(paths)))
+        how = _drawn(settings.pairs, size or _SIZE)
+    else:
         settings = load_config(config)
-    how = _drawn(settings.pairs, size or settings.pairs.size)
+        how = _drawn(settings.pairs, size or settings.pairs.size)
     sources = mixture(settings.procedural, settings.templates, paths)
     synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"))
     grid = Grid((how.size,) * 3)
@@ -100,6 +102,7 @@ def command(
 
 
 def _drawn(how: Pairs, size: int) -> Pairs:
-    """The settings at another size, each pair of an anatomy of its own."""
-    ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + how.offset))
-    return replace(how, size=size, reuse=1, ensembles=ensembles)
+    """The settings at another size: cubes, each pair of an anatomy of its own."""
+    offset = min(how.offset, size // 2)
+    ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + offset))
+    return replace(how, size=size, slabs=0.0, reuse=1, offset=offset, ensembles=ensembles)

@@ -95,17 +95,13 @@ def pretrain(
         try:
             with _progress(settings, minutes, where) as report:
                 trainer = train(settings, sources, run, where=where, minutes=minutes, report=report)
-        except OSError as error:  # of the log; checkpoints raise their own
-            raise RegkitError(
-                f"cannot write in '{run}': {error.strerror or error}; its checkpoints are kept"
-            ) from error
         except torch.OutOfMemoryError as error:
             raise RegkitError(
                 "out of memory on the GPU: take a smaller batch, width or pairs.size in the configuration"
             ) from error
         if not where.first:
             return None
-        export(trainer, target, config.stem)
+        export(trainer, target, config.stem, [path.name for path in templates])
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
     return Outcome(trainer.step, settings.steps, target, picture if drawn else None)

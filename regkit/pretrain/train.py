@@ -311,12 +311,17 @@ def train(
     return trainer
 
 
-def export(trainer: Trainer, path: Path, name: str) -> None:
-    """Write the network as weights that ``regkit register`` reads, with what made it."""
+def export(trainer: Trainer, path: Path, name: str, templates: Sequence[str] = ()) -> None:
+    """Write the network as weights that ``regkit register`` reads, with what made it.
+
+    Args:
+        templates: names of what the templates came from.
+    """
     provenance = {
         "name": name,
         "step": str(trainer.step),
         "config": json.dumps(trainer.config.to_dict()),
+        "templates": json.dumps(list(templates)),
         **trainer.config.reading.to_metadata(),
         "commit": _commit(),
         "torch": torch.__version__,
