@@ -36,7 +36,11 @@ def _python(code: str) -> str:
     return subprocess.run(words, env=environment, check=True, capture_output=True, encoding="utf-8").stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["register", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"]]
+    + [[name, "--help"] for name in ("register", "evaluate", "features", "synthesize", "pretrain")],
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys, regkit.cli\n"
@@ -47,6 +51,21 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert _python(code).splitlines()[-1] == "[]"
+
+
+def test_pretraining_needs_torch_numpy_safetensors_and_rich_alone() -> None:
+    """What is missing on a bare GPU machine: the help of the program runs all of its imports."""
+    code = (
+        "import pkgutil, runpy, sys\n"
+        "for name in ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib'): sys.modules[name] = None\n"
+        "import regkit.pretrain, regkit.synthesis\n"
+        "for package in (regkit.pretrain, regkit.synthesis):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "        if not module.name.endswith('__main__'): __import__(module.name)\n"
+        "sys.argv = ['pretrain', '--help']\n"
+        "runpy.run_module('regkit.pretrain', run_name='__main__')"
+    )
+    assert "--config CONFIG" in _python(code)
 
 
 def test_every_public_name_is_imported_when_used() -> None:

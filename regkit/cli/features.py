@@ -15,7 +15,7 @@ def command(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             show_default=False,
             help="Images of any modality: NIfTI, NRRD, MetaImage, or folders of one DICOM series each.",
         ),
