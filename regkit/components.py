@@ -39,6 +39,7 @@ def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: 
     mean = vectors.mean(0)
     _, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))
     axes = directions.flip(1)[:, :3]
+    axes = F.pad(axes, (0, 3 - axes.shape[1]))  # no component where there are too few channels
     # An axis has no sign of its own: the largest entry is made positive, so that colours are reproducible.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     projected = ((vectors - mean) @ axes).numpy()

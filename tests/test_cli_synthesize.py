@@ -23,7 +23,7 @@ pairs.slabs: 0.5
 pairs.offset: 8
 pairs.ensembles.size: 40
 pairs.ensembles.details: 4
-levels: 2
+levels: 1
 """
 
 

@@ -57,7 +57,8 @@ def test_pretraining_needs_torch_numpy_safetensors_and_rich_alone() -> None:
     """What is missing on a bare GPU machine: the help of the program runs all of its imports."""
     code = (
         "import pkgutil, runpy, sys\n"
-        "for name in ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib'): sys.modules[name] = None\n"
+        "missing = ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib')\n"
+        "for name in missing: sys.modules[name] = None\n"
         "import regkit.pretrain, regkit.synthesis\n"
         "for package in (regkit.pretrain, regkit.synthesis):\n"
         "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
