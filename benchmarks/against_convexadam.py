@@ -12,9 +12,7 @@ which convexAdam has not), and with ``--init none``: the same work.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from open_pairs import ROOT, commit
+from open_pairs import ROOT, setting, write_rows
 
 from regkit.geometry import Grid
 from regkit.phantom import torso
@@ -108,12 +106,8 @@ def main() -> None:
         ratios = ", ".join(f"{s / p:.2f}" for s, (p, _) in zip(seconds, peer, strict=True))
         spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
         lines.append(f"| {name} | {spread} | {max(mb for _, mb in runs):.0f} | {ratios} |")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(found, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/against_convexadam.py --runs {arguments.runs}`, commit {commit()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}\n\n" + "\n".join(lines) + "\n"
-    )
+    command = f"python benchmarks/against_convexadam.py --runs {arguments.runs}"
+    write_rows(found, arguments.output, f"`{command}`, {setting()}\n\n" + "\n".join(lines))
     print("\n".join(lines))
 
 

@@ -12,14 +12,13 @@ undoing, ``|T(p) - V(T0(p))|``.
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_pairs import ROOT, SHARED, commit
+from open_pairs import ROOT, SHARED, setting, write_rows
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -108,11 +107,8 @@ def main() -> None:
         resting = mapped if seed is None else resting
         rows.append(row)
         print(row, flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/known_warps.py --seeds {arguments.seeds}`, commit {commit()}\n\n{table(rows)}\n"
-    )
+    command = f"python benchmarks/known_warps.py --seeds {arguments.seeds}"
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":
