@@ -1,7 +1,7 @@
 """Time, work and peak memory of regkit and PyPI convexAdam on one pair, as whole processes in alternation.
 
     python -m venv peer && peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0
-    python benchmarks/against_convexadam.py --peer-python peer/bin/python [--runs 3] [-o FILE]
+    python benchmarks/against_convexadam.py --peer-python peer/bin/python [--runs 3] [--threads N] [-o FILE]
 
 The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since
 convexAdam takes no other. Both programs read the NIfTI files and write a displacement field; convexAdam
@@ -56,10 +56,15 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def measure(command: list[str]) -> dict[str, float]:
+def measure(command: list[str], threads: int | None) -> dict[str, float]:
     """Seconds on the clock, CPU seconds and peak MB of one process, by the operating system's account."""
+    # Each library that counts threads reads one of these.
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         assert process.stderr is not None
@@ -98,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--peer-python", required=True, help="of an environment that holds convexAdam 0.2.0")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of each program; by default each takes what it likes")
     parser.add_argument(
         "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "against_convexadam"
     )
@@ -121,10 +127,12 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                found[name].append(measure(command))
+                found[name].append(measure(command, arguments.threads))
                 print(name, *(f"{value:.1f}" for value in found[name][-1].values()), flush=True)
-    command = f"python benchmarks/against_convexadam.py --runs {arguments.runs}"
-    write_rows(found, arguments.output, f"`{command}`, {setting()}\n\n{table(found)}")
+    used = f"python benchmarks/against_convexadam.py --runs {arguments.runs}"
+    if arguments.threads:
+        used += f" --threads {arguments.threads}"
+    write_rows(found, arguments.output, f"`{used}`, {setting()}\n\n{table(found)}")
     print(table(found))
 
 
