@@ -117,6 +117,8 @@ def main() -> None:
                 rows.append(fresh.submit(run, name, direction, options).result())
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     command = f"python benchmarks/open_pairs.py --preset {arguments.preset}"
+    if arguments.threads:
+        command += f" --threads {arguments.threads}"
     write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 
