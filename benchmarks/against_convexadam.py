@@ -1,20 +1,19 @@
-"""Time and peak memory of regkit and PyPI convexAdam on one pair, as whole processes in alternation.
+"""Time, work and peak memory of regkit and PyPI convexAdam on one pair, as whole processes in alternation.
 
     python -m venv peer && peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0
-    python benchmarks/against_convexadam.py --peer-python peer/bin/python [--runs 3] [-o FILE]
+    python benchmarks/against_convexadam.py --peer-python peer/bin/python [--runs 3] [--threads N] [-o FILE]
 
 The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since
 convexAdam takes no other. Both programs read the NIfTI files and write a displacement field; convexAdam
 runs with its defaults. regkit runs twice: as a user runs it (with the search for a linear start,
-which convexAdam has not), and with ``--init none``: the same work.
+which convexAdam has not), and with ``--init none``: the same work. CPU seconds are those of all cores; other
+programs on the machine change them less than the seconds on the clock.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from open_pairs import ROOT, commit
+from open_pairs import ROOT, setting, write_rows
 
 from regkit.geometry import Grid
 from regkit.phantom import torso
 
+PEER_NAME = "convexAdam 0.2.0"
 PEER = """
 import sys
 import nibabel, numpy
@@ -56,15 +56,45 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak MB of one process, by the operating system's account."""
+def measure(command: list[str], threads: int | None) -> dict[str, float]:
+    """Seconds on the clock, CPU seconds and peak MB of one process, by the operating system's account."""
+    # Each library that counts threads reads one of these.
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         assert process.stderr is not None
         raise SystemExit(f"{command[:4]} failed:\n{process.stderr.read()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """One row for each program; the ratios are to convexAdam's run just before."""
+    lines = [
+        "| program | seconds, median (range) | CPU seconds | peak MB | seconds / convexAdam's, run by run "
+        "| CPU seconds / convexAdam's |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, runs in found.items():
+        cells = [spread([run[measure] for run in runs]) for measure in ("seconds", "cpu_seconds")]
+        cells.append(f"{max(run['peak_mb'] for run in runs):.0f}")
+        for measure in ("seconds", "cpu_seconds"):
+            pairs = zip(runs, found[PEER_NAME], strict=True)
+            cells.append(", ".join(f"{run[measure] / peer[measure]:.2f}" for run, peer in pairs))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -73,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--peer-python", required=True, help="of an environment that holds convexAdam 0.2.0")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of each program; by default each takes what it likes")
     parser.add_argument(
         "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "against_convexadam"
     )
@@ -82,7 +113,7 @@ def main() -> None:
         fixed, moving = map(str, write_pair(folder))
         regkit = [sys.executable, "-m", "regkit", "register", fixed, moving, "--quiet", "--overwrite", "-o"]
         commands = {
-            "convexAdam 0.2.0": [
+            PEER_NAME: [
                 arguments.peer_python,
                 "-c",
                 PEER,
@@ -93,28 +124,16 @@ def main() -> None:
             "regkit": [*regkit, str(folder / "warp.nii.gz")],
             "regkit --init none": [*regkit, str(folder / "warp.nii.gz"), "--init", "none"],
         }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for _ in range(arguments.runs):
             for name, command in commands.items():
-                found[name].append(measure(command))
-                print(name, *(f"{value:.1f}" for value in found[name][-1]), flush=True)
-    peer = found["convexAdam 0.2.0"]
-    lines = [
-        "| program | seconds, median (range) | peak MB | seconds / convexAdam's, run by run |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, runs in found.items():
-        seconds = [s for s, _ in runs]
-        ratios = ", ".join(f"{s / p:.2f}" for s, (p, _) in zip(seconds, peer, strict=True))
-        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        lines.append(f"| {name} | {spread} | {max(mb for _, mb in runs):.0f} | {ratios} |")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(found, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/against_convexadam.py --runs {arguments.runs}`, commit {commit()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}\n\n" + "\n".join(lines) + "\n"
-    )
-    print("\n".join(lines))
+                found[name].append(measure(command, arguments.threads))
+                print(name, *(f"{value:.1f}" for value in found[name][-1].values()), flush=True)
+    used = f"python benchmarks/against_convexadam.py --runs {arguments.runs}"
+    if arguments.threads:
+        used += f" --threads {arguments.threads}"
+    write_rows(found, arguments.output, f"`{used}`, {setting()}\n\n{table(found)}")
+    print(table(found))
 
 
 if __name__ == "__main__":

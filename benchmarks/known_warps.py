@@ -1,25 +1,24 @@
 """Undo known random warps of the brain CT/T1 pair.
 
-    python benchmarks/known_warps.py [--seeds 10] [-o benchmarks/results/known_warps]
+    python benchmarks/known_warps.py [--seeds 10] [--same] [-o benchmarks/results/known_warps]
 
 Both templates are in MNI space. For each seed the CT is moved by a known map V (rotation up to 10
 degrees, translation up to 15 mm, a smooth bend of 12 mm at its peak) and registered to the T1 by T.
 Brains of different ages differ in shape, so that a registration T0 of the pair as it lies is not the
 identity. Two errors over the points p of the brain: against the MNI identity, ``|T(p) - V(p)|``, and of
-undoing, ``|T(p) - V(T0(p))|``.
+undoing, ``|T(p) - V(T0(p))|``. With ``--same`` the T1 itself is moved: no other modality, but an exact truth.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_pairs import ROOT, SHARED, commit
+from open_pairs import ROOT, SHARED, setting, write_rows
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -45,16 +44,17 @@ def known_map(grid: regkit.Grid, moving_grid: regkit.Grid, seed: int) -> regkit.
     return warp
 
 
-def run(seed: int | None, resting: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
+def run(seed: int | None, resting: np.ndarray | None, same: bool) -> tuple[dict[str, Any], np.ndarray]:
     """Errors in mm over the brain, and where T took its points.
 
     Args:
         seed: of V; None registers the pair as it lies.
         resting: where T0 takes the points, to measure the undoing against.
+        same: whether the T1 is registered to itself.
     """
     folder = SHARED / "data" / "pairs" / "brain-ct-t1"
     fixed = regkit.load_image(folder / "t1.nii.gz", "fixed image")
-    moving = regkit.load_image(folder / "ct_stripped.nii.gz", "moving image")
+    moving = fixed if same else regkit.load_image(folder / "ct_stripped.nii.gz", "moving image")
     labels = regkit.load_labels(folder / "t1_labels.nii.gz", "fixed labels")
     points = transform_points(fixed.grid.index_to_world, np.argwhere(labels.array > 0)[::97, ::-1])
     truth = undone = points
@@ -98,21 +98,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--same", action="store_true", help="move the T1 in place of the CT")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "known_warps")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     resting = None
     for seed in (None, *range(arguments.seeds)):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            row, mapped = fresh.submit(run, seed, resting).result()
+            row, mapped = fresh.submit(run, seed, resting, arguments.same).result()
         resting = mapped if seed is None else resting
         rows.append(row)
         print(row, flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/known_warps.py --seeds {arguments.seeds}`, commit {commit()}\n\n{table(rows)}\n"
-    )
+    command = f"python benchmarks/known_warps.py --seeds {arguments.seeds}" + " --same" * arguments.same
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("REGKIT_SHARED", ROOT.parent / "shared"))
+STAGES = ("load", "linear", "features", "coarse", "fine", "warp", "total")
 
 
 def pair_names() -> list[str]:
@@ -32,12 +34,14 @@ def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
 
     folder = SHARED / "data" / "pairs" / name
     manifest = json.loads((folder / "manifest.json").read_text())
+    names = {int(label): name for label, name in json.loads((folder / "labels.json").read_text()).items()}
     fixed, moving = ("fixed", "moving") if direction == "as given" else ("moving", "fixed")
     result = regkit.register(
         folder / manifest[fixed],
         folder / manifest[moving],
         fixed_labels=folder / manifest[f"{fixed}_labels"],
         moving_labels=folder / manifest[f"{moving}_labels"],
+        label_names=names,
         **options,
     )
     row = {"pair": name, "direction": direction, **result.to_dict()}
@@ -60,8 +64,8 @@ def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| fixed <- moving | Dice before | linear | after | TRE mm before | linear | after | folding % "
-        "| SDlogJ | s linear | features | coarse | fine | total | peak MB |",
-        "|---|" + "--:|" * 14,
+        "| SDlogJ | s load | linear | features | coarse | fine | warp | total | peak MB |",
+        "|---|" + "--:|" * 16,
     ]
     for row in rows:
         dice, metrics, seconds = row["metrics"]["mean_dice"], row["metrics"], row["seconds"]
@@ -69,15 +73,31 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"{row['pair']}, {row['direction']}"]
         cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")] + tre
         cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]
-        cells += [f"{seconds.get(s, 0):.1f}" for s in ("linear", "features", "coarse", "fine", "total")]
+        cells += [f"{seconds.get(s, 0):.1f}" for s in STAGES]
         lines.append("| " + " | ".join([*cells, f"{row['memory_mb']['peak']:.0f}"]) + " |")
     return "\n".join(lines)
 
 
 def commit() -> str:
-    """The commit that is measured, with a mark if the tree differs from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit that is measured, with a mark if anything but earlier results differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"])
+    return name.stdout.strip() + ("-dirty" if changed.returncode else "")
+
+
+def setting() -> str:
+    """What was measured and where, for the head of a table."""
+    return f"commit {commit()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}"
+
+
+def write_rows(rows: Any, output: Path, head: str) -> None:
+    """The measures as JSON beside the table as Markdown."""
+    from regkit.jsontext import to_json
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(to_json(rows) + "\n")
+    output.with_suffix(".md").write_text(head + "\n")
 
 
 def main() -> None:
@@ -96,11 +116,10 @@ def main() -> None:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                 rows.append(fresh.submit(run, name, direction, options).result())
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/open_pairs.py --preset {arguments.preset}`, commit {commit()}\n\n{table(rows)}\n"
-    )
+    command = f"python benchmarks/open_pairs.py --preset {arguments.preset}"
+    if arguments.threads:
+        command += f" --threads {arguments.threads}"
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and what to say of those of other libraries."""
 
 from __future__ import annotations
+
+import re
 
 
 class RegkitError(ValueError):
@@ -9,3 +11,11 @@ class RegkitError(ValueError):
     The command line prints the message alone and exits with 1; anything else that escapes is a bug
     of regkit and keeps its traceback.
     """
+
+
+def reason(error: Exception) -> str:
+    """The last line of some library's exception, without the names and addresses that ITK puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"^(ITK ERROR: )?(\w+ ?\(0x[0-9a-f]+\): )?(ERROR: )?", "", lines[-1])

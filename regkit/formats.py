@@ -27,7 +27,7 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, slab_index, transform_points
 from regkit.outputs import atomic_path, check_output, save_image
 from regkit.warp import Warp
@@ -186,7 +186,7 @@ def read_linear(path: str | Path) -> Float64:
         raise RegkitError(f"{path}: {error}") from None
     if not transform.IsLinear():
         raise RegkitError(
-            f"{path}: holds a {transform.GetName()} that is not linear; give it as a warp instead"
+            f"{path}: holds a {transform.GetName()}, which is not linear; give a rigid or affine transform"
         )
     # Asking where four points go needs no case per transform type. 1000 mm keep rounding out of the matrix.
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
@@ -248,14 +248,14 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
         try:
             sitk.WriteTransform(transform, str(temporary))
         except RuntimeError as error:
-            raise RegkitError(f"could not write '{path}' ({_last_line(error)}); is the disk full?") from None
+            raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
 
 
 def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
     try:
         image: Any = nib.load(path)
     except _DAMAGE as error:
-        raise RegkitError(f"cannot be read as NIfTI ({_last_line(error)})") from None
+        raise RegkitError(f"cannot be read as NIfTI ({reason(error)})") from None
     shape, intent = tuple(image.shape), int(image.header["intent_code"])
     has_intent = intent in (_VECTOR, _DISPVECT)
     if len(shape) == 5 and shape[3:] == (1, 3):
@@ -283,7 +283,7 @@ def _nifti_values(image: Any) -> npt.NDArray[np.float32]:
     try:
         return np.asarray(image.dataobj, dtype=np.float32)
     except _DAMAGE as error:
-        raise RegkitError(f"is truncated or damaged ({_last_line(error)})") from None
+        raise RegkitError(f"is truncated or damaged ({reason(error)})") from None
 
 
 def _itk_grid(path: Path) -> Grid:
@@ -293,7 +293,7 @@ def _itk_grid(path: Path) -> Grid:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise RegkitError(f"cannot be read as a field ({_last_line(error)})") from None
+        raise RegkitError(f"cannot be read as a field ({reason(error)})") from None
     return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
@@ -303,7 +303,7 @@ def _read_vector_image(path: Path, moving: Grid | None) -> Warp:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise RegkitError(f"cannot be read as an image ({_last_line(error)})") from None
+        raise RegkitError(f"cannot be read as an image ({reason(error)})") from None
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension != 3 or components != 3:
         raise RegkitError(
@@ -341,14 +341,14 @@ def _read_npz(path: Path) -> npt.NDArray[np.float32]:
     except RegkitError:
         raise
     except (*_DAMAGE, TypeError, AttributeError) as error:  # np.load gives a bare array of an .npy
-        raise RegkitError(f"cannot be read as .npz ({_last_line(error)})") from None
+        raise RegkitError(f"cannot be read as .npz ({reason(error)})") from None
 
 
 def _read_transform(path: Path) -> sitk.Transform:
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
-        raise RegkitError(f"cannot be read as an ITK transform ({_last_line(error)})") from None
+        raise RegkitError(f"cannot be read as an ITK transform ({reason(error)})") from None
     if transform.GetDimension() != 3:
         raise RegkitError(f"a {transform.GetDimension()}-D transform, but 3-D is needed")
     return transform
@@ -369,8 +369,3 @@ def _from_transform(transform: sitk.Transform, fixed: Grid | None, moving: Grid 
     if fixed is None:
         raise RegkitError("an ITK transform without a grid of its own: give the fixed image too (--fixed)")
     return Warp.from_transform(transform, fixed, moving)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -55,11 +55,13 @@ class Grid:
             for v in (self.size, self.spacing, self.origin, self.direction)
         )
         if size.shape != (3,) or (size < 1).any() or (size != np.round(size)).any():
-            raise RegkitError(f"a grid needs three positive whole sizes, got {self.size}")
+            raise RegkitError(f"a grid needs three positive whole sizes, got {tuple(size.tolist())}")
         if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-            raise RegkitError(f"voxel spacing must be three positive numbers of mm, got {self.spacing}")
+            raise RegkitError(
+                f"voxel spacing must be three positive numbers of mm, got {tuple(spacing.tolist())}"
+            )
         if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise RegkitError(f"the origin must be three finite numbers of mm, got {self.origin}")
+            raise RegkitError(f"the origin must be three finite numbers of mm, got {tuple(origin.tolist())}")
         matrix = direction.reshape(3, 3) if direction.shape == (9,) else np.full((3, 3), np.nan)
         if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
             raise RegkitError(

@@ -9,6 +9,7 @@ nibabel keeps its affine.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import zlib
@@ -51,6 +52,7 @@ MIN_VOXELS = 4
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_MOST_LABELS = 1000  # the finest atlases have some 700
 _MM = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -148,6 +150,11 @@ def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty
     low, high = array.min(), array.max()
     if low == high == 0 and not empty:
         raise RegkitError(f"{what} holds no label: every voxel is 0")
+    if len(np.unique(array[::2, ::2, ::2])) > _MOST_LABELS:  # of an eighth of the voxels: sorting takes time
+        raise RegkitError(
+            f"{what} is no label map: it has more than {_MOST_LABELS:,} different values from {low:g} to "
+            f"{high:g}, as an image has; give the map of its labels"
+        )
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
@@ -418,10 +425,12 @@ def _available_memory() -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ITK's warnings off the screen: what matters of them is raised here."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    """Keep the warnings of ITK and nibabel off the screen: what matters of them is raised here."""
+    before, level = sitk.ProcessObject.GetGlobalWarningDisplay(), nibabel.imageglobals.logger.level
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
+        nibabel.imageglobals.logger.setLevel(level)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, reason
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
@@ -74,8 +74,7 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
         try:
             sitk.WriteImage(image, str(temporary), True)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise RegkitError(f"could not write '{path}' ({reason}); is the disk full?") from error
+            raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
         if not _is_complete(temporary, image):
             raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 

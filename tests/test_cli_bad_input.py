@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +19,7 @@ import SimpleITK as sitk
 from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, smooth_warp, texture
 
+import regkit
 from regkit.cli.console import is_out_of_memory
 from regkit.formats import write_linear, write_warp
 from regkit.geometry import Grid
@@ -144,6 +148,11 @@ BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: _save(path, np.ones(MOVING.shape), MOVING),
         "does not lie on the voxels of its image",
     ),
+    "an image for labels": (
+        "--fixed-labels",
+        lambda path: _save(path, np.arange(np.prod(FIXED.shape)).reshape(FIXED.shape), FIXED),
+        "is no label map: it has more than 1,000 different values",
+    ),
     "no label": (
         "--moving-labels",
         lambda path: _save(path, np.zeros(MOVING.shape), MOVING),
@@ -166,6 +175,7 @@ def test_bad_masks_labels_and_starts(good: Path, tmp_path: Path, case: str) -> N
     message = error_of("register", *words)
     assert expected in message
     assert str(bad) in message
+    assert "0x" not in message  # ITK names the object in memory that complains
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
 
 
@@ -224,6 +234,48 @@ def test_bad_warps(good: Path, tmp_path: Path, case: str, command: str) -> None:
     assert expected in message
     assert str(bad) in message
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+def _in_a_process(code: str, *words: object) -> list[str]:
+    """Lines on stderr of a run that fails, what C libraries write there included."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(regkit.__file__).parents[1]),
+        "PYTHONIOENCODING": "utf-8",
+    }
+    command = [sys.executable, "-c", code, *map(str, words)]
+    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    return result.stderr.splitlines()
+
+
+def test_one_line_is_all_there_is_on_stderr(tmp_path: Path) -> None:
+    """MetaImage, ITK's NIfTI reader and nibabel print complaints of their own about these."""
+    sitk.WriteImage(FIXED.to_sitk(texture(FIXED)), tmp_path / "short.mha")
+    (tmp_path / "short.mha").write_bytes((tmp_path / "short.mha").read_bytes()[:-1000])
+    _zero_spacing(tmp_path / "flat.nii.gz")
+    _sheared(tmp_path / "sheared.nii.gz")
+    code = "import runpy; runpy.run_module('regkit', run_name='__main__')"
+    for name, expected in (("short.mha", "damaged"), ("flat.nii.gz", "spacing"), ("sheared.nii.gz", "ortho")):
+        (line,) = _in_a_process(code, "info", tmp_path / name)
+        assert line.startswith(f"error: image '{tmp_path / name}'")
+        assert expected in line
+
+
+def test_a_bug_shows_what_libraries_said(good: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, regkit, regkit.cli\n"
+        "def fail(*_, **__):\n"
+        "    os.write(2, b'a C library speaks\\n')\n"
+        "    print('and Python', file=sys.stderr)\n"
+        "    raise ValueError('a bug')\n"
+        "regkit.register = fail\n"
+        "regkit.cli.app()"
+    )
+    words = ("register", good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
+    lines = _in_a_process(code, *words)
+    assert lines[:3] == ["and Python", "a C library speaks", "Traceback (most recent call last):"]
+    assert lines[-1] == "ValueError: a bug"
 
 
 @pytest.fixture

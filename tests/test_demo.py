@@ -124,4 +124,4 @@ def test_it_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [path.name for path in tmp_path.iterdir()] == ["moved.nii.gz"]
     assert (tmp_path / "moved.nii.gz").read_text() == "mine"
     assert "cannot make the folder" in error_of("demo", "-o", tmp_path / "moved.nii.gz")
-    assert "cannot make the folder" in error_of("demo", "-o", tmp_path / "absent" / "out")
+    assert f"create '{tmp_path / 'absent'}' first" in error_of("demo", "-o", tmp_path / "absent" / "out")

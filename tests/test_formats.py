@@ -484,7 +484,7 @@ def test_matrices_of_ants_are_read_and_ours_are_read_by_ants(tmp_path: Path) -> 
 
 def test_linear_files_that_are_not_are_refused(tmp_path: Path) -> None:
     write_warp(smooth_warp(), tmp_path / "warp.h5")
-    with pytest.raises(RegkitError, match=r"warp.h5: .*not linear; give it as a warp"):
+    with pytest.raises(RegkitError, match=r"warp.h5: .*not linear; give a rigid or affine transform"):
         read_linear(tmp_path / "warp.h5")
     sitk.WriteTransform(
         sitk.CompositeTransform([_affine(), smooth_warp().to_sitk()]), str(tmp_path / "mixed.h5")

@@ -177,6 +177,7 @@ def test_same_as_measures_at_the_corners(oblique_grid: Grid) -> None:
         ({"size": (5, 5)}, "positive whole sizes"),
         ({"size": (5.5, 5, 5)}, "positive whole sizes"),
         ({"spacing": (1, 0, 1)}, "three positive numbers of mm"),
+        ({"spacing": tuple(np.array([1.5, 0, 1]))}, r"got \(1.5, 0.0, 1.0\)"),
         ({"spacing": (1, -1, 1)}, "three positive numbers of mm"),
         ({"spacing": (1, math.nan, 1)}, "three positive numbers of mm"),
         ({"origin": (0, math.inf, 0)}, "three finite numbers of mm"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -30,7 +32,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what is no user's mistake passes through."""
-        with warnings.catch_warnings():
+        with _libraries_kept_quiet(), warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
             try:
@@ -43,6 +45,49 @@ class Commands(TyperGroup):
                 if not is_out_of_memory(error):
                     raise
                 _fail("out of memory: try --preset fast, a smaller image, or --device cpu", 1)
+
+
+@contextlib.contextmanager
+def _libraries_kept_quiet() -> Iterator[None]:
+    """Keep off stderr what C libraries print there, such as ITK's readers: the error says what matters.
+
+    What Python prints still goes where it went. After a bug, what was kept back is shown as well.
+    """
+    try:
+        real = os.dup(2)
+    except OSError:  # started without a stderr
+        yield
+        return
+    ours = sys.stderr
+    encoding = getattr(ours, "encoding", None) or "utf-8"
+    with (
+        open(real, "w", buffering=1, encoding=encoding, errors="backslashreplace") as stream,
+        tempfile.TemporaryFile() as kept,
+    ):
+        if _descriptor(ours) == 2:
+            ours.flush()
+            sys.stderr = stream
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except (typer.Exit, RegkitError):
+            raise
+        except BaseException:
+            kept.seek(0)
+            stream.write(kept.read().decode(errors="replace"))
+            raise
+        finally:
+            stream.flush()
+            os.dup2(real, 2)
+            sys.stderr = ours
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """The number of the file behind a stream; None where there is none, as in tests."""
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -32,8 +32,12 @@ def command(
 
     try:
         output.mkdir(exist_ok=True)
+    except FileNotFoundError as error:
+        raise RegkitError(f"cannot make the folder '{output}': create '{output.parent}' first") from error
     except OSError as error:
-        raise RegkitError(f"cannot make the folder '{output}': {error.strerror or error}") from error
+        raise RegkitError(
+            f"cannot make the folder '{output}': {error.strerror or error}; give another with --output"
+        ) from error
     check_outputs(
         ((output / name, ("".join(Path(name).suffixes),)) for name in FILES.values()), (), overwrite
     )
