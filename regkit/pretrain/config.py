@@ -83,6 +83,8 @@ class Config:
         learning_rate: at its highest, after ``warmup`` steps.
         ema: decay of the averaged weights, which are what is exported.
         clip: largest norm of the gradient.
+        settle: share of the steps, the last ones, in which batch norms use their running statistics, as they
+            do when the network is used: with few volumes a step the two differ enough to spoil the features.
         procedural, templates: weights of the two kinds of shapes.
 
     Raises:
@@ -101,6 +103,7 @@ class Config:
     weight_decay: float = 1e-4
     ema: float = 0.998
     clip: float = 1.0
+    settle: float = 0.3
     procedural: float = 1.0
     templates: float = 0.0
     pairs: Pairs = field(default_factory=Pairs)
@@ -111,6 +114,8 @@ class Config:
         _check(self, "", 0, "seed", "warmup", "weight_decay", "ema", "procedural", "templates")
         _check(self, "", 1, "steps", "batch")
         _check_positive(self, "", "learning_rate", "clip")
+        if not 0 <= self.settle <= 1:
+            raise RegkitError(f"settle must be a share from 0 to 1, got {self.settle}")
         if self.ema >= 1:
             raise RegkitError(f"ema must be less than 1, got {self.ema}")
         if not self.procedural + self.templates:

@@ -124,6 +124,9 @@ class Trainer:
         """One optimiser step; the losses stay on the device."""
         config = self.config
         self.student.train()
+        if self.settled:
+            for norm in _batch_norms(self.student.network):
+                norm.eval()
         dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
         losses = self.student.losses(batch, dice)
         self.optimiser.zero_grad(set_to_none=True)
@@ -189,10 +192,18 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as error:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
 
+    @property
+    def settled(self) -> bool:
+        """Whether the batch norms' running statistics are used, and no longer change."""
+        return self.step >= (1 - self.config.settle) * self.config.steps
+
     def exported(self) -> UNet:
-        """The averaged network, its batch norms given the statistics of fresh pairs under its weights."""
+        """The averaged network; its batch norms have the statistics that it settled with, or, before that,
+        those of fresh pairs under its weights."""
+        if self.settled:
+            return copy.deepcopy(self.average).eval()
         network = copy.deepcopy(self.average).train()
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+        norms = _batch_norms(network)
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean
@@ -204,6 +215,10 @@ class Trainer:
                 shape = self.config.pairs.shape(Dice.of(self.config.seed + 1, 3, k))
                 network(collate([fresh.pair(k, shape)], self.config.stride).images)
         return network.eval()
+
+
+def _batch_norms(network: UNet) -> list[nn.BatchNorm3d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
 
 
 def _check_same(theirs: Architecture, ours: Architecture) -> None:
