@@ -318,3 +318,20 @@ def test_a_pickle_is_refused_as_weights(tmp_path: Path) -> None:
     words = (files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", "-q")
     message = error_of("register", *words, "--weights", tmp_path / "bad.pth")
     assert "refused" in message
+
+
+def test_a_run_starts_from_the_weights_of_another(config: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.safetensors"
+    run("pretrain", "--config", config, "-o", tmp_path / "a", "--export", first)
+    still = tmp_path / "still.yaml"
+    still.write_text(TINY.replace("steps: 40", "steps: 1") + "learning_rate: 1e-12\nsettle: 1.0\nema: 0.0\n")
+    run("pretrain", "--config", still, "-o", tmp_path / "b", "--start", first)
+    begun = load_network(first)[0].state_dict()
+    found = load_network(tmp_path / "b" / "still.safetensors")[0].state_dict()
+    for name, tensor in begun.items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+    wide = tmp_path / "wide.yaml"
+    wide.write_text(TINY.replace("width: 2", "width: 4"))
+    assert "another architecture: width differ" in error_of(
+        "pretrain", "--config", wide, "-o", tmp_path / "c", "--start", first
+    )

@@ -515,3 +515,20 @@ def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.Mon
     for name, tensor in first[1][1].items():
         if "running" not in name:
             torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norms_settle_and_are_exported_as_they_settled() -> None:
+    """From the share on, the statistics change no more, and the network trains as it is used."""
+    trainer = _trainer(replace(CONFIG, steps=4, settle=0.5))
+
+    def statistics() -> list[torch.Tensor]:
+        state = trainer.student.network.state_dict()
+        return [tensor.clone() for name, tensor in state.items() if "running" in name]
+
+    history = [statistics()]
+    for step in range(4):
+        trainer.advance(trainer.batch(step))
+        history.append(statistics())
+    for k, same in enumerate((False, False, True, True)):
+        assert all(torch.equal(a, b) for a, b in zip(history[k], history[k + 1], strict=True)) is same
+    _assert_equal(dict(trainer.exported().state_dict()), dict(trainer.average.state_dict()))

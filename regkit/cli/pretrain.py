@@ -40,6 +40,10 @@ def command(
             help="Where to write the weights. Default: RUN/NAME.safetensors, named after the configuration.",
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Weights that a new run begins with."),
+    ] = None,
 ) -> None:
     """Train the network on synthetic pairs, or go on with a run, and export its weights.
 
@@ -55,6 +59,7 @@ def command(
         device=device,
         threads=threads,
         weights=export,
+        start=start,
     )
     for line in outcome.lines() if outcome else ():
         typer.echo(line)

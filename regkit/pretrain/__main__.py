@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"
     )
+    parser.add_argument("--start", type=Path, metavar="FILE", help="weights that a new run begins with")
     given = parser.parse_args()
     if given.threads is not None and given.threads < 1:
         parser.error(f"--threads must be at least 1, got {given.threads}")
@@ -40,6 +41,7 @@ def main() -> int:
             device=given.device,
             threads=given.threads,
             weights=given.export,
+            start=given.start,
         )
     except RegkitError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -23,6 +23,7 @@ from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.plot import plot_losses
 from regkit.pretrain.train import Place, Report, export, place, train
 from regkit.synthesis.mixture import mixture
+from regkit.weights import load_network
 
 _LINE_EVERY = 60.0  # seconds, where there is no terminal
 
@@ -63,6 +64,7 @@ def pretrain(
     device: str = "auto",
     threads: int | None = None,
     weights: Path | None = None,
+    start: Path | None = None,
 ) -> Outcome | None:
     """Train, or go on with, the run in a folder, and export the network.
 
@@ -76,6 +78,7 @@ def pretrain(
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
         weights: where to export to instead of ``run``, a .safetensors file.
+        start: weights of the same architecture that a new run begins with.
 
     Returns:
         What was written; None in all processes of torchrun but the first.
@@ -88,13 +91,16 @@ def pretrain(
     settings = load_config(config)
     target = weights or run / f"{config.stem}.safetensors"
     _prepare(run, target)
+    begin = None if start is None else load_network(start)[0]
     sources = mixture(settings.procedural, settings.templates, templates)
     if threads is not None:
         torch.set_num_threads(threads)
     with place(device) as where:
         try:
             with _progress(settings, minutes, where) as report:
-                trainer = train(settings, sources, run, where=where, minutes=minutes, report=report)
+                trainer = train(
+                    settings, sources, run, where=where, start=begin, minutes=minutes, report=report
+                )
         except torch.OutOfMemoryError as error:
             raise RegkitError(
                 "out of memory on the GPU: take a smaller batch, width or pairs.size in the configuration"
