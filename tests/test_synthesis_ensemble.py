@@ -185,7 +185,7 @@ def test_shapes_are_reflected_as_often_as_not_and_never_flat() -> None:
     ("change", "message"),
     [
         ({"size": 5}, "size of ensembles must be at least"),
-        ({"count": (200, 220)}, "must not exceed 240 together, got 220 and 40"),
+        ({"count": (200, 220)}, "must not exceed 240 together, got 220 and 60"),
         ({"count": (5, 4)}, "5 to 4 shapes"),
         ({"details": -1}, "-1 details"),
         ({"radius": (0.0, 4.0)}, "radius of ensembles must be positive"),
