@@ -10,14 +10,13 @@ the preset's. Labels and landmarks are for measuring alone. Data as for open_pai
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_pairs import ROOT, commit, pair_names, run
+from open_pairs import ROOT, pair_names, run, setting, write_rows
 
 NAMES = ("mind", "network", "network+mind")
 
@@ -73,11 +72,12 @@ def main() -> None:
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                     rows.append(fresh.submit(measure, name, direction, start, own).result())
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
-    arguments.output.with_suffix(".md").write_text(
-        f"`python benchmarks/features.py --preset {arguments.preset}`, commit {commit()}\n\n{table(rows)}\n"
-    )
+    command = f"python benchmarks/features.py --preset {arguments.preset}"
+    if arguments.weights:
+        command += f" --weights {arguments.weights.name}"
+    if arguments.threads:
+        command += f" --threads {arguments.threads}"
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from regkit.features import Extractor
 from regkit.geometry import Grid
 from regkit.images import Volume, check_fits_memory
-from regkit.intensity import CT_WINDOW, CT_WINDOW_BOTH, is_ct, normalise, window_of
+from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.resample import Source, resample
 
 _SPACING = 2.0  # mm, of the voxels that the network sees, unless an image is coarser
@@ -33,8 +33,9 @@ def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: 
     """
     # One spacing for all, as in a registration: what is seen at two scales need not look alike.
     spacing = max(_SPACING, *(_own_spacing(volume.grid) for volume in volumes))
-    window = CT_WINDOW_BOTH if all(is_ct(volume.array) for volume in volumes) else CT_WINDOW
-    found = [_features(volume, extract, stride, spacing, window) for volume in volumes]
+    ct = [is_ct(volume.array) for volume in volumes]
+    windows = [default_ct_window(ct) if is_one else None for is_one in ct]
+    found = [_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
     vectors = torch.cat([_counted(features, image) for features, image, _ in found]).double()
     mean = vectors.mean(0)
     _, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))
@@ -54,11 +55,11 @@ def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: 
 
 
 def _features(
-    volume: Volume, extract: Extractor, stride: int, spacing: float, ct_window: tuple[float, float]
+    volume: Volume, extract: Extractor, stride: int, spacing: float, ct_window: tuple[float, float] | None
 ) -> tuple[torch.Tensor, torch.Tensor, Grid]:
     """Features, normalised intensities and grid of an image's cells."""
     array = volume.array
-    image = normalise(array, window_of(array, ct_window if is_ct(array) else None))
+    image = normalise(array, window_of(array, ct_window))
     source = Source(torch.from_numpy(image), None, volume.grid)
     grid = volume.grid.working(spacing, stride)
     check_fits_memory(int(np.prod(grid.size)), "the features", _BYTES_PER_VOXEL)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from regkit.atomic import atomic_path
+from regkit.colours import DIM, INK, PALE
 from regkit.errors import RegkitError
 from regkit.images import Volume
-from regkit.outputs import atomic_path, check_output
+from regkit.outputs import check_output
 from regkit.planes import PLANES, Picture, cut, grey, tone, view, window
 
-_INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _WIDTH, _ROW = 13.0, 3.6  # inches: of the page, and the highest that a row becomes
 _MARGIN, _HEAD, _NAME = 0.12, 0.42, 0.24
 _GAP, _MIDDLE = 0.05, 0.16  # between panels, and between the image and its components
@@ -46,13 +47,13 @@ def components_figure(
     scales = [_inches_per_pixel(panels, half) for panels in rows]
     heights = [max(p.shape[0] for p in panels) * scale for panels, scale in zip(rows, scales)]
     height = _HEAD + sum(h + _NAME for h in heights) + _MARGIN
-    figure = Figure((_WIDTH, height), dpi=_DPI, facecolor=_INK)
+    figure = Figure((_WIDTH, height), dpi=_DPI, facecolor=INK)
     FigureCanvasAgg(figure)
     for heading, left in zip(_HEADINGS, (_MARGIN, _MARGIN + half + _MIDDLE)):
-        figure.text(left / _WIDTH, 1 - 0.24 / height, heading, color=_PALE, size=10)
+        figure.text(left / _WIDTH, 1 - 0.24 / height, heading, color=PALE, size=10)
     top = _HEAD
     for volume, panels, scale, row in zip(volumes, rows, scales, heights):
-        figure.text(_MARGIN / _WIDTH, 1 - (top + 0.1) / height, volume.name, color=_DIM, size=8)
+        figure.text(_MARGIN / _WIDTH, 1 - (top + 0.1) / height, volume.name, color=DIM, size=8)
         top += _NAME
         wide = sum(p.shape[1] for p in panels[:3]) * scale + 2 * _GAP
         for side in (0, 1):
@@ -67,7 +68,7 @@ def components_figure(
                 left += across + _GAP
         top += row
     with atomic_path(target) as temporary:
-        figure.savefig(temporary, facecolor=_INK)
+        figure.savefig(temporary, facecolor=INK)
 
 
 def _panels(volume: Volume, components: Sequence[Volume]) -> list[Picture]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regkit.atomic import atomic_path
 from regkit.geometry import Float64
 from regkit.jsontext import to_json
 from regkit.metrics import summarise_errors, target_registration_error
-from regkit.outputs import atomic_path, save_image
+from regkit.outputs import save_image
 from regkit.phantom import Phantom, torso
 from regkit.registration import Registration, register
 from regkit.results import write_results

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from regkit.atomic import atomic_path
+from regkit.colours import DIM, INK, PALE
 from regkit.errors import RegkitError
 from regkit.images import Volume
-from regkit.outputs import atomic_path, check_output
+from regkit.outputs import check_output
 from regkit.planes import PLANES, Picture, Plane, cut, grey, tone, view, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _FOLD = (1.0, 0.1, 0.85)
 _PIXELS = 300  # along the longest side of the box shown
 _TILE = 29  # pixels, a square of the checkerboard
@@ -91,7 +92,7 @@ def registration_figure(
             ax = sheet.panel(row, 4)
             _show(ax, _volume_change(cut(determinant, grid), one, octaves))
             if lines is not None:
-                _outline(ax, lines, colour=_DIM)
+                _outline(ax, lines, colour=DIM)
         sheet.name_row(row, plane)
     for column, (heading, caption) in enumerate(headings):
         sheet.name_column(column, heading, caption)
@@ -102,7 +103,7 @@ def registration_figure(
     if determinant is not None:
         sheet.scale(octaves)
     with atomic_path(target) as temporary:
-        sheet.figure.savefig(temporary, dpi=_DPI, facecolor=_INK)
+        sheet.figure.savefig(temporary, dpi=_DPI, facecolor=INK)
 
 
 class _Sheet:
@@ -121,7 +122,7 @@ class _Sheet:
         self._foot = self._head + sum(height + self._gap for _, height in sizes)
         self._height = self._foot + 0.10 * self._cell
         inches = _WIDTH * columns / 5
-        self.figure = Figure((inches, inches * self._height / self._width), dpi=_DPI, facecolor=_INK)
+        self.figure = Figure((inches, inches * self._height / self._width), dpi=_DPI, facecolor=INK)
         FigureCanvasAgg(self.figure)
 
     def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
@@ -132,9 +133,7 @@ class _Sheet:
         return ax
 
     def _text(self, left: float, top: float, text: str, **how: Any) -> None:
-        self.figure.text(
-            left / self._width, 1 - top / self._height, text, **{"color": _DIM, "size": 7, **how}
-        )
+        self.figure.text(left / self._width, 1 - top / self._height, text, **{"color": DIM, "size": 7, **how})
 
     def _left(self, column: int) -> float:
         return self._side + column * (self._cell + self._gap)
@@ -152,21 +151,21 @@ class _Sheet:
         width, height = self._sizes[row]
         middle = self._top(row) + height / 2
         self._text(0.5 * self._side, middle, plane.name, size=8, rotation=90, ha="center", va="center")
-        rim = withStroke(linewidth=1.5, foreground=_INK)  # to be legible on fat and bone
+        rim = withStroke(linewidth=1.5, foreground=INK)  # to be legible on fat and bone
         edge = self._left(0) + (self._cell - width) / 2
         for left, letter, align in (
             (edge + 4, plane.letters[0], "left"),
             (edge + width - 4, plane.letters[1], "right"),
         ):
-            self._text(left, middle, letter, color=_PALE, ha=align, va="center", path_effects=[rim])
+            self._text(left, middle, letter, color=PALE, ha=align, va="center", path_effects=[rim])
 
     def name_column(self, column: int, heading: str, caption: str) -> None:
         middle = self._left(column) + self._cell / 2
-        self._text(middle, self._head - 0.105 * self._cell, heading, color=_PALE, size=9.5, ha="center")
+        self._text(middle, self._head - 0.105 * self._cell, heading, color=PALE, size=9.5, ha="center")
         self._text(middle, self._head - 0.035 * self._cell, caption, ha="center")
 
     def title(self, text: str) -> None:
-        self._text(self._side, 0.045 * self._cell, text, color=_PALE, size=12, va="top", weight="bold")
+        self._text(self._side, 0.045 * self._cell, text, color=PALE, size=12, va="top", weight="bold")
 
     def note(self, text: str) -> None:
         self._text(self._side, self._foot + 0.045 * self._cell, text)
@@ -182,7 +181,7 @@ class _Sheet:
         ramp = np.linspace(-1, 1, 200, dtype=np.float32)[None]
         ax.imshow(_diverging(ramp), aspect="auto", extent=(-1, 1, 0, 1))
         for at in (-1, 0, 1):
-            ax.text(at, -0.4, f"\u00d7{2 ** (at * octaves):.2g}", color=_DIM, size=7, ha="center", va="top")
+            ax.text(at, -0.4, f"\u00d7{2 ** (at * octaves):.2g}", color=DIM, size=7, ha="center", va="top")
 
 
 def _checkerboard(one: Picture, other: Picture) -> Picture:

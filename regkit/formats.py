@@ -27,9 +27,10 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, slab_index, transform_points
-from regkit.outputs import atomic_path, check_output, save_image
+from regkit.outputs import check_output, save_image
 from regkit.warp import Warp
 
 _NIFTI = (".nii", ".nii.gz")

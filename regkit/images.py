@@ -26,10 +26,11 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from regkit.atomic import atomic_path
 from regkit.dicom import series_files
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid
-from regkit.outputs import IMAGE_SUFFIXES, atomic_path, check_output, save_image
+from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 # Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well.
@@ -19,6 +21,11 @@ def is_ct(array: np.ndarray) -> bool:
     """
     low, high = np.percentile(array[::2, ::2, ::2], (0.5, 99.9))
     return bool(-3100 <= low <= -500 and 100 <= high <= 10000)
+
+
+def default_ct_window(ct: Iterable[bool]) -> tuple[float, float]:
+    """The window, in HU, of those images that are CT, among images that are compared with one another."""
+    return CT_WINDOW_BOTH if all(ct) else CT_WINDOW
 
 
 def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from regkit.equalise import equalised
 from regkit.images import check_fits_memory
 from regkit.unet import fused
-from regkit.weights import load_network, reading, sha256
+from regkit.weights import load_network, reading, sha256, unit
 
 # Whether to compute in bfloat16: not before its features have been compared with those of float32.
 _BFLOAT16 = False
@@ -86,7 +86,7 @@ class NetworkFeatures:
             if group.activation == "sigmoid":
                 values = values.sigmoid()
             elif group.activation == "unit":
-                values = F.normalize(values, dim=0)
+                values = unit(values, dim=0)
             found.append(values * math.sqrt(group.weight * total / group.count))
         return torch.cat(found)
 

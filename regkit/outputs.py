@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -39,28 +38,6 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise RegkitError(f"cannot write '{path}': no permission to write in the folder '{path.parent}'")
     return path
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``, of the same ending, that replaces it if the block succeeds.
-
-    If the block fails, the temporary file is removed and ``path`` stays as it was.
-
-    Raises:
-        RegkitError: if writing fails (OSError), such as on a full disk.
-    """
-    path = Path(path)
-    # The last two endings: enough for .nii.gz and .mrk.json, by which a writer picks the format.
-    temporary = path.with_name(f".{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:

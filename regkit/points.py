@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
-from regkit.outputs import atomic_path, check_output
+from regkit.outputs import check_output
 
 Float64 = npt.NDArray[np.float64]
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")

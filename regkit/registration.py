@@ -32,7 +32,7 @@ from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
 from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels, load_mask
-from regkit.intensity import CT_WINDOW, CT_WINDOW_BOTH, is_ct, normalise, window_of
+from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
 from regkit.metrics import LabelScore, compare_labels, summarise
@@ -322,7 +322,7 @@ def _sources(
         raise RegkitError(f"the CT window must go from a lower to a higher value, got {ct_window}")
     volumes = {"fixed": fixed, "moving": moving}
     ct = {side: is_ct(volume.array) for side, volume in volumes.items()}
-    window = ct_window or (CT_WINDOW_BOTH if all(ct.values()) else CT_WINDOW)
+    window = ct_window or default_ct_window(ct.values())
     sources, windows = [], {}
     for (side, volume), mask in zip(volumes.items(), (fixed_mask, moving_mask)):
         counted, inside = volume.array, None

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pickle
-import secrets
 import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.unet import Architecture, UNet
 
@@ -50,6 +50,11 @@ class Channels:
     count: int
     activation: str = "none"
     weight: float = 1.0
+
+
+def unit(vectors: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Vectors scaled to length 1 along an axis; many times faster on a CPU than ``F.normalize``."""
+    return vectors * (vectors.square().sum(dim, keepdim=True) + 1e-8).rsqrt()
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,10 @@ def save_weights(path: str | os.PathLike[str], network: UNet, provenance: Mappin
         "architecture": json.dumps(network.architecture.to_dict()),
     }
     _check_reading(metadata, network, path)
-    temporary = path.with_name(f".{secrets.token_hex(6)}.safetensors")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(save(tensors, metadata))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(save(tensors, metadata))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_image
-from regkit.outputs import IMAGE_SUFFIXES, atomic_path, check_output, save_image
+from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

@@ -66,8 +66,9 @@ def command(
 
     import torch
 
+    from regkit.atomic import atomic_path
     from regkit.geometry import Grid
-    from regkit.outputs import atomic_path, save_image
+    from regkit.outputs import save_image
     from regkit.pretrain.config import Config, load_config
     from regkit.synthesis.mixture import mixture
     from regkit.synthesis.pairs import Synthesiser

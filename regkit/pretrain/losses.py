@@ -9,6 +9,7 @@ from torch import nn
 
 from regkit.pretrain.targets import Targets
 from regkit.synthesis.noise import Dice
+from regkit.weights import unit
 
 
 def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
@@ -67,11 +68,6 @@ def local_contrast(
     negative = torch.einsum("mc,mkc->mk", anchors, others).masked_fill(~allowed, -torch.inf)
     logits = torch.cat([positive, negative], 1) / temperature
     return (logits.logsumexp(1) - logits[:, 0]).mean()
-
-
-def unit(vectors: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Vectors scaled to length 1 along an axis; many times faster on a CPU than ``F.normalize``."""
-    return vectors * (vectors.square().sum(dim, keepdim=True) + 1e-8).rsqrt()
 
 
 class Projection(nn.Module):

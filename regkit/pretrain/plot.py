@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 
-from regkit.errors import RegkitError
+from regkit.atomic import atomic_path
+from regkit.colours import DIM, INK, PALE
 
-_INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _COLOURS = ("#ffb454", "#7ad7f0", "#ff6f91", "#9be564", "#c792ea")
 _NOT_LOSSES = ("step", "gradient", "learning_rate", "seconds_per_step")
 _POINTS = 200  # of the smoothed line, at most
@@ -37,27 +35,21 @@ def plot_losses(log: Path, picture: Path) -> bool:
     values = np.asarray(rows[1:], dtype=np.float64)
     columns = {name: values[:, k] for k, name in enumerate(rows[0])}
     names = [name for name in columns if name not in _NOT_LOSSES]
-    figure = Figure((3.4 * len(names), 2.8), dpi=120, facecolor=_INK, layout="constrained")
+    figure = Figure((3.4 * len(names), 2.8), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)
     window = max(1, len(values) // _POINTS)
     for k, name in enumerate(names):
-        ax = figure.add_subplot(1, len(names), k + 1, facecolor=_INK)
+        ax = figure.add_subplot(1, len(names), k + 1, facecolor=INK)
         colour = _COLOURS[k % len(_COLOURS)]
         ax.plot(columns["step"], columns[name], color=colour, alpha=0.25, linewidth=0.6)
         ax.plot(_means(columns["step"], window), _means(columns[name], window), color=colour, linewidth=1.4)
-        ax.set_title(name, color=_PALE, size=10)
-        ax.set_xlabel("step", color=_DIM, size=8)
-        ax.tick_params(colors=_DIM, labelsize=7)
+        ax.set_title(name, color=PALE, size=10)
+        ax.set_xlabel("step", color=DIM, size=8)
+        ax.tick_params(colors=DIM, labelsize=7)
         ax.spines[:].set_visible(False)
-        ax.grid(color=_DIM, alpha=0.2, linewidth=0.5)
-    temporary = picture.with_name(f".{secrets.token_hex(6)}.png")
-    try:
-        figure.savefig(temporary, facecolor=_INK)
-        os.replace(temporary, picture)
-    except OSError as error:
-        raise RegkitError(f"could not write '{picture}': {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        ax.grid(color=DIM, alpha=0.2, linewidth=0.5)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, facecolor=INK)
     return True
 
 

@@ -20,12 +20,12 @@ from regkit.pretrain.losses import (
     label_contrast,
     local_contrast,
     rows,
-    unit,
 )
 from regkit.pretrain.targets import targets_of
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pair
 from regkit.unet import UNet
+from regkit.weights import unit
 
 _NEAREST = 2  # cells: closer to the partner than this, a place is no negative
 

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,17 +116,15 @@ class Trainer:
         """This process's share of the pairs of a step."""
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
-        # One shape for all: they lie in one tensor.
-        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step))
-        return collate([self.synthesiser.pair(first + k, shape) for k in range(share)], self.config.stride)
+        return _drawn(self.synthesiser, step, range(first, first + share), self.config.stride)
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
         config = self.config
         self.student.train()
         if self.settled:
-            for norm in _batch_norms(self.student.network):
-                norm.eval()
+            for layer in _batch_norms(self.student.network):
+                layer.eval()
         dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
         losses = self.student.losses(batch, dice)
         self.optimiser.zero_grad(set_to_none=True)
@@ -212,9 +210,14 @@ class Trainer:
         )
         with torch.no_grad(), torch.autocast(self.where.device.type, torch.bfloat16):
             for k in range(_CALIBRATION):
-                shape = self.config.pairs.shape(Dice.of(self.config.seed + 1, 3, k))
-                network(collate([fresh.pair(k, shape)], self.config.stride).images)
+                network(_drawn(fresh, k, [k], self.config.stride).images)
         return network.eval()
+
+
+def _drawn(synthesiser: Synthesiser, step: int, pairs: Iterable[int], stride: int) -> Batch:
+    """Pairs of these numbers, all of the shape that the step has: they lie in one tensor."""
+    shape = synthesiser.how.shape(Dice.of(synthesiser.seed, 3, step))
+    return collate([synthesiser.pair(number, shape) for number in pairs], stride)
 
 
 def _batch_norms(network: UNet) -> list[nn.BatchNorm3d]:

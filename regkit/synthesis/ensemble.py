@@ -22,9 +22,7 @@ from regkit.synthesis.sources import Source
 
 _SMALLEST = 8  # voxels
 _MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
-
-
-_COARSE_ABOVE = 10  # voxels, half extent
+_COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
 
 
 @dataclass(frozen=True)

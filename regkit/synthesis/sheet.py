@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from regkit.colours import DIM, INK, PALE
 from regkit.synthesis.pairs import Pair
 
 Slices = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 """Labels and image of the first view, image and labels of the second, (Y, X) each."""
 
-_INK, _PALE, _DIM = "#0b0e11", "#e9edf0", "#8b96a0"
 _HEADINGS = ("labels", "view a", "view b", "labels")
 _TILE = 1.15  # inches
 _GAP, _MARGIN, _HEAD = 0.04, 0.16, 0.36
@@ -44,7 +44,7 @@ def contact_sheet(pairs: Sequence[Slices], path: str | os.PathLike[str]) -> None
     block = 4 * _TILE + 3 * _GAP
     width = across * block + (across + 1) * _MARGIN
     height = _HEAD + down * (_TILE + 2 * _GAP) + _MARGIN
-    figure = Figure((width, height), dpi=_DPI, facecolor=_INK)
+    figure = Figure((width, height), dpi=_DPI, facecolor=INK)
     FigureCanvasAgg(figure)
     colours = _colours()
     for k, slices in enumerate(pairs):
@@ -60,9 +60,9 @@ def contact_sheet(pairs: Sequence[Slices], path: str | os.PathLike[str]) -> None
                 ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="bilinear", aspect="auto")
             if row == 0:
                 middle, at = (left + _TILE / 2) / width, 1 - (_HEAD - 0.08) / height
-                colour = _DIM if tile in (0, 3) else _PALE
+                colour = DIM if tile in (0, 3) else PALE
                 figure.text(middle, at, _HEADINGS[tile], color=colour, size=8, ha="center")
-    figure.savefig(path, facecolor=_INK, format="png")
+    figure.savefig(path, facecolor=INK, format="png")
 
 
 def _colours() -> npt.NDArray[np.float32]:
