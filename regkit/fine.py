@@ -10,8 +10,8 @@ import torch
 
 from regkit.costvolume import LEAST_WEIGHT, FeatureMap
 from regkit.filters import smooth
-from regkit.folding import CORNERS, corner_jacobian, unfold
-from regkit.geometry import index_grid
+from regkit.folding import CORNERS, Corner, corner_jacobian, unfold
+from regkit.geometry import index_grid, resize
 from regkit.settings import Settings
 
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:
@@ -19,7 +19,9 @@ from regkit.settings import Settings
 _DATA_WEIGHT = 12.0
 _BARRIER_WEIGHT = 40.0
 _LEAST_JACOBIAN = 0.3
-_LEARNING_RATE = 1.0  # cells
+# Cells of the final grid. The coarse level moves many cells at once and starts from a good field: with steps
+# as large as the fine level's it loses thin structures.
+_COARSE_LEARNING_RATE, _LEARNING_RATE = 0.4, 1.0
 # Gradients are sums over the cells, of order 1 where there is data: below this they are noise that
 # Adam must not blow up to full steps.
 _GRADIENT_FLOOR = 0.1
@@ -79,10 +81,13 @@ def refine(
     settings: Settings,
     on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Adam on a displacement grid seen through three box means, close to a cubic B-spline.
+    """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
+
+    The coarse level has cells twice as large, and each of its steps compares the features of one of the eight
+    cells in each, all eight in turn.
 
     Args:
-        fixed: map on the grid of the displacements.
+        fixed: map on the grid of the displacements, its sides even.
         moving: map on a lattice of the same spacing and axes.
         offset: (x, y, z), the index in ``moving`` of the cell that lies on the fixed cell (0, 0, 0).
         start: (3, Z, Y, X) displacement in cells, components (x, y, z).
@@ -91,23 +96,48 @@ def refine(
         (3, Z, Y, X) displacement in cells; the trilinear field through it does not fold.
     """
     anchor = index_grid(start.shape[1:], start.device) + offset.view(3, 1, 1, 1)
-    parameters = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([parameters], lr=_LEARNING_RATE, eps=_GRADIENT_FLOOR)
-    decay = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(settings.iterations, 1)))
-    )
     cells = start[0].numel()
-    for step in range(settings.iterations):
-        optimiser.zero_grad(set_to_none=True)
+    coarse, fine = settings.iterations
+
+    def objective(data: torch.Tensor, field: torch.Tensor, corner: Corner) -> torch.Tensor:
+        """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
+        shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
+        folding = _BARRIER_WEIGHT * shortfall.square().mean()
+        return cells * (_DATA_WEIGHT * data + settings.regularisation * diffusion(field) + folding)
+
+    def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
+        eighth = (slice(None), *(slice(c, None, 2) for c in corner))
+        field = start[eighth] + smooth(parameters, 3)
+        there = FeatureMap(fixed.values[eighth], fixed.weight[eighth])
+        return objective(dissimilarity(there, moving, anchor[eighth] + field), field / 2, corner)
+
+    def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
-        loss = _DATA_WEIGHT * dissimilarity(fixed, moving, anchor + field)
-        loss = loss + settings.regularisation * diffusion(field)
-        # One corner a step, all eight in turn.
-        shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, CORNERS[3 * step % 8])).clamp_min(0)
-        loss = loss + _BARRIER_WEIGHT * shortfall.square().mean()
-        (loss * cells).backward()
+        return objective(dissimilarity(fixed, moving, anchor + field), field, corner)
+
+    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
+    wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
+    start = start + resize(smooth(wide, 3), start.shape[1:])
+    return unfold(smooth(_descend(fine_loss, start, _LEARNING_RATE, fine, on_step), 3))
+
+
+def _descend(
+    loss: Callable[[torch.Tensor, Corner], torch.Tensor],
+    start: torch.Tensor,
+    learning_rate: float,
+    steps: int,
+    on_step: Callable[[], None],
+) -> torch.Tensor:
+    """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
+    parameters = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([parameters], lr=learning_rate, eps=_GRADIENT_FLOOR)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
+    )
+    for step in range(steps):
+        optimiser.zero_grad(set_to_none=True)
+        loss(parameters, CORNERS[3 * step % 8]).backward()
         optimiser.step()
         decay.step()
         on_step()
-    with torch.no_grad():
-        return unfold(smooth(parameters, 3))
+    return parameters.detach()

@@ -143,7 +143,10 @@ def align(
         for judge, radius, rounds in ((coarse, 3, 2), (fine, 2, 2)):
             for _ in range(rounds):
                 forced = force and model == models[-1] and judge is fine
+                before = best
                 best = _improve(best, judge, fine, radius, fits[model], model, forced)
+                if best is before:  # from where it is, the next round would find the same
+                    break
         on_step()
     return best
 

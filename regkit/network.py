@@ -46,8 +46,7 @@ class NetworkFeatures:
     def __init__(self, path: str | os.PathLike[str], max_cells: int = MAX_CELLS) -> None:
         network, provenance = load_network(path)
         self.network = fused(network)
-        # On a CPU no slower than with the channels first, and in 30 % less memory.
-        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network.to(memory_format=network.architecture.memory_format)  # type: ignore[call-overload]
         self.stride = network.architecture.stride
         self.max_cells = max_cells
         self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
@@ -65,7 +64,8 @@ class NetworkFeatures:
         z, y, x = ends
         volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
         cells = volume.numel() // self.stride**3
-        whole = cells <= self.max_cells
+        # A norm over the volume needs the whole of it.
+        whole = cells <= self.max_cells or self.network.architecture.norm == "instance"
         if image.device.type == "cpu":
             width = self.network.architecture.width
             check_fits_memory(cells, "the network", width * (_BYTES_WHOLE if whole else _BYTES_BY_SLABS))

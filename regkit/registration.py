@@ -174,7 +174,7 @@ def register(
                     fixed_pyramid, moving_pyramid, work, stages.stepper(len(work.levels))
                 )
             with stages("fine"):
-                step = stages.stepper(settings.iterations)
+                step = stages.stepper(sum(settings.iterations))
                 displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
             del fixed_pyramid, moving_pyramid
@@ -218,7 +218,7 @@ def register(
                 "working_spacing_mm": work.grid.spacing[0],
                 "working_size": list(work.grid.size),
                 "levels": [list(level) for level in work.levels] if settings.deformable else [],
-                "iterations": settings.iterations if settings.deformable else 0,
+                "iterations": list(settings.iterations) if settings.deformable else [],
             },
             moving=moving_image,
             moved_labels=moved_labels,

@@ -16,7 +16,8 @@ class Settings:
         max_voxels: the working grid is made coarser until it has no more voxels than this.
         search_range: mm, each way along each axis, that the coarse stage looks for a match in; never
             more than half the shortest side of the field of view.
-        iterations: Adam steps of the fine stage.
+        iterations: Adam steps of the fine stage on its two levels, coarse and fine; a coarse step costs an
+            eighth of a fine one.
         regularisation: weight of the diffusion term of the fine stage.
         deformable: False stops after the linear start.
     """
@@ -24,7 +25,7 @@ class Settings:
     summary: str
     max_voxels: int = 6_000_000
     search_range: float = 32.0
-    iterations: int = 50
+    iterations: tuple[int, int] = (24, 40)
     regularisation: float = 1.0
     deformable: bool = True
 
@@ -32,9 +33,11 @@ class Settings:
 _DEFAULT = Settings("the best trade of accuracy against time")
 PRESETS: dict[str, Settings] = {
     "default": _DEFAULT,
-    "fast": replace(_DEFAULT, summary="coarser grid, fewer iterations", max_voxels=1_000_000, iterations=30),
+    "fast": replace(
+        _DEFAULT, summary="coarser grid, fewer iterations", max_voxels=1_000_000, iterations=(24, 24)
+    ),
     "accurate": replace(
-        _DEFAULT, summary="finer grid, more iterations", max_voxels=16_000_000, iterations=100
+        _DEFAULT, summary="finer grid, more iterations", max_voxels=16_000_000, iterations=(48, 80)
     ),
     "linear": replace(_DEFAULT, summary="stop after the rigid and affine stages", deformable=False),
 }

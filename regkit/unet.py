@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from regkit.errors import RegkitError
 
 Padding = Literal["reflect", "replicate"]
+Norm = Literal["batch", "instance"]
 _STRIDES = (1, 2)
 
 
@@ -31,6 +32,8 @@ class Architecture:
         levels: how often the network pools by 2.
         stride: voxels per cell of the output; with 2 the body sees each 2^3 voxels as 8 channels of one cell.
         padding: "reflect" or "replicate", at the borders of every convolution.
+        norm: "batch", or "instance": of each channel of each volume by itself, when the network is trained as
+            when it is used.
 
     Raises:
         RegkitError: if a value makes no network.
@@ -41,6 +44,7 @@ class Architecture:
     levels: int = 4
     stride: int = 1
     padding: Padding = "reflect"
+    norm: Norm = "batch"
 
     def __post_init__(self) -> None:
         for name in ("out_channels", "width", "levels", "stride"):
@@ -51,14 +55,20 @@ class Architecture:
             raise RegkitError(f"levels of a network must be at most 8, got {self.levels}")
         if self.stride not in _STRIDES:
             raise RegkitError(f"stride of a network must be 1 or 2, got {self.stride}")
-        if self.padding not in get_args(Padding):
-            names = " or ".join(get_args(Padding))
-            raise RegkitError(f"padding of a network must be {names}, got {self.padding!r}")
+        for name, kinds in (("padding", get_args(Padding)), ("norm", get_args(Norm))):
+            value = getattr(self, name)
+            if value not in kinds:
+                raise RegkitError(f"{name} of a network must be {' or '.join(kinds)}, got {value!r}")
 
     @property
     def multiple(self) -> int:
         """What every side of the input must be a multiple of, in voxels."""
         return self.stride * 2**self.levels
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order of the weights in memory that is fastest with this norm (measured on a CPU)."""
+        return torch.channels_last_3d if self.norm == "batch" else torch.contiguous_format
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
@@ -79,7 +89,7 @@ class Architecture:
 
 
 class UNet(nn.Module):
-    """Convolution, batch norm and ReLU, pooled and brought back with skips; a bare convolution last.
+    """Convolution, norm and ReLU, pooled and brought back with skips; a bare convolution last.
 
     Stem, two convolutions a level, two at the bottom, two a level on the way up after the concatenation of
     skip and nearest-neighbour upsampling, all 3^3 without bias.
@@ -98,7 +108,7 @@ class UNet(nn.Module):
 
         def convolve(inputs: int, outputs: int) -> None:
             modules.append(_convolution(inputs, outputs, architecture.padding))
-            modules.extend((nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)))
+            modules.extend((_norm(outputs, architecture.norm), nn.ReLU(inplace=True)))
 
         convolve(architecture.stride**3, widths[0])
         inputs = widths[0]
@@ -200,6 +210,13 @@ def _convolution(inputs: int, outputs: int, padding: Padding) -> nn.Conv3d:
     layer = nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode=padding, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
     return layer
+
+
+def _norm(channels: int, kind: Norm) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm3d(channels)
+    # One channel a group is an instance norm, several times as fast as torch's own of that name.
+    return nn.GroupNorm(channels, channels, eps=1e-2)
 
 
 def _unshuffled(image: torch.Tensor, stride: int) -> torch.Tensor:

@@ -248,6 +248,8 @@ class TestOutputsAreCheckedFirst:
             (("--seed", "-1"), "seed"),
             (("--ct-window", "5"), "ct-window"),
             (("--moved-labels", "x.nii.gz"), "needs --moving-labels"),
+            (("--fixed-labels", "x.nii.gz"), "needs --moving-labels"),
+            (("--moving-labels", "x.nii.gz"), "needs --fixed-labels or --moved-labels"),
             (("--label-names", "x.json"), "needs --fixed-labels"),
             (("--nonsense",), "nonsense"),
         ],

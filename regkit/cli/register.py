@@ -138,6 +138,10 @@ def command(
     """
     if moved_labels and not moving_labels:
         raise typer.BadParameter("needs --moving-labels", param_hint="--moved-labels")
+    if fixed_labels and not moving_labels:
+        raise typer.BadParameter("needs --moving-labels", param_hint="--fixed-labels")
+    if moving_labels and not (fixed_labels or moved_labels):
+        raise typer.BadParameter("needs --fixed-labels or --moved-labels", param_hint="--moving-labels")
     if label_names and not (fixed_labels and moving_labels):
         raise typer.BadParameter("needs --fixed-labels and --moving-labels", param_hint="--label-names")
     start = None if init in _INITS else Path(init)

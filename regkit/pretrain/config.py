@@ -77,7 +77,7 @@ class Config:
     """A training run.
 
     Args:
-        width, levels, stride, padding: of the network (:class:`regkit.unet.Architecture`).
+        width, levels, stride, padding, norm: of the network (:class:`regkit.unet.Architecture`).
         steps: optimiser steps in all; the learning rate follows a half cosine over them.
         batch: pairs per step, over all processes.
         learning_rate: at its highest, after ``warmup`` steps.
@@ -95,6 +95,7 @@ class Config:
     levels: int = 3
     stride: int = 2
     padding: str = "replicate"
+    norm: str = "instance"
     seed: int = 0
     steps: int = 10000
     batch: int = 2
@@ -135,7 +136,8 @@ class Config:
     @property
     def architecture(self) -> Architecture:
         """That of the network, its output the affinities, distances and embedding side by side."""
-        values = {"width": self.width, "levels": self.levels, "stride": self.stride, "padding": self.padding}
+        shared = ("width", "levels", "stride", "padding", "norm")
+        values = {name: getattr(self, name) for name in shared}
         return Architecture.from_dict({**values, "out_channels": sum(g.count for g in self.reading.channels)})
 
     @property

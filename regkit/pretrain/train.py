@@ -104,7 +104,7 @@ class Trainer:
             _check_same(start.architecture, config.architecture)
             self.student.network.load_state_dict(start.state_dict())
         self.student.to(where.device)
-        self.student.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.student.network.to(memory_format=config.architecture.memory_format)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.student.network).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
