@@ -80,7 +80,8 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X).
     """
     channels, *shape = fixed.values.shape
-    # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement.
+    # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
+    # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
     moving_square = moving.values.square().sum(0)
     steps = displacements(radius)
@@ -88,19 +89,23 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     known_sum = torch.zeros_like(costs[0])
     known_count = torch.zeros_like(costs[0])
     least = 0.25 * (2 * aggregate + 1) ** 3
+    padded = costs.new_zeros((2, *(n + 2 * aggregate for n in shape)))
+    difference, weight = padded[(slice(None), *(slice(aggregate, aggregate + n) for n in shape))]
     for cost, (x, y, z) in zip(costs, steps.tolist()):
         at = tuple(slice(radius + s, radius + s + n) for s, n in zip((z, y, x), shape))
-        weight = fixed.weight[0] * moving.weight[0][at]
-        difference = (fixed.values * moving.values[(slice(None), *at)]).sum(0).mul_(-2)
+        torch.mul(fixed.weight[0], moving.weight[0][at], out=weight)
+        torch.add(fixed_square, moving_square[at], out=difference)
+        for one, other in zip(fixed.values, moving.values[(slice(None), *at)]):
+            difference.addcmul_(one, other, value=-2)
         # Rounding can leave a tiny negative where both sides agree.
-        difference.add_(fixed_square).add_(moving_square[at]).clamp_(min=0).mul_(weight)
-        difference, weight = box_sum(F.pad(torch.stack([difference, weight]), (aggregate,) * 6), aggregate)
-        known = weight > least
-        torch.div(difference, weight.clamp_min(1e-6).mul_(channels), out=cost)
+        difference.clamp_(min=0).mul_(weight)
+        total, count = box_sum(padded, aggregate)
+        known = count > least
+        torch.div(total, count.clamp_(min=1e-6).mul_(channels), out=cost)
         cost.masked_fill_(~known, torch.nan)
         known_sum += torch.where(known, cost, 0)
         known_count += known
     neutral = known_sum.div_(known_count.clamp_min_(1))
     for cost in costs:
-        torch.where(torch.isnan(cost), neutral, cost, out=cost)
+        torch.where(cost.isnan(), neutral, cost, out=cost)
     return costs

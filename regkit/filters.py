@@ -13,8 +13,10 @@ def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
     """
     for axis in (-3, -2, -1):
         n = volume.shape[axis] - 2 * radius
-        total = volume.narrow(axis, 0, n).clone()
-        for shift in range(1, 2 * radius + 1):
+        if not radius:
+            return volume.clone()
+        total = volume.narrow(axis, 0, n) + volume.narrow(axis, 1, n)
+        for shift in range(2, 2 * radius + 1):
             total += volume.narrow(axis, shift, n)
         volume = total
     return volume
