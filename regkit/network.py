@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from regkit.equalise import equalised
 from regkit.images import check_fits_memory
 from regkit.unet import fused
-from regkit.weights import load_network, reading, sha256, unit
+from regkit.weights import load_network, reading, sha256
 
 # Whether to compute in bfloat16: not before its features have been compared with those of float32.
 _BFLOAT16 = False
@@ -72,23 +71,7 @@ class NetworkFeatures:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=_BFLOAT16):
             out = self.network(volume) if whole else self._by_slabs(volume)
         z, y, x = (-(-n // self.stride) for n in image.shape)
-        return self._read(out[0, :, :z, :y, :x].float())
-
-    def _read(self, out: torch.Tensor) -> torch.Tensor:
-        """The channels that count, so scaled that the mean over all of a squared difference is the sum over
-        the groups of weight times the mean over the group."""
-        groups = self.reading.channels
-        total = sum(group.count for group in groups if group.weight)
-        found = []
-        for group, values in zip(groups, out.split([group.count for group in groups])):
-            if not group.weight:
-                continue
-            if group.activation == "sigmoid":
-                values = values.sigmoid()
-            elif group.activation == "unit":
-                values = unit(values, dim=0)
-            found.append(values * math.sqrt(group.weight * total / group.count))
-        return torch.cat(found)
+        return self.reading.read(out[:, :, :z, :y, :x].float())[0]
 
     def _by_slabs(self, volume: torch.Tensor) -> torch.Tensor:
         """What the network gives for a volume (1, 1, Z, Y, X), the finest level a slab of z at a time."""

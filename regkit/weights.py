@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import warnings
@@ -69,6 +70,23 @@ class Reading:
 
     input: str
     channels: tuple[Channels, ...]
+
+    def read(self, output: torch.Tensor) -> torch.Tensor:
+        """The channels that count, of a network's output (N, C, Z, Y, X), so scaled that the mean over all of a
+        squared difference is the sum over the groups of weight times the mean over the group."""
+        total = sum(group.count for group in self.channels if group.weight)
+        found = []
+        for group, values in zip(
+            self.channels, output.split([group.count for group in self.channels], dim=1)
+        ):
+            if not group.weight:
+                continue
+            if group.activation == "sigmoid":
+                values = values.sigmoid()
+            elif group.activation == "unit":
+                values = unit(values)
+            found.append(values * math.sqrt(group.weight * total / group.count))
+        return torch.cat(found, dim=1)
 
     def to_metadata(self) -> dict[str, str]:
         """As the entries of a file's metadata."""

@@ -22,6 +22,7 @@ from regkit.pretrain import plot
 from regkit.pretrain import run as running
 from regkit.pretrain import train as training
 from regkit.pretrain.checkpoint import checkpoints, load_checkpoint
+from regkit.pretrain.validation import Validation
 from regkit.weights import load_network
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,9 +42,8 @@ loss.anchors: 16
 
 
 @pytest.fixture(autouse=True)
-def _light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, and few pairs for the statistics of the exported network."""
-    monkeypatch.setattr(training, "_CALIBRATION", 4)
+def _light() -> Iterator[None]:
+    """One thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,7 +110,7 @@ def test_a_run_is_stopped_gone_on_with_and_registers(
     assert network.architecture.width == 2
     assert provenance["name"] == "tiny"
     assert provenance["step"] == "40"
-    assert json.loads(provenance["templates"]) == ["templates.npz"]
+    assert json.loads(provenance["origin"]) == {"templates": ["templates.npz"], "start": None}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -120,6 +120,30 @@ def test_a_run_is_stopped_gone_on_with_and_registers(
         "--features", "network", "--preset", "fast", "--threads", 1, "--json",
     )  # fmt: skip
     assert json.loads(result.stdout)["settings"]["weights"]["provenance"]["step"] == "40"
+
+
+def test_a_validated_run_keeps_its_scores_and_its_best(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 2:9] = 7
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(maps / "one.nii.gz"))
+    folder = tmp_path / "run"
+    words = ("pretrain", "--config", config, "-o", folder, "--validation", maps)
+    scores = iter([0.5, 0.25])
+    monkeypatch.setattr(Validation, "score", lambda self, features: next(scores))
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 25)
+        run(*words)
+    run(*words)
+    assert (folder / "validation.csv").read_text().splitlines() == ["step,retrieval", "25,0.5", "40,0.25"]
+    assert load_network(folder / "best.safetensors")[1]["step"] == "25"
+    assert load_network(folder / "tiny.safetensors")[1]["step"] == "40"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no label map" in error_of("pretrain", "--config", config, "-o", folder, "--validation", empty)
 
 
 def test_minutes_end_a_run_and_export_says_where(config: Path, tmp_path: Path) -> None:
@@ -176,7 +200,6 @@ def _bare(*words: object, **environment: str) -> subprocess.Popen[str]:
         "import runpy, sys\n"
         "for name in ('SimpleITK', 'nibabel', 'scipy', 'typer', 'matplotlib'): sys.modules[name] = None\n"
         f"sys.argv[1:] = {[str(word) for word in words]!r}\n"
-        "import regkit.pretrain.train as training; training._CALIBRATION = 4\n"
         "runpy.run_module('regkit.pretrain', run_name='__main__')"
     )
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
@@ -324,7 +347,7 @@ def test_a_run_starts_from_the_weights_of_another(config: Path, tmp_path: Path) 
     first = tmp_path / "first.safetensors"
     run("pretrain", "--config", config, "-o", tmp_path / "a", "--export", first)
     still = tmp_path / "still.yaml"
-    still.write_text(TINY.replace("steps: 40", "steps: 1") + "learning_rate: 1e-12\nsettle: 1.0\nema: 0.0\n")
+    still.write_text(TINY.replace("steps: 40", "steps: 1") + "learning_rate: 1e-12\nema: 0.0\n")
     run("pretrain", "--config", still, "-o", tmp_path / "b", "--start", first)
     begun = load_network(first)[0].state_dict()
     found = load_network(tmp_path / "b" / "still.safetensors")[0].state_dict()

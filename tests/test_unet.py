@@ -131,6 +131,29 @@ def test_batch_norms_fold_into_the_convolutions(stride: int) -> None:
     assert all(torch.equal(entry, before[name]) for name, entry in network.state_dict().items())
 
 
+def test_an_instance_norm_knows_nothing_of_other_volumes_nor_of_training() -> None:
+    """Each volume of a batch by itself, in train mode as in eval mode and fused; scale and shift of a norm's
+    input do not count but for epsilon."""
+    network = UNet(Architecture(5, 4, 2, 2, "replicate", "instance"))
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    images = torch.rand(3, 1, 16, 16, 24)
+    with torch.no_grad():
+        together = network.train()(images)
+        for tried in (network.eval(), fused(network)):
+            alone = torch.cat([tried(image[None]) for image in images])
+            torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+    norm = next(module for module in network.modules() if isinstance(module, nn.GroupNorm))
+    x = torch.randn(2, norm.num_channels, 6, 5, 4)
+    expected = (x - x.mean((2, 3, 4), keepdim=True)) / (
+        x.var((2, 3, 4), keepdim=True, correction=0) + 1e-2
+    ).sqrt()
+    scale, shift = (values.view(-1, 1, 1, 1) for values in (norm.weight, norm.bias))
+    torch.testing.assert_close(norm(x), expected * scale + shift)
+
+
 def test_channels_last_gives_the_same() -> None:
     network = _randomise(UNet(SMALL)).eval()
     image = torch.rand(1, 1, 16, 8, 12)

@@ -44,6 +44,14 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Weights that a new run begins with."),
     ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            help="Label maps (.nii.gz) to score the network on at each checkpoint; the best one is kept.",
+        ),
+    ] = None,
 ) -> None:
     """Train the network on synthetic pairs, or go on with a run, and export its weights.
 
@@ -60,6 +68,7 @@ def command(
         threads=threads,
         weights=export,
         start=start,
+        validation=validation,
     )
     for line in outcome.lines() if outcome else ():
         typer.echo(line)

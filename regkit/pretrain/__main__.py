@@ -29,6 +29,9 @@ def main() -> int:
         "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"
     )
     parser.add_argument("--start", type=Path, metavar="FILE", help="weights that a new run begins with")
+    parser.add_argument(
+        "--validation", type=Path, metavar="FOLDER", help="label maps to score the network on"
+    )
     given = parser.parse_args()
     if given.threads is not None and given.threads < 1:
         parser.error(f"--threads must be at least 1, got {given.threads}")
@@ -42,6 +45,7 @@ def main() -> int:
             threads=given.threads,
             weights=given.export,
             start=given.start,
+            validation=given.validation,
         )
     except RegkitError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -77,14 +77,12 @@ class Config:
     """A training run.
 
     Args:
-        width, levels, stride, padding, norm: of the network (:class:`regkit.unet.Architecture`).
+        width, levels, stride, padding: of the network (:class:`regkit.unet.Architecture`).
         steps: optimiser steps in all; the learning rate follows a half cosine over them.
         batch: pairs per step, over all processes.
         learning_rate: at its highest, after ``warmup`` steps.
         ema: decay of the averaged weights, which are what is exported.
         clip: largest norm of the gradient.
-        settle: share of the steps, the last ones, in which batch norms use their running statistics, as they
-            do when the network is used: with few volumes a step the two differ enough to spoil the features.
         procedural, templates: weights of the two kinds of shapes.
 
     Raises:
@@ -95,7 +93,6 @@ class Config:
     levels: int = 3
     stride: int = 2
     padding: str = "replicate"
-    norm: str = "instance"
     seed: int = 0
     steps: int = 10000
     batch: int = 2
@@ -104,7 +101,6 @@ class Config:
     weight_decay: float = 1e-4
     ema: float = 0.998
     clip: float = 1.0
-    settle: float = 0.3
     procedural: float = 1.0
     templates: float = 0.0
     pairs: Pairs = field(default_factory=Pairs)
@@ -115,8 +111,6 @@ class Config:
         _check(self, "", 0, "seed", "warmup", "weight_decay", "ema", "procedural", "templates")
         _check(self, "", 1, "steps", "batch")
         _check_positive(self, "", "learning_rate", "clip")
-        if not 0 <= self.settle <= 1:
-            raise RegkitError(f"settle must be a share from 0 to 1, got {self.settle}")
         if self.ema >= 1:
             raise RegkitError(f"ema must be less than 1, got {self.ema}")
         if not self.procedural + self.templates:
@@ -135,10 +129,21 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """That of the network, its output the affinities, distances and embedding side by side."""
-        shared = ("width", "levels", "stride", "padding", "norm")
-        values = {name: getattr(self, name) for name in shared}
-        return Architecture.from_dict({**values, "out_channels": sum(g.count for g in self.reading.channels)})
+        """That of the network, its output the affinities, distances and embedding side by side.
+
+        Its norms are over each volume: with the few volumes of a step, batch norms make another network of it
+        when they turn to their running statistics.
+        """
+        return Architecture.from_dict(
+            {
+                "out_channels": sum(group.count for group in self.reading.channels),
+                "width": self.width,
+                "levels": self.levels,
+                "stride": self.stride,
+                "padding": self.padding,
+                "norm": "instance",
+            }
+        )
 
     @property
     def reading(self) -> Reading:

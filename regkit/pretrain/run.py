@@ -5,6 +5,7 @@ Its twin without typer, ``python -m regkit.pretrain``, is for a GPU machine with
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import sys
@@ -13,17 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.plot import plot_losses
-from regkit.pretrain.train import Place, Report, export, place, train
+from regkit.pretrain.train import Place, Report, Trainer, export, place, train
+from regkit.pretrain.validation import Validation, load_maps
 from regkit.synthesis.mixture import mixture
-from regkit.weights import load_network
+from regkit.weights import load_network, sha256
 
 _LINE_EVERY = 60.0  # seconds, where there is no terminal
 
@@ -65,6 +69,7 @@ def pretrain(
     threads: int | None = None,
     weights: Path | None = None,
     start: Path | None = None,
+    validation: Path | None = None,
 ) -> Outcome | None:
     """Train, or go on with, the run in a folder, and export the network.
 
@@ -79,6 +84,8 @@ def pretrain(
         threads: CPU threads; by default as many as torch uses.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.
+        validation: a folder of label maps; after each checkpoint, :class:`regkit.pretrain.validation.Validation`
+            scores the network on them, and the best one is kept in ``run`` as ``best.safetensors``.
 
     Returns:
         What was written; None in all processes of torchrun but the first.
@@ -95,11 +102,26 @@ def pretrain(
     sources = mixture(settings.procedural, settings.templates, templates)
     if threads is not None:
         torch.set_num_threads(threads)
+    origin = {
+        "templates": [path.name for path in templates],
+        "start": None if start is None else {"file": start.name, "sha256": sha256(start)},
+    }
     with place(device) as where:
+        watch = None
+        if validation is not None and where.first:
+            scored = Validation(load_maps(validation), settings.stride, where.device)
+            watch = _Watch(run, scored, config.stem, origin)
         try:
             with _progress(settings, minutes, where) as report:
                 trainer = train(
-                    settings, sources, run, where=where, start=begin, minutes=minutes, report=report
+                    settings,
+                    sources,
+                    run,
+                    where=where,
+                    start=begin,
+                    minutes=minutes,
+                    report=report,
+                    on_save=watch or (lambda trainer: None),
                 )
         except torch.OutOfMemoryError as error:
             raise RegkitError(
@@ -107,10 +129,33 @@ def pretrain(
             ) from error
         if not where.first:
             return None
-        export(trainer, target, config.stem, [path.name for path in templates])
+        export(trainer, target, config.stem, origin)
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
     return Outcome(trainer.step, settings.steps, target, picture if drawn else None)
+
+
+class _Watch:
+    """Scores the network after each checkpoint: ``validation.csv``, and ``best.safetensors``."""
+
+    def __init__(self, run: Path, validation: Validation, name: str, origin: dict[str, Any]) -> None:
+        self.run, self.validation, self.name, self.origin = run, validation, name, origin
+        self.log = run / "validation.csv"
+        self.scores: dict[int, float] = {}
+        if self.log.exists():
+            with self.log.open(encoding="utf-8", newline="") as stream:
+                self.scores = {int(row["step"]): float(row["retrieval"]) for row in csv.DictReader(stream)}
+
+    def __call__(self, trainer: Trainer) -> None:
+        network, reading = trainer.average, trainer.config.reading
+        # What an interrupted run scored beyond the step that it goes on from is scored again.
+        before = {step: score for step, score in self.scores.items() if step < trainer.step}
+        score = self.validation.score(lambda images: reading.read(network(images)))
+        self.scores = {**before, trainer.step: score}
+        if score > max(before.values(), default=-math.inf):
+            export(trainer, self.run / "best.safetensors", self.name, self.origin)
+        with atomic_path(self.log) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([("step", "retrieval"), *self.scores.items()])
 
 
 def _prepare(run: Path, weights: Path) -> None:

@@ -113,7 +113,7 @@ class Student(nn.Module):
             flat = partner.flatten(1)
             whole = flat.round().long()
             inside = ((whole >= 0) & (whole < shape)).all(0)
-            at = _flat(whole, shape)
+            at = flat_index(whole, shape)
             usable = inside & batch.seen[2 * k + 1].flatten() & batch.seen[2 * k].flatten()[at]
             if not usable.any():
                 continue
@@ -128,7 +128,7 @@ class Student(nn.Module):
             )
             place = torch.minimum((centre + reach).clamp_min(0), shape[..., None] - 1)
             allowed = (place - centre).abs().amax(0) >= _NEAREST
-            others = rows(first, _flat(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
+            others = rows(first, flat_index(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
             values.append(
                 local_contrast(
                     rows(second, anchors),
@@ -166,7 +166,7 @@ class Student(nn.Module):
         return torch.stack(values).mean()
 
 
-def _flat(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def flat_index(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     """Flat index of whole index coordinates (3, ...), (x, y, z), clamped into a volume."""
     x, y, z = torch.minimum(where.clamp_min(0), shape - 1)
     return (z * shape[1] + y) * shape[0] + x

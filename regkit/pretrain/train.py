@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +33,6 @@ from regkit.unet import Architecture, UNet
 from regkit.weights import save_weights
 
 Report = Callable[[int, dict[str, float]], None]
-_CALIBRATION = 32  # pairs
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Trainer:
             self.student.network.load_state_dict(start.state_dict())
         self.student.to(where.device)
         self.student.network.to(memory_format=config.architecture.memory_format)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.student.network).requires_grad_(False)
+        self.average = copy.deepcopy(self.student.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -116,15 +115,15 @@ class Trainer:
         """This process's share of the pairs of a step."""
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
-        return _drawn(self.synthesiser, step, range(first, first + share), self.config.stride)
+        # All pairs of a step have one shape: they lie in one tensor.
+        shape = self.synthesiser.how.shape(Dice.of(self.config.seed, 3, step))
+        pairs = [self.synthesiser.pair(number, shape) for number in range(first, first + share)]
+        return collate(pairs, self.config.stride)
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
         config = self.config
         self.student.train()
-        if self.settled:
-            for layer in _batch_norms(self.student.network):
-                layer.eval()
         dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
         losses = self.student.losses(batch, dice)
         self.optimiser.zero_grad(set_to_none=True)
@@ -137,13 +136,8 @@ class Trainer:
         # A short memory at first, so that the random start is forgotten.
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for kept, new in zip(
-                self.average.state_dict().values(), self.student.network.state_dict().values()
-            ):
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - keep)
-                else:
-                    kept.copy_(new)
+            for kept, new in zip(self.average.parameters(), self.student.network.parameters()):
+                kept.lerp_(new, 1 - keep)
         self.step += 1
         return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
 
@@ -189,39 +183,6 @@ class Trainer:
             self.step = int(state["step"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
-
-    @property
-    def settled(self) -> bool:
-        """Whether the batch norms' running statistics are used, and no longer change."""
-        return self.step >= (1 - self.config.settle) * self.config.steps
-
-    def exported(self) -> UNet:
-        """The averaged network; its batch norms have the statistics that it settled with, or, before that,
-        those of fresh pairs under its weights."""
-        if self.settled:
-            return copy.deepcopy(self.average).eval()
-        network = copy.deepcopy(self.average).train()
-        norms = _batch_norms(network)
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean
-        fresh = Synthesiser(
-            self.config.pairs, self.synthesiser.sources, self.config.seed + 1, self.where.device
-        )
-        with torch.no_grad(), torch.autocast(self.where.device.type, torch.bfloat16):
-            for k in range(_CALIBRATION):
-                network(_drawn(fresh, k, [k], self.config.stride).images)
-        return network.eval()
-
-
-def _drawn(synthesiser: Synthesiser, step: int, pairs: Iterable[int], stride: int) -> Batch:
-    """Pairs of these numbers, all of the shape that the step has: they lie in one tensor."""
-    shape = synthesiser.how.shape(Dice.of(synthesiser.seed, 3, step))
-    return collate([synthesiser.pair(number, shape) for number in pairs], stride)
-
-
-def _batch_norms(network: UNet) -> list[nn.BatchNorm3d]:
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
 
 
 def _check_same(theirs: Architecture, ours: Architecture) -> None:
@@ -283,6 +244,7 @@ def train(
     minutes: float = math.inf,
     save_every: float = 5.0,
     report: Report = lambda step, losses: None,
+    on_save: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
 
@@ -291,6 +253,7 @@ def train(
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
         save_every: minutes between checkpoints.
         report: called with the step and the losses, every ten steps.
+        on_save: called in the first process after each checkpoint.
 
     Raises:
         RegkitError: if the folder holds another run, or cannot be written.
@@ -323,28 +286,29 @@ def train(
             if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
                 _finite(losses, trainer.step)  # a checkpoint is something to go on from
                 trainer.save(run)
+                on_save(trainer)
                 saved = time.monotonic()
             if over:
                 break
     return trainer
 
 
-def export(trainer: Trainer, path: Path, name: str, templates: Sequence[str] = ()) -> None:
-    """Write the network as weights that ``regkit register`` reads, with what made it.
+def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | None = None) -> None:
+    """Write the averaged network as weights that ``regkit register`` reads, with what made it.
 
     Args:
-        templates: names of what the templates came from.
+        origin: what else it came from, such as the templates and the weights it began with.
     """
     provenance = {
         "name": name,
         "step": str(trainer.step),
         "config": json.dumps(trainer.config.to_dict()),
-        "templates": json.dumps(list(templates)),
+        "origin": json.dumps(dict(origin or {})),
         **trainer.config.reading.to_metadata(),
         "commit": _commit(),
         "torch": torch.__version__,
     }
-    save_weights(path, trainer.exported(), provenance)
+    save_weights(path, trainer.average, provenance)
 
 
 def _commit() -> str:
