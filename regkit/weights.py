@@ -72,8 +72,11 @@ class Reading:
     channels: tuple[Channels, ...]
 
     def read(self, output: torch.Tensor) -> torch.Tensor:
-        """The channels that count, of a network's output (N, C, Z, Y, X), so scaled that the mean over all of a
-        squared difference is the sum over the groups of weight times the mean over the group."""
+        """The channels that count, of a network's output (N, C, Z, Y, X).
+
+        They are so scaled that the mean over all of a squared difference is the sum over the groups of weight
+        times the mean over the group.
+        """
         total = sum(group.count for group in self.channels if group.weight)
         found = []
         for group, values in zip(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from cli_cases import error_of, run, usage_error_of, write_phantom
 

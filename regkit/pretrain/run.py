@@ -84,8 +84,8 @@ def pretrain(
         threads: CPU threads; by default as many as torch uses.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.
-        validation: a folder of label maps; after each checkpoint, :class:`regkit.pretrain.validation.Validation`
-            scores the network on them, and the best one is kept in ``run`` as ``best.safetensors``.
+        validation: a folder of label maps that the network is scored on after each checkpoint, as
+            :mod:`regkit.pretrain.validation` says; the best is kept in ``run`` as ``best.safetensors``.
 
     Returns:
         What was written; None in all processes of torchrun but the first.

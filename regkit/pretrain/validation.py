@@ -1,8 +1,8 @@
 """What a network in training is worth, apart from its losses: retrieval of structures.
 
 Two views are rendered from one label map that training never saw, cut at different places, and one of them
-bent. Places in the second, as many of each structure, are looked up in the first by their features, among all that are
-within reach of a registration: how often is the most similar one of the same structure?
+bent. Places in the second, as many of each structure, are looked up in the first by their features, among all
+that are within reach of a registration: how often is the most similar one of the same structure?
 """
 
 from __future__ import annotations
