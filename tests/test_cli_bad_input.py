@@ -100,6 +100,7 @@ def good(tmp_path: Path) -> Path:
     save_image(FIXED.to_sitk(texture(FIXED)), folder / "fixed.nii.gz")
     save_image(MOVING.to_sitk(texture(MOVING)), folder / "moving.nii.gz")
     write_warp(smooth_warp(), folder / "warp.nii.gz")
+    save_image(MOVING.to_sitk(np.ones(MOVING.shape, np.uint8)), folder / "labels.nii.gz")
     return folder
 
 
@@ -171,8 +172,13 @@ def test_bad_masks_labels_and_starts(good: Path, tmp_path: Path, case: str) -> N
     option, make, expected = BAD_EXTRAS[case]
     bad = good / "bad.nii.gz"
     make(bad)
-    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "warp.nii.gz", "-q", option, bad)
-    message = error_of("register", *words)
+    extras = {option: bad}
+    if "labels" in option:  # they come in pairs
+        extras = {option: bad, "--moving-labels": good / "labels.nii.gz"} | extras
+        if option == "--moving-labels":
+            extras["--moved-labels"] = tmp_path / "moved.nii.gz"
+    words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "warp.nii.gz", "-q")
+    message = error_of("register", *words, *(word for pair in extras.items() for word in pair))
     assert expected in message
     assert str(bad) in message
     assert "0x" not in message  # ITK names the object in memory that complains

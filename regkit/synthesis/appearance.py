@@ -42,15 +42,15 @@ def render(labels: torch.Tensor, dice: Dice, partial: float = 0.35) -> Rendering
     index = labels.int()
     image = means.to(dice.device)[index]
     if dice.chance(0.8):
-        image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.08)
+        image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.05)
     if dice.chance(0.7):
         image += deviations.to(dice.device)[index] * dice.normal(*labels.shape)
     image = _blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
     if dice.chance(0.5):
         image = image * _bias(labels.shape, dice)
-    if dice.chance(0.4):
-        image = _thick_slices(image, dice)
     if dice.chance(0.25):
+        image = _thick_slices(image, dice)
+    if dice.chance(0.1):
         image = _in_k_space(image, dice)
     image = _rescaled(image)
     if dice.chance(0.5):
@@ -69,7 +69,7 @@ def render(labels: torch.Tensor, dice: Dice, partial: float = 0.35) -> Rendering
 def _palette(dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of every label, (256,) each."""
     random = dice.scalars
-    kind = random.integers(3)
+    kind = random.choice(3, p=(0.5, 0.3, 0.2))
     means = random.uniform(0, 1, 256)
     if kind == 1:
         # Few tissues: many structures look alike here, and need not in the other view.
@@ -119,7 +119,7 @@ def _thick_slices(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     """Fewer voxels along one axis, or along all, and interpolated back."""
     ratios = np.ones(3)
     if dice.chance(0.7):
-        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 5)
+        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 4)
     else:
         ratios[:] = dice.uniform(1.2, 2.5)
     z, y, x = (max(4, round(n / r)) for n, r in zip(image.shape, ratios))
@@ -146,7 +146,8 @@ def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
 
 def _noisy(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     """Gaussian noise, or Rician as in a magnitude image."""
-    level = dice.uniform(0.002, 0.08)
+    # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
+    level = float(np.exp(dice.uniform(np.log(0.002), np.log(0.05))))
     noisy = image + level * dice.normal(*image.shape)
     return torch.hypot(noisy, level * dice.normal(*image.shape)) if dice.chance(0.3) else noisy
 
