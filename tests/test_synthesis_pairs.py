@@ -17,12 +17,15 @@ from regkit.synthesis.pairs import Pair, Pairs, Synthesiser, cut_and_render
 from regkit.synthesis.sources import Procedural
 
 N, WHOLE = 16, 26
+SOURCES = [(Procedural(), 1.0)]
 HOW = Pairs(
     size=N,
     reuse=3,
     offset=8,
     turn=25.0,
-    bend=2.0,
+    stretch=0.1,
+    bend=0.1,
+    strays=0,
     ensembles=Ensembles(size=WHOLE, count=(3, 6), radius=(4.0, 9.0), details=4),
 )
 
@@ -52,7 +55,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
     ensemble = torch.from_numpy(rng.integers(0, 255, (WHOLE,) * 3)).to(torch.uint8)
     shares = []
     for seed in range(150):
-        pair = cut_and_render(ensemble, HOW, Dice.of(seed))
+        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
         shares.append(float(clear.float().mean()))
@@ -62,7 +65,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
 def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Generator, plain: None) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (25, 40, 31))).to(torch.uint8)
     for seed in range(40):
-        pair = cut_and_render(ensemble, HOW, Dice.of(seed))
+        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
 
@@ -73,7 +76,7 @@ def test_the_partner_is_exact_in_slabs(
 ) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (26, 30, 28))).to(torch.uint8)
     for seed in range(30):
-        pair = cut_and_render(ensemble, HOW, Dice.of(seed), shape)
+        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed), shape)
         assert pair.images.shape == (2, *shape)
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
@@ -91,7 +94,7 @@ def test_views_are_turned_into_every_position(plain: None) -> None:
     ramp = torch.arange(WHOLE, dtype=torch.uint8).expand(WHOLE, WHOLE, WHOLE).contiguous()
     met = set()
     for seed in range(120):
-        first = cut_and_render(ramp, HOW, Dice.of(seed)).labels[0].int()
+        first = cut_and_render(ramp, HOW, SOURCES, Dice.of(seed)).labels[0].int()
         steps = [first.diff(dim=axis).unique().tolist() for axis in range(3)]
         (axis,) = [a for a in range(3) if steps[a] != [0]]
         assert steps[axis] in ([1], [-1])
@@ -108,20 +111,21 @@ def test_offsets_reach_their_limit_and_not_further(plain: None) -> None:
     ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
     shifts = []
     for seed in range(200):
-        partner = cut_and_render(ensemble, how, Dice.of(seed)).partner.double()
+        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner.double()
         shifts.append((partner.mean((1, 2, 3)) - (N - 1) / 2).numpy())
     np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-4)
     assert set(np.abs(np.round(shifts)).ravel()) == set(range(how.offset + 1))
-    still = cut_and_render(ensemble, replace(how, offset=0), Dice.of(3)).partner
+    still = cut_and_render(ensemble, replace(how, offset=0), SOURCES, Dice.of(3)).partner
     torch.testing.assert_close(still.mean((1, 2, 3)), torch.full((3,), (N - 1) / 2))
 
 
 def test_a_turn_is_no_larger_than_asked_for(plain: None) -> None:
-    """The Jacobian of the partner is a turn times a scale, times a permutation of axes."""
+    """Without stretching, the Jacobian of the partner is a turn, times a permutation of axes."""
     ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
     angles = []
     for seed in range(60):
-        partner = cut_and_render(ensemble, replace(HOW, bend=0.0), Dice.of(seed)).partner.double()
+        how = replace(HOW, bend=0.0, stretch=0.0)
+        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner.double()
         ends = [(partner[:, 0, 0, -1], 0), (partner[:, 0, -1, 0], 1), (partner[:, -1, 0, 0], 2)]
         jacobian = torch.stack([(end - partner[:, 0, 0, 0]) / (N - 1) for end, _ in ends], dim=1)
         scale = float(torch.linalg.det(jacobian)) ** (1 / 3)
@@ -199,4 +203,4 @@ def test_an_ensemble_that_just_fits() -> None:
     how = replace(HOW, ensembles=replace(HOW.ensembles, size=N + HOW.offset))
     for seed in range(20):
         labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
-        assert cut_and_render(labels, how, Dice.of(seed)).images.shape == (2, N, N, N)
+        assert cut_and_render(labels, how, SOURCES, Dice.of(seed)).images.shape == (2, N, N, N)

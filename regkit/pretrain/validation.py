@@ -21,7 +21,7 @@ from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render
 
 _SIDE = 128  # voxels of a label map along each side
-_PAIRS = Pairs(size=96, offset=24, ensembles=Ensembles(size=_SIDE))
+_PAIRS = Pairs(size=96, offset=24, strays=0, ensembles=Ensembles(size=_SIDE))
 _PLACES = 500
 _REACH = 24  # voxels, along each axis
 _VIEWS = 3  # pairs of views of each label map
@@ -42,7 +42,9 @@ class Validation:
     ) -> None:
         self.device = torch.device(device)
         self.batches = [
-            collate([cut_and_render(labels.to(self.device), _PAIRS, self._dice(seed, number, view))], stride)
+            collate(
+                [cut_and_render(labels.to(self.device), _PAIRS, [], self._dice(seed, number, view))], stride
+            )
             for number, labels in enumerate(maps)
             for view in range(_VIEWS)
         ]
@@ -78,6 +80,9 @@ class Validation:
             )
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
+
+    def _here(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels.to(self.device)
 
     def _dice(self, *numbers: int) -> Dice:
         return Dice.of(*numbers, device=self.device)

@@ -21,7 +21,8 @@ from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source
 
 _SMALLEST = 8  # voxels
-_MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
+_LAST_LABEL = 255
+MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
 _COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
 
 
@@ -55,15 +56,20 @@ class Ensembles:
             raise RegkitError(
                 f"ensembles cannot have {self.count[0]} to {self.count[1]} shapes and {self.details} details"
             )
-        if self.count[1] + self.details > _MOST:
+        if self.most > MOST:
             raise RegkitError(
-                f"count and details of ensembles must not exceed {_MOST} together, got {self.count[1]} and "
+                f"count and details of ensembles must not exceed {MOST} together, got {self.count[1]} and "
                 f"{self.details}"
             )
         for name in ("radius", "detail_radius"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise RegkitError(f"{name} of ensembles must be positive and rising, got {low} to {high}")
+
+    @property
+    def most(self) -> int:
+        """Shapes, at most."""
+        return self.count[1] + self.details
 
 
 def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice) -> torch.Tensor:
@@ -82,7 +88,6 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: D
         labels, used = _cells(how.size, dice)
     rim_label = used + 1  # one tissue lies around all the organs that have a rim
     used += 1
-    weights = np.array([weight for _, weight in sources])
     count = int(dice.scalars.integers(how.count[0], how.count[1] + 1))
     details = int(dice.scalars.integers(how.details + 1))
     sizes = np.concatenate([_sizes(how.radius, count, dice), _sizes(how.detail_radius, details, dice)])
@@ -90,14 +95,28 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: D
     order = np.argsort(-sizes * np.exp(dice.scalars.normal(0, 0.5, len(sizes))))
     rims = dice.chance(0.5)
     for radius in sizes[order]:
-        source = sources[dice.scalars.choice(len(sources), p=weights / weights.sum())][0]
         used += 1
         rim = int(dice.scalars.integers(1, 3)) if rims and dice.chance(0.6) else 0
-        _paste(labels, source.draw(dice.scalars, dice.device), radius, used, rim, rim_label, how.bend, dice)
+        _paste(labels, _draw(sources, dice), radius, used, rim, rim_label, how.bend, dice)
     body = int(dice.scalars.integers(3))
     if body:
         labels = _in_a_body(labels, used, layers=int(dice.scalars.integers(1, 5)) * (body == 2), dice=dice)
     return labels
+
+
+def add_strays(
+    labels: torch.Tensor, most: int, how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice
+) -> None:
+    """Write up to ``most`` details into a label map (Z, Y, X) that no other view of the anatomy has."""
+    count = int(dice.scalars.integers(most + 1))
+    for k, radius in enumerate(_sizes(how.detail_radius, count, dice)):
+        _paste(labels, _draw(sources, dice), radius, _LAST_LABEL - k, 0, 0, how.bend, dice)
+
+
+def _draw(sources: Sequence[tuple[Source, float]], dice: Dice) -> Shape:
+    weights = np.array([weight for _, weight in sources])
+    source = sources[dice.scalars.choice(len(sources), p=weights / weights.sum())][0]
+    return source.draw(dice.scalars, dice.device)
 
 
 def _sizes(limits: tuple[float, float], count: int, dice: Dice) -> np.ndarray:
@@ -129,7 +148,7 @@ def _paste(
     dice: Dice,
 ) -> None:
     """Write a shape, randomly scaled, turned, sheared, reflected, bent and placed, into the label map."""
-    size = labels.shape[0]
+    size = np.array(labels.shape[::-1])
     to_voxels = _random_affine(dice.scalars) * radius
     centre = dice.scalars.uniform(0, size, 3)
     reach = np.abs(to_voxels).sum(1) * (1 + bend) + rim

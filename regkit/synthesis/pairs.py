@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.synthesis.appearance import render
-from regkit.synthesis.ensemble import Ensembles, draw_labels
+from regkit.synthesis.ensemble import MOST, Ensembles, add_strays, draw_labels
 from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.sources import Source
 
@@ -27,7 +27,9 @@ class Pairs:
         reuse: pairs that are cut from one label ensemble, each at another place.
         offset: largest shift, voxels, between the two cut-outs along each axis.
         turn: largest rotation between them, degrees.
-        bend: largest elastic displacement between them, voxels.
+        stretch: largest change of size between them along an axis, as a logarithm.
+        bend: largest elastic displacement between them, as a share of the distance over which it varies.
+        strays: most details that one of them has and the other lacks.
         ensembles: the label ensembles; their size is at least ``size + offset``, and with slabs more than
             their width; the offset within them is what room there is.
 
@@ -39,8 +41,10 @@ class Pairs:
     slabs: float = 0.0
     reuse: int = 8
     offset: int = 28
-    turn: float = 10.0
-    bend: float = 3.0
+    turn: float = 20.0
+    stretch: float = 0.25
+    bend: float = 0.2
+    strays: int = 20
     ensembles: Ensembles = field(default_factory=Ensembles)
 
     def __post_init__(self) -> None:
@@ -57,6 +61,11 @@ class Pairs:
                 f"offset of {self.offset}; make them {self.size + self.offset} or larger"
             )
 
+        if self.strays < 0 or self.ensembles.most + self.strays > MOST:
+            raise RegkitError(
+                f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
+                f"{self.strays}"
+            )
         if not 0 <= self.slabs <= 1:
             raise RegkitError(f"slabs of pairs must be a share from 0 to 1, got {self.slabs}")
         if self.slabs and (self.size % 2 or self.ensembles.size <= 3 * self.size // 2):
@@ -115,13 +124,21 @@ class Synthesiser:
             self._labels = draw_labels(self.how.ensembles, self.sources, dice)
             self._at = ensemble
         dice = Dice.of(self.seed, 1, index, device=self.device)
-        return cut_and_render(self._labels, self.how, dice, shape)
+        return cut_and_render(self._labels, self.how, self.sources, dice, shape)
 
 
 def cut_and_render(
-    ensemble: torch.Tensor, how: Pairs, dice: Dice, shape: tuple[int, ...] | None = None
+    ensemble: torch.Tensor,
+    how: Pairs,
+    sources: Sequence[tuple[Source, float]],
+    dice: Dice,
+    shape: tuple[int, ...] | None = None,
 ) -> Pair:
-    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one label ensemble (Z, Y, X)."""
+    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one label ensemble (Z, Y, X).
+
+    Args:
+        sources: of the strays.
+    """
     shape = shape or (how.size,) * 3
     # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
     axes = tuple(int(a) for a in dice.scalars.permutation(3))
@@ -153,6 +170,9 @@ def cut_and_render(
     for axis in flips:
         partner[2 - axis] = shape[axis] - 1 - partner[2 - axis]
 
+    if how.strays:
+        for volume in labels:
+            add_strays(volume, how.strays, how.ensembles, sources, dice)
     one, other = (render(volume, dice) for volume in labels)
     return Pair(torch.stack([one.image, other.image]), labels, torch.stack([one.seen, other.seen]), partner)
 
@@ -170,10 +190,8 @@ def _view(sides: np.ndarray, how: Pairs, dice: Dice) -> torch.Tensor:
     vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
     a, b, c = vector.tolist()
     turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float32))
-    scale = float(np.exp(dice.uniform(-0.1, 0.1)))
-    rows = (turn * scale).tolist()
+    stretch = torch.from_numpy(np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3)).astype(np.float32))
+    rows = (turn * stretch).tolist()
     where = torch.stack([x * p + y * q + z * r for p, q, r in rows]) + _vector((sides - 1) / 2, dice)
-    bend = smooth_noise(dice, 3, where.shape[1:], float(sides.max()) / dice.uniform(1.5, 4)) * dice.uniform(
-        0, how.bend
-    )
-    return where + bend
+    length = float(sides.max()) / dice.uniform(1.5, 4)
+    return where + smooth_noise(dice, 3, where.shape[1:], length) * (length * dice.uniform(0, how.bend))
