@@ -204,3 +204,57 @@ def test_an_ensemble_that_just_fits() -> None:
     for seed in range(20):
         labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
         assert cut_and_render(labels, how, SOURCES, Dice.of(seed)).images.shape == (2, N, N, N)
+
+
+def _jacobian(partner: torch.Tensor) -> torch.Tensor:
+    """(Z, Y, X, 3, 3) of index coordinates, by central differences."""
+    return torch.stack([torch.stack(torch.gradient(c, dim=(2, 1, 0)), -1) for c in partner.double()], -2)
+
+
+def test_a_stretch_is_along_each_axis_by_itself_and_no_larger_than_asked_for(plain: None) -> None:
+    ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
+    how = replace(HOW, bend=0.0, stretch=0.3)
+    scales = []
+    for seed in range(60):
+        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner
+        scales.append(torch.linalg.svdvals(_jacobian(partner)[3, 3, 3]).log())
+    found = torch.stack(scales)
+    assert found.abs().max() <= 0.3 + 1e-3
+    assert found.max() > 0.25
+    assert found.min() < -0.25
+    assert (found[:, 0] - found[:, 2]).min() > 0.01  # never the same along all axes
+
+
+def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
+    """Gradients of a bend do not depend on how far it reaches: 0.2 of the distance over which it varies."""
+    ensemble = torch.zeros(64, 64, 64, dtype=torch.uint8)
+    how = Pairs(size=48, offset=8, strays=0, ensembles=Ensembles(size=64))
+    folded, moved = [], []
+    for seed in range(10):
+        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner
+        determinant = torch.linalg.det(_jacobian(partner))
+        folded.append((determinant * determinant.median().sign() <= 0).double().mean())
+        straight = cut_and_render(ensemble, replace(how, bend=0.0), SOURCES, Dice.of(seed)).partner
+        moved.append((partner - straight).norm(dim=0).max())
+    assert torch.stack(folded).mean() < 0.005
+    assert torch.stack(moved).max() > 5
+
+
+def test_each_view_has_strays_of_its_own() -> None:
+    """Details that the other view lacks; everywhere else both show the same anatomy."""
+    ensemble = torch.randint(0, 9, (WHOLE,) * 3).to(torch.uint8)
+    how = replace(HOW, strays=12)
+    strays = 0
+    for seed in range(20):
+        pair = cut_and_render(ensemble, how, SOURCES, Dice.of(seed))
+        without = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
+        stray = pair.labels >= 240
+        strays += int(stray.any())
+        assert torch.equal(pair.labels[~stray], without.labels[~stray])
+        assert torch.equal(pair.partner, without.partner)
+        assert not (stray[0] & stray[1]).all()
+    assert strays > 15
+    with pytest.raises(RegkitError, match="strays of pairs"):
+        replace(HOW, strays=-1)
+    with pytest.raises(RegkitError, match="at most 240"):
+        replace(HOW, strays=231)

@@ -81,9 +81,6 @@ class Validation:
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
 
-    def _here(self, labels: torch.Tensor) -> torch.Tensor:
-        return labels.to(self.device)
-
     def _dice(self, *numbers: int) -> Dice:
         return Dice.of(*numbers, device=self.device)
 
