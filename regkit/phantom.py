@@ -4,6 +4,7 @@ The anatomy (:mod:`regkit.anatomy`) lives in the world of the MR. The true map T
 the CT; the MR shows ``anatomy(p)`` and the CT ``anatomy(T^-1(y))``, each evaluated at its own voxels, so that
 labels and landmarks correspond exactly and no voxel of one image was made from voxels of the other. As in
 a clinic, the two have other voxels, axes, fields of view and origins: by their headers, they lie 60 mm apart.
+What the scanners add is drawn by the data engine (:mod:`regkit.synthesis.appearance`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.interpolate import make_interp_spline
-from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from regkit.anatomy import NAMES, draw
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid
 from regkit.images import Volume
+from regkit.synthesis.appearance import bias, blurred, rician
+from regkit.synthesis.noise import Dice
 
 _SPACING = 2.6  # mm, in-plane of the MR at full size
 _HALF_TRUNK = np.array([130.0, 85.0, 105.0])  # mm
@@ -126,7 +129,7 @@ def torso(seed: int = 0, spacing: float = _SPACING) -> Phantom:
         raise RegkitError(f"the phantom's seed must be 0 or more, got {seed}")
     if not 1 <= spacing <= 12:
         raise RegkitError(f"the phantom's voxel spacing must be from 1 to 12 mm, got {spacing:g}")
-    anatomy, warp, mr_noise, ct_noise = np.random.SeedSequence(seed).spawn(4)
+    anatomy, warp = np.random.SeedSequence(seed).spawn(2)
     truth = _true_map(np.random.default_rng(warp))
     shape = _Shape(np.random.default_rng(anatomy))
     scale = spacing / _SPACING
@@ -139,14 +142,14 @@ def torso(seed: int = 0, spacing: float = _SPACING) -> Phantom:
 
     texture = int(anatomy.generate_state(1)[0])
     image, labels = draw(_on_grid(fixed_grid, shape.to_anatomy), "mr", max(fixed_grid.spacing), texture)
-    fixed = Volume(_mr(image, fixed_grid, np.random.default_rng(mr_noise)), fixed_grid, "phantom MR")
+    fixed = Volume(_mr(image, Dice.of(seed, 1)), fixed_grid, "phantom MR")
     fixed_labels = Volume(labels, fixed_grid, "phantom MR labels")
 
     coordinates = _on_grid(moving_grid, lambda y: shape.to_anatomy(truth.inverse(y)))
     image, labels = draw(coordinates, "ct", max(moving_grid.spacing), texture)
     back = truth(shape.from_anatomy(np.array([0.0, 97.0, 0.0])))
     _couch(image, coordinates, moving_grid, back)
-    moving = Volume(_ct(image, np.random.default_rng(ct_noise)), moving_grid, "phantom CT")
+    moving = Volume(_ct(image, Dice.of(seed, 2)), moving_grid, "phantom CT")
     moving_labels = Volume(labels, moving_grid, "phantom CT labels")
 
     landmarks = shape.from_anatomy(np.array(list(_LANDMARKS.values()), dtype=np.float64))
@@ -251,28 +254,18 @@ def _on_grid(grid: Grid, function: Callable[[Float64], Float64]) -> npt.NDArray[
     return np.ascontiguousarray(values)
 
 
-def _mr(image: npt.NDArray[np.float32], grid: Grid, random: np.random.Generator) -> npt.NDArray[np.int16]:
+def _mr(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
     """A coil that sees some parts better, a scanner's gamma, and Rician noise."""
-    blurred = gaussian_filter(image, 0.45)
-    half = 0.5 * grid.extent
-    place = random.uniform(-0.6, 0.6, (3, 3)) * half
-
-    def sensitivity(points: Float64) -> Float64:
-        apart = ((points[..., None, :] - grid.centre - place) / (1.1 * half)) ** 2
-        return np.exp(-0.5 * apart.sum(axis=-1))
-
-    bias = _on_grid(grid, sensitivity).sum(axis=0)
-    bias = 0.72 + 0.56 * (bias - bias.min()) / (bias.max() - bias.min())
-    signal = 900 * (np.maximum(blurred, 0) / 900) ** np.float32(1.1) * bias
-    one, other = random.standard_normal((2, *image.shape), dtype=np.float32) * 14
-    return np.round(np.hypot(signal + one, other)).astype(np.int16)
+    signal = 900 * (blurred(torch.from_numpy(image), [0.45] * 3).clamp_(min=0) / 900) ** 1.1
+    noisy = rician(signal * bias(image.shape, 0.12, dice), 14.0, dice)
+    return np.asarray(noisy.round_().numpy(), dtype=np.int16)
 
 
-def _ct(image: npt.NDArray[np.float32], random: np.random.Generator) -> npt.NDArray[np.int16]:
+def _ct(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
     """The blur of the reconstruction and its correlated noise of 12 HU."""
-    noise = gaussian_filter(random.standard_normal(image.shape, dtype=np.float32), 0.6)
-    noisy = gaussian_filter(image, 0.45) + noise * (12 / noise.std())
-    return np.round(np.clip(noisy, -1024, 3071)).astype(np.int16)
+    noise = blurred(dice.normal(*image.shape), [0.6] * 3)
+    noisy = blurred(torch.from_numpy(image), [0.45] * 3) + noise * (12 / noise.std())
+    return np.asarray(noisy.clamp_(-1024, 3071).round_().numpy(), dtype=np.int16)
 
 
 def _couch(

@@ -8,8 +8,6 @@ import torch
 from scipy import ndimage
 
 from regkit.synthesis.appearance import (
-    _bias,
-    _blurred,
     _cut,
     _in_k_space,
     _noisy,
@@ -17,6 +15,8 @@ from regkit.synthesis.appearance import (
     _rescaled,
     _texture,
     _thick_slices,
+    bias,
+    blurred,
     render,
 )
 from regkit.synthesis.noise import Dice, smooth_noise
@@ -117,17 +117,17 @@ def test_blur_is_scipys_with_as_many_taps(rng: np.random.Generator, sigmas: tupl
     for axis, sigma in enumerate(sigmas):
         radius = max(1, round(2.5 * sigma))
         expected = ndimage.gaussian_filter1d(expected, sigma, axis, mode="nearest", radius=radius)
-    found = _blurred(torch.from_numpy(image), np.array(sigmas))
+    found = blurred(torch.from_numpy(image), np.array(sigmas))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
 
 
 def test_blur_keeps_a_constant_and_has_its_sigma() -> None:
     constant = torch.full((6, 7, 8), 0.3)
-    torch.testing.assert_close(_blurred(constant, np.array([0.4, 0.9, 2.0])), constant)
+    torch.testing.assert_close(blurred(constant, np.array([0.4, 0.9, 2.0])), constant)
     image = torch.zeros(21, 21, 21).double()
     image[10, 10, 10] = 1
     sigmas = np.array([0.7, 0.9, 1.6])
-    found = _blurred(image, sigmas)
+    found = blurred(image, sigmas)
     at = (torch.arange(21) - 10.0).double().square()
     for axis, sigma in enumerate(sigmas):
         profile = found.sum([a for a in range(3) if a != axis])
@@ -196,9 +196,9 @@ def test_noise_is_symmetric_or_that_of_a_magnitude() -> None:
 
 def test_a_bias_is_smooth_and_positive() -> None:
     for seed in range(10):
-        bias = _bias((16, 20, 24), Dice.of(seed))
-        assert (bias > 0).all()
-        assert bias.log().diff(dim=2).abs().max() < 0.4
+        found = bias((16, 20, 24), 0.4, Dice.of(seed))
+        assert (found > 0).all()
+        assert found.log().diff(dim=2).abs().max() < 0.4
 
 
 def test_texture_has_no_mean_of_its_own() -> None:

@@ -9,6 +9,7 @@ a CT differ by less than its noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +46,9 @@ def render(labels: torch.Tensor, dice: Dice, partial: float = 0.35) -> Rendering
         image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.05)
     if dice.chance(0.7):
         image += deviations.to(dice.device)[index] * dice.normal(*labels.shape)
-    image = _blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
+    image = blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
     if dice.chance(0.5):
-        image = image * _bias(labels.shape, dice)
+        image = image * bias(labels.shape, dice.uniform(0, 0.4), dice)
     if dice.chance(0.25):
         image = _thick_slices(image, dice)
     if dice.chance(0.1):
@@ -95,15 +96,15 @@ def _texture(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
     return total
 
 
-def _bias(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
-    """A smooth positive factor."""
-    return smooth_noise(dice, 1, shape, max(shape) / dice.uniform(1, 3))[0].mul_(dice.uniform(0, 0.4)).exp_()
+def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
+    """A smooth positive factor (Z, Y, X), its logarithm with a deviation near ``strength``."""
+    return smooth_noise(dice, 1, shape, max(shape) / dice.uniform(1, 3))[0].mul_(strength).exp_()
 
 
-def _blurred(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
-    """Gaussian blur, one sigma (voxels) per axis, borders replicated."""
+def blurred(image: torch.Tensor, sigmas: Sequence[float] | np.ndarray) -> torch.Tensor:
+    """Gaussian blur of (Z, Y, X), one sigma (voxels) per axis, borders replicated."""
     volume = image[None, None]
-    for axis, sigma in enumerate(sigmas.tolist()):
+    for axis, sigma in enumerate(map(float, sigmas)):
         radius = max(1, round(2.5 * sigma))
         taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
         weights = (taps / taps.sum()).tolist()
@@ -148,8 +149,12 @@ def _noisy(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     """Gaussian noise, or Rician as in a magnitude image."""
     # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
     level = float(np.exp(dice.uniform(np.log(0.002), np.log(0.05))))
-    noisy = image + level * dice.normal(*image.shape)
-    return torch.hypot(noisy, level * dice.normal(*image.shape)) if dice.chance(0.3) else noisy
+    return rician(image, level, dice) if dice.chance(0.3) else image + level * dice.normal(*image.shape)
+
+
+def rician(image: torch.Tensor, level: float, dice: Dice) -> torch.Tensor:
+    """The magnitude of an image with complex Gaussian noise."""
+    return torch.hypot(image + level * dice.normal(*image.shape), level * dice.normal(*image.shape))
 
 
 def _rescaled(image: torch.Tensor) -> torch.Tensor:
