@@ -1,0 +1,103 @@
+"""How fast pairs are drawn, and what share of a training step that takes.
+
+    python benchmarks/synthesis.py [--config FILE] [--templates FILE.npz] [--device cuda] [-o FILE]
+
+Pairs of 64^3 and 128^3 voxels, and steps of the configuration: the seconds to draw a step's pairs, and to
+train on them, one after the other. In a run the next pairs are drawn while the last ones train, by another
+thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_pairs import ROOT, setting, write_rows
+
+from regkit.pretrain.config import load_config
+from regkit.pretrain.train import Place, Trainer
+from regkit.synthesis.mixture import mixture
+from regkit.synthesis.pairs import Pairs, Synthesiser
+from regkit.synthesis.sources import Source
+
+SIDES = (64, 128)
+
+
+def seconds(work: Callable[[int], object], times: int, device: torch.device) -> float:
+    """Mean seconds of ``work``, after as many calls to warm up as a tenth."""
+    for k in range(max(1, times // 10)):
+        work(k)
+    _wait(device)
+    began = time.perf_counter()
+    for k in range(times):
+        work(k)
+    _wait(device)
+    return (time.perf_counter() - began) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], device: torch.device) -> float:
+    """Seconds per pair of cubes, the anatomies that they are cut from included."""
+    how = replace(
+        pairs,
+        size=side,
+        slabs=0.0,
+        ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
+    )
+    synthesiser = Synthesiser(how, sources, 0, device)
+    return seconds(synthesiser.pair, 3 * how.reuse, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=ROOT / "models" / "regkit-small.yaml")
+    parser.add_argument("--templates", type=Path, action="append", default=[])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "synthesis")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config)
+    if not arguments.templates:
+        config = replace(config, procedural=1.0, templates=0.0)
+    sources = mixture(config.procedural, config.templates, arguments.templates)
+    device = torch.device(arguments.device)
+    rows: list[dict[str, Any]] = []
+    for side in SIDES:
+        pair = drawing(config.pairs, side, sources, device)
+        rows.append({"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair})
+    trainer = Trainer(config, sources, Place(0, 1, device))
+    draw = seconds(trainer.batch, 2 * config.pairs.reuse, device)
+    batch = trainer.batch(0)
+    step = seconds(lambda k: trainer.advance(batch), 20, device)
+    rows.append(
+        {"what": f"drawing the {config.batch} pairs of a step", "seconds": draw, "share": draw / step}
+    )
+    rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
+    lines = ["| | seconds | per second | share of a step |", "|---|--:|--:|--:|"]
+    for row in rows:
+        rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
+        share = f"{100 * row['share']:.0f} %" if "share" in row else ""
+        lines.append(f"| {row['what']} | {row['seconds']:.3f} | {rate} | {share} |")
+    table = "\n".join(lines)
+    print(table)
+    command = f"python benchmarks/synthesis.py --device {arguments.device}"
+    command += f" --threads {arguments.threads}" if arguments.threads else ""
+    command += "".join(f" --templates {path.name}" for path in arguments.templates)
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()
