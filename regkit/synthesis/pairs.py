@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.errors import RegkitError
-from regkit.synthesis.appearance import render
+from regkit.synthesis.appearance import draw_grain, render
 from regkit.synthesis.ensemble import MOST, Ensembles, add_strays, draw_labels
 from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.sources import Source
@@ -114,7 +114,7 @@ class Synthesiser:
     ) -> None:
         self.how, self.sources, self.seed, self.device = how, sources, seed, device
         self._at = -1
-        self._labels = torch.empty(0)
+        self._labels = self._grain = torch.empty(0)
 
     def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
         """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
@@ -122,9 +122,10 @@ class Synthesiser:
         if ensemble != self._at:
             dice = Dice.of(self.seed, 0, ensemble, device=self.device)
             self._labels = draw_labels(self.how.ensembles, self.sources, dice)
+            self._grain = draw_grain(tuple(self._labels.shape), dice)
             self._at = ensemble
         dice = Dice.of(self.seed, 1, index, device=self.device)
-        return cut_and_render(self._labels, self.how, self.sources, dice, shape)
+        return cut_and_render(self._labels, self.how, self.sources, dice, shape, self._grain)
 
 
 def cut_and_render(
@@ -133,11 +134,13 @@ def cut_and_render(
     sources: Sequence[tuple[Source, float]],
     dice: Dice,
     shape: tuple[int, ...] | None = None,
+    grain: torch.Tensor | None = None,
 ) -> Pair:
     """A pair of volumes of a shape (Z, Y, X), by default cubes, from one label ensemble (Z, Y, X).
 
     Args:
         sources: of the strays.
+        grain: what both views show within the structures, as of :func:`draw_grain`.
     """
     shape = shape or (how.size,) * 3
     # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
@@ -163,8 +166,13 @@ def cut_and_render(
         ensemble[None, None].float(), grid[None], mode="nearest", padding_mode="border", align_corners=True
     )[0, 0].to(torch.uint8)
     labels = torch.stack([inner, seen_there])
-    # The same exchange of axes for labels, and for the coordinates that point between them.
+    # The same exchange of axes for labels and grain, and for the coordinates that point between them.
     labels = labels.permute(0, *(1 + a for a in axes)).flip([1 + f for f in flips]).contiguous()
+    grains: Sequence[torch.Tensor | None] = (None, None)
+    if grain is not None:
+        there = F.grid_sample(grain[None], grid[None], padding_mode="border", align_corners=True)[0]
+        both = torch.stack([grain[(slice(None), *box)], there])
+        grains = both.permute(0, 1, *(2 + a for a in axes)).flip([2 + f for f in flips]).contiguous().unbind()
     partner = partner[[2 - axes[2], 2 - axes[1], 2 - axes[0]]].permute(0, *(1 + a for a in axes))
     partner = partner.flip([1 + f for f in flips]).contiguous()
     for axis in flips:
@@ -173,7 +181,7 @@ def cut_and_render(
     if how.strays:
         for volume in labels:
             add_strays(volume, how.strays, how.ensembles, sources, dice)
-    one, other = (render(volume, dice) for volume in labels)
+    one, other = (render(volume, dice, grain=own) for volume, own in zip(labels, grains))
     return Pair(torch.stack([one.image, other.image]), labels, torch.stack([one.seen, other.seen]), partner)
 
 
