@@ -13,10 +13,12 @@ from regkit.synthesis.appearance import (
     _noisy,
     _palette,
     _rescaled,
+    _seen_grain,
     _texture,
     _thick_slices,
     bias,
     blurred,
+    draw_grain,
     render,
 )
 from regkit.synthesis.noise import Dice, smooth_noise
@@ -235,3 +237,23 @@ def test_beyond_the_field_of_view_the_last_slice_is_repeated(rng: np.random.Gene
         assert torch.equal(found.image, image.index_select(axis, nearest))
         kinds.add((axis, first == 0))
     assert len(kinds) == 6
+
+
+def test_grain_shows_in_each_label_as_strongly_as_chance_has_it() -> None:
+    labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
+    labels[:, :, 12:] = 1
+    grain = draw_grain(tuple(labels.shape), Dice.of(0))
+    assert grain.shape == (2, 24, 24, 24)
+    assert grain[0].diff(dim=2).std() > grain[1].diff(dim=2).std()  # the first is finer
+    ratios = []
+    for seed in range(40):
+        found = _seen_grain(grain, labels.int(), Dice.of(seed))
+        assert torch.isfinite(found).all()
+        here, there = (float(found[labels == label].std()) for label in (0, 1))
+        assert min(here, there) > 0
+        assert max(here, there) < 0.5
+        ratios.append(max(here, there) / min(here, there))
+    assert np.median(ratios) > 1.5
+    assert not torch.equal(
+        _seen_grain(grain, labels.int(), Dice.of(1)), _seen_grain(grain, labels.int(), Dice.of(2))
+    )

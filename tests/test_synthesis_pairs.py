@@ -34,7 +34,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, dice: SimpleNamespace(image=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, dice, grain: SimpleNamespace(image=labels.float(), seen=labels < 255)
     )
 
 
@@ -258,3 +258,30 @@ def test_each_view_has_strays_of_its_own() -> None:
         replace(HOW, strays=-1)
     with pytest.raises(RegkitError, match="at most 240"):
         replace(HOW, strays=231)
+
+
+def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first view's grain at the partner of a voxel of the second is that voxel's."""
+    shown: list[torch.Tensor] = []
+
+    def render(labels: torch.Tensor, dice: Dice, grain: torch.Tensor) -> SimpleNamespace:
+        shown.append(grain)
+        return SimpleNamespace(image=labels.float(), seen=labels < 255)
+
+    monkeypatch.setattr(pairs, "render", render)
+    labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)
+    grain = torch.randn(2, *labels.shape)
+    # Whole voxels, where no interpolation is needed.
+    how = replace(HOW, turn=0.0, stretch=0.0, bend=0.0)
+    for seed in range(20):
+        partner = cut_and_render(labels, how, SOURCES, Dice.of(seed), grain=grain).partner
+        first, second = shown[-2:]
+        x, y, z = partner.round().long()
+        inside = ((partner > -0.5) & (partner < N - 0.5)).all(0)
+        at = first[:, z.clamp(0, N - 1), y.clamp(0, N - 1), x.clamp(0, N - 1)]
+        assert inside.any()
+        torch.testing.assert_close(second[:, inside], at[:, inside], rtol=1e-3, atol=1e-3)
+    synthesiser = Synthesiser(HOW, SOURCES, 0, torch.device("cpu"))
+    synthesiser.pair(0)
+    assert shown[-1].shape == (2, N, N, N)
+    assert shown[-1].std() > 0.3
