@@ -1,4 +1,4 @@
-"""The losses of a run as a picture."""
+"""The losses of a run, and its scores where it was validated, as a picture."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ _POINTS = 200  # of the smoothed line, at most
 
 
 def plot_losses(log: Path, picture: Path) -> bool:
-    """Draw ``log.csv`` of a run, a panel for each loss; False where matplotlib or a line to draw is missing.
+    """Draw ``log.csv`` of a run, a panel for each loss, and ``validation.csv`` beside it, if there is one.
+
+    Returns:
+        False where matplotlib or a line to draw is missing.
 
     Raises:
         RegkitError: if the picture cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return False
-    with log.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream))
-    if len(rows) < 3:
+    columns = _columns(log)
+    if len(columns.get("step", ())) < 2:
         return False
+    scores = _columns(log.with_name("validation.csv"))
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    values = np.asarray(rows[1:], dtype=np.float64)
-    columns = {name: values[:, k] for k, name in enumerate(rows[0])}
     names = [name for name in columns if name not in _NOT_LOSSES]
-    figure = Figure((3.4 * len(names), 2.8), dpi=120, facecolor=INK, layout="constrained")
+    panels = [*names, *(name for name in scores if name != "step")]
+    figure = Figure((3.4 * len(panels), 2.8), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)
-    window = max(1, len(values) // _POINTS)
-    for k, name in enumerate(names):
-        ax = figure.add_subplot(1, len(names), k + 1, facecolor=INK)
+    window = max(1, len(columns["step"]) // _POINTS)
+    for k, name in enumerate(panels):
+        ax = figure.add_subplot(1, len(panels), k + 1, facecolor=INK)
         colour = _COLOURS[k % len(_COLOURS)]
-        ax.plot(columns["step"], columns[name], color=colour, alpha=0.25, linewidth=0.6)
-        ax.plot(_means(columns["step"], window), _means(columns[name], window), color=colour, linewidth=1.4)
+        if name in scores:
+            ax.plot(scores["step"], scores[name], color=colour, linewidth=1.4, marker=".")
+        else:
+            ax.plot(columns["step"], columns[name], color=colour, alpha=0.25, linewidth=0.6)
+            smooth = (_means(columns[column], window) for column in ("step", name))
+            ax.plot(*smooth, color=colour, linewidth=1.4)
         ax.set_title(name, color=PALE, size=10)
         ax.set_xlabel("step", color=DIM, size=8)
         ax.tick_params(colors=DIM, labelsize=7)
@@ -51,6 +57,15 @@ def plot_losses(log: Path, picture: Path) -> bool:
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, facecolor=INK)
     return True
+
+
+def _columns(table: Path) -> dict[str, np.ndarray]:
+    """The columns of a table of numbers by name; none where there is no table."""
+    if not table.exists():
+        return {}
+    with table.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+    return {name: np.asarray(values, dtype=np.float64) for name, *values in zip(*rows)}
 
 
 def _means(values: np.ndarray, window: int) -> np.ndarray:

@@ -275,7 +275,8 @@ def train(
         pending = ahead.submit(trainer.batch, trainer.step)
         while trainer.step < config.steps:
             batch = pending.result()
-            pending = ahead.submit(trainer.batch, trainer.step + 1)
+            if trainer.step + 1 < config.steps:
+                pending = ahead.submit(trainer.batch, trainer.step + 1)
             losses = trainer.advance(batch)
             if trainer.step % 10 == 0:
                 numbers = _finite(losses, trainer.step)
