@@ -11,10 +11,10 @@ def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
 
     Three separable passes; every axis gets 2 radius shorter.
     """
+    if not radius:
+        return volume.clone()
     for axis in (-3, -2, -1):
         n = volume.shape[axis] - 2 * radius
-        if not radius:
-            return volume.clone()
         total = volume.narrow(axis, 0, n) + volume.narrow(axis, 1, n)
         for shift in range(2, 2 * radius + 1):
             total += volume.narrow(axis, shift, n)

@@ -19,6 +19,7 @@ _BFLOAT16 = False
 MAX_CELLS = 3_000_000
 # What it takes for each cell of a volume and channel of the finest level, in one pass and by slabs.
 _BYTES_WHOLE, _BYTES_BY_SLABS = 36, 25
+_BYTES_INSTANCE = 56  # with norms over the volume, in one pass
 # Cells that a slab has more on either side, for three convolutions; even, so that pooling pairs the same.
 _HALO = 4
 
@@ -31,7 +32,7 @@ class NetworkFeatures:
     Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
     volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
     once: a cell sees as far as in one pass and no seam arises, as it would between tiles, unless each had
-    the 94 cells around it that the network looks at.
+    the 94 cells around it that the network looks at. Norms over the volume need all of it at once.
 
     Args:
         path: a file of weights that :func:`regkit.weights.load_network` reads.
@@ -63,11 +64,13 @@ class NetworkFeatures:
         z, y, x = ends
         volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
         cells = volume.numel() // self.stride**3
-        # A norm over the volume needs the whole of it.
-        whole = cells <= self.max_cells or self.network.architecture.norm == "instance"
+        if self.network.architecture.norm == "instance":
+            whole, bytes_each = True, _BYTES_INSTANCE
+        else:
+            whole = cells <= self.max_cells
+            bytes_each = _BYTES_WHOLE if whole else _BYTES_BY_SLABS
         if image.device.type == "cpu":
-            width = self.network.architecture.width
-            check_fits_memory(cells, "the network", width * (_BYTES_WHOLE if whole else _BYTES_BY_SLABS))
+            check_fits_memory(cells, "the network", self.network.architecture.width * bytes_each)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=_BFLOAT16):
             out = self.network(volume) if whole else self._by_slabs(volume)
         z, y, x = (-(-n // self.stride) for n in image.shape)

@@ -79,9 +79,8 @@ class Reading:
         """
         total = sum(group.count for group in self.channels if group.weight)
         found = []
-        for group, values in zip(
-            self.channels, output.split([group.count for group in self.channels], dim=1)
-        ):
+        counts = [group.count for group in self.channels]
+        for group, values in zip(self.channels, output.split(counts, dim=1)):
             if not group.weight:
                 continue
             if group.activation == "sigmoid":

@@ -235,6 +235,10 @@ def test_the_twin_fails_in_one_line(config: Path, tmp_path: Path) -> None:
     assert (process.returncode, out) == (1, "")
     assert "install SimpleITK, nibabel and scipy, or give an .npz archive" in error
     assert error.count("\n") == 1
+    config.write_text(TINY)
+    process = _bare("--config", config, "-o", tmp_path / "other", "--validation", tmp_path / "labels")
+    assert "install SimpleITK, nibabel and scipy" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
     process = _bare("--config", config, "-o", tmp_path / "run", "--threads", 0)
     assert "--threads must be at least 1" in process.communicate(timeout=60)[1]
     assert process.returncode == 2

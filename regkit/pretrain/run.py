@@ -26,7 +26,7 @@ from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.plot import plot_losses
 from regkit.pretrain.train import Place, Report, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
-from regkit.synthesis.mixture import mixture
+from regkit.synthesis.mixture import mixture, readers_needed
 from regkit.weights import load_network, sha256
 
 _LINE_EVERY = 60.0  # seconds, where there is no terminal
@@ -100,6 +100,10 @@ def pretrain(
     _prepare(run, target)
     begin = None if start is None else load_network(start)[0]
     sources = mixture(settings.procedural, settings.templates, templates)
+    maps = []
+    if validation is not None:
+        with readers_needed(validation):
+            maps = load_maps(validation)
     if threads is not None:
         torch.set_num_threads(threads)
     origin = {
@@ -108,8 +112,8 @@ def pretrain(
     }
     with place(device) as where:
         watch = None
-        if validation is not None and where.first:
-            scored = Validation(load_maps(validation), settings.stride, where.device)
+        if maps and where.first:
+            scored = Validation(maps, settings.stride, where.device)
             watch = _Watch(run, scored, config.stem, origin)
         try:
             with _progress(settings, minutes, where) as report:

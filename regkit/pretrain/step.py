@@ -46,6 +46,18 @@ class Batch:
     seen: torch.Tensor
     partner: torch.Tensor
 
+    def partners(self, pair: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the M cells of a pair's second view lie in the first, (3, M) in cells; the numbers (M,) of
+        the nearest cells there; and (M,) whether both are seen.
+        """
+        where = self.partner[pair].flatten(1)
+        shape = _extent(self.partner[pair])
+        whole = where.round().long()
+        at = _flat_index(whole, shape)
+        inside = ((whole >= 0) & (whole < shape)).all(0)
+        first, second = self.seen[2 * pair].flatten(), self.seen[2 * pair + 1].flatten()
+        return where, at, inside & second & first[at]
+
 
 def collate(pairs: list[Pair], stride: int) -> Batch:
     """A batch on cells of ``stride`` voxels."""
@@ -107,18 +119,14 @@ class Student(nn.Module):
         how = self.config.loss
         vectors = unit(embedding)
         values = []
-        for k, partner in enumerate(batch.partner):
+        for k in range(len(batch.partner)):
             first, second = vectors[2 * k], vectors[2 * k + 1]
-            shape = torch.tensor(first.shape[1:], device=first.device).flip(0)[:, None]  # x, y, z
-            flat = partner.flatten(1)
-            whole = flat.round().long()
-            inside = ((whole >= 0) & (whole < shape)).all(0)
-            at = flat_index(whole, shape)
-            usable = inside & batch.seen[2 * k + 1].flatten() & batch.seen[2 * k].flatten()[at]
+            shape = _extent(first)
+            flat, _, usable = batch.partners(k)
             if not usable.any():
                 continue
             anchors = draw(usable * nearness[k].flatten(), how.anchors, dice)
-            centre = whole[:, anchors, None]
+            centre = flat[:, anchors, None].round().long()
             reach = torch.randint(
                 -how.neighbourhood,
                 how.neighbourhood + 1,
@@ -128,7 +136,7 @@ class Student(nn.Module):
             )
             place = torch.minimum((centre + reach).clamp_min(0), shape[..., None] - 1)
             allowed = (place - centre).abs().amax(0) >= _NEAREST
-            others = rows(first, flat_index(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
+            others = rows(first, _flat_index(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
             values.append(
                 local_contrast(
                     rows(second, anchors),
@@ -166,7 +174,12 @@ class Student(nn.Module):
         return torch.stack(values).mean()
 
 
-def flat_index(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def _extent(volume: torch.Tensor) -> torch.Tensor:
+    """Cells of a volume (C, Z, Y, X) along x, y and z, (3, 1)."""
+    return torch.tensor(volume.shape[1:], device=volume.device).flip(0)[:, None]
+
+
+def _flat_index(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     """Flat index of whole index coordinates (3, ...), (x, y, z), clamped into a volume."""
     x, y, z = torch.minimum(where.clamp_min(0), shape - 1)
     return (z * shape[1] + y) * shape[0] + x

@@ -15,7 +15,7 @@ import torch
 
 from regkit.errors import RegkitError
 from regkit.pretrain.losses import balance, draw, rows
-from regkit.pretrain.step import collate, flat_index
+from regkit.pretrain.step import collate
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render
@@ -64,20 +64,14 @@ class Validation:
             first, second = features(batch.images)
             middle = (slice(None), *(slice(self.stride // 2, None, self.stride),) * 3)
             labels = batch.labels[middle].flatten(1).long()
-            partner = batch.partner[0].flatten(1)
-            shape = torch.tensor(first.shape[1:], device=self.device).flip(0)[:, None]  # x, y, z
-            whole = partner.round().long()
-            at = flat_index(whole, shape)
-            inside = ((whole >= 0) & (whole < shape)).all(0)
-            seen = batch.seen.flatten(1)
-            usable = inside & seen[1] & seen[0][at] & (labels[0][at] == labels[1])
+            seen = batch.seen[0].flatten()
+            partner, at, usable = batch.partners(0)
+            usable &= labels[0][at] == labels[1]
             here = draw(balance(labels[1], usable), _PLACES, dice)
-            cells = torch.arange(seen.shape[1], device=self.device)
+            cells = torch.arange(len(seen), device=self.device)
             place = torch.stack(torch.unravel_index(cells, first.shape[1:])).flip(0)
             near = (partner[:, here, None] - place[:, None]).abs().amax(0) <= _REACH / self.stride
-            apart = torch.cdist(rows(second, here), first.flatten(1).T).masked_fill(
-                ~(near & seen[0]), torch.inf
-            )
+            apart = torch.cdist(rows(second, here), first.flatten(1).T).masked_fill(~(near & seen), torch.inf)
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
 
@@ -91,7 +85,7 @@ def load_maps(folder: Path) -> list[torch.Tensor]:
     Raises:
         RegkitError: if there is none, or one cannot be read.
     """
-    files = sorted(file for file in folder.glob("*.nii*")) if folder.is_dir() else []
+    files = sorted(folder.glob("*.nii*")) if folder.is_dir() else []
     if not files:
         raise RegkitError(f"no label map to validate on in '{folder}': expected NAME.nii.gz files")
     from regkit.images import load_labels  # needs SimpleITK, which a bare training machine may lack

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from regkit.errors import RegkitError
@@ -42,10 +43,24 @@ def load_templates(path: Path) -> Templates:
     """
     if not path.is_dir():
         return load_archive(path)
-    try:
+    with readers_needed(path, ", or give an .npz archive, which needs nothing"):
         return load_folder(path)
-    except ModuleNotFoundError as error:  # on a bare training machine
+
+
+@contextmanager
+def readers_needed(path: Path, instead: str = "") -> Iterator[None]:
+    """A block that reads label maps, which a bare training machine cannot do.
+
+    Args:
+        instead: what else there is to do.
+
+    Raises:
+        RegkitError: if the libraries that read them are missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
         raise RegkitError(
             f"reading the label maps in '{path}' needs {error.name}, which is not installed; install "
-            "SimpleITK, nibabel and scipy, or give an .npz archive, which needs nothing"
+            f"SimpleITK, nibabel and scipy{instead}"
         ) from error
