@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from regkit.pretrain.checkpoint import checkpoints, load_checkpoint
 from regkit.pretrain.validation import Validation
 from regkit.weights import load_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """\
 # As small as a run can be.
@@ -40,15 +40,6 @@ pairs.ensembles.size: 32
 pairs.ensembles.details: 4
 loss.anchors: 16
 """
-
-
-@pytest.fixture(autouse=True)
-def _light() -> Iterator[None]:
-    """One thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

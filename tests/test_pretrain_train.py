@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.sources import Procedural
 from regkit.weights import load_network, reading
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Config(
     width=2,
     levels=1,
@@ -41,15 +42,6 @@ CONFIG = Config(
 # Without clipping the size of a gradient shows in the moments.
 PAIRED = replace(CONFIG, steps=6, clip=1e9)
 HERE = Place(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in an order that does not depend on how many cores there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _trainer(config: Config = CONFIG, where: Place = HERE) -> Trainer:
