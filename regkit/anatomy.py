@@ -4,21 +4,43 @@ Every organ is an implicit function (negative inside, roughly mm) of *anatomical
 patient's left, y to the back, z to the head, the origin in the middle of the trunk at the second lumbar
 vertebra. :func:`draw` evaluates the organs in order, each painted over what lies there, at whatever
 coordinates it is given. So one anatomy seen through two maps yields two images whose correspondence is
-known everywhere, and neither is a resampled copy of the other.
+known everywhere, and neither is a resampled copy of the other. :func:`draw_tissues` gives what the trunk is
+made of instead of how a scanner shows it, of a patient of another build each time.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from regkit.painting import Float, Part, Texture, branches, coils, curve, cut, ellipsoid, join, mirrored
+from regkit.painting import (
+    Float,
+    Part,
+    Solid,
+    Texture,
+    branches,
+    coils,
+    curve,
+    cut,
+    ellipsoid,
+    join,
+    mirrored,
+)
 
 NAMES = {
     1: "liver", 2: "spleen", 3: "right kidney", 4: "left kidney", 5: "gallbladder", 6: "stomach",
     7: "pancreas", 8: "aorta", 9: "vena cava", 10: "vertebrae", 11: "right psoas", 12: "left psoas",
     13: "right lung", 14: "left lung",
 }  # fmt: skip
+"""What the demo measures."""
+STRUCTURES = NAMES | {
+    15: "fat of the wall", 16: "muscles of the wall", 17: "inner fat", 18: "right back muscles",
+    19: "left back muscles", 20: "small bowel", 21: "colon", 22: "duodenum", 23: "heart", 24: "ribs",
+    25: "discs", 26: "spinal canal", 27: "spinal cord", 28: "portal vein", 29: "other vessels", 30: "pelvis",
+}  # fmt: skip
+"""What the trunk is divided into; 0 is what lies around it."""
 
 # tissue: (CT, MR). CT in Hounsfield units in the portal venous phase. MR as a T2 turbo spin echo: fat and
 # fluid are bright; flowing blood and compact bone give no signal. The order of brightness differs.
@@ -32,9 +54,20 @@ _TISSUES = {
     "portal vein": (172, 80), "heart": (118, 190), "chamber": (168, 40),
 }  # fmt: skip
 
+_NUMBERS = {name: number for number, name in STRUCTURES.items()}
+
 # z of the vertebral centres, L5 (first) to T8, and of the heads of the ribs.
 _VERTEBRAE = (-118.0, -83.0, -48.5, -15.0, 17.0, 47.5, 76.0, 103.0, 129.0, 154.0)
 _RIB_HEADS = {12: 54.0, 11: 82.0, 10: 109.0, 9: 135.0, 8: 160.0, 7: 185.0}
+
+
+TISSUES = tuple(_TISSUES)
+"""The tissues by number: intensities (CT, MR) are those of :func:`intensities`."""
+
+
+def intensities(modality: str) -> dict[str, float]:
+    """Mean intensity of each tissue, by name: "ct" in HU or "mr" in arbitrary units, 0 to 900."""
+    return {name: float(pair[modality == "mr"]) for name, pair in _TISSUES.items()}
 
 
 def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Float, npt.NDArray[np.uint8]]:
@@ -49,16 +82,42 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
     Returns:
         image and labels (:data:`NAMES`), both (Z, Y, X), without noise.
     """
-    tissues = {name: float(pair[modality == "mr"]) for name, pair in _TISSUES.items()}
-    numbers = {name: label for label, name in NAMES.items()}
+    tissues = intensities(modality)
     image = np.full(coordinates.shape[1:], tissues["air"], np.float32)
     x, y, z = coordinates
-    part = Part(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, numbers, edge)
-    random = np.random.default_rng(seed)
+    part = Part(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, _NUMBERS, edge)
+    _paint(part, np.random.default_rng(seed))
+    part.labels[part.labels > max(NAMES)] = 0
+    return image, part.labels
+
+
+def draw_tissues(
+    coordinates: Float, edge: float, random: np.random.Generator, play: float = 0.0, fatness: float = 1.0
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """What a trunk of random build is made of.
+
+    Args:
+        coordinates: (3, Z, Y, X) float32, anatomical x, y, z of each voxel, mm.
+        edge: the longest side of a voxel, mm.
+        play: mm, standard deviation of the places of organs; see :meth:`regkit.painting.Part.organ`.
+        fatness: thickness of the fat under the skin, as a share of the usual one.
+
+    Returns:
+        numbers in :data:`TISSUES`, and :data:`STRUCTURES`, both (Z, Y, X).
+    """
+    x, y, z = coordinates
+    numbers = {name: float(number) for number, name in enumerate(TISSUES)}
+    tissues = np.zeros(x.shape, np.float32)
+    part = Solid(x, y, z, tissues, np.zeros(x.shape, np.uint8), numbers, _NUMBERS, edge)
+    _paint(replace(part, random=random, play=play), random, fatness)
+    return tissues.astype(np.uint8), part.labels
+
+
+def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> None:
     texture = Texture(random)
-    cavity = _walls(part, texture)
+    cavity = _walls(part, texture, fatness)
     dome = _diaphragm(part.x, part.y, -cavity)
-    _muscles(part, texture)
+    _muscles(part, cavity, texture)
     _bowel(part, texture, random)
     _chest(part, cavity, dome, random)
     _liver(part, cavity, dome, texture, random)
@@ -73,7 +132,6 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
         pitch = (_VERTEBRAE[k + 1] - _VERTEBRAE[max(k - 1, 0)]) / min(k + 1, 2) if height < 154 else 25.0
         _vertebra(column, height, pitch, texture)
     _pelvis(part)
-    return image, part.labels
 
 
 def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
@@ -95,38 +153,44 @@ def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
     return skin, fat, front + behind * (back - front)
 
 
-def _walls(part: Part, texture: Texture) -> Float:
+def _walls(part: Part, texture: Texture, fatness: float) -> Float:
     """Skin, fat and muscle of the trunk; returns the distance to their inner face, negative inside."""
     skin, fat, muscle = _outline(part.x, part.y, part.z)
     cavity = skin + fat + muscle
-    part.paint(skin, "skin")
-    part.paint(skin + 2, "fat")
-    part.paint(skin + fat, "muscle")
+    skin, fat = skin - (fatness - 1) * fat, fatness * fat
+    part.paint(skin, "skin", "fat of the wall")
+    part.paint(skin + 2, "fat", "fat of the wall")
+    part.paint(skin + fat, "muscle", "muscles of the wall")
     back = part.within((-160, 20, -200), (160, 120, 200))
     streaks = np.clip(texture(back, 9) - 0.9, 0, 1)
-    back.paint(np.maximum(skin + fat + 1, -cavity)[back.box], "fat", opacity=0.6 * streaks)
+    back.paint(np.maximum(skin + fat + 1, -cavity)[back.box], "fat", None, 0.6 * streaks)
     # Three flat muscles lie on each other in the flank, parted by fat.
     flank = (np.abs(part.x) > 66) & (part.z < 40) & (cavity > 0)
     for share in (1 / 3, 2 / 3):
-        part.paint(np.abs(skin + fat + share * muscle) - 0.5, "fat", opacity=0.6 * flank)
-    part.paint(cavity, "fat")
+        part.paint(np.abs(skin + fat + share * muscle) - 0.5, "fat", None, 0.6 * flank)
+    part.paint(cavity, "fat", "inner fat")
     return cavity
 
 
-def _muscles(part: Part, texture: Texture) -> None:
+def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
     for side in (-1, 1):
         back = part.within((side * 34 - 32, 40, -150), (side * 34 + 32, 95, 200))
         erector = back.ellipsoid((side * 33, 69, -40), (25, 16, 400))
-        back.paint(np.abs(erector) - 0.7, "fat", opacity=0.75)
+        name = "left back muscles" if side > 0 else "right back muscles"
+        behind = np.maximum(erector, -cavity[back.box])
+        free = back.labels == back.numbers["muscles of the wall"]
+        back.paint(np.where(free, behind, 9.0), "muscle", name, 0)  # its place alone: the wall is muscle
+        back.paint(np.abs(erector) - 0.7, "fat", None, 0.75)
         septum = np.abs(back.x - side * 20) - 0.5
-        back.paint(np.maximum(septum, erector), "fat", opacity=0.5)
-        box = part.within((side * 48 - 34, -5, -150), (side * 48 + 34, 65, 40))
+        back.paint(np.maximum(septum, erector), "fat", None, 0.5)
+        box = part.organ((side * 48 - 34, -5, -150), (side * 48 + 34, 65, 40))
         knots = [(24, 36, 30, 5), (31, 34, -5, 12), (42, 32, -60, 19), (55, 22, -150, 23)]
         psoas = box.tube([curve([(side * x, *rest) for x, *rest in knots])])
         box.paint(psoas, "muscle", "left psoas" if side > 0 else "right psoas")
         box.paint(psoas + 2, "fat", None, 0.5 * np.clip(texture(box, 7, 5) - 1.1, 0, 1))
         box = part.within((side * 66 - 26, 40, -115), (side * 66 + 26, 70, 20))
-        box.paint(box.ellipsoid((side * 66, 53, -50), (20, 8, 60), turn=-20 * side), "muscle")
+        quadratus = box.ellipsoid((side * 66, 53, -50), (20, 8, 60), turn=-20 * side)
+        box.paint(quadratus, "muscle", "muscles of the wall")
 
 
 def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
@@ -134,11 +198,11 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
     nodes += random.normal(0, 3.2, nodes.shape)
-    small = part.within((-95, -85, -170), (95, 15, -25))
+    small = part.organ((-95, -85, -170), (95, 15, -25))
     loops = small.tube(coils(nodes, (10, 12.5), 38, random))
-    small.paint(loops, "gut wall")
-    small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11), "chyme")
-    small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3)), "fluid", opacity=0.8)
+    small.paint(loops, "gut wall", "small bowel")
+    small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11), "chyme", "small bowel")
+    small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3)), "fluid", "small bowel", 0.8)
 
     colon = curve([
         (-80, 2, -150, 21), (-94, 12, -105, 22), (-95, 20, -70, 20), (-84, 4, -46, 18), (-52, -50, -50, 17),
@@ -146,20 +210,20 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
         (99, 27, -85, 13), (78, 12, -150, 14),
     ])  # fmt: skip
     colon[:, 3] *= 1 + 0.14 * np.cos(np.arange(len(colon)) * (2 * np.pi / 27))  # haustra
-    large = part.within((-130, -95, -180), (130, 60, 40))
+    large = part.organ((-130, -95, -180), (130, 60, 40))
     tube = large.tube([colon])
-    large.paint(tube, "gut wall")
-    large.paint(tube + 2.4, "stool")
-    large.paint(np.maximum(tube + 4, 5 * (0.9 - texture(large, 6, 17))), "gas", opacity=0.75)
-    large.paint(np.maximum(tube + 3, large.y + 62), "gas")  # it collects in front
+    large.paint(tube, "gut wall", "colon")
+    large.paint(tube + 2.4, "stool", "colon")
+    large.paint(np.maximum(tube + 4, 5 * (0.9 - texture(large, 6, 17))), "gas", "colon", 0.75)
+    large.paint(np.maximum(tube + 3, large.y + 62), "gas", "colon")  # it collects in front
 
-    box = part.within((-65, -55, -70), (55, 30, 20))
+    box = part.organ((-65, -55, -70), (55, 30, 20))
     duodenum = box.tube([curve([
         (-24, -40, 0, 10), (-42, -20, 0, 12), (-47, 0, -20, 12), (-36, 4, -44, 11), (0, 0, -50, 10),
         (30, -8, -34, 11), (40, -22, -42, 11),
     ])])  # fmt: skip
-    box.paint(duodenum, "gut wall")
-    box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4), "chyme")
+    box.paint(duodenum, "gut wall", "duodenum")
+    box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4), "chyme", "duodenum")
 
 
 def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
@@ -175,26 +239,26 @@ def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
     return top - fall, 1 / np.sqrt(1 + (fall / 10) ** 2)
 
 
-def _below(box: Part, cavity: Float, dome: tuple[Float, Float]) -> Float:
+def _below(part: Part, box: Part, cavity: Float, dome: tuple[Float, Float]) -> Float:
     """Distance to the roof and walls of the belly, two mm of play left to an organ."""
     height, factor = dome[0][box.box], dome[1][box.box]
-    return cut(cavity[box.box] + 2, (box.z - height) * factor + 5, 5)
+    return cut(cavity[box.box] + 2, (part.z[box.box] - height) * factor + 5, 5)
 
 
 def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.random.Generator) -> None:
     chest = part.within((-150, -110, -30), (150, 110, 200))
     wall = cavity[chest.box]
     above = (dome[0][chest.box] - chest.z) * dome[1][chest.box]  # negative above the diaphragm
-    chest.paint(cut(wall, above - 3), "diaphragm")
+    chest.paint(cut(wall, above - 3), "diaphragm", "muscles of the wall")
     heart = chest.ellipsoid((20, -32, 120), (60, 46, 48), turn=25)
     spine = np.hypot(chest.x - 2, 0.9 * (chest.y - 34)) - 30
     middle = join(join(heart - 5, spine, 20), chest.ellipsoid((0, -45, 130), (26, 60, 60)), 15)
     room = cut(wall + 2, above, 4)
     lungs = cut(room, -middle, 6)
-    chest.paint(cut(room, middle), "fat")
-    chest.paint(cut(heart, above, 2), "heart")
-    chest.paint(cut(chest.ellipsoid((46, -34, 124), (26, 24, 36), turn=25), above + 6, 2), "chamber")
-    chest.paint(cut(chest.ellipsoid((2, -48, 120), (34, 19, 34), turn=25), above + 4, 2), "chamber")
+    chest.paint(cut(room, middle), "fat", "inner fat")
+    chest.paint(cut(heart, above, 2), "heart", "heart")
+    chest.paint(cut(chest.ellipsoid((46, -34, 124), (26, 24, 36), turn=25), above + 6, 2), "chamber", "heart")
+    chest.paint(cut(chest.ellipsoid((2, -48, 120), (34, 19, 34), turn=25), above + 4, 2), "chamber", "heart")
     chest.paint(np.maximum(lungs, chest.x - 1), "lung", "right lung")
     chest.paint(np.maximum(lungs, 1 - chest.x), "lung", "left lung")
     hila = branches(random, (-38, 0, 130), (-70, 5, 66), 26, 2.2) + branches(
@@ -206,16 +270,16 @@ def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.rand
 def _liver(
     part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture, random: np.random.Generator
 ) -> None:
-    box = part.within((-145, -95, -95), (80, 95, 95))
+    box = part.organ((-145, -95, -95), (80, 95, 95))
     underside = 0.62 * (box.x + 40) + 0.30 * box.y - 0.72 * (box.z + 20)
     right = cut(box.ellipsoid((-72, -2, 10), (68, 86, 88)), underside, 12)
     left = box.ellipsoid((2, -38, 46), (72, 40, 29), turn=-8)
     caudate = box.ellipsoid((-16, -2, 38), (15, 18, 22))
-    liver = cut(join(join(right, left, 16), caudate, 8), _below(box, cavity, dome), 6)
+    liver = cut(join(join(right, left, 16), caudate, 8), _below(part, box, cavity, dome), 6)
     fissure = np.hypot(box.x + 14 + 0.1 * box.y, 0.25 * (box.z - 18)) - 3
     hilum = np.hypot(box.x + 30, box.z - 12) - 6
     liver = cut(liver, -cut(join(fissure, hilum, 6), box.y + 14), 4)
-    box.paint(liver - 1.5, "fat")
+    box.paint(liver - 1.5, "fat", "inner fat")
     box.paint(liver, "liver", "liver")
     box.paint(liver + 1, "spleen", None, 0.08 * np.clip(texture(box, 12, 21) + 1, 0, 2))
     portal = branches(random, (-30, -6, 20), (8, -42, 40), 9, 3.6) + branches(
@@ -232,12 +296,14 @@ def _liver(
 
 def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
     """Spleen, gallbladder and pancreas."""
-    box = part.within((45, -35, -45), (145, 95, 105))
-    spleen = cut(box.ellipsoid((88, 36, 26), (34, 46, 54), lean=-0.12, turn=20), _below(box, cavity, dome), 4)
+    box = part.organ((45, -35, -45), (145, 95, 105))
+    spleen = cut(
+        box.ellipsoid((88, 36, 26), (34, 46, 54), lean=-0.12, turn=20), _below(part, box, cavity, dome), 4
+    )
     spleen = cut(spleen, -box.ellipsoid((52, 8, 26), (34, 46, 72), lean=-0.12, turn=20), 5)
     box.paint(spleen, "spleen", "spleen")
 
-    box = part.within((-80, -85, -50), (-20, -5, 25))
+    box = part.organ((-80, -85, -50), (-20, -5, 25))
     knots = [
         (-36, -16, 8, 3),
         (-42, -26, -2, 8),
@@ -249,7 +315,7 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
     box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
     box.paint(gallbladder, "bile", "gallbladder")
 
-    box = part.within((-60, -50, -60), (105, 50, 50))
+    box = part.organ((-60, -50, -60), (105, 50, 50))
     knots = [
         (-28, -6, -36, 11),
         (-30, -12, -16, 16),
@@ -267,7 +333,7 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
 def _kidney(part: Part, side: int, height: float, texture: Texture) -> None:
     """One kidney, ``side`` +1 for the left: its fat, cortex, pyramids and sinus."""
     centre_x, centre_y = 64.0 * side, 29.0
-    box = part.within((centre_x - 50, -15, height - 75), (centre_x + 50, 75, height + 75))
+    box = part.organ((centre_x - 50, -15, height - 75), (centre_x + 50, 75, height + 75))
     up = box.z - height
     x, y = box.x - centre_x + 0.24 * side * up, box.y - centre_y  # the upper pole leans to the spine
     inward, across = -side * 0.85 * x - 0.53 * y, -side * 0.53 * x + 0.85 * y
@@ -275,7 +341,7 @@ def _kidney(part: Part, side: int, height: float, texture: Texture) -> None:
         ellipsoid(inward, across, up, (28, 23, 54)), -ellipsoid(inward - 34, across, up, (15, 14, 20)), 8
     )
     name = "left kidney" if side > 0 else "right kidney"
-    box.paint(kidney - 4, "fat")
+    box.paint(kidney - 4, "fat", "inner fat")
     box.paint(kidney, "renal cortex", name)
     lobes = np.cos(12 * np.arctan2(up, inward + 40)) * np.cos(across / 9)
     pyramids = np.maximum(np.maximum(kidney + 6.5, 7 * (0.05 - lobes)), -kidney - 19)
@@ -286,12 +352,12 @@ def _kidney(part: Part, side: int, height: float, texture: Texture) -> None:
 
 
 def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
-    box = part.within((-45, -95, -60), (110, 60, 95))
+    box = part.organ((-45, -95, -60), (110, 60, 95))
     stomach = box.tube([curve([
         (54, 6, 48, 26), (58, -12, 34, 28), (58, -34, 8, 25), (46, -48, -18, 21), (20, -52, -22, 17),
         (-4, -47, -12, 12), (-22, -40, -2, 7),
     ])])  # fmt: skip
-    stomach = cut(stomach, _below(box, cavity, dome), 4)
+    stomach = cut(stomach, _below(part, box, cavity, dome), 4)
     rugae = 1.2 * texture(box, 6, 41)
     box.paint(stomach, "gut wall", "stomach")
     box.paint(stomach + 4.5 + rugae, "fluid", "stomach")
@@ -312,13 +378,14 @@ def _vessels(part: Part, random: np.random.Generator) -> None:
     blocked = 9.0 * np.isin(box.labels, hollow)
     mesentery = branches(random, (4, -18, -36), (-30, -40, -110), 22, 1.7)
     mesentery += branches(random, (4, -18, -36), (48, -36, -100), 22, 1.7)
-    free = np.where(box.labels == 0, np.float32(-9), np.float32(9))
+    organ = (box.labels > 0) & (box.labels <= max(NAMES))
+    free = np.where(organ, np.float32(9), np.float32(-9))
     box.paint(np.maximum(box.tube(mesentery), free), "portal vein", None)
     portal = box.tube([
         curve([(-4, -36, -90, 4), (-4, -18, -32, 5), (-8, -16, -4, 6), (-22, -12, 12, 7), (-36, -6, 22, 6)]),
         curve([(-8, -16, -2, 5), (16, -14, 8, 4.5), (46, 4, 16, 4.2), (80, 24, 28, 3.5)]),
     ])  # fmt: skip
-    box.paint(portal + blocked, "portal vein")
+    box.paint(portal + blocked, "portal vein", "portal vein")
     arteries = box.tube([
         curve([(9, 4, 12, 4), (7, -8, 10, 4), (-10, -16, 14, 3), (-30, -10, 16, 2.5)]),  # coeliac, hepatic
         curve([(7, -8, 10, 3), (24, -12, 16, 2.8), (50, 2, 22, 2.6), (78, 24, 30, 2.4)]),  # splenic
@@ -326,16 +393,16 @@ def _vessels(part: Part, random: np.random.Generator) -> None:
         curve([(6, 8, -14, 3.2), (-20, 26, -18, 3), (-50, 22, -28, 2.5)]),  # renal
         curve([(12, 8, -12, 3.2), (34, 16, -13, 3), (50, 22, -13, 2.5)]),
     ])  # fmt: skip
-    box.paint(arteries + blocked, "artery")
+    box.paint(arteries + blocked, "artery", "other vessels")
     veins = box.tube([
         curve([(-22, 12, -22, 5), (-36, 14, -24, 4.5), (-50, 20, -26, 4)]),  # renal
         curve([(-12, -1, -8, 5), (12, -3, -8, 4.5), (34, 10, -9, 4.5), (50, 20, -10, 4)]),
         curve([(-14, front(-94, 7), -94, 8), (-34, 22, -125, 8), (-50, 20, -150, 8)]),  # iliac
         curve([(-12, front(-96, 5), -96, 8), (22, 24, -120, 7.5), (46, 22, -150, 7.5)]),
     ])  # fmt: skip
-    box.paint(veins, "vein")
+    box.paint(veins, "vein", "other vessels")
     iliac = [(3, front(-86, 9), -86, 7), (22, front(-110, 8), -112, 6.5), (46, 12, -150, 6)]
-    box.paint(box.tube(mirrored(iliac)), "artery")
+    box.paint(box.tube(mirrored(iliac)), "artery", "other vessels")
     cava = box.tube([curve([
         (-24, 0, 130, 13), (-23, 6, 96, 12), (-22, 12, 66, 12), (-20, front(20, 10), 20, 11.5),
         (-18, front(-50, 9), -50, 11), (-15, front(-94, 8), -94, 10.5),
@@ -372,10 +439,10 @@ def _ribs(part: Part, cavity: Float) -> None:
                 gristle.append(curve(way[t > bony]))
     box = part.within((-150, -110, -20), (150, 110, 200))
     off = 99.0 * (np.abs(cavity[box.box] - 5) > 12)
-    box.paint(box.tube(gristle, flatten=0.6) + off, "cartilage")
+    box.paint(box.tube(gristle, flatten=0.6) + off, "cartilage", "ribs")
     ribs = box.tube(bones, flatten=0.55) + off
-    box.paint(ribs, "rib")
-    box.paint(ribs + 2.2, "marrow")
+    box.paint(ribs, "rib", "ribs")
+    box.paint(ribs + 2.2, "marrow", "ribs")
 
 
 def _spine_y(z: Float | float) -> Float | float:
@@ -394,8 +461,8 @@ def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> No
     x, y = box.x - 2 * np.sin(box.z / 70), box.y - y0
     radius = np.hypot(x / rx, y / ry)
     below = np.abs(up + half + 4 * size)
-    box.paint(cut((radius - 1) * ry + 0.5, below - 4.6 * size), "disc")
-    box.paint(cut((radius - 0.6) * ry, below - 3.4 * size, 2), "nucleus")
+    box.paint(cut((radius - 1) * ry + 0.5, below - 4.6 * size), "disc", "discs")
+    box.paint(cut((radius - 0.6) * ry, below - 3.4 * size, 2), "nucleus", "discs")
 
     waist = 1 - 0.10 * np.maximum(1 - (up / half) ** 2, 0)
     body = cut((radius - waist) * ry, np.abs(up) - half)
@@ -416,10 +483,10 @@ def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> No
 
     level = np.abs(up + 4) - pitch / 2 - 3
     thecal = np.hypot(x, box.y - middle)
-    box.paint(np.maximum(canal, level), "fat", None)
-    box.paint(np.maximum(thecal - 7, level), "csf", None)
+    box.paint(np.maximum(canal, level), "fat", "spinal canal")
+    box.paint(np.maximum(thecal - 7, level), "csf", "spinal canal")
     if height > -10:
-        box.paint(np.maximum(thecal - 4.2, level), "cord", None)
+        box.paint(np.maximum(thecal - 4.2, level), "cord", "spinal cord")
     else:
         roots = np.cos(1.9 * x) * np.cos(1.9 * (box.y - middle)) > 0
         dependent = np.maximum(np.maximum(thecal - 5.5, middle - box.y), level)
@@ -435,6 +502,6 @@ def _pelvis(part: Part) -> None:
     for side in (-1, 1):
         box = part.within((side * 75 - 60, -40, -180), (side * 75 + 60, 95, -65))
         wing = box.tube([np.stack([side * x, y, z, np.full(t.shape, 10.0)], axis=-1).reshape(-1, 4)])
-        box.paint(wing, "muscle")
-        box.paint(wing + 5.8, "compact bone")
-        box.paint(wing + 7.8, "marrow")
+        box.paint(wing, "muscle", "muscles of the wall")
+        box.paint(wing + 5.8, "compact bone", "pelvis")
+        box.paint(wing + 7.8, "marrow", "pelvis")

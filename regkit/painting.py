@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ Float = npt.NDArray[np.floating[Any]]
 Curve = npt.NDArray[np.float64]
 """(n, 4): points x, y, z on a centre line and the radius there, all mm."""
 Knots = Sequence[tuple[float, ...]]
+_HALF = 0.5  # opacity
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Part:
         numbers: name -> label.
         edge: width in mm over which a surface is smeared (partial volume); the longest side of a voxel.
         box: where the part lies in the one that it was cut from.
+        play: mm, by which organs lie elsewhere (:meth:`organ`), as ``random`` says.
     """
 
     x: Float
@@ -41,6 +43,8 @@ class Part:
     numbers: Mapping[str, int]
     edge: float
     box: tuple[slice, ...] = (slice(None),) * 3
+    play: float = 0.0
+    random: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
         """The smallest box, or little more, of voxels that holds all points between two corners, mm.
@@ -79,6 +83,22 @@ class Part:
         self.image[...] += cover * (self.tissues[tissue] - self.image)
         if label is not None:
             self.labels[surface < 0] = self.numbers[label] if label else 0
+
+    def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
+        """As :meth:`within`, but with ``play``: what is drawn lies elsewhere and has another size.
+
+        Each axis is shifted by ``play`` mm and stretched by a hundredth per mm of it, in standard deviations.
+        """
+        if not self.play:
+            return self.within(low, high)
+        room = 3 * self.play
+        wide = [tuple(float(c) for c in np.add(corner, by)) for corner, by in ((low, -room), (high, room))]
+        part = self.within(*wide)  # type: ignore[arg-type]
+        moved = []
+        for values, middle in zip((part.x, part.y, part.z), (np.array(low) + high) / 2):
+            shift, size = self.random.normal(0, self.play), np.exp(self.random.normal(0, 0.01 * self.play))
+            moved.append(((values - middle - shift) / size + middle).astype(np.float32))
+        return replace(part, x=moved[0], y=moved[1], z=moved[2])
 
     def ellipsoid(
         self, centre: Sequence[float], radii: Sequence[float], *, lean: float = 0, turn: float = 0
@@ -126,6 +146,17 @@ class Part:
         for axis in range(3):
             blocks = np.repeat(blocks, 4, axis=axis)
         return blocks[tuple(slice(n) for n in self.x.shape)]
+
+
+class Solid(Part):
+    """A part whose ``image`` holds tissues instead of intensities: each voxel is of the one painted last."""
+
+    def paint(self, surface: Float, tissue: str, label: str | None = "", opacity: Float | float = 1) -> None:
+        """As :meth:`Part.paint`, without partial volume; less than half opaque, the tissue is not painted."""
+        inside = surface < 0
+        self.image[inside & (opacity > _HALF)] = self.tissues[tissue]
+        if label is not None:
+            self.labels[inside] = self.numbers[label] if label else 0
 
 
 class Texture:

@@ -27,7 +27,7 @@ from regkit.unet import Architecture, UNet
 
 _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
-_ACTIVATIONS = ("none", "sigmoid", "unit")
+_ACTIVATIONS = ("none", "sigmoid", "unit", "softmax")
 _INPUTS = ("window", "equalised")
 _MODELS = Path(__file__).with_name("models")
 # Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
@@ -42,7 +42,8 @@ class Channels:
     Args:
         name: what they are.
         count: how many.
-        activation: "none", "sigmoid", or "unit" if they are scaled to length 1 at every voxel.
+        activation: "none", "sigmoid", "softmax" over them, or "unit" if they are scaled to length 1, at every
+            voxel.
         weight: of the mean over them of a squared difference, in the cost of a registration; 0 leaves
             them out.
     """
@@ -87,6 +88,8 @@ class Reading:
                 values = values.sigmoid()
             elif group.activation == "unit":
                 values = unit(values)
+            elif group.activation == "softmax":
+                values = values.softmax(1)
             found.append(values * math.sqrt(group.weight * total / group.count))
         return torch.cat(found, dim=1)
 

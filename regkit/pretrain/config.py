@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from regkit.errors import RegkitError
-from regkit.pretrain.targets import DISTANCE_CHANNELS
+from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS
 from regkit.synthesis.pairs import Pairs
 from regkit.unet import Architecture
 from regkit.weights import Channels, Reading
@@ -21,7 +21,7 @@ class Loss:
     """Weights and settings of the losses; a weight of 0 leaves a loss out.
 
     Args:
-        affinity, distance, local, label: weights.
+        affinity, distance, local, label, structure: weights.
         offsets: voxels, of the affinities.
         embedding: channels of the contrastive part of the output.
         anchors: per pair (local) and per level and volume (label).
@@ -37,6 +37,7 @@ class Loss:
     distance: float = 10.0
     local: float = 0.2
     label: float = 0.1
+    structure: float = 0.0
     offsets: tuple[int, ...] = (3, 6, 12)
     embedding: int = 16
     anchors: int = 512
@@ -46,7 +47,7 @@ class Loss:
     label_temperature: float = 0.33
 
     def __post_init__(self) -> None:
-        _check(self, "loss.", 0, "affinity", "distance", "local", "label")
+        _check(self, "loss.", 0, "affinity", "distance", "local", "label", "structure")
         _check(self, "loss.", 1, "embedding", "negatives")
         _check(self, "loss.", 2, "anchors", "neighbourhood")
         _check_positive(self, "loss.", "local_temperature", "label_temperature")
@@ -61,15 +62,16 @@ class Cost:
     """Weights in the cost of a registration of the parts of the output; they are chosen after training.
 
     Args:
-        affinity, distance, embedding: see :class:`regkit.weights.Channels`.
+        affinity, distance, embedding, structure: see :class:`regkit.weights.Channels`.
     """
 
     affinity: float = 0.1
     distance: float = 0.125
     embedding: float = 0.33
+    structure: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "cost.", 0, "affinity", "distance", "embedding")
+        _check(self, "cost.", 0, "affinity", "distance", "embedding", "structure")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Config:
         if not self.procedural + self.templates:
             raise RegkitError("procedural and templates must not both be 0: there would be no shapes")
         if not self.reading.channels:
-            raise RegkitError("a loss must have a weight: affinity, distance, local or label")
+            raise RegkitError("a loss must have a weight: affinity, distance, local, label or structure")
         step = self.architecture.multiple
         least = 2 * step if self.padding == "reflect" else step
         step, least = (2 * step, 2 * least) if self.pairs.slabs else (step, least)
@@ -129,7 +131,7 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """That of the network, its output the affinities, distances and embedding side by side.
+        """That of the network, its output the affinities, distances, embedding and structures side by side.
 
         Its norms are over each volume: with the few volumes of a step, batch norms make another network of it
         when they turn to their running statistics.
@@ -153,6 +155,7 @@ class Config:
             (loss.affinity, Channels("affinity", 6 * len(loss.offsets), "sigmoid", cost.affinity)),
             (loss.distance, Channels("distance", DISTANCE_CHANNELS, "none", cost.distance)),
             (loss.local + loss.label, Channels("embedding", loss.embedding, "unit", cost.embedding)),
+            (loss.structure, Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure)),
         )
         return Reading("equalised", tuple(channels for weight, channels in parts if weight))
 

@@ -25,6 +25,26 @@ def distance_loss(found: torch.Tensor, targets: Targets, seen: torch.Tensor) -> 
     return (losses * seen).sum() / seen.sum().clamp_min(1)
 
 
+def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Cross entropy plus one minus the mean soft Dice of the structures that are there, over seen cells.
+
+    Args:
+        logits: (N, C, Z, Y, X).
+        structures: (N, Z, Y, X), numbers below C.
+        seen: (N, Z, Y, X) bool.
+    """
+    logits = logits.movedim(1, -1)[seen]
+    truth = structures[seen].long()
+    if not len(truth):
+        return logits.sum()
+    entropy = F.cross_entropy(logits, truth)
+    present = torch.bincount(truth, minlength=logits.shape[1])
+    found = logits.softmax(1)
+    hits = torch.zeros_like(found[0]).index_add(0, truth, found.gather(1, truth[:, None])[:, 0])
+    dice = (2 * hits + 1) / (found.sum(0) + present + 1)
+    return entropy + 1 - (dice * (present > 0)).sum() / (present > 0).sum()
+
+
 def label_contrast(
     vectors: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor, temperature: float
 ) -> torch.Tensor:

@@ -20,6 +20,7 @@ from regkit.pretrain.losses import (
     label_contrast,
     local_contrast,
     rows,
+    structure_loss,
 )
 from regkit.pretrain.targets import targets_of
 from regkit.synthesis.noise import Dice
@@ -39,12 +40,14 @@ class Batch:
         labels: (2B, Z, Y, X) uint8.
         seen: (2B, z, y, x) bool, the cells that lie wholly in the field of view.
         partner: (B, 3, z, y, x): where each cell of the second view lies in the first, in cells.
+        structures: (2B, z, y, x) uint8, of the cells.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     seen: torch.Tensor
     partner: torch.Tensor
+    structures: torch.Tensor
 
     def partners(self, pair: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Where the M cells of a pair's second view lie in the first, (3, M) in cells; the numbers (M,) of
@@ -68,6 +71,9 @@ def collate(pairs: list[Pair], stride: int) -> Batch:
         torch.cat([pair.labels for pair in pairs]),
         F.avg_pool3d(seen[:, None].float(), stride)[:, 0] > 0.99,
         (F.avg_pool3d(partner, stride) - (stride - 1) / 2) / stride,
+        torch.cat([pair.structures for pair in pairs])[
+            (slice(None), *(slice(stride // 2, None, stride),) * 3)
+        ],
     )
 
 
@@ -94,8 +100,9 @@ class Student(nn.Module):
         groups = self.config.reading.channels
         values = output.float().split([group.count for group in groups], dim=1)
         parts = {group.name: part for group, part in zip(groups, values)}
-        targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
         found = {}
+        if how.affinity or how.distance or how.local:
+            targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
         if how.affinity:
             found["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
         if how.distance:
@@ -105,6 +112,8 @@ class Student(nn.Module):
             found["local"] = self._local(parts["embedding"], nearness, batch, dice)
         if how.label:
             found["label"] = self._label([*levels[1:], parts["embedding"]], batch, dice)
+        if how.structure:
+            found["structure"] = structure_loss(parts["structure"], batch.structures, batch.seen)
         return found
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

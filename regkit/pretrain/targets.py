@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 _FARTHEST = 12  # voxels; distances beyond are not told apart
 DISTANCE_CHANNELS = 6
+STRUCTURE_CHANNELS = 31  # regkit.anatomy.STRUCTURES, which needs scipy, and 0 for everything else
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from regkit.errors import RegkitError
 from regkit.pretrain.losses import balance, draw, rows
 from regkit.pretrain.step import collate
+from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render
@@ -43,7 +44,8 @@ class Validation:
         self.device = torch.device(device)
         self.batches = [
             collate(
-                [cut_and_render(labels.to(self.device), _PAIRS, [], self._dice(seed, number, view))], stride
+                [cut_and_render(Anatomy(labels.to(self.device)), _PAIRS, [], self._dice(seed, number, view))],
+                stride,
             )
             for number, labels in enumerate(maps)
             for view in range(_VIEWS)

@@ -19,6 +19,9 @@ import torch.nn.functional as F
 
 from regkit.synthesis.noise import Dice, smooth_noise
 
+Palette = tuple[np.ndarray, np.ndarray]
+"""Mean and deviation of the intensity of every label, (256,) each."""
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -44,7 +47,11 @@ def draw_grain(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
 
 
 def render(
-    labels: torch.Tensor, dice: Dice, partial: float = 0.35, grain: torch.Tensor | None = None
+    labels: torch.Tensor,
+    dice: Dice,
+    partial: float = 0.35,
+    grain: torch.Tensor | None = None,
+    palette: Palette | None = None,
 ) -> Rendering:
     """One image of a label map.
 
@@ -52,8 +59,10 @@ def render(
         labels: (Z, Y, X) uint8.
         partial: probability that the field of view ends within the volume.
         grain: (2, Z, Y, X) fine structure that all images of the anatomy show, each in its own way.
+        palette: by default a random one.
     """
-    means, deviations = _palette(dice)
+    palette = random_palette(dice) if palette is None else palette
+    means, deviations = (torch.from_numpy(values.astype(np.float32)) for values in palette)
     index = labels.int()
     image = means.to(dice.device)[index]
     if grain is not None and dice.chance(0.5):
@@ -83,8 +92,8 @@ def render(
     return _cut(image, seen, dice) if dice.chance(partial) else Rendering(image, seen)
 
 
-def _palette(dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of every label, (256,) each."""
+def random_palette(dice: Dice) -> Palette:
+    """Random contrasts: any, few that many structures share, or close ones."""
     random = dice.scalars
     kind = random.choice(3, p=(0.8, 0.15, 0.05))
     means = random.uniform(0, 1, 256)
@@ -100,7 +109,7 @@ def _palette(dice: Dice) -> tuple[torch.Tensor, torch.Tensor]:
     if dice.chance(0.6):
         means[0] = random.choice([0.0, 0.0, means.max()])
     deviations = random.uniform(0, 0.08, 256) * random.uniform(0.1, 1)
-    return torch.from_numpy(means.astype(np.float32)), torch.from_numpy(deviations.astype(np.float32))
+    return means, deviations
 
 
 def _seen_grain(grain: torch.Tensor, index: torch.Tensor, dice: Dice) -> torch.Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from regkit.errors import RegkitError
+from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import draw_grain, render
 from regkit.synthesis.ensemble import MOST, Ensembles, add_strays, draw_labels
 from regkit.synthesis.noise import Dice, smooth_noise
@@ -23,8 +25,13 @@ class Pairs:
     Args:
         size: voxels along each side of a volume.
         slabs: share of the volumes that are flat instead, half as thick and half as wide again, in a random
-            direction: more context along two axes, and ends nearby along the third, at about the same cost.
-        reuse: pairs that are cut from one label ensemble, each at another place.
+            direction, most often z: more context along two axes, and ends nearby along the third, at about
+            the same cost.
+        reuse: pairs that are cut from one anatomy, each at another place.
+        bank: how many anatomies take turns at random; with 1, those of one anatomy follow on each other.
+        trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
+            of shapes.
+        spacing: smallest and largest, of the views of a trunk, mm.
         offset: largest shift, voxels, between the two cut-outs along each axis.
         turn: largest rotation between them, degrees.
         stretch: largest change of size between them along an axis, as a logarithm.
@@ -40,6 +47,9 @@ class Pairs:
     size: int = 64
     slabs: float = 0.0
     reuse: int = 8
+    bank: int = 1
+    trunks: float = 0.0
+    spacing: tuple[float, float] = (2.0, 4.0)
     offset: int = 28
     turn: float = 20.0
     stretch: float = 0.25
@@ -48,7 +58,7 @@ class Pairs:
     ensembles: Ensembles = field(default_factory=Ensembles)
 
     def __post_init__(self) -> None:
-        for name in ("size", "reuse"):
+        for name in ("size", "reuse", "bank"):
             if getattr(self, name) < 1:
                 raise RegkitError(f"{name} of pairs must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.offset < self.size:
@@ -66,8 +76,11 @@ class Pairs:
                 f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
                 f"{self.strays}"
             )
-        if not 0 <= self.slabs <= 1:
-            raise RegkitError(f"slabs of pairs must be a share from 0 to 1, got {self.slabs}")
+        for name in ("slabs", "trunks"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RegkitError(f"{name} of pairs must be a share from 0 to 1, got {getattr(self, name)}")
+        if not 0 < self.spacing[0] <= self.spacing[1]:
+            raise RegkitError(f"spacing of pairs must be positive and rising, got {list(self.spacing)}")
         if self.slabs and (self.size % 2 or self.ensembles.size <= 3 * self.size // 2):
             raise RegkitError(
                 f"slabs need an even size and ensembles larger than half as much again, got {self.size} "
@@ -75,10 +88,10 @@ class Pairs:
             )
 
     def shape(self, dice: Dice) -> tuple[int, ...]:
-        """The shape (Z, Y, X) of a volume: a cube, or a slab across a random axis."""
+        """The shape (Z, Y, X) of a volume: a cube, or a slab across a random axis, most often z."""
         if not dice.chance(self.slabs):
             return (self.size,) * 3
-        across = int(dice.scalars.integers(3))
+        across = int(dice.scalars.choice(3, p=(0.6, 0.2, 0.2)))
         return tuple(self.size // 2 if axis == across else 3 * self.size // 2 for axis in range(3))
 
 
@@ -92,12 +105,14 @@ class Pair:
         seen: (2, Z, Y, X) bool, each image's field of view.
         partner: (3, Z, Y, X) where each voxel of the second view lies in the first: index coordinates
             (x, y, z), which may be outside.
+        structures: (2, Z, Y, X) uint8, numbers of named structures, 0 where there is none.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     seen: torch.Tensor
     partner: torch.Tensor
+    structures: torch.Tensor
 
 
 class Synthesiser:
@@ -113,76 +128,124 @@ class Synthesiser:
         self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, device: torch.device
     ) -> None:
         self.how, self.sources, self.seed, self.device = how, sources, seed, device
-        self._at = -1
-        self._labels = self._grain = torch.empty(0)
+        self._anatomy = lru_cache(how.bank)(self._drawn)
 
     def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
         """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
-        ensemble = index // self.how.reuse
-        if ensemble != self._at:
-            dice = Dice.of(self.seed, 0, ensemble, device=self.device)
-            self._labels = draw_labels(self.how.ensembles, self.sources, dice)
-            self._grain = draw_grain(tuple(self._labels.shape), dice)
-            self._at = ensemble
         dice = Dice.of(self.seed, 1, index, device=self.device)
-        return cut_and_render(self._labels, self.how, self.sources, dice, shape, self._grain)
+        back = int(dice.scalars.integers(self.how.bank)) if self.how.bank > 1 else 0
+        anatomy = self._anatomy(max(index // self.how.reuse - back, 0))
+        return cut_and_render(anatomy, self.how, self.sources, dice, shape)
+
+    def _drawn(self, number: int) -> Anatomy:
+        dice = Dice.of(self.seed, 0, number, device=self.device)
+        if self.how.trunks and dice.chance(self.how.trunks):
+            return draw_trunk(dice)
+        labels = draw_labels(self.how.ensembles, self.sources, dice)
+        return Anatomy(labels, draw_grain(tuple(labels.shape), dice))
+
+
+def draw_trunk(dice: Dice) -> Anatomy:
+    """A trunk, from a module that is not imported before one is wanted.
+
+    Raises:
+        RegkitError: if scipy is missing, which a bare training machine need not have.
+    """
+    try:
+        from regkit.synthesis import trunk
+    except ModuleNotFoundError as error:
+        raise RegkitError(
+            f"drawing trunks needs {error.name}, which is not installed; install scipy, or set "
+            "'pairs.trunks: 0' in the configuration"
+        ) from error
+    return trunk.draw_trunk(dice)
 
 
 def cut_and_render(
-    ensemble: torch.Tensor,
+    anatomy: Anatomy,
     how: Pairs,
     sources: Sequence[tuple[Source, float]],
     dice: Dice,
     shape: tuple[int, ...] | None = None,
-    grain: torch.Tensor | None = None,
 ) -> Pair:
-    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one label ensemble (Z, Y, X).
+    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one anatomy.
 
     Args:
         sources: of the strays.
-        grain: what both views show within the structures, as of :func:`draw_grain`.
     """
     shape = shape or (how.size,) * 3
-    # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
-    axes = tuple(int(a) for a in dice.scalars.permutation(3))
-    flips = tuple(axis for axis in range(3) if dice.chance(0.5))
+    axes: tuple[int, ...] = (0, 1, 2)
+    flips: tuple[int, ...] = ()
+    scale = 1.0
+    if anatomy.spacing:
+        scale = float(np.exp(dice.uniform(*np.log(how.spacing)))) / anatomy.spacing
+    else:
+        # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
+        axes = tuple(int(a) for a in dice.scalars.permutation(3))
+        flips = tuple(axis for axis in range(3) if dice.chance(0.5))
     sides = np.empty(3, dtype=int)
     sides[list(axes)] = shape
-    # The two cut-outs overlap, and both lie in the ensemble.
-    room = np.asarray(ensemble.shape) - sides
-    reach = np.minimum(how.offset, room)
-    shift = dice.scalars.integers(-reach, reach + 1)
-    low, high = np.maximum(0, -shift), room - np.maximum(0, shift)
-    first = dice.scalars.integers(low, high + 1)
-    box = tuple(slice(int(a), int(a) + int(n)) for a, n in zip(first, sides))
+    first, shift = _places(np.asarray(anatomy.labels.shape), sides, scale, how, dice)
 
-    inner = ensemble[box]
     to_second = _view(sides, how, dice)  # coordinates (x, y, z) in the second cut-out, before bending
     partner = to_second + _vector(shift, dice)
-    where = partner + _vector(first, dice)
-    scale = torch.from_numpy((2 / (np.asarray(ensemble.shape[::-1]) - 1)).astype(np.float32)).to(dice.device)
-    grid = where.movedim(0, -1) * scale - 1
-    seen_there = F.grid_sample(
-        ensemble[None, None].float(), grid[None], mode="nearest", padding_mode="border", align_corners=True
-    )[0, 0].to(torch.uint8)
-    labels = torch.stack([inner, seen_there])
+    z, y, x = (torch.arange(n, device=dice.device, dtype=torch.float32) for n in sides.tolist())
+    own = torch.stack(torch.broadcast_tensors(x, y[:, None], z[:, None, None]))
+    last = np.asarray(anatomy.labels.shape[::-1]) - 1
+    unit = torch.from_numpy((2 / last).astype(np.float32)).to(dice.device)
+    grids = [
+        (((view + _vector(first, dice) + 0.5) * scale - 0.5).movedim(0, -1) * unit - 1)[None]
+        for view in (own, partner)
+    ]
+    source = anatomy.labels[None, None].float()
+    labels = torch.cat([_sampled(source, grid, "nearest")[0] for grid in grids]).to(torch.uint8)
     # The same exchange of axes for labels and grain, and for the coordinates that point between them.
     labels = labels.permute(0, *(1 + a for a in axes)).flip([1 + f for f in flips]).contiguous()
     grains: Sequence[torch.Tensor | None] = (None, None)
-    if grain is not None:
-        there = F.grid_sample(grain[None], grid[None], padding_mode="border", align_corners=True)[0]
-        both = torch.stack([grain[(slice(None), *box)], there])
+    if anatomy.grain is not None:
+        both = torch.cat([_sampled(anatomy.grain[None], grid, "bilinear") for grid in grids])
         grains = both.permute(0, 1, *(2 + a for a in axes)).flip([2 + f for f in flips]).contiguous().unbind()
     partner = partner[[2 - axes[2], 2 - axes[1], 2 - axes[0]]].permute(0, *(1 + a for a in axes))
     partner = partner.flip([1 + f for f in flips]).contiguous()
     for axis in flips:
         partner[2 - axis] = shape[axis] - 1 - partner[2 - axis]
+    structures = torch.zeros_like(labels)
+    if anatomy.structures is not None:
+        structures = anatomy.structures[labels.int()]
 
     if how.strays:
         for volume in labels:
             add_strays(volume, how.strays, how.ensembles, sources, dice)
-    one, other = (render(volume, dice, grain=own) for volume, own in zip(labels, grains))
-    return Pair(torch.stack([one.image, other.image]), labels, torch.stack([one.seen, other.seen]), partner)
+    partial = 0.35 if anatomy.spacing is None else 0.15
+    one, other = (
+        render(volume, dice, partial, grain, anatomy.palette(dice)) for volume, grain in zip(labels, grains)
+    )
+    return Pair(
+        torch.stack([one.image, other.image]),
+        labels,
+        torch.stack([one.seen, other.seen]),
+        partner,
+        structures,
+    )
+
+
+def _places(
+    extent: np.ndarray, sides: np.ndarray, scale: float, how: Pairs, dice: Dice
+) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel of the first cut-out, and the shift to the second; voxels of ``scale`` times the anatomy's."""
+    room = np.floor(extent / scale).astype(int) - sides
+    if (room < 0).any():  # a trunk that is seen whole: the views need not lie within it
+        reach = np.minimum(how.offset, sides // 4)
+        shift = dice.scalars.integers(-reach, reach + 1)
+        return dice.scalars.integers(np.minimum(room, 0), np.maximum(room, 0) + 1), shift
+    reach = np.minimum(how.offset, room)
+    shift = dice.scalars.integers(-reach, reach + 1)
+    low, high = np.maximum(0, -shift), room - np.maximum(0, shift)
+    return dice.scalars.integers(low, high + 1), shift
+
+
+def _sampled(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+    return F.grid_sample(volume, grid, mode=mode, padding_mode="border", align_corners=True)
 
 
 def _vector(zyx: np.ndarray, dice: Dice) -> torch.Tensor:

@@ -1,0 +1,32 @@
+"""An anatomy that images are drawn of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from regkit.synthesis.appearance import Palette, random_palette
+from regkit.synthesis.noise import Dice
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A label map and what its labels are.
+
+    Args:
+        labels: (Z, Y, X) uint8.
+        grain: (2, Z, Y, X) fine structure of it (:func:`regkit.synthesis.appearance.draw_grain`), if any.
+        structures: (256,) uint8, for each label the number of the named structure that it is part of, or 0;
+            by default no label is part of one.
+        palette: draws the mean and deviation of every label in one image.
+        spacing: mm, of its voxels, if its axes are the patient's, towards head, back and left: views are then
+            not flipped, keep their axes, and are of random spacing.
+    """
+
+    labels: torch.Tensor
+    grain: torch.Tensor | None = None
+    structures: torch.Tensor | None = None
+    palette: Callable[[Dice], Palette] = random_palette
+    spacing: float | None = None

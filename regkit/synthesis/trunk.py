@@ -1,0 +1,125 @@
+"""Trunks as anatomies to learn from: of random build and pose, their tissues and structures by number.
+
+The structures lie where they do in people, so that a network can learn to know them by their place and their
+neighbours, whatever the contrast. Drawing needs scipy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from regkit.anatomy import TISSUES, draw_tissues, intensities
+from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.appearance import Palette, draw_grain, random_palette
+from regkit.synthesis.noise import Dice, smooth_noise
+
+_SPACING = 2.5  # mm
+_SHAPE = (140, 104, 144)
+_MIDDLE = (0.0, 0.0, 12.0)  # anatomical mm
+_NUMBERS = {name: number for number, name in enumerate(TISSUES)}
+_COUCH = len(TISSUES)
+_LIKE_AIR = ("gas", "lung")
+# Those that take contrast medium.
+_ENHANCED = ("artery", "vein", "portal vein", "chamber", "renal cortex", "renal medulla", "spleen", "liver")
+
+
+def draw_trunk(dice: Dice) -> Anatomy:
+    """A trunk on voxels of 2.5 mm, axes towards the patient's head, back and left (Z, Y, X)."""
+    random = dice.scalars
+    coordinates = _pose(dice)
+    fatness = float(np.exp(random.normal(0, 0.4)))
+    tissues, structures = draw_tissues(
+        coordinates, _SPACING, random, play=random.uniform(1, 7), fatness=min(fatness, 1.9)
+    )
+    if dice.chance(0.5):
+        _lay_arms(coordinates, tissues, structures, dice)
+    if dice.chance(0.5):
+        _lay_on_couch(tissues, structures, dice)
+    found, labels = np.unique(tissues.astype(np.uint16) << 8 | structures, return_inverse=True)
+    kinds = np.zeros(256, np.int64)
+    numbers = np.zeros(256, np.uint8)
+    kinds[: len(found)], numbers[: len(found)] = found >> 8, found & 255
+
+    def palette(dice: Dice) -> Palette:
+        return _palette(kinds, len(found), dice)
+
+    volume = torch.from_numpy(labels.reshape(_SHAPE).astype(np.uint8)).to(dice.device)
+    grain = draw_grain(_SHAPE, dice)
+    return Anatomy(volume, grain, torch.from_numpy(numbers).to(dice.device), palette, _SPACING)
+
+
+def _pose(dice: Dice) -> np.ndarray:
+    """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: turned, stretched and bent."""
+    random = dice.scalars
+    axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(_SPACING) for n in _SHAPE]
+    points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
+    vector = random.standard_normal(3)
+    a, b, c = (vector * np.radians(random.uniform(0, 8)) / np.linalg.norm(vector)).tolist()
+    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]])).numpy()
+    size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
+    points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
+    bend = smooth_noise(dice, 3, _SHAPE, random.uniform(90, 200) / _SPACING) * random.uniform(2, 12)
+    bend += smooth_noise(dice, 3, _SHAPE, random.uniform(35, 60) / _SPACING) * random.uniform(0, 2.5)
+    return points + bend.cpu().numpy() + np.array(_MIDDLE, np.float32).reshape(3, 1, 1, 1)
+
+
+def _lay_arms(coordinates: np.ndarray, tissues: np.ndarray, structures: np.ndarray, dice: Dice) -> None:
+    """Arms beside the trunk, of no structure."""
+    x, y, _ = coordinates
+    for side in (-1, 1):
+        centre = side * dice.uniform(168, 182), dice.uniform(-20, 40)
+        radius = dice.uniform(22, 34)
+        away = np.hypot(x - centre[0], 0.85 * (y - centre[1]))
+        for share, tissue in (
+            (1.0, "skin"),
+            (0.92, "fat"),
+            (0.75, "muscle"),
+            (0.3, "compact bone"),
+            (0.18, "marrow"),
+        ):
+            tissues[(away < share * radius) & (structures == 0)] = _NUMBERS[tissue]
+
+
+def _lay_on_couch(tissues: np.ndarray, structures: np.ndarray, dice: Dice) -> None:
+    """A thin, bent plate under the back, level in the image; of no structure."""
+    behind = int(np.flatnonzero((structures > 0).any(axis=(0, 2)))[-1])
+    across = np.arange(_SHAPE[2]) - dice.uniform(0.4, 0.6) * _SHAPE[2]
+    top = behind + dice.uniform(0, 2) - dice.uniform(0, 0.004) * across**2
+    rows = np.arange(_SHAPE[1])[:, None]
+    plate = (rows >= top) & (rows < top + dice.uniform(1, 3)) & (np.abs(across) < dice.uniform(60, 85))
+    tissues[np.broadcast_to(plate, _SHAPE) & (structures == 0)] = _COUCH
+
+
+def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
+    """Mean and deviation of every label: as of a CT, as of a T2-weighted MR, or random ones of each tissue.
+
+    Args:
+        kinds: (256,) tissue of each label, of which ``count`` are in use.
+    """
+    random = dice.scalars
+    means, deviations = random_palette(dice)
+    tissue = means[: _COUCH + 1].copy()
+    kind = random.choice(3, p=(0.3, 0.2, 0.5))
+    if kind == 0:
+        low, high = random.uniform(-260, -80), random.uniform(160, 420)
+        medium = dice.uniform(-0.3, 0.6)  # little or much contrast medium
+        for name, mean in intensities("ct").items():
+            if -200 < mean < 350:
+                mean += random.normal(0, 12) + (medium * (mean - 40) if name in _ENHANCED else 0)
+            tissue[_NUMBERS[name]] = (mean - low) / (high - low)
+        tissue[_COUCH] = random.uniform(0, 0.8)
+    elif kind == 1:
+        for name, mean in intensities("mr").items():
+            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, 0.3))
+        tissue[_COUCH] = 0
+    elif dice.chance(0.85):
+        # Air gives no signal, or the least; as a rule gas in the bowel is air.
+        tissue[0] = random.choice([0.0, 0.0, 0.0, tissue.max()])
+        for name in _LIKE_AIR:
+            if dice.chance(0.8):
+                tissue[_NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
+    if kind < 2:
+        deviations = np.full(256, random.uniform(0, 0.04))
+    means[:count] = tissue[kinds[:count]].clip(0, 1) + random.normal(0, 0.006, count)
+    return means, deviations
