@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -156,21 +157,29 @@ class Grid:
         return bool(np.abs(apart).max() <= tolerance_voxels * min(self.spacing))
 
     def working(self, spacing: float, multiple: int = 1) -> Grid:
-        """An isotropic grid over the same field of view, about the same centre.
+        """An isotropic grid over the same field of view, about the same centre, its axes in one order.
+
+        Whatever the order and signs of this grid's axes, those of the working grid point, as nearly as they
+        can, towards the patient's left, back and head (LPS): a network that knows anatomy sees it upright.
 
         Args:
             spacing: mm.
             multiple: sizes are rounded up to a multiple of it, so that pooling divides exactly.
         """
         # The small allowance keeps a field of view that fits exactly from gaining a slice by rounding.
-        size = [max(1, math.ceil(e / spacing / multiple - 1e-6)) * multiple for e in self.extent]
-        return self._about_centre(size, (spacing,) * 3)
+        own = np.reshape(self.direction, (3, 3))
+        axes = max(permutations(range(3)), key=lambda axes: sum(abs(own[k, a]) for k, a in enumerate(axes)))
+        signs = np.where([own[k, a] < 0 for k, a in enumerate(axes)], -1.0, 1.0)
+        extent = self.extent[list(axes)]
+        size = [max(1, math.ceil(e / spacing / multiple - 1e-6)) * multiple for e in extent]
+        return self._about_centre(size, (spacing,) * 3, own[:, axes] * signs)
 
     def pooled(self, stride: int) -> Grid:
         """The grid of cells of ``stride``^3 voxels; the size must be divisible."""
         if any(n % stride for n in self.size):
             raise ValueError(f"size {self.size} is not divisible by {stride}")
-        return self._about_centre([n // stride for n in self.size], tuple(s * stride for s in self.spacing))
+        size, spacing = [n // stride for n in self.size], tuple(s * stride for s in self.spacing)
+        return self._about_centre(size, spacing, np.reshape(self.direction, (3, 3)))
 
     def window(self, start: tuple[int, ...], size: tuple[int, ...]) -> Grid:
         """The part of this lattice, or of its continuation, that begins at index ``start`` (x, y, z)."""
@@ -182,10 +191,9 @@ class Grid:
         ends = [(-0.5, n - 0.5) for n in self.size]
         return np.stack(np.meshgrid(*ends), axis=-1).reshape(8, 3)
 
-    def _about_centre(self, size: list[int], spacing: tuple[float, ...]) -> Grid:
-        matrix = np.reshape(self.direction, (3, 3)) * spacing
-        origin = self.centre - matrix @ ((np.asarray(size) - 1) / 2)
-        return Grid(tuple(size), spacing, tuple(origin), self.direction)  # type: ignore[arg-type]
+    def _about_centre(self, size: list[int], spacing: tuple[float, ...], direction: Float64) -> Grid:
+        origin = self.centre - (direction * spacing) @ ((np.asarray(size) - 1) / 2)
+        return Grid(tuple(size), spacing, tuple(origin), tuple(direction.ravel()))  # type: ignore[arg-type]
 
     def world_points(self) -> Float64:
         """LPS mm of every voxel centre, shape (z, y, x, 3)."""

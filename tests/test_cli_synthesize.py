@@ -123,7 +123,7 @@ def test_the_sheet_shows_all_pairs(tmp_path: Path, count: int) -> None:
     labels = torch.ones((2, 8, 8, 8), dtype=torch.uint8)
     seen = torch.ones((2, 8, 8, 8), dtype=torch.bool)
     seen[1] = False
-    slices = middle_slices(Pair(torch.ones((2, 8, 8, 8)), labels, seen, torch.zeros((3, 8, 8, 8))))
+    slices = middle_slices(Pair(torch.ones((2, 8, 8, 8)), labels, seen, torch.zeros((3, 8, 8, 8)), labels))
     assert [tile.shape for tile in slices] == [(8, 8)] * 4
     contact_sheet([slices] * count, tmp_path / "sheet.png")
     picture = matplotlib.image.imread(tmp_path / "sheet.png")[..., :3]

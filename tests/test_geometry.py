@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +128,35 @@ def test_working_grid_covers_the_field_of_view(grid: Grid, multiple: int) -> Non
     spacing = 1.7
     working = grid.working(spacing, multiple)
     assert working.spacing == (spacing,) * 3
-    assert working.direction == grid.direction
+    # The same axes, but in the order and with the signs that bring them nearest to L, P and S.
+    own, ordered = np.reshape(grid.direction, (3, 3)), np.reshape(working.direction, (3, 3))
+    between = own.T @ ordered
+    np.testing.assert_allclose(np.abs(between), np.abs(between).round(), atol=1e-9)
+    assert np.trace(ordered) == pytest.approx(
+        max(np.abs(own[range(3), list(axes)]).sum() for axes in permutations(range(3)))
+    )
     np.testing.assert_allclose(working.centre, grid.centre, atol=1e-9)
     assert all(n % multiple == 0 for n in working.size)
-    spare = working.extent - grid.extent
+    spare = working.extent - np.abs(between).T @ grid.extent
     assert (spare >= -1e-5 * spacing * multiple).all()
     assert (spare < spacing * multiple).all()
 
 
 def test_working_grid_of_the_same_spacing_is_the_grid() -> None:
     # 7 * 0.3 / 0.3 is 7.000000000000001 in floats, which must not add a slice.
-    grid = Grid((7, 11, 14), (0.3, 0.3, 0.3), (5, 6, 7), random_grid(3).direction)
+    tilt = Rotation.from_euler("xyz", (7, -12, 20), degrees=True).as_matrix()
+    grid = Grid((7, 11, 14), (0.3, 0.3, 0.3), (5, 6, 7), tuple(tilt.ravel()))
     assert grid.working(0.3).same_as(grid, 1e-9)
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("signs", list(product((-1, 1), repeat=3)))
+def test_working_grids_of_one_field_of_view_are_one(axes: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    """However a file stores a volume, and as SimpleITK reorders it."""
+    tilt = Rotation.from_euler("xyz", (7, -12, 20), degrees=True).as_matrix()
+    plain = Grid((12, 10, 14), (1.5, 2.0, 1.0), (5, 6, 7), tuple(tilt.ravel()))
+    image = sitk.Flip(sitk.PermuteAxes(plain.blank(), axes), [sign < 0 for sign in signs])
+    assert Grid.from_sitk(image).working(2.5, 2).same_as(plain.working(2.5, 2), 1e-9)
 
 
 def test_pooled_cells_are_centred_on_their_voxels(oblique_grid: Grid) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from regkit.errors import RegkitError
 from regkit.synthesis import pairs
+from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pair, Pairs, Synthesiser, cut_and_render
@@ -34,7 +36,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, dice, grain: SimpleNamespace(image=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *how: SimpleNamespace(image=labels.float(), seen=labels < 255)
     )
 
 
@@ -55,7 +57,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
     ensemble = torch.from_numpy(rng.integers(0, 255, (WHOLE,) * 3)).to(torch.uint8)
     shares = []
     for seed in range(150):
-        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
+        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
         shares.append(float(clear.float().mean()))
@@ -65,7 +67,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
 def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Generator, plain: None) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (25, 40, 31))).to(torch.uint8)
     for seed in range(40):
-        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
+        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
 
@@ -76,7 +78,7 @@ def test_the_partner_is_exact_in_slabs(
 ) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (26, 30, 28))).to(torch.uint8)
     for seed in range(30):
-        pair = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed), shape)
+        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed), shape)
         assert pair.images.shape == (2, *shape)
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
@@ -94,7 +96,7 @@ def test_views_are_turned_into_every_position(plain: None) -> None:
     ramp = torch.arange(WHOLE, dtype=torch.uint8).expand(WHOLE, WHOLE, WHOLE).contiguous()
     met = set()
     for seed in range(120):
-        first = cut_and_render(ramp, HOW, SOURCES, Dice.of(seed)).labels[0].int()
+        first = cut_and_render(Anatomy(ramp), HOW, SOURCES, Dice.of(seed)).labels[0].int()
         steps = [first.diff(dim=axis).unique().tolist() for axis in range(3)]
         (axis,) = [a for a in range(3) if steps[a] != [0]]
         assert steps[axis] in ([1], [-1])
@@ -111,11 +113,11 @@ def test_offsets_reach_their_limit_and_not_further(plain: None) -> None:
     ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
     shifts = []
     for seed in range(200):
-        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner.double()
+        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner.double()
         shifts.append((partner.mean((1, 2, 3)) - (N - 1) / 2).numpy())
     np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-4)
     assert set(np.abs(np.round(shifts)).ravel()) == set(range(how.offset + 1))
-    still = cut_and_render(ensemble, replace(how, offset=0), SOURCES, Dice.of(3)).partner
+    still = cut_and_render(Anatomy(ensemble), replace(how, offset=0), SOURCES, Dice.of(3)).partner
     torch.testing.assert_close(still.mean((1, 2, 3)), torch.full((3,), (N - 1) / 2))
 
 
@@ -125,7 +127,7 @@ def test_a_turn_is_no_larger_than_asked_for(plain: None) -> None:
     angles = []
     for seed in range(60):
         how = replace(HOW, bend=0.0, stretch=0.0)
-        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner.double()
+        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner.double()
         ends = [(partner[:, 0, 0, -1], 0), (partner[:, 0, -1, 0], 1), (partner[:, -1, 0, 0], 2)]
         jacobian = torch.stack([(end - partner[:, 0, 0, 0]) / (N - 1) for end, _ in ends], dim=1)
         scale = float(torch.linalg.det(jacobian)) ** (1 / 3)
@@ -147,7 +149,7 @@ def test_any_order_gives_the_same_pairs() -> None:
     forwards = [one.pair(k) for k in range(7)]
     backwards = {k: other.pair(k) for k in (6, 0, 5, 1, 4, 2, 3)}
     for k, pair in enumerate(forwards):
-        for name in ("images", "labels", "seen", "partner"):
+        for name in ("images", "labels", "seen", "partner", "structures"):
             assert torch.equal(getattr(pair, name), getattr(backwards[k], name)), (k, name)
     assert not torch.equal(forwards[0].images, forwards[1].images)
     others = Synthesiser(HOW, [(Procedural(), 1.0)], 12, torch.device("cpu"))
@@ -161,6 +163,8 @@ def test_what_a_pair_is_made_of() -> None:
     dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner)]
     assert dtypes == [torch.float32, torch.uint8, torch.bool, torch.float32]
     assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner))
+    assert pair.structures.shape == pair.labels.shape
+    assert not pair.structures.any()  # a random shape has no name
     assert pair.partner.isfinite().all()
 
 
@@ -180,6 +184,53 @@ def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
     assert len(drawn) == len(set(drawn)) == 3
 
 
+def test_anatomies_of_a_bank_take_turns(monkeypatch: pytest.MonkeyPatch, plain: None) -> None:
+    """Each pair is of one of the last few anatomies, the same one in whatever order pairs are drawn."""
+
+    def numbered(how: Ensembles, sources: object, dice: Dice) -> torch.Tensor:
+        number = numbers.setdefault(dice.uniform(0, 1), len(numbers))
+        return torch.full((how.size,) * 3, number, dtype=torch.uint8)
+
+    numbers: dict[float, int] = {}
+    monkeypatch.setattr(pairs, "draw_labels", numbered)
+    how = replace(HOW, bank=4)
+    synthesiser = Synthesiser(how, [], 0, torch.device("cpu"))
+    for anatomy in range(20):  # so that they are numbered as they are drawn
+        synthesiser._drawn(anatomy)
+    met = [int(synthesiser.pair(k).labels[0, 0, 0, 0]) for k in range(60)]
+    back = [k // how.reuse - anatomy for k, anatomy in enumerate(met)]
+    assert set(back[12:]) == {0, 1, 2, 3}
+    assert min(met) == 0
+    other = Synthesiser(how, [], 0, torch.device("cpu"))
+    assert [int(other.pair(k).labels[0, 0, 0, 0]) for k in (41, 7, 23)] == [met[41], met[7], met[23]]
+
+
+def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) -> None:
+    """Each is at a random spacing; partners point to the same place of it: its coordinates are its labels."""
+    how = replace(HOW, size=32, offset=10, spacing=(2.0, 4.0), ensembles=Ensembles(size=48))
+    coordinates = torch.meshgrid(*[torch.arange(60, dtype=torch.uint8)] * 3, indexing="ij")[::-1]  # x, y, z
+    scales, compared = [], 0
+    for seed in range(30):
+        views = [
+            cut_and_render(Anatomy(v.contiguous(), spacing=2.0), how, SOURCES, Dice.of(seed), (16, 32, 32))
+            for v in coordinates
+        ]
+        first, second = torch.stack([pair.labels.double() for pair in views], dim=1)
+        for component, axis in ((0, 2), (1, 1), (2, 0)):  # not flipped, no axis exchanged
+            assert (first[component].diff(dim=axis) >= 0).all()
+        scales.append(float(first[2, -1].median() - first[2, 0].median()) / 15)
+        partner = views[0].partner
+        x, y, z = partner.round().long()
+        inside = ((partner >= 0) & (partner < torch.tensor([32, 32, 16]).view(3, 1, 1, 1) - 1)).all(0)
+        # Rounded to a voxel of the first view, up to two of the anatomy's, and there to one of those.
+        apart = first[:, z[inside], y[inside], x[inside]] - second[:, inside]
+        compared += int(inside.sum())
+        assert apart.numel() == 0 or apart.abs().max() <= 2
+    assert compared > 30_000
+    assert 0.9 < min(scales) < 1.3
+    assert 1.6 < max(scales) < 2.1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -192,9 +243,12 @@ def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
         ({"offset": 16}, "less than their size 16"),
         ({"size": 0}, "size of pairs"),
         ({"reuse": 0}, "reuse of pairs"),
+        ({"bank": 0}, "bank of pairs"),
+        ({"trunks": 1.5}, "trunks of pairs must be a share"),
+        ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
     ],
 )
-def test_numbers_that_make_no_pairs(change: dict[str, int], message: str) -> None:
+def test_numbers_that_make_no_pairs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RegkitError, match=message):
         replace(HOW, **change)
 
@@ -203,7 +257,7 @@ def test_an_ensemble_that_just_fits() -> None:
     how = replace(HOW, ensembles=replace(HOW.ensembles, size=N + HOW.offset))
     for seed in range(20):
         labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
-        assert cut_and_render(labels, how, SOURCES, Dice.of(seed)).images.shape == (2, N, N, N)
+        assert cut_and_render(Anatomy(labels), how, SOURCES, Dice.of(seed)).images.shape == (2, N, N, N)
 
 
 def _jacobian(partner: torch.Tensor) -> torch.Tensor:
@@ -216,7 +270,7 @@ def test_a_stretch_is_along_each_axis_by_itself_and_no_larger_than_asked_for(pla
     how = replace(HOW, bend=0.0, stretch=0.3)
     scales = []
     for seed in range(60):
-        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner
+        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner
         scales.append(torch.linalg.svdvals(_jacobian(partner)[3, 3, 3]).log())
     found = torch.stack(scales)
     assert found.abs().max() <= 0.3 + 1e-3
@@ -231,10 +285,10 @@ def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
     how = Pairs(size=48, offset=8, strays=0, ensembles=Ensembles(size=64))
     folded, moved = [], []
     for seed in range(10):
-        partner = cut_and_render(ensemble, how, SOURCES, Dice.of(seed)).partner
+        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner
         determinant = torch.linalg.det(_jacobian(partner))
         folded.append((determinant * determinant.median().sign() <= 0).double().mean())
-        straight = cut_and_render(ensemble, replace(how, bend=0.0), SOURCES, Dice.of(seed)).partner
+        straight = cut_and_render(Anatomy(ensemble), replace(how, bend=0.0), SOURCES, Dice.of(seed)).partner
         moved.append((partner - straight).norm(dim=0).max())
     assert torch.stack(folded).mean() < 0.005
     assert torch.stack(moved).max() > 5
@@ -246,8 +300,8 @@ def test_each_view_has_strays_of_its_own() -> None:
     how = replace(HOW, strays=12)
     strays = 0
     for seed in range(20):
-        pair = cut_and_render(ensemble, how, SOURCES, Dice.of(seed))
-        without = cut_and_render(ensemble, HOW, SOURCES, Dice.of(seed))
+        pair = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed))
+        without = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
         stray = pair.labels >= 240
         strays += int(stray.any())
         assert torch.equal(pair.labels[~stray], without.labels[~stray])
@@ -264,7 +318,9 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     """The first view's grain at the partner of a voxel of the second is that voxel's."""
     shown: list[torch.Tensor] = []
 
-    def render(labels: torch.Tensor, dice: Dice, grain: torch.Tensor) -> SimpleNamespace:
+    def render(
+        labels: torch.Tensor, dice: Dice, partial: float, grain: torch.Tensor, palette: object
+    ) -> SimpleNamespace:
         shown.append(grain)
         return SimpleNamespace(image=labels.float(), seen=labels < 255)
 
@@ -274,7 +330,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     # Whole voxels, where no interpolation is needed.
     how = replace(HOW, turn=0.0, stretch=0.0, bend=0.0)
     for seed in range(20):
-        partner = cut_and_render(labels, how, SOURCES, Dice.of(seed), grain=grain).partner
+        partner = cut_and_render(Anatomy(labels, grain), how, SOURCES, Dice.of(seed)).partner
         first, second = shown[-2:]
         x, y, z = partner.round().long()
         inside = ((partner > -0.5) & (partner < N - 0.5)).all(0)

@@ -28,10 +28,6 @@ class Pairs:
             direction, most often z: more context along two axes, and ends nearby along the third, at about
             the same cost.
         reuse: pairs that are cut from one anatomy, each at another place.
-        bank: how many anatomies take turns at random; with 1, those of one anatomy follow on each other.
-        trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
-            of shapes.
-        spacing: smallest and largest, of the views of a trunk, mm.
         offset: largest shift, voxels, between the two cut-outs along each axis.
         turn: largest rotation between them, degrees.
         stretch: largest change of size between them along an axis, as a logarithm.
@@ -39,6 +35,10 @@ class Pairs:
         strays: most details that one of them has and the other lacks.
         ensembles: the label ensembles; their size is at least ``size + offset``, and with slabs more than
             their width; the offset within them is what room there is.
+        bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other.
+        trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
+            of shapes.
+        spacing: smallest and largest, of the views of a trunk, mm.
 
     Raises:
         RegkitError: if a number makes no pairs.
@@ -47,15 +47,15 @@ class Pairs:
     size: int = 64
     slabs: float = 0.0
     reuse: int = 8
-    bank: int = 1
-    trunks: float = 0.0
-    spacing: tuple[float, float] = (2.0, 4.0)
     offset: int = 28
     turn: float = 20.0
     stretch: float = 0.25
     bend: float = 0.2
     strays: int = 20
     ensembles: Ensembles = field(default_factory=Ensembles)
+    bank: int = 1
+    trunks: float = 0.0
+    spacing: tuple[float, float] = (2.0, 4.0)
 
     def __post_init__(self) -> None:
         for name in ("size", "reuse", "bank"):
@@ -232,7 +232,7 @@ def cut_and_render(
 def _places(
     extent: np.ndarray, sides: np.ndarray, scale: float, how: Pairs, dice: Dice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel of the first cut-out, and the shift to the second; voxels of ``scale`` times the anatomy's."""
+    """First voxel of the first cut-out, and the shift to the second; voxels of ``scale`` of the anatomy's."""
     room = np.floor(extent / scale).astype(int) - sides
     if (room < 0).any():  # a trunk that is seen whole: the views need not lie within it
         reach = np.minimum(how.offset, sides // 4)
