@@ -50,7 +50,7 @@ def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], de
     how = replace(
         pairs,
         size=side,
-        slabs=0.0,
+        shapes=(),
         ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
     )
     synthesiser = Synthesiser(how, sources, 0, device)

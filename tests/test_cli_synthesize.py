@@ -19,7 +19,7 @@ from regkit.synthesis.sheet import contact_sheet, middle_slices
 NAMES = [f"pair_{k:03d}_{view}{kind}.nii.gz" for k in range(2) for view in "ab" for kind in ("", "_labels")]
 SMALL = """\
 pairs.size: 24
-pairs.slabs: 0.5
+pairs.shapes: [[8, 32, 32], [16, 24, 24]]
 pairs.offset: 8
 pairs.ensembles.size: 40
 pairs.ensembles.details: 4

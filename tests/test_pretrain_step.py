@@ -22,7 +22,7 @@ CONFIG = Config(
     levels=2,
     stride=2,
     batch=2,
-    pairs=Pairs(16, 0.0, 2, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (4, 6), (3.0, 8.0), 3, (1.5, 3.0))),
+    pairs=Pairs(16, 2, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (4, 6), (3.0, 8.0), 3, (1.5, 3.0))),
     loss=Loss(1.0, 2.0, 0.3, 0.2, offsets=(2, 4), embedding=5, anchors=32, neighbourhood=4, negatives=8),
 )
 WEIGHTS = {"affinity": 1.0, "distance": 2.0, "local": 0.3, "label": 0.2}

@@ -36,7 +36,7 @@ CONFIG = Config(
     steps=24,
     batch=2,
     warmup=4,
-    pairs=Pairs(16, 0.0, 3, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (2, 4), (4.0, 8.0), 1, (2.0, 3.0))),
+    pairs=Pairs(16, 3, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (2, 4), (4.0, 8.0), 1, (2.0, 3.0))),
     loss=Loss(offsets=(2, 4), embedding=3, anchors=16, neighbourhood=4, negatives=6, label=0.1, local=0.2),
 )
 # Without clipping the size of a gradient shows in the moments.

@@ -84,11 +84,12 @@ def test_the_partner_is_exact_in_slabs(
         assert torch.equal(found[clear], pair.labels[1][clear])
 
 
-def test_slabs_come_as_often_as_asked_across_every_axis() -> None:
-    how = Pairs(size=16, slabs=0.5, offset=4, ensembles=Ensembles(size=32))
+def test_shapes_take_turns() -> None:
+    how = Pairs(size=16, offset=4, ensembles=Ensembles(size=32), shapes=((8, 24, 32), (16, 16, 20)))
     shapes = [how.shape(Dice.of(seed)) for seed in range(300)]
-    assert 0.4 < np.mean([shape == (16, 16, 16) for shape in shapes]) < 0.6
-    assert set(shapes) == {(16, 16, 16), (8, 24, 24), (24, 8, 24), (24, 24, 8)}
+    assert set(shapes) == set(how.shapes)
+    assert 0.4 < np.mean([shape == how.shapes[0] for shape in shapes]) < 0.6
+    assert replace(how, shapes=()).shape(Dice.of(0)) == (16, 16, 16)
 
 
 def test_views_are_turned_into_every_position(plain: None) -> None:
@@ -246,6 +247,10 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
         ({"bank": 0}, "bank of pairs"),
         ({"trunks": 1.5}, "trunks of pairs must be a share"),
         ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
+        (
+            {"shapes": ((8, 8, 27),)},
+            r"shapes of pairs must be from 1 to the size of ensembles, 26, got \[8, 8, 27\]",
+        ),
     ],
 )
 def test_numbers_that_make_no_pairs(change: dict[str, Any], message: str) -> None:

@@ -121,13 +121,13 @@ class Config:
             raise RegkitError("a loss must have a weight: affinity, distance, local, label or structure")
         step = self.architecture.multiple
         least = 2 * step if self.padding == "reflect" else step
-        step, least = (2 * step, 2 * least) if self.pairs.slabs else (step, least)
-        if self.pairs.size % step or self.pairs.size < least:
-            slabs = " with slabs" if self.pairs.slabs else ""
-            raise RegkitError(
-                f"pairs.size must be a multiple of {step} and at least {least} for this network{slabs}, "
-                f"got {self.pairs.size}"
-            )
+        name, shapes = ("shapes", self.pairs.shapes) if self.pairs.shapes else ("size", [(self.pairs.size,)])
+        for shape in shapes:
+            if any(side % step or side < least for side in shape):
+                raise RegkitError(
+                    f"pairs.{name} must be a multiple of {step} and at least {least} for this network, got "
+                    f"{', '.join(map(str, shape))}"
+                )
 
     @property
     def architecture(self) -> Architecture:

@@ -24,28 +24,25 @@ class Pairs:
 
     Args:
         size: voxels along each side of a volume.
-        slabs: share of the volumes that are flat instead, half as thick and half as wide again, in a random
-            direction, most often z: more context along two axes, and ends nearby along the third, at about
-            the same cost.
         reuse: pairs that are cut from one anatomy, each at another place.
         offset: largest shift, voxels, between the two cut-outs along each axis.
         turn: largest rotation between them, degrees.
         stretch: largest change of size between them along an axis, as a logarithm.
         bend: largest elastic displacement between them, as a share of the distance over which it varies.
         strays: most details that one of them has and the other lacks.
-        ensembles: the label ensembles; their size is at least ``size + offset``, and with slabs more than
-            their width; the offset within them is what room there is.
+        ensembles: the label ensembles; their size is at least ``size + offset``, and no less than a side of
+            ``shapes``; the offset within them is what room there is.
         bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other.
         trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
             of shapes.
         spacing: smallest and largest, of the views of a trunk, mm.
+        shapes: voxels (Z, Y, X) that volumes have instead of those of a cube; one is drawn for each step.
 
     Raises:
         RegkitError: if a number makes no pairs.
     """
 
     size: int = 64
-    slabs: float = 0.0
     reuse: int = 8
     offset: int = 28
     turn: float = 20.0
@@ -56,6 +53,7 @@ class Pairs:
     bank: int = 1
     trunks: float = 0.0
     spacing: tuple[float, float] = (2.0, 4.0)
+    shapes: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("size", "reuse", "bank"):
@@ -76,23 +74,20 @@ class Pairs:
                 f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
                 f"{self.strays}"
             )
-        for name in ("slabs", "trunks"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RegkitError(f"{name} of pairs must be a share from 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.trunks <= 1:
+            raise RegkitError(f"trunks of pairs must be a share from 0 to 1, got {self.trunks}")
         if not 0 < self.spacing[0] <= self.spacing[1]:
             raise RegkitError(f"spacing of pairs must be positive and rising, got {list(self.spacing)}")
-        if self.slabs and (self.size % 2 or self.ensembles.size <= 3 * self.size // 2):
-            raise RegkitError(
-                f"slabs need an even size and ensembles larger than half as much again, got {self.size} "
-                f"and {self.ensembles.size}"
-            )
+        for shape in self.shapes:
+            if min(shape) < 1 or max(shape) > self.ensembles.size:
+                raise RegkitError(
+                    f"sides of shapes of pairs must be from 1 to the size of ensembles, "
+                    f"{self.ensembles.size}, got {list(shape)}"
+                )
 
     def shape(self, dice: Dice) -> tuple[int, ...]:
-        """The shape (Z, Y, X) of a volume: a cube, or a slab across a random axis, most often z."""
-        if not dice.chance(self.slabs):
-            return (self.size,) * 3
-        across = int(dice.scalars.choice(3, p=(0.6, 0.2, 0.2)))
-        return tuple(self.size // 2 if axis == across else 3 * self.size // 2 for axis in range(3))
+        """The shape (Z, Y, X) of the volumes of a step."""
+        return self.shapes[dice.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
 
 
 @dataclass(frozen=True)
