@@ -18,6 +18,7 @@ from regkit.pretrain.losses import (
     label_contrast,
     local_contrast,
     rows,
+    structure_loss,
     unit,
 )
 from regkit.pretrain.targets import Targets
@@ -44,6 +45,35 @@ def _naive_label_contrast(
         if terms:
             losses.append(sum(terms) / len(terms))
     return sum(losses) / len(losses) if losses else 0.0
+
+
+def test_structure_loss_is_its_definition(rng: np.random.Generator) -> None:
+    """Cross entropy, and one minus the Dice of those structures alone that are there."""
+    logits = torch.from_numpy(rng.normal(size=(2, 4, 3, 2, 3)))
+    structures = torch.from_numpy(rng.choice([0, 1, 3], (2, 3, 2, 3))).to(torch.uint8)
+    seen = torch.from_numpy(rng.random((2, 3, 2, 3)) < 0.7)
+    entropy, hits, sizes, counts = [], np.zeros(4), np.zeros(4), np.zeros(4)
+    for place in np.argwhere(seen.numpy()):
+        n, z, y, x = place
+        values = np.exp(logits[n, :, z, y, x].numpy())
+        share, truth = values / values.sum(), int(structures[n, z, y, x])
+        entropy.append(-math.log(share[truth]))
+        hits[truth] += share[truth]
+        sizes += share
+        counts[truth] += 1
+    dice = [(2 * hits[k] + 1) / (sizes[k] + counts[k] + 1) for k in range(4) if counts[k]]
+    found = structure_loss(logits, structures, seen)
+    assert float(found) == pytest.approx(np.mean(entropy) + 1 - np.mean(dice), rel=1e-10)
+    certain = torch.nn.functional.one_hot(structures.long(), 4).movedim(-1, 1) * 60.0
+    assert float(structure_loss(certain, structures, seen)) == pytest.approx(0, abs=1e-6)
+
+
+def test_structure_loss_of_nothing_seen_is_none() -> None:
+    logits = torch.ones((1, 3, 2, 2, 2), requires_grad=True)
+    loss = structure_loss(logits, torch.zeros((1, 2, 2, 2)), torch.zeros((1, 2, 2, 2), dtype=torch.bool))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ CONFIG = Config(
     stride=2,
     batch=2,
     pairs=Pairs(16, 2, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (4, 6), (3.0, 8.0), 3, (1.5, 3.0))),
-    loss=Loss(1.0, 2.0, 0.3, 0.2, offsets=(2, 4), embedding=5, anchors=32, neighbourhood=4, negatives=8),
+    loss=Loss(1.0, 2.0, 0.3, 0.2, 0.7, offsets=(2, 4), embedding=5, anchors=32, neighbourhood=4, negatives=8),
 )
-WEIGHTS = {"affinity": 1.0, "distance": 2.0, "local": 0.3, "label": 0.2}
+WEIGHTS = {"affinity": 1.0, "distance": 2.0, "local": 0.3, "label": 0.2, "structure": 0.7}
 
 
 def _student(config: Config = CONFIG) -> Student:
@@ -84,7 +84,7 @@ def test_the_same_dice_give_the_same_losses(batch: Batch) -> None:
     one, again, other = (_student().losses(batch, Dice.of(0, k)) for k in (1, 1, 2))
     for name in WEIGHTS:
         assert torch.equal(one[name], again[name])
-        assert torch.equal(one[name], other[name]) == (name in ("affinity", "distance"))
+        assert torch.equal(one[name], other[name]) == (name in ("affinity", "distance", "structure"))
 
 
 def test_one_batch_can_be_learnt_by_heart(batch: Batch) -> None:
@@ -104,15 +104,16 @@ def test_one_batch_can_be_learnt_by_heart(batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name: str) -> None:
-    channels = {"affinity": 12, "distance": 6, "local": 0, "label": 0}  # either contrast trains the embedding
+    # Either contrast trains the embedding.
+    channels = {"affinity": 12, "distance": 6, "local": 0, "label": 0, "structure": 31}
     config = replace(CONFIG, loss=replace(CONFIG.loss, **{name: 0.0}))
     student = _student(config)
     found = student.losses(batch, Dice.of(0))
     assert list(found) == [other for other in WEIGHTS if other != name]
-    assert config.architecture.out_channels == 23 - channels[name]
-    assert student.network(batch.images).shape[1] == 23 - channels[name]
+    assert config.architecture.out_channels == 54 - channels[name]
+    assert student.network(batch.images).shape[1] == 54 - channels[name]
     assert len(student.heads) == (0 if name == "label" else CONFIG.levels + 1)
-    groups = [group for group in ("affinity", "distance", "embedding") if group != name]
+    groups = [group for group in ("affinity", "distance", "embedding", "structure") if group != name]
     assert [channels.name for channels in config.reading.channels] == groups
     student.total(found).backward()
     assert all(p.grad is not None for p in student.parameters())
@@ -120,7 +121,7 @@ def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name:
 
 def test_without_affinities_there_need_be_no_offsets(batch: Batch) -> None:
     config = replace(CONFIG, loss=replace(CONFIG.loss, affinity=0.0, offsets=()))
-    assert list(_student(config).losses(batch, Dice.of(0))) == ["distance", "local", "label"]
+    assert list(_student(config).losses(batch, Dice.of(0))) == ["distance", "local", "label", "structure"]
 
 
 def _without_view(batch: Batch, *unseen: int) -> Batch:

@@ -205,7 +205,7 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         "[",
         "5",
         '[["all", 2, "none", 1.0]]',
-        '[["all", 1, "softmax", 1.0]]',
+        '[["all", 1, "relu", 1.0]]',
         "[[1, 2, 3, 4, 5]]",
     ):
         with pytest.raises(RegkitError, match="'channels' does not fit"):

@@ -147,13 +147,13 @@ def draw_trunk(dice: Dice) -> Anatomy:
         RegkitError: if scipy is missing, which a bare training machine need not have.
     """
     try:
-        from regkit.synthesis import trunk
+        from regkit.synthesis.trunk import draw_trunk as drawn
     except ModuleNotFoundError as error:
         raise RegkitError(
             f"drawing trunks needs {error.name}, which is not installed; install scipy, or set "
             "'pairs.trunks: 0' in the configuration"
         ) from error
-    return trunk.draw_trunk(dice)
+    return drawn(dice)
 
 
 def cut_and_render(

@@ -1,0 +1,140 @@
+"""Trunks to learn from: structures where they belong, of any build, in every contrast."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from regkit.anatomy import NAMES, STRUCTURES, TISSUES, draw_tissues
+from regkit.errors import RegkitError
+from regkit.pretrain.targets import STRUCTURE_CHANNELS
+from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.ensemble import Ensembles
+from regkit.synthesis.noise import Dice
+from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
+from regkit.synthesis.sources import Procedural
+
+_NUMBER = {name: number for number, name in STRUCTURES.items()}
+
+
+@pytest.fixture(scope="module")
+def trunks() -> list[Anatomy]:
+    return [draw_trunk(Dice.of(seed)) for seed in range(4)]
+
+
+def _structures(trunk: Anatomy) -> torch.Tensor:
+    assert trunk.structures is not None
+    return trunk.structures[trunk.labels.int()]
+
+
+def _middle(trunk: Anatomy, name: str) -> torch.Tensor:
+    """(z, y, x) in voxels."""
+    return (_structures(trunk) == _NUMBER[name]).nonzero().double().mean(0)
+
+
+def test_every_structure_is_there_and_nothing_else(trunks: list[Anatomy]) -> None:
+    for trunk in trunks:
+        assert set(_structures(trunk).unique().tolist()) == {0, *STRUCTURES}
+    assert max(STRUCTURES) + 1 == STRUCTURE_CHANNELS
+    assert len(set(STRUCTURES.values())) == len(STRUCTURES)
+
+
+def test_axes_are_the_patients(trunks: list[Anatomy]) -> None:
+    """Towards the head, the back and the left."""
+    for trunk in trunks:
+        assert _middle(trunk, "heart")[0] > _middle(trunk, "liver")[0] > _middle(trunk, "pelvis")[0]
+        assert _middle(trunk, "spinal cord")[1] > _middle(trunk, "aorta")[1] > _middle(trunk, "stomach")[1]
+        assert _middle(trunk, "spleen")[2] > _middle(trunk, "vertebrae")[2] > _middle(trunk, "liver")[2]
+        for pair in ("kidney", "psoas", "lung", "back muscles"):
+            assert _middle(trunk, f"left {pair}")[2] > _middle(trunk, f"right {pair}")[2]
+
+
+def test_no_two_are_of_one_build(trunks: list[Anatomy]) -> None:
+    """Places and sizes of organs differ beyond what moves the whole trunk: between two kidneys."""
+    gaps = [float((_middle(t, "left kidney") - _middle(t, "right kidney"))[0]) for t in trunks]
+    assert np.std(gaps) > 1
+    fat = [float((_structures(t) == _NUMBER["fat of the wall"]).double().mean()) for t in trunks]
+    assert max(fat) > 1.3 * min(fat)
+
+
+def test_play_and_fatness_do_what_they_say() -> None:
+    """Without them the trunk is the usual one; fat alone moves nothing within."""
+    axes = [np.arange(n, dtype=np.float32) * 6 - 3 * n for n in (50, 40, 60)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
+
+    def drawn(**build: float) -> np.ndarray:
+        return draw_tissues(points, 6.0, np.random.default_rng(3), **build)[1]
+
+    usual, fat, moved = drawn(), drawn(fatness=1.8), drawn(play=6.0)
+    wall = [_NUMBER["fat of the wall"], 0]
+    inside = ~np.isin(usual, wall)
+    assert np.array_equal(usual[inside], fat[inside])
+    assert (fat > 0).sum() > 1.05 * (usual > 0).sum()
+    liver = usual == _NUMBER["liver"], moved == _NUMBER["liver"]
+    assert 0.5 < 2 * (liver[0] & liver[1]).sum() / (liver[0].sum() + liver[1].sum()) < 0.97
+
+
+def test_the_demo_draws_the_same_organs() -> None:
+    assert {number: STRUCTURES[number] for number in NAMES} == NAMES
+
+
+def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
+    """Labels of one tissue differ by little, those of two by much; a CT and an MR are met now and then."""
+    trunk = trunks[0]
+    count = int(trunk.labels.max()) + 1
+    spread, between = [], []
+    for seed in range(40):
+        means, deviations = trunk.palette(Dice.of(seed))
+        assert means.shape == deviations.shape == (256,)
+        assert (deviations >= 0).all()
+        assert -0.1 < means[:count].min() <= means[:count].max() < 1.1
+        kidneys = [
+            int(trunk.labels[_structures(trunk) == _NUMBER[f"{side} lung"]].mode().values)
+            for side in ("left", "right")
+        ]
+        spread.append(abs(float(means[kidneys[0]] - means[kidneys[1]])))
+        between.append(float(np.std(means[:count])))
+    assert max(spread) < 0.05
+    assert min(between) > 0.05
+
+
+def test_pairs_of_trunks_name_what_they_show() -> None:
+    """Strays have no name: what they hide keeps its own."""
+    how = Pairs(
+        size=32,
+        reuse=2,
+        offset=8,
+        strays=10,
+        trunks=1.0,
+        ensembles=Ensembles(size=48),
+        shapes=((16, 48, 48),),
+    )
+    synthesiser = Synthesiser(how, [(Procedural(), 1.0)], 0, torch.device("cpu"))
+    pair, again = synthesiser.pair(1, (16, 48, 48)), synthesiser.pair(1, (16, 48, 48))
+    assert torch.equal(pair.structures, again.structures)
+    assert torch.equal(pair.images, again.images)
+    assert pair.structures.shape == (2, 16, 48, 48)
+    assert len(pair.structures.unique()) > 10
+    stray = pair.labels > 200
+    assert stray.any()
+    assert pair.structures[stray].any()
+
+
+def test_trunks_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name
+        for name in sys.modules
+        if name in ("regkit.synthesis.trunk", "regkit.anatomy", "regkit.painting")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RegkitError, match=r"drawing trunks needs scipy.*pairs.trunks: 0"):
+        draw_trunk(Dice.of(0))
+
+
+def test_tissues_have_a_number_each() -> None:
+    assert len(set(TISSUES)) == len(TISSUES) < 256
