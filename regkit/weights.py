@@ -29,7 +29,8 @@ _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _ACTIVATIONS = ("none", "sigmoid", "unit", "softmax")
 _INPUTS = ("window", "equalised")
-_MODELS = Path(__file__).with_name("models")
+# In an installed package, and in a checkout.
+_MODELS = (Path(__file__).with_name("models"), Path(__file__).parents[1] / "models")
 # Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
 _NESTED = ("state_dict", "model", "network", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -183,15 +184,19 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def bundled_weights() -> Path:
-    """The weights that come with regkit: the last by name of those in its folder ``models``.
+    """The weights that come with regkit: the last by name of those in its folder of models.
 
     Raises:
         RegkitError: if there are none.
     """
-    files = sorted(_MODELS.glob("*.safetensors"))
-    if not files:
-        raise RegkitError("no weights are bundled with regkit yet; give the file of some (--weights FILE)")
-    return files[-1]
+    for folder in _MODELS:
+        files = sorted(folder.glob("*.safetensors"))
+        if files:
+            return files[-1]
+    raise RegkitError(
+        "the weights that come with regkit are missing from this installation; install it again, or give a "
+        "file of weights (--weights FILE)"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, str]]:

@@ -202,8 +202,8 @@ def test_weights_that_cannot_be_used(good: Path, tmp_path: Path, monkeypatch: py
     damaged.write_bytes(b"\x10")
     assert "damaged" in error_of(*words, "--weights", damaged)
     assert "use no weights" in error_of(*words, "--weights", damaged, "--features", "mind")
-    monkeypatch.setattr("regkit.weights._MODELS", tmp_path / "models")
-    assert "no weights are bundled" in error_of(*words, "--features", "network")
+    monkeypatch.setattr("regkit.weights._MODELS", (tmp_path / "models",))
+    assert "missing from this installation" in error_of(*words, "--features", "network")
 
 
 BAD_WARPS: dict[str, tuple[str, Callable[[Path], object], str]] = {

@@ -129,7 +129,7 @@ def test_the_command(tmp_path: Path, random_weights: Path, monkeypatch: pytest.M
         "features", tmp_path / "no.nii", "-o", tmp_path / "b.png", "--weights", random_weights
     )
     assert ".png" in error_of("features", one, "-o", tmp_path / "b.jpg", "--weights", random_weights)
-    monkeypatch.setattr("regkit.weights._MODELS", tmp_path / "models")
-    assert "no weights are bundled" in error_of(*words, "--overwrite")
+    monkeypatch.setattr("regkit.weights._MODELS", (tmp_path / "models",))
+    assert "missing from this installation" in error_of(*words, "--overwrite")
     assert "IMAGE" in usage_error_of("features", "-o", tmp_path / "b.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.nii.gz", "out.png", "two.nii.gz"]

@@ -93,9 +93,9 @@ def test_the_parts_of_every_name(random_weights: Path) -> None:
 def test_features_and_weights_that_do_not_fit(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RegkitError, match="'mind' use no weights"):
         feature_parts("mind", random_weights)
-    monkeypatch.setattr("regkit.weights._MODELS", Path("nowhere"))
+    monkeypatch.setattr("regkit.weights._MODELS", (Path("nowhere"),))
     for name in ("network", "network+mind"):
-        with pytest.raises(RegkitError, match="no weights are bundled"):
+        with pytest.raises(RegkitError, match="missing from this installation"):
             feature_parts(name)
 
 

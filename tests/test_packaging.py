@@ -121,7 +121,12 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
 
 
 def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
-    assert project["tool"]["setuptools"]["package-data"]["regkit"] == ["py.typed"]
+    setuptools = project["tool"]["setuptools"]
+    assert setuptools["package-data"]["regkit"] == ["py.typed"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "regkit").rglob("__init__.py")}
+    assert setuptools["packages"] == sorted([*(".".join(f.parts) for f in folders), "regkit.models"])
+    assert setuptools["package-dir"] == {"regkit.models": "models"}
+    assert "*.safetensors" in setuptools["package-data"]["regkit.models"]
     assert (ROOT / "regkit" / "py.typed").is_file()
     assert project["project"]["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")

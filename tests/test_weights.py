@@ -223,8 +223,8 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_weights_that_come_with_regkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_MODELS", tmp_path / "models")
-    with pytest.raises(RegkitError, match="no weights are bundled"):
+    monkeypatch.setattr(weights, "_MODELS", (tmp_path / "nowhere", tmp_path / "models"))
+    with pytest.raises(RegkitError, match="missing from this installation"):
         bundled_weights()
     (tmp_path / "models").mkdir()
     for name in ("regkit-2.safetensors", "regkit-1.safetensors", "regkit-3.txt"):
