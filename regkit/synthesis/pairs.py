@@ -32,7 +32,8 @@ class Pairs:
         strays: most details that one of them has and the other lacks.
         ensembles: the label ensembles; their size is at least ``size + offset``, and no less than a side of
             ``shapes``; the offset within them is what room there is.
-        bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other.
+        bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other. A
+            network learns few anatomies by heart, and no more from them.
         trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
             of shapes.
         spacing: smallest and largest, of the views of a trunk, mm.
@@ -128,8 +129,8 @@ class Synthesiser:
     def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
         """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
         dice = Dice.of(self.seed, 1, index, device=self.device)
-        back = int(dice.scalars.integers(self.how.bank)) if self.how.bank > 1 else 0
-        anatomy = self._anatomy(max(index // self.how.reuse - back, 0))
+        ahead = int(dice.scalars.integers(self.how.bank)) if self.how.bank > 1 else 0
+        anatomy = self._anatomy(index // self.how.reuse + ahead)
         return cut_and_render(anatomy, self.how, self.sources, dice, shape)
 
     def _drawn(self, number: int) -> Anatomy:
