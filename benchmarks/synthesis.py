@@ -70,6 +70,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config)
+    # From the first pair on as many anatomies per pair as a bank draws in the long run.
+    config = replace(config, pairs=replace(config.pairs, bank=1))
     if not arguments.templates:
         config = replace(config, procedural=1.0, templates=0.0)
     sources = mixture(config.procedural, config.templates, arguments.templates)

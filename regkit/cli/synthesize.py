@@ -106,4 +106,4 @@ def _drawn(how: Pairs, size: int) -> Pairs:
     """The settings at another size: cubes, each pair of an anatomy of its own."""
     offset = min(how.offset, size // 2)
     ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + offset))
-    return replace(how, size=size, shapes=(), reuse=1, offset=offset, ensembles=ensembles)
+    return replace(how, size=size, shapes=(), reuse=1, bank=1, offset=offset, ensembles=ensembles)
