@@ -198,6 +198,8 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
     nodes += random.normal(0, 3.2, nodes.shape)
+    if part.play:  # there is more fat in some, and less bowel
+        nodes = nodes[random.random(len(nodes)) < random.uniform(0.4, 1.1)]
     small = part.organ((-95, -85, -170), (95, 15, -25))
     loops = small.tube(coils(nodes, (10, 12.5), 38, random))
     small.paint(loops, "gut wall", "small bowel")
@@ -211,7 +213,7 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     ])  # fmt: skip
     colon[:, 3] *= 1 + 0.14 * np.cos(np.arange(len(colon)) * (2 * np.pi / 27))  # haustra
     large = part.organ((-130, -95, -180), (130, 60, 40))
-    tube = large.tube([colon])
+    tube = large.tube([colon]) + large.filled()
     large.paint(tube, "gut wall", "colon")
     large.paint(tube + 2.4, "stool", "colon")
     large.paint(np.maximum(tube + 4, 5 * (0.9 - texture(large, 6, 17))), "gas", "colon", 0.75)
@@ -221,7 +223,7 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     duodenum = box.tube([curve([
         (-24, -40, 0, 10), (-42, -20, 0, 12), (-47, 0, -20, 12), (-36, 4, -44, 11), (0, 0, -50, 10),
         (30, -8, -34, 11), (40, -22, -42, 11),
-    ])])  # fmt: skip
+    ])]) + 0.5 * box.filled()  # fmt: skip
     box.paint(duodenum, "gut wall", "duodenum")
     box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4), "chyme", "duodenum")
 
@@ -311,7 +313,7 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         (-51, -47, -23, 14.5),
         (-53, -53, -29, 11),
     ]
-    gallbladder = box.tube([curve(knots)])
+    gallbladder = box.tube([curve(knots)]) + box.filled()
     box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
     box.paint(gallbladder, "bile", "gallbladder")
 
@@ -356,7 +358,7 @@ def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Text
     stomach = box.tube([curve([
         (54, 6, 48, 26), (58, -12, 34, 28), (58, -34, 8, 25), (46, -48, -18, 21), (20, -52, -22, 17),
         (-4, -47, -12, 12), (-22, -40, -2, 7),
-    ])])  # fmt: skip
+    ])]) + 1.5 * box.filled()  # fmt: skip
     stomach = cut(stomach, _below(part, box, cavity, dome), 4)
     rugae = 1.2 * texture(box, 6, 41)
     box.paint(stomach, "gut wall", "stomach")

@@ -87,7 +87,7 @@ class Part:
     def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
         """As :meth:`within`, but with ``play``: what is drawn lies elsewhere and has another size.
 
-        Each axis is shifted by ``play`` mm and stretched by a hundredth per mm of it, in standard deviations.
+        Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations.
         """
         if not self.play:
             return self.within(low, high)
@@ -96,9 +96,13 @@ class Part:
         part = self.within(*wide)  # type: ignore[arg-type]
         moved = []
         for values, middle in zip((part.x, part.y, part.z), (np.array(low) + high) / 2):
-            shift, size = self.random.normal(0, self.play), np.exp(self.random.normal(0, 0.01 * self.play))
+            shift, size = self.random.normal(0, self.play), np.exp(self.random.normal(0, 0.02 * self.play))
             moved.append(((values - middle - shift) / size + middle).astype(np.float32))
         return replace(part, x=moved[0], y=moved[1], z=moved[2])
+
+    def filled(self) -> float:
+        """mm by which the wall of a hollow organ lies further in; with ``play`` it may be nearly empty."""
+        return float(self.random.uniform(-2, 7)) if self.play else 0.0
 
     def ellipsoid(
         self, centre: Sequence[float], radii: Sequence[float], *, lean: float = 0, turn: float = 0

@@ -30,7 +30,7 @@ def draw_trunk(dice: Dice) -> Anatomy:
     coordinates = _pose(dice)
     fatness = float(np.exp(random.normal(0, 0.4)))
     tissues, structures = draw_tissues(
-        coordinates, _SPACING, random, play=random.uniform(1, 7), fatness=min(fatness, 1.9)
+        coordinates, _SPACING, random, play=random.uniform(2, 10), fatness=min(fatness, 1.9)
     )
     if dice.chance(0.5):
         _lay_arms(coordinates, tissues, structures, dice)
