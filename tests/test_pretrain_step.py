@@ -38,7 +38,7 @@ def _student(config: Config = CONFIG) -> Student:
 def batch() -> Batch:
     synthesiser = Synthesiser(CONFIG.pairs, [(Procedural(), 1.0)], 1, torch.device("cpu"))
     pairs = [synthesiser.pair(k) for k in range(2)]
-    # Structures in the second pair alone: of the first nothing is known, as of any ensemble of shapes.
+    # Structures in the second pair alone: ensembles of shapes have none.
     pairs[1] = replace(pairs[1], structures=pairs[1].labels % 7)
     return collate(pairs, CONFIG.stride)
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from regkit.pretrain.targets import Targets
-from regkit.synthesis.anatomies import UNKNOWN
 from regkit.synthesis.noise import Dice
 from regkit.weights import unit
 
@@ -31,12 +30,11 @@ def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.T
 
     Args:
         logits: (N, C, Z, Y, X).
-        structures: (N, Z, Y, X) uint8, numbers below C; cells that are UNKNOWN do not count.
+        structures: (N, Z, Y, X) uint8, numbers below C.
         seen: (N, Z, Y, X) bool.
     """
-    known = seen & (structures != UNKNOWN)
-    logits = logits.movedim(1, -1)[known]
-    truth = structures[known].long()
+    logits = logits.movedim(1, -1)[seen]
+    truth = structures[seen].long()
     if not len(truth):
         return logits.sum()
     entropy = F.cross_entropy(logits, truth)

@@ -10,8 +10,6 @@ import torch
 from regkit.synthesis.appearance import Palette, random_palette
 from regkit.synthesis.noise import Dice
 
-UNKNOWN = 255  # in place of the number of a structure
-
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -20,8 +18,8 @@ class Anatomy:
     Args:
         labels: (Z, Y, X) uint8.
         grain: (2, Z, Y, X) fine structure of it (:func:`regkit.synthesis.appearance.draw_grain`), if any.
-        structures: (256,) uint8, for each label the number of the structure that it is part of, 0 for what
-            lies around them; by default nothing is known of any (:data:`UNKNOWN`).
+        structures: (256,) uint8, for each label the number of the structure that it is part of, 0 if of none;
+            by default they are parts of none.
         palette: draws the mean and deviation of every label in one image.
         spacing: mm, of its voxels, if its axes are the patient's, towards head, back and left: views are then
             not flipped, keep their axes, and are of random spacing.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.errors import RegkitError
-from regkit.synthesis.anatomies import UNKNOWN, Anatomy
+from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import draw_grain, render
 from regkit.synthesis.ensemble import MOST, Ensembles, add_strays, draw_labels
 from regkit.synthesis.noise import Dice, smooth_noise
@@ -101,7 +101,7 @@ class Pair:
         seen: (2, Z, Y, X) bool, each image's field of view.
         partner: (3, Z, Y, X) where each voxel of the second view lies in the first: index coordinates
             (x, y, z), which may be outside.
-        structures: (2, Z, Y, X) uint8, numbers of structures, 0 around them; UNKNOWN if of an ensemble.
+        structures: (2, Z, Y, X) uint8, numbers of structures, 0 where there is none.
     """
 
     images: torch.Tensor
@@ -205,7 +205,7 @@ def cut_and_render(
     partner = partner.flip([1 + f for f in flips]).contiguous()
     for axis in flips:
         partner[2 - axis] = shape[axis] - 1 - partner[2 - axis]
-    structures = torch.full_like(labels, UNKNOWN)
+    structures = torch.zeros_like(labels)
     if anatomy.structures is not None:
         structures = anatomy.structures[labels.int()]
 
