@@ -170,11 +170,14 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
         architecture, tensors, provenance = _read_safetensors(path)
     else:
         architecture, tensors, provenance = Architecture(), _read_pickle(path), {}
-    network = UNet(architecture)
+    # No random weights first: they would take time, and numbers of the caller's generator.
+    with torch.device("meta"):
+        network = UNet(architecture)
     _check_entries(network.state_dict(), tensors, path)
     _check_finite(tensors, path)
     _check_reading(provenance, network, path)
-    network.load_state_dict(tensors)
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    network.load_state_dict(floats, assign=True)
     return network.eval(), provenance
 
 
