@@ -33,14 +33,15 @@ def measure(name: str, direction: str, start: list[list[float]], options: dict[s
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| fixed <- moving | features | Dice linear | after | TRE mm linear | after | folding % | SDlogJ "
-        "| s features | coarse | fine | peak MB |",
-        "|---|---|" + "--:|" * 10,
+        "| fixed <- moving | features | Dice linear | after | common field | TRE mm linear | after "
+        "| folding % | SDlogJ | s features | coarse | fine | peak MB |",
+        "|---|---|" + "--:|" * 11,
     ]
     for row in rows:
         metrics, seconds = row["metrics"], row["seconds"]
         cells = [f"{row['pair']}, {row['direction']}", row["settings"]["features"]]
         cells += [f"{metrics['mean_dice'][stage]:.3f}" for stage in ("linear", "after")]
+        cells.append(f"{row['dice_in_common_field']['after']:.3f}")
         tre = row.get("tre_mm")
         cells += [f"{tre[stage]:.2f}" if tre else "" for stage in ("linear", "after")]
         cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]
