@@ -42,17 +42,21 @@ STRUCTURES = NAMES | {
 }  # fmt: skip
 """What the trunk is divided into; 0 is what lies around it."""
 
-# tissue: (CT, MR). CT in Hounsfield units in the portal venous phase. MR as a T2 turbo spin echo: fat and
-# fluid are bright; flowing blood and compact bone give no signal. The order of brightness differs.
+# tissue: (CT, T2, T1). CT in Hounsfield units in the portal venous phase. MR in arbitrary units: a T2 turbo
+# spin echo, in which fat and fluid are bright, and a T1 gradient echo, in which fluid is dark and organs are
+# much alike. Flowing blood and compact bone give little signal in either. No two orders of brightness agree.
 _TISSUES = {
-    "air": (-1000, 0), "lung": (-835, 30), "skin": (30, 260), "fat": (-104, 640), "muscle": (58, 150),
-    "diaphragm": (60, 140), "compact bone": (640, 22), "marrow": (185, 300), "rib": (430, 60),
-    "cartilage": (115, 215), "disc": (88, 150), "nucleus": (78, 420), "csf": (14, 900), "cord": (42, 400),
-    "liver": (112, 245), "spleen": (124, 400), "renal cortex": (188, 430), "renal medulla": (150, 540),
-    "urine": (14, 880), "bile": (8, 900), "pancreas": (94, 340), "gut wall": (84, 260), "fluid": (16, 800),
-    "gas": (-960, 4), "chyme": (30, 520), "stool": (15, 330), "artery": (182, 30), "vein": (160, 55),
-    "portal vein": (172, 80), "heart": (118, 190), "chamber": (168, 40),
+    "air": (-1000, 0, 0), "lung": (-835, 30, 25), "skin": (30, 260, 380), "fat": (-104, 640, 800),
+    "muscle": (58, 150, 290), "diaphragm": (60, 140, 280), "compact bone": (640, 22, 25),
+    "marrow": (185, 300, 500), "rib": (430, 60, 150), "cartilage": (115, 215, 220), "disc": (88, 150, 260),
+    "nucleus": (78, 420, 230), "csf": (14, 900, 110), "cord": (42, 400, 300), "liver": (112, 245, 410),
+    "spleen": (124, 400, 280), "renal cortex": (188, 430, 350), "renal medulla": (150, 540, 270),
+    "urine": (14, 880, 120), "bile": (8, 900, 180), "pancreas": (94, 340, 430), "gut wall": (84, 260, 300),
+    "fluid": (16, 800, 130), "gas": (-960, 4, 3), "chyme": (30, 520, 230), "stool": (15, 330, 330),
+    "artery": (182, 30, 110), "vein": (160, 55, 130), "portal vein": (172, 80, 140),
+    "heart": (118, 190, 280), "chamber": (168, 40, 120),
 }  # fmt: skip
+_MODALITIES = ("ct", "t2", "t1")
 
 _NUMBERS = {name: number for number, name in STRUCTURES.items()}
 
@@ -62,12 +66,13 @@ _RIB_HEADS = {12: 54.0, 11: 82.0, 10: 109.0, 9: 135.0, 8: 160.0, 7: 185.0}
 
 
 TISSUES = tuple(_TISSUES)
-"""The tissues by number: intensities (CT, MR) are those of :func:`intensities`."""
+"""The tissues by number: their intensities are those of :func:`intensities`."""
 
 
 def intensities(modality: str) -> dict[str, float]:
-    """Mean intensity of each tissue, by name: "ct" in HU or "mr" in arbitrary units, 0 to 900."""
-    return {name: float(pair[modality == "mr"]) for name, pair in _TISSUES.items()}
+    """Mean intensity of each tissue, by name: "ct" in HU, or "t2" or "t1" in arbitrary units, 0 to 900."""
+    column = _MODALITIES.index(modality)
+    return {name: float(values[column]) for name, values in _TISSUES.items()}
 
 
 def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Float, npt.NDArray[np.uint8]]:
@@ -75,7 +80,7 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
 
     Args:
         coordinates: (3, Z, Y, X) float32, anatomical x, y, z of each voxel, mm.
-        modality: "ct" (HU) or "mr" (arbitrary units, 0 to 900).
+        modality: "ct" (HU), "t2" or "t1" (arbitrary units, 0 to 900).
         edge: mm over which each surface is smeared (partial volume): the longest side of a voxel.
         seed: of textures, bowel loops and vessels.
 
@@ -92,7 +97,12 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
 
 
 def draw_tissues(
-    coordinates: Float, edge: float, random: np.random.Generator, play: float = 0.0, fatness: float = 1.0
+    coordinates: Float,
+    edge: float,
+    random: np.random.Generator,
+    play: float = 0.0,
+    slack: float = 0.0,
+    fatness: float = 1.0,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """What a trunk of random build is made of.
 
@@ -100,6 +110,7 @@ def draw_tissues(
         coordinates: (3, Z, Y, X) float32, anatomical x, y, z of each voxel, mm.
         edge: the longest side of a voxel, mm.
         play: mm, standard deviation of the places of organs; see :meth:`regkit.painting.Part.organ`.
+        slack: by how much organs are smaller, as a logarithm; what they leave is fat.
         fatness: thickness of the fat under the skin, as a share of the usual one.
 
     Returns:
@@ -109,7 +120,7 @@ def draw_tissues(
     numbers = {name: float(number) for number, name in enumerate(TISSUES)}
     tissues = np.zeros(x.shape, np.float32)
     part = Solid(x, y, z, tissues, np.zeros(x.shape, np.uint8), numbers, _NUMBERS, edge)
-    _paint(replace(part, random=random, play=play), random, fatness)
+    _paint(replace(part, random=random, play=play, slack=slack), random, fatness)
     return tissues.astype(np.uint8), part.labels
 
 

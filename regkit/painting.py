@@ -32,6 +32,7 @@ class Part:
         edge: width in mm over which a surface is smeared (partial volume); the longest side of a voxel.
         box: where the part lies in the one that it was cut from.
         play: mm, by which organs lie elsewhere (:meth:`organ`), as ``random`` says.
+        slack: logarithm by which they are smaller.
     """
 
     x: Float
@@ -44,6 +45,7 @@ class Part:
     edge: float
     box: tuple[slice, ...] = (slice(None),) * 3
     play: float = 0.0
+    slack: float = 0.0
     random: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
@@ -87,7 +89,8 @@ class Part:
     def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
         """As :meth:`within`, but with ``play``: what is drawn lies elsewhere and has another size.
 
-        Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations.
+        Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations,
+        about a size that is ``slack`` smaller.
         """
         if not self.play:
             return self.within(low, high)
@@ -96,7 +99,8 @@ class Part:
         part = self.within(*wide)  # type: ignore[arg-type]
         moved = []
         for values, middle in zip((part.x, part.y, part.z), (np.array(low) + high) / 2):
-            shift, size = self.random.normal(0, self.play), np.exp(self.random.normal(0, 0.02 * self.play))
+            shift = self.random.normal(0, self.play)
+            size = np.exp(self.random.normal(-self.slack, 0.02 * self.play))
             moved.append(((values - middle - shift) / size + middle).astype(np.float32))
         return replace(part, x=moved[0], y=moved[1], z=moved[2])
 

@@ -141,7 +141,7 @@ def torso(seed: int = 0, spacing: float = _SPACING) -> Phantom:
     )
 
     texture = int(anatomy.generate_state(1)[0])
-    image, labels = draw(_on_grid(fixed_grid, shape.to_anatomy), "mr", max(fixed_grid.spacing), texture)
+    image, labels = draw(_on_grid(fixed_grid, shape.to_anatomy), "t2", max(fixed_grid.spacing), texture)
     fixed = Volume(_mr(image, Dice.of(seed, 1)), fixed_grid, "phantom MR")
     fixed_labels = Volume(labels, fixed_grid, "phantom MR labels")
 

@@ -20,8 +20,10 @@ _MIDDLE = (0.0, 0.0, 12.0)  # anatomical mm
 _NUMBERS = {name: number for number, name in enumerate(TISSUES)}
 _COUCH = len(TISSUES)
 _LIKE_AIR = ("gas", "lung")
+_FATTY = {"fat": 1.0, "marrow": 0.7, "skin": 0.4}  # share that fat suppression takes
+_BLOOD = ("artery", "vein", "portal vein", "chamber")
 # Those that take contrast medium.
-_ENHANCED = ("artery", "vein", "portal vein", "chamber", "renal cortex", "renal medulla", "spleen", "liver")
+_ENHANCED = (*_BLOOD, "renal cortex", "renal medulla", "spleen", "liver")
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
@@ -30,7 +32,12 @@ def draw_trunk(dice: Dice) -> Anatomy:
     coordinates = _pose(dice)
     fatness = float(np.exp(random.normal(0, 0.4)))
     tissues, structures = draw_tissues(
-        coordinates, _SPACING, random, play=random.uniform(2, 10), fatness=min(fatness, 1.9)
+        coordinates,
+        _SPACING,
+        random,
+        play=random.uniform(2, 10),
+        slack=random.uniform(0, 0.22),
+        fatness=min(fatness, 1.9),
     )
     if dice.chance(0.5):
         _lay_arms(coordinates, tissues, structures, dice)
@@ -92,7 +99,7 @@ def _lay_on_couch(tissues: np.ndarray, structures: np.ndarray, dice: Dice) -> No
 
 
 def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
-    """Mean and deviation of every label: as of a CT, as of a T2-weighted MR, or random ones of each tissue.
+    """Mean and deviation of every label: as of a CT or an MR, or random ones of each tissue.
 
     Args:
         kinds: (256,) tissue of each label, of which ``count`` are in use.
@@ -100,7 +107,7 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     random = dice.scalars
     means, deviations = random_palette(dice)
     tissue = means[: _COUCH + 1].copy()
-    kind = random.choice(3, p=(0.3, 0.2, 0.5))
+    kind = random.choice(4, p=(0.3, 0.1, 0.25, 0.35))
     if kind == 0:
         low, high = random.uniform(-260, -80), random.uniform(160, 420)
         medium = dice.uniform(-0.3, 0.6)  # little or much contrast medium
@@ -109,9 +116,17 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
                 mean += random.normal(0, 12) + (medium * (mean - 40) if name in _ENHANCED else 0)
             tissue[_NUMBERS[name]] = (mean - low) / (high - low)
         tissue[_COUCH] = random.uniform(0, 0.8)
-    elif kind == 1:
-        for name, mean in intensities("mr").items():
-            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, 0.3))
+    elif kind < 3:
+        for name, mean in intensities("t2" if kind == 1 else "t1").items():
+            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, 0.3 if kind == 1 else 0.15))
+        if dice.chance(0.3):  # fat suppressed
+            for name, share in _FATTY.items():
+                tissue[_NUMBERS[name]] *= 1 - share * random.uniform(0.7, 1)
+        if kind == 2 and dice.chance(0.3):
+            medium = random.uniform(0.1, 1)
+            for name in _ENHANCED:
+                tissue[_NUMBERS[name]] += medium * (0.8 if name in _BLOOD else random.uniform(0.1, 0.4))
+        tissue /= max(1.0, float(tissue[:_COUCH].max()))
         tissue[_COUCH] = 0
     elif dice.chance(0.85):
         # Air gives no signal, or the least; as a rule gas in the bowel is air.
@@ -119,7 +134,7 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
         for name in _LIKE_AIR:
             if dice.chance(0.8):
                 tissue[_NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
-    if kind < 2:
+    if kind < 3:
         deviations = np.full(256, random.uniform(0, 0.04))
     means[:count] = tissue[kinds[:count]].clip(0, 1) + random.normal(0, 0.006, count)
     return means, deviations
