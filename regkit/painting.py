@@ -92,7 +92,7 @@ class Part:
         Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations,
         about a size that is ``slack`` smaller.
         """
-        if not self.play:
+        if not (self.play or self.slack):
             return self.within(low, high)
         room = 3 * self.play
         wide = [tuple(float(c) for c in np.add(corner, by)) for corner, by in ((low, -room), (high, room))]

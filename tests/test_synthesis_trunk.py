@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.anatomy import NAMES, STRUCTURES, TISSUES, draw_tissues
+from regkit.anatomy import NAMES, STRUCTURES, TISSUES, draw_tissues, intensities
 from regkit.errors import RegkitError
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomies import Anatomy
@@ -60,21 +60,34 @@ def test_no_two_are_of_one_build(trunks: list[Anatomy]) -> None:
     assert max(fat) > 1.3 * min(fat)
 
 
-def test_play_and_fatness_do_what_they_say() -> None:
-    """Without them the trunk is the usual one; fat alone moves nothing within."""
+def test_play_slack_and_fatness_do_what_they_say() -> None:
+    """Without them the trunk is the usual one; fat of the wall moves nothing; organs make room for inner fat."""
     axes = [np.arange(n, dtype=np.float32) * 6 - 3 * n for n in (50, 40, 60)]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
 
     def drawn(**build: float) -> np.ndarray:
         return draw_tissues(points, 6.0, np.random.default_rng(3), **build)[1]
 
-    usual, fat, moved = drawn(), drawn(fatness=1.8), drawn(play=6.0)
+    usual, fat, moved, small = drawn(), drawn(fatness=1.8), drawn(play=6.0), drawn(slack=0.2)
     wall = [_NUMBER["fat of the wall"], 0]
     inside = ~np.isin(usual, wall)
     assert np.array_equal(usual[inside], fat[inside])
     assert (fat > 0).sum() > 1.05 * (usual > 0).sum()
     liver = usual == _NUMBER["liver"], moved == _NUMBER["liver"]
     assert 0.5 < 2 * (liver[0] & liver[1]).sum() / (liver[0].sum() + liver[1].sum()) < 0.97
+    for organ in ("left kidney", "right kidney"):  # nothing cuts them
+        share = (small == _NUMBER[organ]).sum() / (usual == _NUMBER[organ]).sum()
+        assert share == pytest.approx(np.exp(-0.6), abs=0.08)  # of the volume
+    assert (small == _NUMBER["inner fat"]).sum() > 1.2 * (usual == _NUMBER["inner fat"]).sum()
+
+
+def test_contrasts_differ_in_order() -> None:
+    """So that none can be had from another by a change of the grey scale."""
+    names = ("fat", "liver", "csf", "muscle", "spleen")
+    orders = {kind: sorted(names, key=intensities(kind).__getitem__) for kind in ("ct", "t2", "t1")}
+    assert orders["t1"] == ["csf", "spleen", "muscle", "liver", "fat"]
+    assert orders["t2"] == ["muscle", "liver", "spleen", "fat", "csf"]
+    assert orders["ct"] == ["fat", "csf", "muscle", "liver", "spleen"]
 
 
 def test_the_demo_draws_the_same_organs() -> None:
@@ -91,11 +104,11 @@ def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
         assert means.shape == deviations.shape == (256,)
         assert (deviations >= 0).all()
         assert -0.1 < means[:count].min() <= means[:count].max() < 1.1
-        kidneys = [
+        lungs = [
             int(trunk.labels[_structures(trunk) == _NUMBER[f"{side} lung"]].mode().values)
             for side in ("left", "right")
         ]
-        spread.append(abs(float(means[kidneys[0]] - means[kidneys[1]])))
+        spread.append(abs(float(means[lungs[0]] - means[lungs[1]])))
         between.append(float(np.std(means[:count])))
     assert max(spread) < 0.05
     assert min(between) > 0.05
