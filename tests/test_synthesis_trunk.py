@@ -61,7 +61,7 @@ def test_no_two_are_of_one_build(trunks: list[Anatomy]) -> None:
 
 
 def test_play_slack_and_fatness_do_what_they_say() -> None:
-    """Without them the trunk is the usual one; fat of the wall moves nothing; organs make room for inner fat."""
+    """Without them the trunk is the usual one; fat of the wall moves nothing; organs make room for fat."""
     axes = [np.arange(n, dtype=np.float32) * 6 - 3 * n for n in (50, 40, 60)]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
 
