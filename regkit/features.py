@@ -117,15 +117,16 @@ _MIND_WEIGHT = 1.0
 _NETWORK_WEIGHT = 1.0
 MIND = Part(mind_ssc, 1, _MIND_WEIGHT)
 NAMES = ("mind", "network", "network+mind")
+DEFAULT = "network+mind"
 
 
 def feature_parts(
-    name: str | None, weights: str | os.PathLike[str] | None = None
+    name: str = DEFAULT, weights: str | os.PathLike[str] | None = None
 ) -> tuple[str, tuple[Part, ...], dict[str, Any] | None]:
     """The features of that name.
 
     Args:
-        name: one of :data:`NAMES`; by default "network+mind" if there are ``weights``, else "mind".
+        name: one of :data:`NAMES`.
         weights: the file of the network's weights; by default those that come with regkit.
 
     Returns:
@@ -134,8 +135,6 @@ def feature_parts(
     Raises:
         RegkitError: if there are no such features or weights; the message lists the names.
     """
-    if name is None:
-        name = "mind" if weights is None else "network+mind"
     if name not in NAMES:
         raise RegkitError(f"no features named {name!r}; there is: {', '.join(NAMES)}")
     if name == "mind":

@@ -27,7 +27,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
-from regkit.features import feature_parts, mind_ssc
+from regkit.features import DEFAULT, feature_parts, mind_ssc
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
@@ -104,7 +104,7 @@ def register(
     moving_labels: ImageLike | None = None,
     label_names: dict[int, str] | None = None,
     init: str | os.PathLike[str] | np.ndarray = "auto",
-    features: str | None = None,
+    features: str = DEFAULT,
     weights: str | os.PathLike[str] | None = None,
     preset: str = "default",
     ct_window: tuple[float, float] | None = None,
@@ -126,9 +126,8 @@ def register(
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
             no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
         features: what the deformable stages compare, of :data:`regkit.features.NAMES`: ``mind``, ``network``
-            or ``network+mind``; by default the last if ``weights`` are given, else the first. The linear
-            start always compares MIND.
-        weights: the file of the network's weights.
+            or ``network+mind``. The linear start always compares MIND.
+        weights: the file of the network's weights; by default those that come with regkit.
         preset: the name of settings in :data:`regkit.settings.PRESETS`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.

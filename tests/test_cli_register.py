@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 
 import regkit.cli.register as cli_register
 import regkit.registration
-from regkit.features import NAMES
+from regkit.features import DEFAULT, NAMES
 from regkit.formats import read_linear
 from regkit.images import load_image, load_labels
 from regkit.warp import Warp
@@ -164,6 +165,7 @@ def test_every_argument_reaches_register(
 
 def test_the_features_of_the_help_are_those_there_are() -> None:
     assert cli_register._FEATURES == NAMES
+    assert signature(cli_register.command).parameters["features"].default == DEFAULT
 
 
 def test_weights_bring_the_network_in(files: Files, random_weights: Path, tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_the_parts_of_every_name(random_weights: Path) -> None:
             "sha256": sha256(random_weights),
             "provenance": {"data": "none", "channels": '[["features", 8, "unit", 1.0]]'},
         }
-    assert feature_parts(None) == feature_parts("mind") == ("mind", (MIND,), None)
-    assert feature_parts(None, random_weights)[0] == "network+mind"
+    assert feature_parts("mind") == ("mind", (MIND,), None)
+    assert feature_parts(weights=random_weights)[0] == feature_parts()[0] == "network+mind"
 
 
 def test_features_and_weights_that_do_not_fit(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

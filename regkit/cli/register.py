@@ -93,18 +93,19 @@ def command(
         ),
     ] = "auto",
     features: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="|".join(_FEATURES),
-            show_default=False,
             rich_help_panel=_METHOD,
-            help="What the images are compared on. Default: mind, or with --weights network+mind.",
+            help="What the images are compared on after the linear start.",
         ),
-    ] = None,
+    ] = "network+mind",
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", rich_help_panel=_METHOD, help="Weights of the network: .safetensors or .pth."
+            metavar="FILE",
+            rich_help_panel=_METHOD,
+            help="Weights of the network, .safetensors or .pth, in place of those that come with regkit.",
         ),
     ] = None,
     preset: Annotated[

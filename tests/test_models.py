@@ -1,0 +1,69 @@
+"""The bundled weights: those that the model card names, made from the configuration beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from regkit.network import NetworkFeatures
+from regkit.pretrain.config import load_config
+from regkit.weights import bundled_weights, load_network, sha256
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+FILES = sorted(MODELS.glob("*.safetensors"))
+CARD = (MODELS / "README.md").read_text(encoding="utf-8")
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert bundled_weights() == FILES[-1]
+    assert sum(file.stat().st_size for file in FILES) <= 25_000_000
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_is_the_one_on_the_card(file: Path) -> None:
+    assert re.search(rf"`{re.escape(file.name)}`.*`{sha256(file)}`", CARD)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_says_what_made_it(file: Path) -> None:
+    """The configuration beside it, at a commit without changes, to the last step."""
+    _, provenance = load_network(file)
+    config = load_config(file.with_suffix(".yaml"))
+    assert json.loads(provenance["config"]) == json.loads(json.dumps(asdict(config)))
+    assert provenance["name"] == file.stem
+    assert int(provenance["step"]) == config.steps
+    assert re.fullmatch(r"[0-9a-f]{7,40}", provenance["commit"])
+    assert provenance["commit"] in CARD
+
+
+def test_they_see_contrast_through() -> None:
+    """Structures of a trunk of another seed than training's, seen in two contrasts."""
+    from regkit.anatomy import STRUCTURES
+    from regkit.synthesis.noise import Dice
+    from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
+
+    extract = NetworkFeatures(bundled_weights())
+    pairs = Pairs(turn=5.0, strays=0)
+    pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), (48, 96, 112))
+    for image, structures in zip(pair.images, pair.structures):
+        found = extract(image).argmax(0)
+        truth = structures[1::2, 1::2, 1::2]
+        scores = []
+        for number in STRUCTURES:
+            size = int((truth == number).sum())
+            if size > 100:
+                both = int(((truth == number) & (found == number)).sum())
+                scores.append(2 * both / (size + int((found == number).sum())))
+        assert len(scores) > 10
+        assert sum(scores) / len(scores) > 0.5
+
+
+def test_they_are_reproducible() -> None:
+    extract = NetworkFeatures(bundled_weights())
+    image = torch.rand((40, 50, 60), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(extract(image), extract(image))
