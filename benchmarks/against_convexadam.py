@@ -6,8 +6,8 @@
 The pair is two phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since
 convexAdam takes no other. Both programs read the NIfTI files and write a displacement field; convexAdam
 runs with its defaults. regkit runs twice: as a user runs it (with the network, and the search for a linear
-start, which convexAdam has not), and with ``--features mind --init none``: the same work. CPU seconds are those
-of all cores; other programs on the machine change them less than the seconds on the clock.
+start, which convexAdam has not), and with ``--features mind --init none``: the same work. CPU seconds are
+those of all cores; other programs on the machine change them less than the seconds on the clock.
 """
 
 from __future__ import annotations
