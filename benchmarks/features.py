@@ -10,6 +10,7 @@ the preset's. Labels and landmarks are for measuring alone. Data as for open_pai
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +30,12 @@ def linear_start(name: str, direction: str) -> list[list[float]]:
 
 def measure(name: str, direction: str, start: list[list[float]], options: dict[str, Any]) -> dict[str, Any]:
     return run(name, direction, {"init": np.array(start), **options})
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """``work`` in a process of its own, whose peak memory is its own: it counts from that of its parent."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(work, *arguments).result()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -65,13 +72,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in arguments.pairs:
         for direction in ("as given", "exchanged"):
-            start = linear_start(name, direction)
+            start = apart(linear_start, name, direction)
             for features in arguments.features:
                 weights = None if features == "mind" else arguments.weights
                 own = {**options, "features": features, "weights": weights}
-                # A process of its own for each, so that its peak memory is its own.
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                    rows.append(fresh.submit(measure, name, direction, start, own).result())
+                rows.append(apart(measure, name, direction, start, own))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     command = f"python benchmarks/features.py --preset {arguments.preset}"
     if arguments.weights:
