@@ -67,10 +67,16 @@ def scaled(factor: float, shift: tuple[float, float, float] = (0, 0, 0)) -> np.n
     [scaled(1.0), scaled(1.0, (4.0, -2.0, 6.0)), scaled(1.0, (1.0, 3.0, -0.6)), scaled(1.06), scaled(0.95)],
     ids=["identity", "whole-voxels", "parts-of-voxels", "larger", "smaller"],
 )
-def test_shifts_and_scalings_are_found_without_a_half_voxel_error(matrix: np.ndarray) -> None:
-    """By the deformable stages alone, which is where the public codes are off by N / (N - 1)."""
-    found = errors(regkit.register(FIXED, moving_through(matrix), init="none"), matrix)
-    assert found.mean() < 0.25 * SPACING
+@pytest.mark.parametrize(("features", "voxels"), [("mind", 0.2), ("network+mind", 0.25)])
+def test_shifts_and_scalings_are_found_without_a_half_voxel_error(
+    matrix: np.ndarray, features: str, voxels: float
+) -> None:
+    """By the deformable stages alone, which is where the public codes are off by N / (N - 1).
+
+    A little less well with the network, which has no trunk to look at here.
+    """
+    found = errors(regkit.register(FIXED, moving_through(matrix), init="none", features=features), matrix)
+    assert found.mean() < voxels * SPACING
     assert np.percentile(found, 95) < 0.5 * SPACING
 
 
@@ -113,18 +119,20 @@ def test_the_field_that_is_returned_is_the_one_that_was_used() -> None:
     assert np.abs(back - inside).max() < 0.2 * SPACING
 
 
-def test_the_way_voxels_are_stored_changes_nothing() -> None:
+@pytest.mark.parametrize(("features", "mm"), [("mind", 0.1), ("network+mind", 0.2)])
+def test_the_way_voxels_are_stored_changes_nothing(features: str, mm: float) -> None:
+    """But for rounding, which the depth of the network makes larger."""
     matrix = scaled(1.03, (3.0, -4.0, 2.0))
     moving = moving_through(matrix).to_sitk()
-    straight = regkit.register(FIXED, moving)
+    straight = regkit.register(FIXED, moving, features=features)
     for code in ("RAS", "ASR"):
         turned = sitk.DICOMOrient(moving, code)
         assert turned.GetDirection() != moving.GetDirection()
-        found = regkit.register(FIXED, turned)
-        assert np.abs(found.warp.field - straight.warp.field).max() < 0.1 * SPACING
+        found = regkit.register(FIXED, turned, features=features)
+        assert np.abs(found.warp.field - straight.warp.field).max() < mm
         inner = (slice(4, -4),) * 3  # at the ends a voxel may fall in or out by rounding
         np.testing.assert_allclose(found.moved.array[inner], straight.moved.array[inner], atol=5)
-    found = regkit.register(sitk.DICOMOrient(FIXED.to_sitk(), "ASR"), moving)
+    found = regkit.register(sitk.DICOMOrient(FIXED.to_sitk(), "ASR"), moving, features=features)
     points = inner_points()
     apart = found.warp.transform_points(points) - straight.warp.transform_points(points)
     assert np.linalg.norm(apart, axis=1).max() < 0.2 * SPACING
