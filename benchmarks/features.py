@@ -10,14 +10,11 @@ the preset's. Labels and landmarks are for measuring alone. Data as for open_pai
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_pairs import ROOT, pair_names, run, setting, write_rows
+from open_pairs import ROOT, apart, pair_names, run, setting, write_rows
 
 NAMES = ("mind", "network", "network+mind")
 
@@ -30,12 +27,6 @@ def linear_start(name: str, direction: str) -> list[list[float]]:
 
 def measure(name: str, direction: str, start: list[list[float]], options: dict[str, Any]) -> dict[str, Any]:
     return run(name, direction, {"init": np.array(start), **options})
-
-
-def apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """``work`` in a process of its own, whose peak memory is its own: it counts from that of its parent."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(work, *arguments).result()
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -19,12 +19,13 @@ import torch
 from open_pairs import ROOT, SHARED, setting, write_rows
 
 from regkit.anatomy import STRUCTURES
-from regkit.geometry import Grid, resize
+from regkit.components import cell_features
+from regkit.geometry import resize
 from regkit.images import Volume, load_image, load_labels
-from regkit.intensity import default_ct_window, is_ct, normalise, window_of
+from regkit.intensity import default_ct_window, is_ct
 from regkit.metrics import dice, summarise
 from regkit.network import NetworkFeatures
-from regkit.resample import Source, resample
+from regkit.warp import resample_labels
 from regkit.weights import bundled_weights
 
 PAIR = SHARED / "data" / "pairs" / "abdomen-mr-ct"
@@ -50,21 +51,10 @@ def named(image: Volume, extract: NetworkFeatures) -> np.ndarray:
     """The likeliest structure of each voxel of an image, (Z, Y, X)."""
     spacing = float(np.cbrt(np.prod(image.grid.spacing)))
     window = default_ct_window([True, False]) if is_ct(image.array) else None
-    source = Source(
-        torch.from_numpy(normalise(image.array, window_of(image.array, window))), None, image.grid
-    )
+    features, _, _ = cell_features(image, extract, extract.stride, spacing, window)
     grid = image.grid.working(spacing, extract.stride)
-    seen, _ = resample(source.smoothed_for(spacing), np.eye(4), grid)
-    likely = resize(extract(seen), seen.shape).argmax(0)
-    return on_grid(likely, grid, image.grid)
-
-
-def on_grid(labels: torch.Tensor, grid: Grid, target: Grid) -> np.ndarray:
-    """Labels of a grid at the voxels of another one, by nearest neighbour."""
-    image = grid.to_sitk(labels.numpy().astype(np.uint8))
-    return sitk.GetArrayFromImage(
-        sitk.Resample(image, target.blank(), sitk.Transform(), sitk.sitkNearestNeighbor)
-    )
+    likely = resize(features, grid.shape).argmax(0)
+    return resample_labels(Volume(likely.numpy().astype(np.uint8), grid), image.grid, sitk.Transform()).array
 
 
 def main() -> None:

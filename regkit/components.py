@@ -35,7 +35,7 @@ def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: 
     spacing = max(_SPACING, *(_own_spacing(volume.grid) for volume in volumes))
     ct = [is_ct(volume.array) for volume in volumes]
     windows = [default_ct_window(ct) if is_one else None for is_one in ct]
-    found = [_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
+    found = [cell_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
     vectors = torch.cat([_counted(features, image) for features, image, _ in found]).double()
     mean = vectors.mean(0)
     _, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))
@@ -54,10 +54,14 @@ def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: 
     return components
 
 
-def _features(
+def cell_features(
     volume: Volume, extract: Extractor, stride: int, spacing: float, ct_window: tuple[float, float] | None
 ) -> tuple[torch.Tensor, torch.Tensor, Grid]:
-    """Features, normalised intensities and grid of an image's cells."""
+    """Features (C, Z, Y, X), normalised intensities (Z, Y, X) and grid of an image's cells.
+
+    Args:
+        stride: voxels of ``spacing`` mm per cell.
+    """
     array = volume.array
     image = normalise(array, window_of(array, ct_window))
     source = Source(torch.from_numpy(image), None, volume.grid)

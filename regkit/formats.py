@@ -29,7 +29,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
-from regkit.geometry import Float64, Grid, slab_index, transform_points
+from regkit.geometry import Float64, Grid, affine_transform, slab_index, transform_points
 from regkit.outputs import check_output, save_image
 from regkit.warp import Warp
 
@@ -208,10 +208,7 @@ def write_linear(matrix: npt.ArrayLike, path: str | Path) -> None:
     """
     path = check_output(path, _TRANSFORM)
     checked = checked_matrix(np.asarray(matrix, dtype=np.float64), "the matrix to write")
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(checked[:3, :3].ravel().tolist())
-    transform.SetTranslation(checked[:3, 3].tolist())
-    _write_transform(transform, path)
+    _write_transform(affine_transform(checked), path)
 
 
 def _suffix(path: Path) -> str:

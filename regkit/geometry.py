@@ -206,6 +206,15 @@ def transform_points(matrix: npt.ArrayLike, points: npt.ArrayLike) -> Float64:
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+def affine_transform(matrix: npt.ArrayLike) -> sitk.AffineTransform:
+    """A 4x4 matrix, fixed point -> moving point in LPS mm, as an ITK transform."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
 def slabs(grid: Grid, points: int = 1 << 20) -> Iterator[tuple[int, int]]:
     """Ranges of slices (first, last + 1) that hold about ``points`` voxels each, at least one slice."""
     step = max(1, points // (grid.shape[1] * grid.shape[2]))

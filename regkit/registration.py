@@ -30,7 +30,7 @@ from regkit.errors import RegkitError
 from regkit.features import DEFAULT, feature_parts, mind_ssc
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
-from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
 from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels, load_mask
 from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
@@ -398,11 +398,9 @@ def _warp(displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, 
 def _label_metrics(
     fixed: Volume, moving: Volume, moved: Volume, matrix: Float64, names: dict[int, str] | None
 ) -> dict[str, Any]:
-    linear = sitk.AffineTransform(3)
-    linear.SetMatrix(matrix[:3, :3].ravel().tolist())
-    linear.SetTranslation(matrix[:3, 3].tolist())
     stages: dict[str, list[LabelScore]] = {}
-    for stage, transform in (("before", sitk.Transform(3, sitk.sitkIdentity)), ("linear", linear)):
+    starts = {"before": sitk.Transform(3, sitk.sitkIdentity), "linear": affine_transform(matrix)}
+    for stage, transform in starts.items():
         seen = resample_labels(moving, fixed.grid, transform)
         stages[stage] = compare_labels(fixed, seen, names, moving)
     stages["after"] = compare_labels(fixed, moved, names, moving)

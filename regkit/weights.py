@@ -176,8 +176,8 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
     _check_entries(network.state_dict(), tensors, path)
     _check_finite(tensors, path)
     _check_reading(provenance, network, path)
-    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    network.load_state_dict(floats, assign=True)
+    single = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    network.load_state_dict(single, assign=True)
     return network.eval(), provenance
 
 

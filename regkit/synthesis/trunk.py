@@ -20,6 +20,7 @@ _MIDDLE = (0.0, 0.0, 12.0)  # anatomical mm
 _NUMBERS = {name: number for number, name in enumerate(TISSUES)}
 _COUCH = len(TISSUES)
 _LIKE_AIR = ("gas", "lung")
+_SPREAD = {"t2": 0.3, "t1": 0.15}  # standard deviation of the logarithm of a tissue's intensity in MR
 _FATTY = {"fat": 1.0, "marrow": 0.7, "skin": 0.4}  # share that fat suppression takes
 _BLOOD = ("artery", "vein", "portal vein", "chamber")
 # Those that take contrast medium.
@@ -107,8 +108,8 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     random = dice.scalars
     means, deviations = random_palette(dice)
     tissue = means[: _COUCH + 1].copy()
-    kind = random.choice(4, p=(0.3, 0.1, 0.25, 0.35))
-    if kind == 0:
+    kind = random.choice(("ct", "t2", "t1", "random"), p=(0.3, 0.1, 0.25, 0.35))
+    if kind == "ct":
         low, high = random.uniform(-260, -80), random.uniform(160, 420)
         medium = dice.uniform(-0.3, 0.6)  # little or much contrast medium
         for name, mean in intensities("ct").items():
@@ -116,13 +117,13 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
                 mean += random.normal(0, 12) + (medium * (mean - 40) if name in _ENHANCED else 0)
             tissue[_NUMBERS[name]] = (mean - low) / (high - low)
         tissue[_COUCH] = random.uniform(0, 0.8)
-    elif kind < 3:
-        for name, mean in intensities("t2" if kind == 1 else "t1").items():
-            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, 0.3 if kind == 1 else 0.15))
+    elif kind in _SPREAD:
+        for name, mean in intensities(kind).items():
+            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, _SPREAD[kind]))
         if dice.chance(0.3):  # fat suppressed
             for name, share in _FATTY.items():
                 tissue[_NUMBERS[name]] *= 1 - share * random.uniform(0.7, 1)
-        if kind == 2 and dice.chance(0.3):
+        if kind == "t1" and dice.chance(0.3):
             medium = random.uniform(0.1, 1)
             for name in _ENHANCED:
                 tissue[_NUMBERS[name]] += medium * (0.8 if name in _BLOOD else random.uniform(0.1, 0.4))
@@ -134,7 +135,7 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
         for name in _LIKE_AIR:
             if dice.chance(0.8):
                 tissue[_NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
-    if kind < 3:
+    if kind != "random":
         deviations = np.full(256, random.uniform(0, 0.04))
     means[:count] = tissue[kinds[:count]].clip(0, 1) + random.normal(0, 0.006, count)
     return means, deviations
