@@ -71,7 +71,7 @@ def main() -> None:
     names = {int(label): name for label, name in json.loads((PAIR / "labels.json").read_text()).items()}
     rows: list[dict[str, Any]] = []
     for file in files:
-        extract = NetworkFeatures(file)
+        extract = NetworkFeatures(file, apart=True)
         for image in IMAGES:
             truth = load_labels(PAIR / f"{image}_labels.nii.gz", "labels").array
             found = named(load_image(PAIR / f"{image}.nii.gz", "image"), extract)

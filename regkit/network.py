@@ -37,20 +37,22 @@ class NetworkFeatures:
     Args:
         path: a file of weights that :func:`regkit.weights.load_network` reads.
         max_cells: cells of the finest level to compute at once.
+        apart: read every channel for itself, not those that a registration cannot confuse as one.
 
     Attributes:
         stride: voxels of the image per cell of the output.
         record: the weights' ``file``, ``sha256`` and ``provenance``, for results.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_cells: int = MAX_CELLS) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_cells: int = MAX_CELLS, apart: bool = False) -> None:
         network, provenance = load_network(path)
         self.network = fused(network)
         self.network.to(memory_format=network.architecture.memory_format)  # type: ignore[call-overload]
         self.stride = network.architecture.stride
         self.max_cells = max_cells
         self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
-        self.reading = reading(provenance, network.architecture.out_channels)
+        found = reading(provenance, network.architecture.out_channels)
+        self.reading = found.apart() if apart else found
 
     @torch.no_grad()
     def __call__(self, image: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,20 @@ class Channels:
             voxel.
         weight: of the mean over them of a squared difference, in the cost of a registration; 0 leaves
             them out.
+        merged: numbers of channels that are read as one, their sum; each in one group. By default each
+            stays for itself.
     """
 
     name: str
     count: int
     activation: str = "none"
     weight: float = 1.0
+    merged: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def read_count(self) -> int:
+        """How many they are read as."""
+        return len(self.merged) or self.count
 
 
 def unit(vectors: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -77,9 +86,9 @@ class Reading:
         """The channels that count, of a network's output (N, C, Z, Y, X).
 
         They are so scaled that the mean over all of a squared difference is the sum over the groups of weight
-        times the mean over the group.
+        times the mean over the group, whose sum those that are merged count in like one.
         """
-        total = sum(group.count for group in self.channels if group.weight)
+        total = sum(group.read_count for group in self.channels if group.weight)
         found = []
         counts = [group.count for group in self.channels]
         for group, values in zip(self.channels, output.split(counts, dim=1)):
@@ -91,8 +100,14 @@ class Reading:
                 values = unit(values)
             elif group.activation == "softmax":
                 values = values.softmax(1)
+            if group.merged:
+                values = torch.stack([values[:, list(numbers)].sum(1) for numbers in group.merged], dim=1)
             found.append(values * math.sqrt(group.weight * total / group.count))
         return torch.cat(found, dim=1)
+
+    def apart(self) -> Reading:
+        """The same, but that every channel stays for itself."""
+        return Reading(self.input, tuple(replace(group, merged=()) for group in self.channels))
 
     def to_metadata(self) -> dict[str, str]:
         """As the entries of a file's metadata."""
@@ -109,7 +124,10 @@ def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
         try:
             groups = tuple(Channels(*entry) for entry in json.loads(provenance["channels"]))
             sound = sum(group.count for group in groups) == out_channels and all(
-                group.activation in _ACTIVATIONS and group.weight >= 0 for group in groups
+                group.activation in _ACTIVATIONS
+                and group.weight >= 0
+                and (not group.merged or sorted(chain(*group.merged)) == list(range(group.count)))
+                for group in groups
             )
         except (TypeError, ValueError):
             sound = False

@@ -48,7 +48,7 @@ def test_they_see_contrast_through() -> None:
     from regkit.synthesis.noise import Dice
     from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
-    extract = NetworkFeatures(bundled_weights())
+    extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0)
     pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), (48, 96, 112))
     for image, structures in zip(pair.images, pair.structures):

@@ -118,3 +118,16 @@ def test_groups_of_channels_are_read_each_in_its_way(tmp_path: Path) -> None:
     torch.testing.assert_close(
         found.square().mean(0), 0.5 * one.square().mean(0) + 2.0 * other.square().mean(0)
     )
+
+
+def test_merged_channels_are_read_as_their_sum_and_apart_each_for_itself(tmp_path: Path) -> None:
+    image = torch.rand(16, 16, 16)
+    groups = (Channels("a", 4, "softmax", 1.5, ((3, 0), (2,), (1,))), Channels("b", 2))
+    raw = NetworkFeatures(_file(tmp_path, Architecture(6, 4, 2)))(image)
+    path = _file(tmp_path, Architecture(6, 4, 2), **Reading("window", groups).to_metadata())
+    share = raw[:4].softmax(0)
+    summed = torch.stack([share[3] + share[0], share[2], share[1]])
+    expected = torch.cat([summed * (1.5 * 5 / 4) ** 0.5, raw[4:] * (5 / 2) ** 0.5])
+    torch.testing.assert_close(NetworkFeatures(path)(image), expected)
+    apart = NetworkFeatures(path, apart=True)(image)
+    torch.testing.assert_close(apart, torch.cat([share * (1.5 * 6 / 4) ** 0.5, raw[4:] * (6 / 2) ** 0.5]))

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from regkit.anatomy import NAMES, STRUCTURES, TISSUES, draw_tissues, intensities
 from regkit.errors import RegkitError
-from regkit.pretrain.targets import STRUCTURE_CHANNELS
+from regkit.pretrain.targets import STRUCTURE_CHANNELS, STRUCTURE_GROUPS
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
@@ -40,6 +41,23 @@ def test_every_structure_is_there_and_nothing_else(trunks: list[Anatomy]) -> Non
         assert set(_structures(trunk).unique().tolist()) == {0, *STRUCTURES}
     assert max(STRUCTURES) + 1 == STRUCTURE_CHANNELS
     assert len(set(STRUCTURES.values())) == len(STRUCTURES)
+
+
+def test_structures_that_share_a_channel_lie_apart(trunks: list[Anatomy]) -> None:
+    """A registration, which looks 32 mm far, cannot take one for the other."""
+    assert sorted(number for group in STRUCTURE_GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
+    coarse = [_structures(trunk)[::2, ::2, ::2].numpy() for trunk in trunks]
+    side = 2 * (trunks[0].spacing or 0)
+    near: dict[tuple[int, int], list[float]] = {}
+    for structures in coarse:
+        for group in STRUCTURE_GROUPS:
+            for one in group if len(group) > 1 else ():
+                distance = distance_transform_edt(structures != one, sampling=side)
+                for other in set(group) - {one}:
+                    near.setdefault((one, other), []).append(
+                        float((distance[structures == other] < 32).mean())
+                    )
+    assert max(np.mean(shares) for shares in near.values()) < 0.06
 
 
 def test_axes_are_the_patients(trunks: list[Anatomy]) -> None:

@@ -207,6 +207,9 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         '[["all", 2, "none", 1.0]]',
         '[["all", 1, "relu", 1.0]]',
         "[[1, 2, 3, 4, 5]]",
+        '[["all", 5, "none", 1.0, [[0, 1], [2, 3]]]]',
+        '[["all", 5, "none", 1.0, [[0, 1], [2, 3, 4, 4]]]]',
+        '[["all", 5, "none", 1.0, 5]]',
     ):
         with pytest.raises(RegkitError, match="'channels' does not fit"):
             save_weights(tmp_path / "net.safetensors", network, {"channels": channels})

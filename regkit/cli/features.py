@@ -43,7 +43,7 @@ def command(
     from regkit.network import NetworkFeatures
     from regkit.weights import bundled_weights
 
-    network = NetworkFeatures(weights or bundled_weights())
+    network = NetworkFeatures(weights or bundled_weights(), apart=True)
     volumes = [load_image(path, "image") for path in images]
     components = principal_components(volumes, network, network.stride)
     components_figure(volumes, components, output)

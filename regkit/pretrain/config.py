@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from regkit.errors import RegkitError
-from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS
+from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS, STRUCTURE_GROUPS
 from regkit.synthesis.pairs import Pairs
 from regkit.unet import Architecture
 from regkit.weights import Channels, Reading
@@ -155,7 +155,10 @@ class Config:
             (loss.affinity, Channels("affinity", 6 * len(loss.offsets), "sigmoid", cost.affinity)),
             (loss.distance, Channels("distance", DISTANCE_CHANNELS, "none", cost.distance)),
             (loss.local + loss.label, Channels("embedding", loss.embedding, "unit", cost.embedding)),
-            (loss.structure, Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure)),
+            (
+                loss.structure,
+                Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, STRUCTURE_GROUPS),
+            ),
         )
         return Reading("equalised", tuple(channels for weight, channels in parts if weight))
 

@@ -184,7 +184,7 @@ class Student(nn.Module):
 
 
 def _quick_in_bfloat16() -> bool:
-    """Whether the CPU is: one without AVX-512 convolves in bfloat16 a hundred times slower than in float32."""
+    """Whether the CPU is: without AVX-512, convolutions take a hundred times as long as in float32."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
