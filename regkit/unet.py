@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regkit.errors import RegkitError
 
-Padding = Literal["reflect", "replicate"]
+Padding = Literal["reflect", "replicate", "zeros"]
 Norm = Literal["batch", "instance"]
 _STRIDES = (1, 2)
 
@@ -31,7 +31,8 @@ class Architecture:
         width: channels at the finest level; each deeper level has twice as many.
         levels: how often the network pools by 2.
         stride: voxels per cell of the output; with 2 the body sees each 2^3 voxels as 8 channels of one cell.
-        padding: "reflect" or "replicate", at the borders of every convolution.
+        padding: "reflect", "replicate" or "zeros", at the borders of every convolution. Off zeros a network
+            reads how far the border is.
         norm: "batch", or "instance": of each channel of each volume by itself, when the network is trained as
             when it is used.
 

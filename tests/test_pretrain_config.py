@@ -114,7 +114,7 @@ def test_a_configuration_survives_json() -> None:
         ('pairs.ensembles.radius: [3, "x"]', "pairs.ensembles.radius must be of kind float, got 'x'"),
         ("pairs.size: 80", "pairs of 80"),
         ("pairs.size: 60", "pairs.size must be a multiple of 16 and at least 16 for this network, got 60"),
-        ('padding: "zeros"', "padding of a network must be reflect or replicate"),
+        ('padding: "circular"', "padding of a network must be reflect or replicate or zeros"),
         ("stride: 3", "stride of a network must be 1 or 2"),
         ("width: 0", "width of a network must be a whole number from 1"),
         ("pairs.ensembles.count: [300, 301]", "count and details of ensembles"),

@@ -92,7 +92,9 @@ def test_the_default_is_the_network_of_5_9_million() -> None:
     assert names[-1] == "model.65.weight"
 
 
-@pytest.mark.parametrize(("stride", "padding"), [(1, "reflect"), (2, "reflect"), (2, "replicate")])
+@pytest.mark.parametrize(
+    ("stride", "padding"), [(1, "reflect"), (2, "reflect"), (2, "replicate"), (2, "zeros")]
+)
 def test_shapes_at_every_level(stride: int, padding: Any) -> None:
     network = UNet(Architecture(5, 4, 2, stride, padding)).eval()
     sides = [2 * network.multiple, 3 * network.multiple, 4 * network.multiple]
@@ -201,7 +203,7 @@ def test_an_architecture_goes_through_json() -> None:
         ({"levels": 9}, "at most 8"),
         ({"out_channels": "16"}, "out_channels"),
         ({"stride": 4}, "1 or 2, got 4"),
-        ({"padding": "zeros"}, "reflect or replicate, got 'zeros'"),
+        ({"padding": "circular"}, "reflect or replicate or zeros, got 'circular'"),
     ],
 )
 def test_values_that_make_no_network(values: dict[str, Any], message: str) -> None:
