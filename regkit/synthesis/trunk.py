@@ -15,7 +15,7 @@ from regkit.synthesis.appearance import Palette, draw_grain, random_palette
 from regkit.synthesis.noise import Dice, smooth_noise
 
 _SPACING = 2.5  # mm
-_SHAPE = (140, 112, 152)
+_SHAPE = (140, 104, 144)
 _MIDDLE = (0.0, 0.0, 12.0)  # anatomical mm
 _NUMBERS = {name: number for number, name in enumerate(TISSUES)}
 _COUCH = len(TISSUES)
@@ -30,15 +30,15 @@ _ENHANCED = (*_BLOOD, "renal cortex", "renal medulla", "spleen", "liver")
 def draw_trunk(dice: Dice) -> Anatomy:
     """A trunk on voxels of 2.5 mm, axes towards the patient's head, back and left (Z, Y, X)."""
     random = dice.scalars
-    fatness = min(float(np.exp(random.normal(0.1, 0.45))), 2.2)
-    coordinates = _pose(dice, fatness)
+    coordinates = _pose(dice)
+    fatness = float(np.exp(random.normal(0, 0.4)))
     tissues, structures = draw_tissues(
         coordinates,
         _SPACING,
         random,
         play=random.uniform(2, 10),
-        slack=random.uniform(0, 0.2) + 0.2 * max(float(np.log(fatness)), 0),
-        fatness=fatness,
+        slack=random.uniform(0, 0.22),
+        fatness=min(fatness, 1.9),
     )
     if dice.chance(0.5):
         _lay_arms(coordinates, tissues, structures, dice)
@@ -57,11 +57,8 @@ def draw_trunk(dice: Dice) -> Anatomy:
     return Anatomy(volume, grain, torch.from_numpy(numbers).to(dice.device), palette, _SPACING)
 
 
-def _pose(dice: Dice, fatness: float) -> np.ndarray:
-    """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: turned, stretched and bent.
-
-    The fat are of greater girth, above all from front to back.
-    """
+def _pose(dice: Dice) -> np.ndarray:
+    """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: turned, stretched and bent."""
     random = dice.scalars
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(_SPACING) for n in _SHAPE]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
@@ -69,7 +66,6 @@ def _pose(dice: Dice, fatness: float) -> np.ndarray:
     a, b, c = (vector * np.radians(random.uniform(0, 8)) / np.linalg.norm(vector)).tolist()
     turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]])).numpy()
     size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
-    size /= np.array([fatness**0.12, fatness**0.22, 1], np.float32)
     points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
     bend = smooth_noise(dice, 3, _SHAPE, random.uniform(90, 200) / _SPACING) * random.uniform(2, 12)
     bend += smooth_noise(dice, 3, _SHAPE, random.uniform(35, 60) / _SPACING) * random.uniform(0, 2.5)
