@@ -122,7 +122,10 @@ def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
     """
     if "channels" in provenance:
         try:
-            groups = tuple(Channels(*entry) for entry in json.loads(provenance["channels"]))
+            groups = tuple(
+                Channels(*entry[:4], *(tuple(map(tuple, merged)) for merged in entry[4:]))
+                for entry in json.loads(provenance["channels"])
+            )
             sound = sum(group.count for group in groups) == out_channels and all(
                 group.activation in _ACTIVATIONS
                 and group.weight >= 0
