@@ -6,7 +6,8 @@ A variant is the configuration of the bundled network with a few changes, from r
 rate that does not fall, on one thread of a CPU. So all have the same time, and who is quicker takes more
 steps. The abdomen is registered at each quarter of the time, all pairs at the end: from the same linear
 start, in one solver, with the network beside MIND and with MIND alone. Labels are for measuring alone. A
-variant that is complete in ``--runs`` is not trained again. Data as for open_pairs.py, templates beside them.
+variant that is complete in ``--runs`` is not trained again, and is listed with the commit that it was made
+by. Data as for open_pairs.py, templates beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import re
 import shutil
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -73,8 +73,8 @@ def configuration(changes: dict[str, Any]) -> str:
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
-def trained(name: str, run: Path, minutes: float) -> list[tuple[int, Path]]:
-    """Steps and weights at each quarter of the time."""
+def trained(name: str, run: Path, minutes: float) -> list[tuple[float, int, Path]]:
+    """Minutes, steps and weights at about each quarter of the time, and at its end."""
     import torch
 
     from regkit.pretrain.config import load_config
@@ -87,38 +87,37 @@ def trained(name: str, run: Path, minutes: float) -> list[tuple[int, Path]]:
     file = run / "config.yaml"
     file.write_text(configuration(VARIANTS[name]))
     config = load_config(file)
-    found: list[tuple[int, Path]] = []
+    found: list[tuple[float, int, Path]] = []
 
     def keep(trainer: Trainer) -> None:
         path = run / f"{trainer.step:07d}.safetensors"
         export(trainer, path, name)
-        found.append((trainer.step, path))
+        found.append(((time.monotonic() - began) / 60, trainer.step, path))
 
     sources = mixture(config.procedural, config.templates, [TEMPLATES] if config.templates else [])
     with place("cpu") as where:
-        # The last of the four comes with the end of the time.
-        train(config, sources, run, where=where, minutes=minutes, save_every=minutes / 4 - 1e-3, on_save=keep)
-    return found[-4:]
+        began = time.monotonic()
+        train(config, sources, run, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
+    return found
 
 
 def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Train and measure one; what it gave lies in the folder then."""
-    run = folder / re.sub(r"\W+", "-", name)
+    run = folder / f"{minutes:g}-minutes" / re.sub(r"\W+", "-", name)
     done = run / "row.json"
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text())
-        if row["minutes"] == minutes:
-            return row
+        return row
     row = {"variant": name, "changes": VARIANTS[name], "minutes": minutes, "commit": commit(), "curve": []}
     weights = trained(name, run, minutes)
-    for k, (step, file) in enumerate(weights):
-        point: dict[str, Any] = {"step": step, "minutes": minutes * (k + 1) / len(weights), "dice": {}}
-        last = k == len(weights) - 1
+    for spent, step, file in weights:
+        point: dict[str, Any] = {"step": step, "minutes": spent, "score": {}}
+        last = file == weights[-1][2]
         for pair, direction in starts if last else [(ABDOMEN, d) for d in DIRECTIONS]:
             for features in ("network", "network+mind") if last and pair == ABDOMEN else ("network+mind",):
                 options = {"features": features, "weights": file, "threads": 1}
                 key = f"{pair}, {direction}, {features}"
-                point["dice"][key] = score(apart(measure, pair, direction, starts[pair, direction], options))
+                point["score"][key] = score(apart(measure, pair, direction, starts[pair, direction], options))
         row["curve"].append(point)
     done.write_text(json.dumps(row, indent=1))
     return row
@@ -130,17 +129,22 @@ def score(result: dict[str, Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]], mind: dict[str, float]) -> str:
-    """Each variant at the end, and MIND alone above them."""
+    """Each variant at the end, and MIND alone above them: :func:`score`."""
     columns = [f"{pair}, {direction}" for pair in pair_names() for direction in DIRECTIONS]
     alone = [column for column in columns if column.startswith(ABDOMEN)]
-    head = ["variant", "steps", *(f"{column}, network" for column in alone), *columns]
+    head = ["variant", "commit", "steps", *(f"{column}, network" for column in alone), *columns]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    cells = ["MIND alone", "", *("" for _ in alone), *(f"{mind[column]:.3f}" for column in columns)]
+    cells = ["MIND alone", "", "", *("" for _ in alone), *(f"{mind[column]:.3f}" for column in columns)]
     lines.append("| " + " | ".join(cells) + " |")
     for row in rows:
         last = row["curve"][-1]
         keys = [f"{column}, network" for column in alone] + [f"{column}, network+mind" for column in columns]
-        cells = [row["variant"], str(last["step"]), *(f"{last['dice'][key]:.3f}" for key in keys)]
+        cells = [
+            row["variant"],
+            row["commit"],
+            str(last["step"]),
+            *(f"{last['score'][key]:.3f}" for key in keys),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -157,7 +161,7 @@ def draw(rows: list[dict[str, Any]], mind: dict[str, float], picture: Path) -> N
             points = row["curve"]
             ax.plot(
                 [point["minutes"] for point in points],
-                [point["dice"][f"{ABDOMEN}, {direction}, network+mind"] for point in points],
+                [point["score"][f"{ABDOMEN}, {direction}, network+mind"] for point in points],
                 marker=".", linestyle=("-", "--", ":")[k // 7 % 3], color=f"C{k % 7}", label=row["variant"],
             )  # fmt: skip
         ax.axhline(mind[f"{ABDOMEN}, {direction}"], color="black", linewidth=0.8, label="MIND alone")
@@ -182,7 +186,6 @@ def main() -> None:
     starts = {(p, d): apart(linear_start, p, d) for p in pair_names() for d in DIRECTIONS}
     options = {"features": "mind", "weights": None, "threads": 1}
     mind = {f"{p}, {d}": score(apart(measure, p, d, start, options)) for (p, d), start in starts.items()}
-    began = time.monotonic()
     rows = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [
@@ -193,10 +196,10 @@ def main() -> None:
             rows.append(job.result())
             print(table(rows[-1:], mind).splitlines()[-1], flush=True)
             command = f"python benchmarks/ablation.py --minutes {arguments.minutes:g} --jobs {arguments.jobs}"
-            head = f"`{command}`, {setting()}\n\n{table(rows, mind)}"
-            write_rows({"mind": mind, "variants": rows}, arguments.output, head)
+            head = f"`{command}`, {setting()}. Mean Dice; of the lung TRE in mm."
+            text = f"{head}\n\n{table(rows, mind)}"
+            write_rows({"mind": mind, "variants": rows}, arguments.output, text)
     draw(rows, mind, arguments.output.with_suffix(".png"))
-    print(f"{(time.monotonic() - began) / 60:.0f} minutes", file=sys.stderr)
 
 
 if __name__ == "__main__":

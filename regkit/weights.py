@@ -58,11 +58,6 @@ class Channels:
     weight: float = 1.0
     merged: tuple[tuple[int, ...], ...] = ()
 
-    @property
-    def read_count(self) -> int:
-        """How many they are read as."""
-        return len(self.merged) or self.count
-
 
 def unit(vectors: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """Vectors scaled to length 1 along an axis; many times faster on a CPU than ``F.normalize``."""
@@ -86,9 +81,10 @@ class Reading:
         """The channels that count, of a network's output (N, C, Z, Y, X).
 
         They are so scaled that the mean over all of a squared difference is the sum over the groups of weight
-        times the mean over the group, whose sum those that are merged count in like one.
+        times the mean over the group: the sum over what is read of it, by the number of its channels before
+        any are merged.
         """
-        total = sum(group.read_count for group in self.channels if group.weight)
+        total = sum(len(group.merged) or group.count for group in self.channels if group.weight)
         found = []
         counts = [group.count for group in self.channels]
         for group, values in zip(self.channels, output.split(counts, dim=1)):
