@@ -69,7 +69,7 @@ def cell_features(
     check_fits_memory(int(np.prod(grid.size)), "the features", _BYTES_PER_VOXEL)
     resampled, _ = resample(source.smoothed_for(spacing), np.eye(4), grid)
     cells = F.avg_pool3d(resampled[None], stride)[0]
-    return extract(resampled), cells, grid.pooled(stride)
+    return extract(resampled, spacing), cells, grid.pooled(stride)
 
 
 def _own_spacing(grid: Grid) -> float:

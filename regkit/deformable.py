@@ -163,4 +163,4 @@ def _pyramid(
     lattice = work.grid.window(start, size)
     image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
     strides = [stride for stride, _ in work.levels]
-    return Pyramid(feature_maps(image, weight[None], parts, strides), start)
+    return Pyramid(feature_maps(image, weight[None], lattice.spacing[0], parts, strides), start)

@@ -1,8 +1,8 @@
 """Features: from one normalised volume to channels that two modalities can be compared on.
 
-An extractor is any callable from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride,
-X / stride). What the solver works on are :class:`Part` s, each an extractor with its stride and weight, that
-:func:`feature_maps` pools to cells and puts side by side.
+An extractor is any callable from an image (Z, Y, X) in [0, 1] and the spacing of its voxels, mm, to channels
+(C, Z / stride, Y / stride, X / stride). What the solver works on are :class:`Part` s, each an extractor with
+its stride and weight, that :func:`feature_maps` pools to cells and puts side by side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from regkit.filters import box_sum, pool
 from regkit.network import NetworkFeatures
 from regkit.weights import bundled_weights
 
-Extractor = Callable[[torch.Tensor], torch.Tensor]
+Extractor = Callable[[torch.Tensor, float], torch.Tensor]
 Shift = tuple[int, int, int]
 
 
@@ -102,7 +102,7 @@ class Part:
     """An extractor and how its channels count.
 
     Args:
-        extract: image (Z, Y, X) in [0, 1] -> channels (C, Z / stride, Y / stride, X / stride).
+        extract: image (Z, Y, X) in [0, 1], spacing (mm) -> channels (C, Z / stride, Y / stride, X / stride).
         stride: voxels per cell of the channels.
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
     """
@@ -115,7 +115,7 @@ class Part:
 # The weights of the parts, of whatever they are combined with.
 _MIND_WEIGHT = 1.0
 _NETWORK_WEIGHT = 1.0
-MIND = Part(mind_ssc, 1, _MIND_WEIGHT)
+MIND = Part(lambda image, spacing: mind_ssc(image), 1, _MIND_WEIGHT)  # of voxels, whatever their size
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -147,7 +147,7 @@ def feature_parts(
 
 
 def feature_maps(
-    image: torch.Tensor, weight: torch.Tensor, parts: Sequence[Part], strides: Sequence[int]
+    image: torch.Tensor, weight: torch.Tensor, spacing: float, parts: Sequence[Part], strides: Sequence[int]
 ) -> dict[int, FeatureMap]:
     """The channels of all parts on cells of each stride.
 
@@ -157,12 +157,13 @@ def feature_maps(
     Args:
         image: (Z, Y, X) in [0, 1].
         weight: (1, Z, Y, X), 1 where the image has data.
+        spacing: of the voxels, mm.
         parts: each of a stride that divides all ``strides``.
         strides: voxels per cell; they divide the sides of the image.
     """
     pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
     for part in parts:
-        values = part.extract(image)
+        values = part.extract(image, spacing)
         own = F.avg_pool3d(weight, part.stride)
         for stride in strides:
             pooled[stride].append(pool(values, own, stride // part.stride)[0])

@@ -16,7 +16,6 @@ import torch
 
 from regkit.costvolume import FeatureMap, cost_volume, displacements
 from regkit.errors import RegkitError
-from regkit.features import Extractor
 from regkit.geometry import Float64, Grid, index_grid, transform_points
 from regkit.resample import Source, resample
 
@@ -27,6 +26,9 @@ _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 _AFFINE_RIDGE = 0.05
 _SCALES = (0.67, 1.5)
+
+Descriptor = Callable[[torch.Tensor], torch.Tensor]
+"""From an image (Z, Y, X) in [0, 1] to channels (C, Z, Y, X)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Judge:
     """
 
     def __init__(
-        self, fixed: Source, moving: Source, spacing: float, extract: Extractor, mismatch: float
+        self, fixed: Source, moving: Source, spacing: float, extract: Descriptor, mismatch: float
     ) -> None:
         self.grid = fixed.grid.working(spacing)
         self.fixed = fixed.smoothed_for(spacing)
@@ -78,7 +80,7 @@ class Judge:
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * max(self.full, overlap))
 
 
-def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Extractor) -> FeatureMap:
+def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Descriptor) -> FeatureMap:
     """Features of a source resampled on ``grid`` through a linear map."""
     image, weight = resample(source, matrix, grid)
     return FeatureMap(extract(image), weight[None])
@@ -88,7 +90,7 @@ def align(
     fixed: Source,
     moving: Source,
     spacing: float,
-    extract: Extractor,
+    extract: Descriptor,
     models: tuple[str, ...] = ("rigid", "affine"),
     force: bool = False,
     on_step: Callable[[], None] = lambda: None,
@@ -156,7 +158,7 @@ Fit = Callable[[Float64, Float64], Float64]
 
 
 def search_translation(
-    fixed: Source, moving: Source, spacing: float, extract: Extractor, count: int = 3
+    fixed: Source, moving: Source, spacing: float, extract: Descriptor, count: int = 3
 ) -> tuple[list[Float64], float]:
     """The translations under which the features agree best, over every overlap there can be.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from regkit.equalise import equalised
+from regkit.filters import smooth
+from regkit.geometry import resize
 from regkit.images import check_fits_memory
 from regkit.unet import fused
 from regkit.weights import load_network, reading, sha256
@@ -28,6 +31,8 @@ class NetworkFeatures:
     """An extractor: from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride, X / stride).
 
     What the network sees and how its output is read stands in the weights (:class:`regkit.weights.Reading`).
+    Where they tell the spacings that it learnt from, an image of finer or coarser voxels is resampled to the
+    nearest of these, and what the network gives is brought back: it takes organs of other sizes for others.
 
     Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
     volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
@@ -54,9 +59,27 @@ class NetworkFeatures:
         found = reading(provenance, network.architecture.out_channels)
         self.reading = found.apart() if apart else found
 
+    def __call__(self, image: torch.Tensor, spacing: float | None = None) -> torch.Tensor:
+        """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32.
+
+        Args:
+            spacing: of the voxels, mm; by default one that the network learnt from.
+        """
+        if spacing is None or self.reading.spacing is None:
+            return self._of_its_spacing(image)
+        low, high = self.reading.spacing
+        ratio = spacing / min(max(spacing, low), high)
+        if ratio == 1:
+            return self._of_its_spacing(image)
+        # Whole cells on both grids, so that they share their field of view.
+        cells = [-(-n // self.stride) for n in image.shape]
+        z, y, x = (n * self.stride - side for n, side in zip(cells, image.shape))
+        volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")[0]
+        seen = [max(1, round(n * ratio)) * self.stride for n in cells]
+        return _resized(self._of_its_spacing(_resized(volume, seen)[0]), cells)
+
     @torch.no_grad()
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32."""
+    def _of_its_spacing(self, image: torch.Tensor) -> torch.Tensor:
         self.network.to(image.device)
         if self.reading.input == "equalised":
             image = equalised(image)
@@ -103,3 +126,11 @@ class NetworkFeatures:
             found, _ = self.network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
             out[:, :, start:end] = found[:, :, start - first : end - first]
         return out
+
+
+def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A volume (C, Z, Y, X) on another grid of the same field of view, blurred if that is coarser."""
+    ratio = volume.shape[1] / shape[0]
+    # As much as in Source.smoothed_for: a variance of (ratio^2 - 1) / 4 voxels^2; a pass gives 2 / 3.
+    passes = round(max(0.0, ratio**2 - 1) / 4 * 3 / 2)
+    return resize(smooth(volume, passes), tuple(shape))

@@ -72,10 +72,12 @@ class Reading:
         input: "window", the intensities scaled to [0, 1], or "equalised", their ranks
             (:func:`regkit.equalise.equalised`).
         channels: the output in order.
+        spacing: smallest and largest of the voxels that it learnt from, mm; None if it can tell no sizes.
     """
 
     input: str
     channels: tuple[Channels, ...]
+    spacing: tuple[float, float] | None = None
 
     def read(self, output: torch.Tensor) -> torch.Tensor:
         """The channels that count, of a network's output (N, C, Z, Y, X).
@@ -103,11 +105,12 @@ class Reading:
 
     def apart(self) -> Reading:
         """The same, but that every channel stays for itself."""
-        return Reading(self.input, tuple(replace(group, merged=()) for group in self.channels))
+        return replace(self, channels=tuple(replace(group, merged=()) for group in self.channels))
 
     def to_metadata(self) -> dict[str, str]:
         """As the entries of a file's metadata."""
-        return {"input": self.input, "channels": json.dumps([astuple(group) for group in self.channels])}
+        entries = {"input": self.input, "channels": json.dumps([astuple(group) for group in self.channels])}
+        return entries | ({"spacing": json.dumps(self.spacing)} if self.spacing else {})
 
 
 def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
@@ -136,7 +139,19 @@ def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
         groups = (Channels("features", out_channels),)
     if provenance.get("input", "window") not in _INPUTS:
         raise RegkitError(f"input must be {' or '.join(_INPUTS)}, got {provenance['input']!r}")
-    return Reading(provenance.get("input", "window"), groups)
+    return Reading(provenance.get("input", "window"), groups, _spacing(provenance))
+
+
+def _spacing(provenance: Mapping[str, str]) -> tuple[float, float] | None:
+    if "spacing" not in provenance:
+        return None
+    try:
+        low, high = map(float, json.loads(provenance["spacing"]))
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 < low <= high < math.inf:
+        raise RegkitError(f"spacing must be two numbers, positive and rising, got {provenance['spacing']}")
+    return low, high
 
 
 def save_weights(path: str | os.PathLike[str], network: UNet, provenance: Mapping[str, str]) -> None:

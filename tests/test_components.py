@@ -28,7 +28,7 @@ def _ball(grid: Grid, radius: float = 20.0) -> Volume:
     return Volume((inside * (100 + points[..., 0])).astype(np.float32), grid, "ball")
 
 
-def _extract(image: torch.Tensor) -> torch.Tensor:
+def _extract(image: torch.Tensor, spacing: float = 1.0) -> torch.Tensor:
     """Five channels on cells of 2 voxels: the image, its square, and noise of less variance than either."""
     cells = F.avg_pool3d(image[None], 2)
     noise = torch.rand((3, *cells.shape[1:]), generator=torch.Generator().manual_seed(0))

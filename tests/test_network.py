@@ -11,6 +11,7 @@ import torch
 from regkit import network as module
 from regkit.equalise import equalised
 from regkit.errors import RegkitError
+from regkit.geometry import index_grid
 from regkit.network import NetworkFeatures
 from regkit.unet import Architecture, UNet
 from regkit.weights import Channels, Reading, save_weights, sha256
@@ -131,3 +132,57 @@ def test_merged_channels_are_read_as_their_sum_and_apart_each_for_itself(tmp_pat
     torch.testing.assert_close(NetworkFeatures(path)(image), expected)
     apart = NetworkFeatures(path, apart=True)(image)
     torch.testing.assert_close(apart, torch.cat([share * (1.5 * 6 / 4) ** 0.5, raw[4:] * (6 / 2) ** 0.5]))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("spacing", "seen"), [(6.0, (48, 72, 84)), (1.0, (16, 24, 28)), (1.5, (24, 36, 42))])
+def test_the_network_sees_a_spacing_that_it_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int, spacing: float, seen: tuple[int, int, int]
+) -> None:
+    """And what it finds is brought back to where it was found."""
+    metadata = Reading("window", (Channels("features", 5),), (2.0, 4.0)).to_metadata()
+    extract = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2, stride), **metadata))
+    shapes = []
+
+    def means(image: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(image.shape))
+        return torch.nn.functional.avg_pool3d(image[None], stride)
+
+    monkeypatch.setattr(extract, "_of_its_spacing", means)
+    image = torch.einsum("c,czyx->zyx", torch.tensor([0.1, 0.2, 0.3]), index_grid((32, 48, 56)))
+    found = extract(image, spacing)
+    assert shapes == [seen]
+    inner = (slice(4, -4),) * 3  # away from the border, whose values go on
+    torch.testing.assert_close(found[0][inner], means(image)[0][inner], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [None, 2.0, 3.0, 4.0])
+def test_images_of_a_spacing_that_it_learnt_from_are_seen_as_they_are(
+    tmp_path: Path, spacing: float | None
+) -> None:
+    groups = (Channels("features", 5),)
+    path = _file(tmp_path, Architecture(5, 4, 2), **Reading("window", groups, (2.0, 4.0)).to_metadata())
+    image = torch.rand(16, 16, 16)
+    expected = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)))(image)
+    assert torch.equal(NetworkFeatures(path)(image, spacing), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 8, 3)])
+@pytest.mark.parametrize("spacing", [0.5, 9.0])
+def test_small_images_of_other_spacings(tmp_path: Path, size: tuple[int, int, int], spacing: float) -> None:
+    metadata = Reading("window", (Channels("features", 5),), (2.0, 4.0)).to_metadata()
+    found = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2, 2), **metadata))(torch.rand(size), spacing)
+    assert found.shape == (5, *(-(-n // 2) for n in size))
+    assert torch.isfinite(found).all()
+
+
+def test_weights_that_tell_no_spacing_see_every_image_as_it_is(tmp_path: Path) -> None:
+    extract = NetworkFeatures(_file(tmp_path, Architecture(5, 4, 2)))
+    image = torch.rand(16, 16, 16)
+    assert torch.equal(extract(image, 9.0), extract(image))
+
+
+@pytest.mark.parametrize("spacing", ["[4, 2]", "[0, 2]", "[1]", "2", "[1, 1e999]", '["a", 2]', "{"])
+def test_spacings_that_make_no_sense(tmp_path: Path, spacing: str) -> None:
+    with pytest.raises(RegkitError, match="spacing must be two numbers"):
+        _file(tmp_path, Architecture(5, 4, 2), spacing=spacing)

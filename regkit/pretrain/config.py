@@ -160,7 +160,8 @@ class Config:
                 Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, STRUCTURE_GROUPS),
             ),
         )
-        return Reading("equalised", tuple(channels for weight, channels in parts if weight))
+        spacing = self.pairs.spacing if self.pairs.trunks else None  # shapes are of no size in mm
+        return Reading("equalised", tuple(channels for weight, channels in parts if weight), spacing)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, ready for JSON."""
