@@ -69,13 +69,13 @@ class NetworkFeatures:
             return self._of_its_spacing(image)
         low, high = self.reading.spacing
         ratio = spacing / min(max(spacing, low), high)
-        if ratio == 1:
-            return self._of_its_spacing(image)
         # Whole cells on both grids, so that they share their field of view.
         cells = [-(-n // self.stride) for n in image.shape]
+        seen = [max(1, round(n * ratio)) * self.stride for n in cells]
+        if seen == [n * self.stride for n in cells]:
+            return self._of_its_spacing(image)
         z, y, x = (n * self.stride - side for n, side in zip(cells, image.shape))
         volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")[0]
-        seen = [max(1, round(n * ratio)) * self.stride for n in cells]
         return _resized(self._of_its_spacing(_resized(volume, seen)[0]), cells)
 
     @torch.no_grad()

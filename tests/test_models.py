@@ -42,19 +42,23 @@ def test_a_file_says_what_made_it(file: Path) -> None:
     assert provenance["commit"] in CARD
 
 
-def test_they_see_contrast_through() -> None:
-    """Structures of a trunk of another seed than training's, seen in two contrasts."""
+@pytest.mark.parametrize(
+    ("spacing", "shape"), [(1.4, (64, 176, 208)), (3.0, (48, 96, 112)), (5.5, (24, 48, 56))]
+)
+def test_they_see_contrast_through(spacing: float, shape: tuple[int, int, int]) -> None:
+    """Structures of a trunk of another seed than training's, seen in two contrasts, on voxels of any size."""
     from regkit.anatomy import STRUCTURES
     from regkit.synthesis.noise import Dice
     from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
     extract = NetworkFeatures(bundled_weights(), apart=True)
-    pairs = Pairs(turn=5.0, strays=0)
-    pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), (48, 96, 112))
+    pairs = Pairs(turn=5.0, strays=0, spacing=(spacing, spacing))
+    pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), shape)
     for image, structures in zip(pair.images, pair.structures):
-        found = extract(image).argmax(0)
+        found = extract(image, spacing).argmax(0)
         truth = structures[1::2, 1::2, 1::2]
-        large = [number for number in STRUCTURES if (truth == number).sum() > 100]
+        # Of 10 cm^3 or more.
+        large = [number for number in STRUCTURES if (truth == number).sum() * (2 * spacing) ** 3 > 10_000]
         scores = dice(truth.numpy(), found.numpy(), large).values()
         assert len(scores) > 10
         assert sum(scores) / len(scores) > 0.5

@@ -122,6 +122,12 @@ def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name:
     assert all(p.grad is not None for p in student.parameters())
 
 
+def test_what_is_learnt_from_trunks_is_of_a_size_and_from_shapes_of_none() -> None:
+    trunks = replace(CONFIG, pairs=replace(CONFIG.pairs, trunks=0.5, spacing=(2.2, 4.0)))
+    assert trunks.reading.spacing == pytest.approx((2.0, 4.4))
+    assert replace(CONFIG, pairs=replace(CONFIG.pairs, trunks=0.0)).reading.spacing is None
+
+
 def test_without_affinities_there_need_be_no_offsets(batch: Batch) -> None:
     config = replace(CONFIG, loss=replace(CONFIG.loss, affinity=0.0, offsets=()))
     assert list(_student(config).losses(batch, Dice.of(0))) == ["distance", "local", "label", "structure"]

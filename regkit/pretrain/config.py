@@ -15,6 +15,10 @@ from regkit.synthesis.pairs import Pairs
 from regkit.unet import Architecture
 from regkit.weights import Channels, Reading
 
+# Trunks are as much larger and smaller than their mean (regkit.synthesis.trunk): what is learnt at a spacing
+# holds as far beyond it.
+_BUILDS = 1.1
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -160,7 +164,8 @@ class Config:
                 Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, STRUCTURE_GROUPS),
             ),
         )
-        spacing = self.pairs.spacing if self.pairs.trunks else None  # shapes are of no size in mm
+        low, high = self.pairs.spacing
+        spacing = (low / _BUILDS, high * _BUILDS) if self.pairs.trunks else None  # shapes have no size in mm
         return Reading("equalised", tuple(channels for weight, channels in parts if weight), spacing)
 
     def to_dict(self) -> dict[str, Any]:
