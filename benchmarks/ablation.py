@@ -6,8 +6,8 @@ A variant is the configuration of the bundled network with a few changes, from r
 rate that does not fall, on one thread of a CPU. So all have the same time, and who is quicker takes more
 steps. The abdomen is registered at each quarter of the time, all pairs at the end: from the same linear
 start, in one solver, with the network beside MIND and with MIND alone. Labels are for measuring alone. A
-variant that is complete in ``--runs`` is not trained again, and is listed with the commit that it was made
-by. Data as for open_pairs.py, templates beside them.
+variant that stands in FILE with the same changes and minutes is not trained again: it is listed with the
+commit that it was made by. Data as for open_pairs.py, templates beside them.
 """
 
 from __future__ import annotations
@@ -104,11 +104,13 @@ def trained(name: str, run: Path, minutes: float) -> list[tuple[float, int, Path
 def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Train and measure one; what it gave lies in the folder then."""
     run = folder / f"{minutes:g}-minutes" / re.sub(r"\W+", "-", name)
-    done = run / "row.json"
-    if done.exists():
-        row: dict[str, Any] = json.loads(done.read_text())
-        return row
-    row = {"variant": name, "changes": VARIANTS[name], "minutes": minutes, "commit": commit(), "curve": []}
+    row: dict[str, Any] = {
+        "variant": name,
+        "changes": VARIANTS[name],
+        "minutes": minutes,
+        "commit": commit(),
+        "curve": [],
+    }
     weights = trained(name, run, minutes)
     for spent, step, file in weights:
         point: dict[str, Any] = {"step": step, "minutes": spent, "score": {}}
@@ -119,8 +121,15 @@ def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str
                 key = f"{pair}, {direction}, {features}"
                 point["score"][key] = score(apart(measure, pair, direction, starts[pair, direction], options))
         row["curve"].append(point)
-    done.write_text(json.dumps(row, indent=1))
     return row
+
+
+def known(file: Path, minutes: float) -> list[dict[str, Any]]:
+    """Rows of an earlier run that would be the same."""
+    rows = json.loads(file.read_text())["variants"] if file.exists() else []
+    return [
+        row for row in rows if row["minutes"] == minutes and row["changes"] == VARIANTS.get(row["variant"])
+    ]
 
 
 def score(result: dict[str, Any]) -> float:
@@ -186,11 +195,13 @@ def main() -> None:
     starts = {(p, d): apart(linear_start, p, d) for p in pair_names() for d in DIRECTIONS}
     options = {"features": "mind", "weights": None, "threads": 1}
     mind = {f"{p}, {d}": score(apart(measure, p, d, start, options)) for (p, d), start in starts.items()}
-    rows = []
+    rows = known(arguments.output.with_suffix(".json"), arguments.minutes)
+    there = {row["variant"] for row in rows}
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(variant, name, arguments.runs, arguments.minutes, starts)
             for name in arguments.variants
+            if name not in there
         ]
         for job in jobs:
             rows.append(job.result())
