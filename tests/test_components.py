@@ -89,7 +89,7 @@ def test_a_dark_image_has_components_too() -> None:
 
 
 def test_fewer_channels_than_colours() -> None:
-    (components,) = principal_components([_ball(GRID)], lambda image: F.avg_pool3d(image[None], 2), 2)
+    (components,) = principal_components([_ball(GRID)], lambda image, _: F.avg_pool3d(image[None], 2), 2)
     assert len(components) == 3
     assert components[0].array.std() > 0.1
     assert all(np.array_equal(c.array, np.zeros_like(c.array)) for c in components[1:])

@@ -54,7 +54,7 @@ def _plan_at(grid: Grid, shift: tuple[float, float, float]) -> Plan:
 
 
 # Features that show what they were given.
-SHOWN = [Part(lambda image: image[None])]
+SHOWN = [Part(lambda image, spacing: image[None])]
 
 
 @pytest.mark.parametrize("spacing", [0.5, 0.9, 1.5, 2.0, 3.0, 8.0])
