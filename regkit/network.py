@@ -23,6 +23,8 @@ MAX_CELLS = 3_000_000
 # What it takes for each cell of a volume and channel of the finest level, in one pass and by slabs.
 _BYTES_WHOLE, _BYTES_BY_SLABS = 36, 25
 _BYTES_INSTANCE = 56  # with norms over the volume, in one pass
+# How much finer than it is an image may be resampled, which takes the cube of it in memory.
+_FINEST = 3.0
 # Cells that a slab has more on either side, for three convolutions; even, so that pooling pairs the same.
 _HALO = 4
 
@@ -68,7 +70,7 @@ class NetworkFeatures:
         """
         if spacing is None or self.reading.spacing is None:
             return self._of_its_spacing(image)
-        ratio = max(1.0, spacing / self.reading.spacing[1])
+        ratio = min(max(1.0, spacing / self.reading.spacing[1]), _FINEST)
         # Whole cells on both grids, so that they share their field of view.
         cells = [-(-n // self.stride) for n in image.shape]
         seen = [round(n * ratio) * self.stride for n in cells]

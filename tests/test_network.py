@@ -135,7 +135,9 @@ def test_merged_channels_are_read_as_their_sum_and_apart_each_for_itself(tmp_pat
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("spacing", "seen"), [(6.0, (48, 72, 84)), (5.0, (40, 60, 70))])
+@pytest.mark.parametrize(
+    ("spacing", "seen"), [(6.0, (48, 72, 84)), (5.0, (40, 60, 70)), (1000.0, (96, 144, 168))]
+)
 def test_the_network_sees_a_spacing_that_it_learnt_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int, spacing: float, seen: tuple[int, int, int]
 ) -> None:
