@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,8 +33,8 @@ class NetworkFeatures:
 
     What the network sees and how its output is read stands in the weights (:class:`regkit.weights.Reading`).
     Where they tell the spacings that it learnt from, an image of coarser voxels is resampled to the coarsest
-    of these, and what the network gives is brought back: it takes organs of other sizes for others. Of finer
-    voxels the bundled network says "nothing of the kind", and is left to.
+    of these, and what the network gives is brought back: it takes organs of other sizes for others. Finer
+    images are seen as they are: the finer, the more the bundled network says "nothing of the kind".
 
     Sizes that the network does not take are continued by border values, and the result is cropped. Of a large
     volume the finest level, which takes by far the most memory, is computed slab by slab, and all others at
@@ -73,12 +72,12 @@ class NetworkFeatures:
         ratio = min(max(1.0, spacing / self.reading.spacing[1]), _FINEST)
         # Whole cells on both grids, so that they share their field of view.
         cells = [-(-n // self.stride) for n in image.shape]
+        whole = [n * self.stride for n in cells]
         seen = [round(n * ratio) * self.stride for n in cells]
-        if seen == [n * self.stride for n in cells]:
+        if seen == whole:
             return self._of_its_spacing(image)
-        z, y, x = (n * self.stride - side for n, side in zip(cells, image.shape))
-        volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")[0]
-        return _resized(self._of_its_spacing(_resized(volume, seen)[0]), cells)
+        found = self._of_its_spacing(_resized(_continued(image, whole)[0], seen)[0])
+        return _resized(found, cells)
 
     @torch.no_grad()
     def _of_its_spacing(self, image: torch.Tensor) -> torch.Tensor:
@@ -87,9 +86,7 @@ class NetworkFeatures:
             image = equalised(image)
         multiple = self.network.multiple
         # Reflection at the lowest level needs two cells there.
-        ends = [max(2, -(-n // multiple)) * multiple - n for n in image.shape]
-        z, y, x = ends
-        volume = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
+        volume = _continued(image, [max(2, -(-n // multiple)) * multiple for n in image.shape])
         cells = volume.numel() // self.stride**3
         if self.network.architecture.norm == "instance":
             whole, bytes_each = True, _BYTES_INSTANCE
@@ -130,7 +127,13 @@ class NetworkFeatures:
         return out
 
 
-def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def _continued(image: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """An image (Z, Y, X) as (1, 1, Z', Y', X'), its border values going on behind the ends of its axes."""
+    z, y, x = (whole - n for whole, n in zip(shape, image.shape))
+    return F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
+
+
+def _resized(volume: torch.Tensor, shape: list[int]) -> torch.Tensor:
     """A volume (C, Z, Y, X) on another grid of the same field of view, blurred if that is coarser."""
     ratio = volume.shape[1] / shape[0]
     # As much as in Source.smoothed_for: a variance of (ratio^2 - 1) / 4 voxels^2; a pass gives 2 / 3.
