@@ -6,8 +6,8 @@ A variant is the configuration of the bundled network with a few changes, from r
 rate that does not fall, on one thread of a CPU. So all have the same time, and who is quicker takes more
 steps. The abdomen is registered at each quarter of the time, all pairs at the end: from the same linear
 start, in one solver, with the network beside MIND and with MIND alone. Labels are for measuring alone. A
-variant that stands in FILE with the same changes and minutes is not trained again: it is listed with the
-commit that it was made by. Data as for open_pairs.py, templates beside them.
+variant that stands in FILE with the same configuration and minutes is not trained again: it is listed with
+the commit that it was made by. Data as for open_pairs.py, templates beside them.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str
     run = folder / f"{minutes:g}-minutes" / re.sub(r"\W+", "-", name)
     row: dict[str, Any] = {
         "variant": name,
-        "changes": VARIANTS[name],
+        "configuration": configuration(VARIANTS[name]),
         "minutes": minutes,
         "commit": commit(),
         "curve": [],
@@ -125,10 +125,11 @@ def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str
 
 
 def known(file: Path, minutes: float) -> list[dict[str, Any]]:
-    """Rows of an earlier run that would be the same."""
+    """Rows of an earlier run that a variant of now would have: of its configuration and time."""
     rows = json.loads(file.read_text())["variants"] if file.exists() else []
+    now = {name: configuration(changes) for name, changes in VARIANTS.items()}
     return [
-        row for row in rows if row["minutes"] == minutes and row["changes"] == VARIANTS.get(row["variant"])
+        row for row in rows if row["minutes"] == minutes and row["configuration"] == now.get(row["variant"])
     ]
 
 

@@ -94,9 +94,9 @@ def main() -> None:
             rows += apart(measure, spacing, seed, arguments.threads)
             print(table(rows), flush=True)
     command = f"python benchmarks/spacings.py --spacings {' '.join(f'{s:g}' for s in arguments.spacings)}"
-    command += f" --seeds {arguments.seeds}" + (
-        f" --threads {arguments.threads}" if arguments.threads else ""
-    )
+    command += f" --seeds {arguments.seeds}"
+    if arguments.threads:
+        command += f" --threads {arguments.threads}"
     write_rows(rows, arguments.output, f"`{command}`, {setting()}. Means over the seeds.\n\n{table(rows)}")
 
 
