@@ -134,7 +134,7 @@ def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> Non
     _liver(part, cavity, dome, texture, random)
     _upper_abdomen(part, cavity, dome, texture)
     for side, height in ((-1, -26.0), (1, -10.0)):
-        _kidney(part, side, height, texture)
+        _kidney(part, side, height, cavity, dome, texture)
     _stomach(part, cavity, dome, texture)
     _vessels(part, random)
     _ribs(part, cavity)
@@ -209,32 +209,42 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
     nodes += random.normal(0, 3.2, nodes.shape)
-    if part.play:  # there is more fat in some, and less bowel
-        nodes = nodes[random.random(len(nodes)) < random.uniform(0.4, 1.1)]
+    if part.play:  # there is more fat in some, and less bowel, and it lies anywhere
+        nodes = nodes[random.random(len(nodes)) < random.uniform(0.3, 1.1)]
+        nodes = (nodes + random.normal(0, 4, nodes.shape)) * (
+            random.uniform(0.8, 1.2),
+            1,
+            random.uniform(0.7, 1.1),
+        )
     small = part.organ((-95, -85, -170), (95, 15, -25))
-    loops = small.tube(coils(nodes, (10, 12.5), 38, random))
+    wide = part.size(0.12)
+    loops = small.tube(coils(nodes, (10 * wide, 12.5 * wide), 38, random))
     small.paint(loops, "gut wall", "small bowel")
     small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11), "chyme", "small bowel")
     small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3)), "fluid", "small bowel", 0.8)
 
-    colon = curve([
-        (-80, 2, -150, 21), (-94, 12, -105, 22), (-95, 20, -70, 20), (-84, 4, -46, 18), (-52, -50, -50, 17),
-        (-5, -66, -62, 17), (45, -60, -44, 16), (84, -20, -4, 15), (98, 18, 6, 14), (102, 30, -35, 13),
-        (99, 27, -85, 13), (78, 12, -150, 14),
-    ])  # fmt: skip
+    sag = float(part.random.uniform(-15, 75)) if part.play else 0.0  # of its middle, which hangs free
+    colon = part.bent([
+        (-80, 2, -150, 21), (-94, 12, -105, 22), (-95, 20, -70, 20), (-84, 4, -46, 18),
+        (-52, -50, -50 - 0.6 * sag, 17), (-5, -66, -62 - sag, 17), (45, -60, -44 - 0.7 * sag, 16),
+        (84, -20, -4, 15), (98, 18, 6, 14), (102, 30, -35, 13), (99, 27, -85, 13), (78, 12, -150, 14),
+    ], 7)  # fmt: skip
+    colon[:, 3] *= part.size(0.35)
     colon[:, 3] *= 1 + 0.14 * np.cos(np.arange(len(colon)) * (2 * np.pi / 27))  # haustra
-    large = part.organ((-130, -95, -180), (130, 60, 40))
+    large = part.organ((-140, -105, -190), (140, 70, 50))
     tube = large.tube([colon]) + large.filled()
     large.paint(tube, "gut wall", "colon")
     large.paint(tube + 2.4, "stool", "colon")
-    large.paint(np.maximum(tube + 4, 5 * (0.9 - texture(large, 6, 17))), "gas", "colon", 0.75)
-    large.paint(np.maximum(tube + 3, large.y + 62), "gas", "colon")  # it collects in front
+    gassy = 0.9 - abs(part.stray(0.7))
+    large.paint(np.maximum(tube + 4, 5 * (gassy - texture(large, 6, 17))), "gas", "colon", 0.75)
+    front = 62 - abs(part.stray(25))
+    large.paint(np.maximum(tube + 3, large.y + front), "gas", "colon")  # it collects in front
 
-    box = part.organ((-65, -55, -70), (55, 30, 20))
-    duodenum = box.tube([curve([
+    box = part.organ((-80, -70, -85), (70, 45, 35))
+    duodenum = box.tube([part.bent([
         (-24, -40, 0, 10), (-42, -20, 0, 12), (-47, 0, -20, 12), (-36, 4, -44, 11), (0, 0, -50, 10),
         (30, -8, -34, 11), (40, -22, -42, 11),
-    ])]) + 0.5 * box.filled()  # fmt: skip
+    ], 5)]) + 0.5 * box.filled()  # fmt: skip
     box.paint(duodenum, "gut wall", "duodenum")
     box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4), "chyme", "duodenum")
 
@@ -285,8 +295,9 @@ def _liver(
 ) -> None:
     box = part.organ((-145, -95, -95), (80, 95, 95))
     underside = 0.62 * (box.x + 40) + 0.30 * box.y - 0.72 * (box.z + 20)
-    right = cut(box.ellipsoid((-72, -2, 10), (68, 86, 88)), underside, 12)
-    left = box.ellipsoid((2, -38, 46), (72, 40, 29), turn=-8)
+    tall, wide = part.size(0.12), part.size(0.2)
+    right = cut(box.ellipsoid((-72, -2, 10), (68, 86, 88 * tall)), underside, 12)
+    left = box.ellipsoid((2, -38, 46), (72 * wide, 40, 29 * part.size(0.2)), turn=-8 + part.stray(8))
     caudate = box.ellipsoid((-16, -2, 38), (15, 18, 22))
     liver = cut(join(join(right, left, 16), caudate, 8), _below(part, box, cavity, dome), 6)
     fissure = np.hypot(box.x + 14 + 0.1 * box.y, 0.25 * (box.z - 18)) - 3
@@ -309,14 +320,19 @@ def _liver(
 
 def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
     """Spleen, gallbladder and pancreas."""
-    box = part.organ((45, -35, -45), (145, 95, 105))
+    box = part.organ((35, -45, -60), (155, 105, 115))
+    turn, size = 20 + part.stray(14), part.size(0.15)
     spleen = cut(
-        box.ellipsoid((88, 36, 26), (34, 46, 54), lean=-0.12, turn=20), _below(part, box, cavity, dome), 4
+        box.ellipsoid((88, 36, 26), (34 * size, 46 * size, 54 * size), lean=-0.12, turn=turn),
+        _below(part, box, cavity, dome),
+        4,
     )
-    spleen = cut(spleen, -box.ellipsoid((52, 8, 26), (34, 46, 72), lean=-0.12, turn=20), 5)
+    spleen = cut(
+        spleen, -box.ellipsoid((52, 8, 26), (31 * part.size(0.15), 46, 72), lean=-0.12, turn=turn), 5
+    )
     box.paint(spleen, "spleen", "spleen")
 
-    box = part.organ((-80, -85, -50), (-20, -5, 25))
+    box = part.organ((-90, -95, -60), (-10, 5, 35))
     knots = [
         (-36, -16, 8, 3),
         (-42, -26, -2, 8),
@@ -324,11 +340,11 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         (-51, -47, -23, 14.5),
         (-53, -53, -29, 11),
     ]
-    gallbladder = box.tube([curve(knots)]) + box.filled()
+    gallbladder = box.tube([part.bent(knots, 5)]) + box.filled()
     box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
     box.paint(gallbladder, "bile", "gallbladder")
 
-    box = part.organ((-60, -50, -60), (105, 50, 50))
+    box = part.organ((-75, -65, -75), (120, 65, 65))
     knots = [
         (-28, -6, -36, 11),
         (-30, -12, -16, 16),
@@ -337,39 +353,59 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         (46, -6, 14, 12),
         (78, 18, 24, 10),
     ]
-    pancreas = box.tube([curve(knots)])
+    way = part.bent(knots, 6)
+    way[:, 3] *= part.size(0.15)
+    pancreas = box.tube([way])
     lobules = texture(box, 7, 31)
     box.paint(pancreas + 1.2 * lobules, "pancreas", "pancreas")
     box.paint(pancreas + 1, "fat", None, 0.4 * np.clip(lobules - 0.7, 0, 1))
 
 
-def _kidney(part: Part, side: int, height: float, texture: Texture) -> None:
-    """One kidney, ``side`` +1 for the left: its fat, cortex, pyramids and sinus."""
+def _kidney(
+    part: Part, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
+) -> None:
+    """One kidney, ``side`` +1 for the left, and the fat around it, of which its sinus is a part."""
+    height += part.stray(13)
     centre_x, centre_y = 64.0 * side, 29.0
-    box = part.organ((centre_x - 50, -15, height - 75), (centre_x + 50, 75, height + 75))
+    box = part.organ((centre_x - 60, -30, height - 85), (centre_x + 60, 85, height + 100))
     up = box.z - height
     x, y = box.x - centre_x + 0.24 * side * up, box.y - centre_y  # the upper pole leans to the spine
-    inward, across = -side * 0.85 * x - 0.53 * y, -side * 0.53 * x + 0.85 * y
+    turn = np.radians(32 + part.stray(14))
+    c, s = float(np.cos(turn)), float(np.sin(turn))
+    inward, across = -side * c * x - s * y, -side * s * x + c * y
+    thin, flat, tall = 28 * part.size(0.08), 23 * part.size(0.1), 54 * part.size(0.1)
     kidney = cut(
-        ellipsoid(inward, across, up, (28, 23, 54)), -ellipsoid(inward - 34, across, up, (15, 14, 20)), 8
+        ellipsoid(inward, across, up, (thin, flat, tall)),
+        -ellipsoid(inward - 34, across, up, (15, 14, 20)),
+        8,
     )
+    kidney = cut(kidney, _below(part, box, cavity, dome), 4)
     name = "left kidney" if side > 0 else "right kidney"
-    box.paint(kidney - 4, "fat", "inner fat")
+    # Of the fat around it the gland above is a part. Liver and spleen make room for it.
+    thick = float(part.random.uniform(2, 18)) if part.play else 4.0
+    above = ellipsoid(inward - 8, across + 4, up - tall, (18, 16, 26))
+    fat = join(kidney - thick, above + 14 - thick, 10)
+    yields = [box.numbers[label] for label in ("liver", "spleen", "small bowel", "inner fat")]
+    fat = np.where(np.isin(box.labels, yields), np.maximum(fat, cavity[box.box] + 1), kidney - 1)
+    box.paint(np.minimum(fat, kidney - 1), "fat", "inner fat")
+    gland = np.maximum(np.abs(across - 0.5 * np.abs(inward - 6)) - 1.6, above + 16 - 0.6 * thick)
+    box.paint(np.maximum(gland, fat + 1), "gut wall", None)
     box.paint(kidney, "renal cortex", name)
     lobes = np.cos(12 * np.arctan2(up, inward + 40)) * np.cos(across / 9)
     pyramids = np.maximum(np.maximum(kidney + 6.5, 7 * (0.05 - lobes)), -kidney - 19)
     box.paint(pyramids, "renal medulla", name)
-    sinus = ellipsoid(inward - 13, across, up, (20, 9, 31)) + 1.5 * texture(box, 12, 51)
-    box.paint(sinus, "fat", name)
-    box.paint(ellipsoid(inward - 17, across, up, (16, 5, 9)), "urine", name)
+    wide = part.size(0.2)
+    sinus = ellipsoid(inward - 13, across, up, (20 * wide, 9 * wide, 31 * wide)) + 1.5 * texture(box, 12, 51)
+    box.paint(np.maximum(sinus, kidney), "fat", "inner fat")
+    box.paint(ellipsoid(inward - 17, across, up, (16, 5 * wide, 9)), "urine", None)
 
 
 def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
-    box = part.organ((-45, -95, -60), (110, 60, 95))
-    stomach = box.tube([curve([
+    box = part.organ((-60, -105, -75), (120, 70, 105))
+    stomach = box.tube([part.bent([
         (54, 6, 48, 26), (58, -12, 34, 28), (58, -34, 8, 25), (46, -48, -18, 21), (20, -52, -22, 17),
         (-4, -47, -12, 12), (-22, -40, -2, 7),
-    ])]) + 1.5 * box.filled()  # fmt: skip
+    ], 9)]) + 1.5 * box.filled()  # fmt: skip
     stomach = cut(stomach, _below(part, box, cavity, dome), 4)
     rugae = 1.2 * texture(box, 6, 41)
     box.paint(stomach, "gut wall", "stomach")

@@ -104,6 +104,21 @@ class Part:
             moved.append(((values - middle - shift) / size + middle).astype(np.float32))
         return replace(part, x=moved[0], y=moved[1], z=moved[2])
 
+    def stray(self, spread: float) -> float:
+        """By how much something differs from the usual: with ``play`` a normal number, without it 0."""
+        return float(self.random.normal(0, spread)) if self.play else 0.0
+
+    def size(self, spread: float) -> float:
+        """How many times as large as usual something is; ``spread`` is of the logarithm."""
+        return float(np.exp(self.stray(spread)))
+
+    def bent(self, knots: Knots, spread: float) -> Curve:
+        """The curve through knots that lie ``spread`` mm elsewhere, each in its own way."""
+        given = np.asarray(knots, dtype=np.float64)
+        if self.play:
+            given[:, :3] += self.random.normal(0, spread, (len(given), 3))
+        return curve(given)
+
     def filled(self) -> float:
         """mm by which the wall of a hollow organ lies further in; with ``play`` it may be nearly empty."""
         return float(self.random.uniform(-2, 7)) if self.play else 0.0

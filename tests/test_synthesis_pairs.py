@@ -321,9 +321,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     """The first view's grain at the partner of a voxel of the second is that voxel's."""
     shown: list[torch.Tensor] = []
 
-    def render(
-        labels: torch.Tensor, dice: Dice, partial: float, grain: torch.Tensor, palette: object
-    ) -> SimpleNamespace:
+    def render(labels: torch.Tensor, dice: Dice, grain: torch.Tensor, palette: object) -> SimpleNamespace:
         shown.append(grain)
         return SimpleNamespace(image=labels.float(), seen=labels < 255)
 

@@ -212,9 +212,9 @@ def cut_and_render(
     if how.strays:
         for volume in labels:
             add_strays(volume, how.strays, how.ensembles, sources, dice)
-    partial = 0.35 if anatomy.spacing is None else 0.15
     one, other = (
-        render(volume, dice, partial, grain, anatomy.palette(dice)) for volume, grain in zip(labels, grains)
+        render(volume, dice, grain=grain, palette=anatomy.palette(dice))
+        for volume, grain in zip(labels, grains)
     )
     return Pair(
         torch.stack([one.image, other.image]),

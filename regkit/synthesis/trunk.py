@@ -15,7 +15,7 @@ from regkit.synthesis.appearance import Palette, draw_grain, random_palette
 from regkit.synthesis.noise import Dice, smooth_noise
 
 _SPACING = 2.5  # mm
-_SHAPE = (140, 104, 144)
+_SHAPE = (140, 112, 152)
 _MIDDLE = (0.0, 0.0, 12.0)  # anatomical mm
 _NUMBERS = {name: number for number, name in enumerate(TISSUES)}
 _COUCH = len(TISSUES)
@@ -23,22 +23,29 @@ _LIKE_AIR = ("gas", "lung")
 _SPREAD = {"t2": 0.3, "t1": 0.15}  # standard deviation of the logarithm of a tissue's intensity in MR
 _FATTY = {"fat": 1.0, "marrow": 0.7, "skin": 0.4}  # share that fat suppression takes
 _BLOOD = ("artery", "vein", "portal vein", "chamber")
-# Those that take contrast medium.
-_ENHANCED = (*_BLOOD, "renal cortex", "renal medulla", "spleen", "liver")
+# Those that take contrast medium, and what they have without it, HU.
+_ENHANCED = dict.fromkeys(_BLOOD, 42) | {
+    "heart": 42, "renal cortex": 32, "renal medulla": 32, "spleen": 48, "liver": 56, "pancreas": 42,
+}  # fmt: skip
+# Share of its voxels' signal that fat gives: of the image of fat that the Dixon method parts from that of water.
+_FAT_SHARE = {
+    "air": (0, 0), "lung": (0, 0.05), "gas": (0, 0.03), "fat": (0.85, 1), "skin": (0.1, 0.5), "marrow": (0.3, 0.7),
+    "rib": (0.15, 0.5), "liver": (0.03, 0.3), "pancreas": (0.05, 0.4), "muscle": (0.02, 0.15), "stool": (0.02, 0.2),
+}  # fmt: skip
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
     """A trunk on voxels of 2.5 mm, axes towards the patient's head, back and left (Z, Y, X)."""
     random = dice.scalars
-    coordinates = _pose(dice)
-    fatness = float(np.exp(random.normal(0, 0.4)))
+    fatness = min(float(np.exp(random.normal(0.1, 0.45))), 2.2)
+    coordinates = _pose(dice, fatness)
     tissues, structures = draw_tissues(
         coordinates,
         _SPACING,
         random,
         play=random.uniform(2, 10),
-        slack=random.uniform(0, 0.22),
-        fatness=min(fatness, 1.9),
+        slack=random.uniform(0, 0.2) + 0.2 * max(float(np.log(fatness)), 0),
+        fatness=fatness,
     )
     if dice.chance(0.5):
         _lay_arms(coordinates, tissues, structures, dice)
@@ -57,8 +64,11 @@ def draw_trunk(dice: Dice) -> Anatomy:
     return Anatomy(volume, grain, torch.from_numpy(numbers).to(dice.device), palette, _SPACING)
 
 
-def _pose(dice: Dice) -> np.ndarray:
-    """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: turned, stretched and bent."""
+def _pose(dice: Dice, fatness: float) -> np.ndarray:
+    """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: turned, stretched and bent.
+
+    The fat are of greater girth, above all from front to back.
+    """
     random = dice.scalars
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(_SPACING) for n in _SHAPE]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
@@ -66,6 +76,7 @@ def _pose(dice: Dice) -> np.ndarray:
     a, b, c = (vector * np.radians(random.uniform(0, 8)) / np.linalg.norm(vector)).tolist()
     turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]])).numpy()
     size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
+    size /= np.array([fatness**0.12, fatness**0.22, 1], np.float32)
     points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
     bend = smooth_noise(dice, 3, _SHAPE, random.uniform(90, 200) / _SPACING) * random.uniform(2, 12)
     bend += smooth_noise(dice, 3, _SHAPE, random.uniform(35, 60) / _SPACING) * random.uniform(0, 2.5)
@@ -108,13 +119,15 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     random = dice.scalars
     means, deviations = random_palette(dice)
     tissue = means[: _COUCH + 1].copy()
-    kind = random.choice(("ct", "t2", "t1", "random"), p=(0.3, 0.1, 0.25, 0.35))
+    kind = random.choice(("ct", "t2", "t1", "fat", "random"), p=(0.35, 0.1, 0.2, 0.1, 0.25))
     if kind == "ct":
         low, high = random.uniform(-260, -80), random.uniform(160, 420)
-        medium = dice.uniform(-0.3, 0.6)  # little or much contrast medium
+        medium = 0.0 if dice.chance(0.4) else dice.uniform(0, 1.6)  # contrast medium: none, little or much
         for name, mean in intensities("ct").items():
+            if name in _ENHANCED:
+                mean = _ENHANCED[name] + medium * (mean - _ENHANCED[name])
             if -200 < mean < 350:
-                mean += random.normal(0, 12) + (medium * (mean - 40) if name in _ENHANCED else 0)
+                mean += random.normal(0, 14)
             tissue[_NUMBERS[name]] = (mean - low) / (high - low)
         tissue[_COUCH] = random.uniform(0, 0.8)
     elif kind in _SPREAD:
@@ -128,6 +141,10 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
             for name in _ENHANCED:
                 tissue[_NUMBERS[name]] += medium * (0.8 if name in _BLOOD else random.uniform(0.1, 0.4))
         tissue /= max(1.0, float(tissue[:_COUCH].max()))
+        tissue[_COUCH] = 0
+    elif kind == "fat":
+        for name, number in _NUMBERS.items():
+            tissue[number] = random.uniform(*_FAT_SHARE.get(name, (0.01, 0.12)))
         tissue[_COUCH] = 0
     elif dice.chance(0.85):
         # Air gives no signal, or the least; as a rule gas in the bowel is air.
