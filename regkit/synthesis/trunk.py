@@ -27,11 +27,13 @@ _BLOOD = ("artery", "vein", "portal vein", "chamber")
 _ENHANCED = dict.fromkeys(_BLOOD, 42) | {
     "heart": 42, "renal cortex": 32, "renal medulla": 32, "spleen": 48, "liver": 56, "pancreas": 42,
 }  # fmt: skip
-# Share of its voxels' signal that fat gives: of the image of fat that the Dixon method parts from that of water.
+# Share of the signal of its voxels that fat gives, which the Dixon method parts from that of water.
 _FAT_SHARE = {
-    "air": (0, 0), "lung": (0, 0.05), "gas": (0, 0.03), "fat": (0.85, 1), "skin": (0.1, 0.5), "marrow": (0.3, 0.7),
-    "rib": (0.15, 0.5), "liver": (0.03, 0.3), "pancreas": (0.05, 0.4), "muscle": (0.02, 0.15), "stool": (0.02, 0.2),
+    "air": (0, 0), "lung": (0, 0.05), "gas": (0, 0.03), "fat": (0.85, 1), "skin": (0.1, 0.5),
+    "marrow": (0.3, 0.7), "rib": (0.15, 0.5), "liver": (0.03, 0.3), "pancreas": (0.05, 0.4),
+    "muscle": (0.02, 0.15), "stool": (0.02, 0.2),
 }  # fmt: skip
+_FAT_ELSEWHERE = (0.01, 0.12)
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
@@ -144,7 +146,7 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
         tissue[_COUCH] = 0
     elif kind == "fat":
         for name, number in _NUMBERS.items():
-            tissue[number] = random.uniform(*_FAT_SHARE.get(name, (0.01, 0.12)))
+            tissue[number] = random.uniform(*_FAT_SHARE.get(name, _FAT_ELSEWHERE))
         tissue[_COUCH] = 0
     elif dice.chance(0.85):
         # Air gives no signal, or the least; as a rule gas in the bowel is air.
