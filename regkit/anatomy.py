@@ -134,7 +134,8 @@ def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> Non
     _liver(part, cavity, dome, texture, random)
     _upper_abdomen(part, cavity, dome, texture)
     for side, height in ((-1, -26.0), (1, -10.0)):
-        _kidney(part, side, height, cavity, dome, texture)
+        if not part.lacks(0.05):
+            _kidney(part, side, height, cavity, dome, texture)
     _stomach(part, cavity, dome, texture)
     _vessels(part, random)
     _ribs(part, cavity)
@@ -320,17 +321,18 @@ def _liver(
 
 def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
     """Spleen, gallbladder and pancreas."""
-    box = part.organ((35, -45, -60), (155, 105, 115))
-    turn, size = 20 + part.stray(14), part.size(0.15)
+    box = part.organ((35, -45, -85), (155, 105, 135))
+    turn, size, height = 20 + part.stray(14), part.size(0.2), 26 + part.stray(12)
     spleen = cut(
-        box.ellipsoid((88, 36, 26), (34 * size, 46 * size, 54 * size), lean=-0.12, turn=turn),
+        box.ellipsoid((88, 36, height), (34 * size, 46 * size, 54 * size), lean=-0.12, turn=turn),
         _below(part, box, cavity, dome),
         4,
     )
     spleen = cut(
-        spleen, -box.ellipsoid((52, 8, 26), (31 * part.size(0.15), 46, 72), lean=-0.12, turn=turn), 5
+        spleen, -box.ellipsoid((52, 8, height), (31 * part.size(0.15), 46, 72), lean=-0.12, turn=turn), 5
     )
-    box.paint(spleen, "spleen", "spleen")
+    if not part.lacks(0.06):
+        box.paint(spleen, "spleen", "spleen")
 
     box = part.organ((-90, -95, -60), (-10, 5, 35))
     knots = [
@@ -341,8 +343,9 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         (-53, -53, -29, 11),
     ]
     gallbladder = box.tube([part.bent(knots, 5)]) + box.filled()
-    box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
-    box.paint(gallbladder, "bile", "gallbladder")
+    if not part.lacks(0.15):
+        box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
+        box.paint(gallbladder, "bile", "gallbladder")
 
     box = part.organ((-75, -65, -75), (120, 65, 65))
     knots = [
@@ -365,7 +368,7 @@ def _kidney(
     part: Part, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
 ) -> None:
     """One kidney, ``side`` +1 for the left, and the fat around it, of which its sinus is a part."""
-    height += part.stray(13)
+    height += part.stray(18)
     centre_x, centre_y = 64.0 * side, 29.0
     box = part.organ((centre_x - 60, -30, height - 85), (centre_x + 60, 85, height + 100))
     up = box.z - height

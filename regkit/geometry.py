@@ -157,10 +157,12 @@ class Grid:
         return bool(np.abs(apart).max() <= tolerance_voxels * min(self.spacing))
 
     def working(self, spacing: float, multiple: int = 1) -> Grid:
-        """An isotropic grid over the same field of view, about the same centre, its axes in one order.
+        """An isotropic grid over the same field of view, its axes in one order.
 
         Whatever the order and signs of this grid's axes, those of the working grid point, as nearly as they
         can, towards the patient's left, back and head (LPS): a network that knows anatomy sees it upright.
+        What it has to spare lies about evenly on both sides, in whole voxels: of the same spacing, its voxels
+        are this grid's, and resampling does not blur.
 
         Args:
             spacing: mm.
@@ -172,14 +174,18 @@ class Grid:
         signs = np.where([own[k, a] < 0 for k, a in enumerate(axes)], -1.0, 1.0)
         extent = self.extent[list(axes)]
         size = [max(1, math.ceil(e / spacing / multiple - 1e-6)) * multiple for e in extent]
-        return self._about_centre(size, (spacing,) * 3, own[:, axes] * signs)
+        before = np.floor((np.multiply(size, spacing) - extent) / spacing / 2 + 1e-6)
+        direction = own[:, axes] * signs
+        origin = self.centre + direction @ ((0.5 - before) * spacing - extent / 2)
+        return Grid(tuple(size), (spacing,) * 3, tuple(origin), tuple(direction.ravel()))  # type: ignore[arg-type]
 
     def pooled(self, stride: int) -> Grid:
         """The grid of cells of ``stride``^3 voxels; the size must be divisible."""
         if any(n % stride for n in self.size):
             raise ValueError(f"size {self.size} is not divisible by {stride}")
-        size, spacing = [n // stride for n in self.size], tuple(s * stride for s in self.spacing)
-        return self._about_centre(size, spacing, np.reshape(self.direction, (3, 3)))
+        size, spacing = [n // stride for n in self.size], [s * stride for s in self.spacing]
+        origin = transform_points(self.index_to_world, [(stride - 1) / 2] * 3)
+        return Grid(tuple(size), tuple(spacing), tuple(origin), self.direction)  # type: ignore[arg-type]
 
     def window(self, start: tuple[int, ...], size: tuple[int, ...]) -> Grid:
         """The part of this lattice, or of its continuation, that begins at index ``start`` (x, y, z)."""
@@ -190,10 +196,6 @@ class Grid:
         """Index coordinates (8, 3) of the outer corners of the field of view, half a voxel out."""
         ends = [(-0.5, n - 0.5) for n in self.size]
         return np.stack(np.meshgrid(*ends), axis=-1).reshape(8, 3)
-
-    def _about_centre(self, size: list[int], spacing: tuple[float, ...], direction: Float64) -> Grid:
-        origin = self.centre - (direction * spacing) @ ((np.asarray(size) - 1) / 2)
-        return Grid(tuple(size), spacing, tuple(origin), tuple(direction.ravel()))  # type: ignore[arg-type]
 
     def world_points(self) -> Float64:
         """LPS mm of every voxel centre, shape (z, y, x, 3)."""

@@ -119,6 +119,10 @@ class Part:
             given[:, :3] += self.random.normal(0, spread, (len(given), 3))
         return curve(given)
 
+    def lacks(self, share: float) -> bool:
+        """Whether something that this share of people lacks is missing; never without ``play``."""
+        return bool(self.play) and bool(self.random.random() < share)
+
     def filled(self) -> float:
         """mm by which the wall of a hollow organ lies further in; with ``play`` it may be nearly empty."""
         return float(self.random.uniform(-2, 7)) if self.play else 0.0

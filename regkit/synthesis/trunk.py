@@ -45,7 +45,7 @@ def draw_trunk(dice: Dice) -> Anatomy:
         coordinates,
         _SPACING,
         random,
-        play=random.uniform(2, 10),
+        play=random.uniform(2, 13),
         slack=random.uniform(0, 0.2) + 0.2 * max(float(np.log(fatness)), 0),
         fatness=fatness,
     )
