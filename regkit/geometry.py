@@ -177,7 +177,7 @@ class Grid:
         before = np.floor((np.multiply(size, spacing) - extent) / spacing / 2 + 1e-6)
         direction = own[:, axes] * signs
         origin = self.centre + direction @ ((0.5 - before) * spacing - extent / 2)
-        return Grid(tuple(size), (spacing,) * 3, tuple(origin), tuple(direction.ravel()))  # type: ignore[arg-type]
+        return Grid(tuple(size), (spacing,) * 3, tuple(origin), tuple(direction.ravel()))
 
     def pooled(self, stride: int) -> Grid:
         """The grid of cells of ``stride``^3 voxels; the size must be divisible."""

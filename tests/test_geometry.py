@@ -135,11 +135,21 @@ def test_working_grid_covers_the_field_of_view(grid: Grid, multiple: int) -> Non
     assert np.trace(ordered) == pytest.approx(
         max(np.abs(own[range(3), list(axes)]).sum() for axes in permutations(range(3)))
     )
-    np.testing.assert_allclose(working.centre, grid.centre, atol=1e-9)
     assert all(n % multiple == 0 for n in working.size)
-    spare = working.extent - np.abs(between).T @ grid.extent
-    assert (spare >= -1e-5 * spacing * multiple).all()
-    assert (spare < spacing * multiple).all()
+    inside = transform_points(working.world_to_index @ grid.index_to_world, grid.corners())
+    before, after = inside.min(0) + 0.5, np.asarray(working.size) - 0.5 - inside.max(0)  # to spare, in voxels
+    np.testing.assert_allclose(before, before.round(), atol=1e-6)
+    assert (after >= -1e-5).all()
+    assert (before + after < multiple).all()
+    assert (abs(after - before) < 2).all()
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 8])
+def test_working_grid_keeps_the_voxels_of_a_grid_of_its_spacing(multiple: int) -> None:
+    tilt = Rotation.from_euler("xyz", (7, -12, 20), degrees=True).as_matrix() * (-1, 1, 1)
+    grid = Grid((7, 11, 14), (1.5, 1.5, 1.5), (5, 6, 7), tuple(tilt.ravel()))
+    at = transform_points(grid.working(1.5, multiple).world_to_index, grid.world_points())
+    np.testing.assert_allclose(at, at.round(), atol=1e-6)
 
 
 def test_working_grid_of_the_same_spacing_is_the_grid() -> None:
