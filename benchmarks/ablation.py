@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from features import linear_start, measure
+from features import linear_starts, measure
 from open_pairs import ROOT, SHARED, apart, commit, pair_names, setting, write_rows
 
 BASE = ROOT / "models" / "regkit-small.yaml"
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "ablation")
     arguments = parser.parse_args()
-    starts = {(p, d): apart(linear_start, p, d) for p in pair_names() for d in DIRECTIONS}
+    starts = {(p, d): apart(linear_starts, p, d, 1)[0] for p in pair_names() for d in DIRECTIONS}
     options = {"features": "mind", "weights": None, "threads": 1}
     mind = {f"{p}, {d}": score(apart(measure, p, d, start, options)) for (p, d), start in starts.items()}
     rows = known(arguments.output.with_suffix(".json"), arguments.minutes)
