@@ -50,10 +50,10 @@ def _named(
     spacing: tuple[float, float], shape: tuple[int, int, int], told: float | None, least: int
 ) -> list[np.ndarray]:
     """Dice of the structures of more cells than ``least`` in a trunk of another seed than training's, seen in
-    two contrasts; NaN of those that are never named."""
+    two contrasts and fields of view that are whole; NaN of those that are never named."""
     extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
-    pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 1), shape)
+    pair = cut_and_render(draw_trunk(Dice.of(10**6)), pairs, [], Dice.of(10**6 + 2), shape)
     scores = []
     for image, structures in zip(pair.images, pair.structures):
         found = extract(image, told).argmax(0)

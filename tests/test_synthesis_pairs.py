@@ -36,7 +36,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, *how: SimpleNamespace(image=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *how, **more: SimpleNamespace(image=labels.float(), seen=labels < 255)
     )
 
 
