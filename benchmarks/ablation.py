@@ -22,8 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from features import linear_starts, measure
-from open_pairs import ROOT, SHARED, apart, commit, pair_names, setting, write_rows
+from features import linear_starts
+from open_pairs import ROOT, SHARED, apart, commit, pair_names, run, setting, write_rows
 
 BASE = ROOT / "models" / "regkit-small.yaml"
 TEMPLATES = SHARED / "data" / "templates" / "templates.npz"
@@ -73,7 +73,7 @@ def configuration(changes: dict[str, Any]) -> str:
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
-def trained(name: str, run: Path, minutes: float) -> list[tuple[float, int, Path]]:
+def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, Path]]:
     """Minutes, steps and weights at about each quarter of the time, and at its end."""
     import torch
 
@@ -82,28 +82,28 @@ def trained(name: str, run: Path, minutes: float) -> list[tuple[float, int, Path
     from regkit.synthesis.mixture import mixture
 
     torch.set_num_threads(1)
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    file = run / "config.yaml"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    file = folder / "config.yaml"
     file.write_text(configuration(VARIANTS[name]))
     config = load_config(file)
     found: list[tuple[float, int, Path]] = []
 
     def keep(trainer: Trainer) -> None:
-        path = run / f"{trainer.step:07d}.safetensors"
+        path = folder / f"{trainer.step:07d}.safetensors"
         export(trainer, path, name)
         found.append(((time.monotonic() - began) / 60, trainer.step, path))
 
     sources = mixture(config.procedural, config.templates, [TEMPLATES] if config.templates else [])
     with place("cpu") as where:
         began = time.monotonic()
-        train(config, sources, run, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
+        train(config, sources, folder, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
     return found
 
 
 def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str], Any]) -> dict[str, Any]:
     """Train and measure one; what it gave lies in the folder then."""
-    run = folder / f"{minutes:g}-minutes" / re.sub(r"\W+", "-", name)
+    own = folder / f"{minutes:g}-minutes" / re.sub(r"\W+", "-", name)
     row: dict[str, Any] = {
         "variant": name,
         "configuration": configuration(VARIANTS[name]),
@@ -111,15 +111,16 @@ def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str
         "commit": commit(),
         "curve": [],
     }
-    weights = trained(name, run, minutes)
+    weights = trained(name, own, minutes)
     for spent, step, file in weights:
         point: dict[str, Any] = {"step": step, "minutes": spent, "score": {}}
         last = file == weights[-1][2]
         for pair, direction in starts if last else [(ABDOMEN, d) for d in DIRECTIONS]:
             for features in ("network", "network+mind") if last and pair == ABDOMEN else ("network+mind",):
-                options = {"features": features, "weights": file, "threads": 1}
+                start = starts[pair, direction]
+                options = {"features": features, "weights": file, "threads": 1, "init": start}
                 key = f"{pair}, {direction}, {features}"
-                point["score"][key] = score(apart(measure, pair, direction, starts[pair, direction], options))
+                point["score"][key] = score(apart(run, pair, direction, options))
         row["curve"].append(point)
     return row
 
@@ -194,8 +195,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "ablation")
     arguments = parser.parse_args()
     starts = {(p, d): apart(linear_starts, p, d, 1)[0] for p in pair_names() for d in DIRECTIONS}
-    options = {"features": "mind", "weights": None, "threads": 1}
-    mind = {f"{p}, {d}": score(apart(measure, p, d, start, options)) for (p, d), start in starts.items()}
+    alone = {"features": "mind", "weights": None, "threads": 1}
+    mind = {
+        f"{p}, {d}": score(apart(run, p, d, {**alone, "init": start})) for (p, d), start in starts.items()
+    }
     rows = known(arguments.output.with_suffix(".json"), arguments.minutes)
     there = {row["variant"] for row in rows}
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:

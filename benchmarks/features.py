@@ -12,7 +12,6 @@ alone. Data as for open_pairs.py.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,9 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
 
     from regkit.images import load_image
 
-    folder = SHARED / "data" / "pairs" / name
-    fixed = json.loads((folder / "manifest.json").read_text())[
-        "fixed" if direction == "as given" else "moving"
-    ]
-    middle = load_image(folder / fixed, "fixed").grid.centre
-    found = np.array(run(name, direction, {"preset": "linear"})["linear"])
+    row = run(name, direction, {"preset": "linear"})
+    found = np.array(row["linear"])
+    middle = load_image(SHARED / "data" / "pairs" / name / row["settings"]["fixed"], "fixed").grid.centre
     random = np.random.default_rng(0)
     starts = [found]
     for _ in range(count - 1):
@@ -45,10 +41,6 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
         off[:3, 3] = middle - off[:3, :3] @ middle + random.normal(0, _SHIFT_MM, 3)
         starts.append(found @ off)
     return starts
-
-
-def measure(name: str, direction: str, start: np.ndarray, options: dict[str, Any]) -> dict[str, Any]:
-    return run(name, direction, {"init": start, **options})
 
 
 def mean(rows: list[dict[str, Any]], *keys: str) -> float:
@@ -98,7 +90,7 @@ def main() -> None:
             for features in arguments.features:
                 weights = None if features == "mind" else arguments.weights
                 own = {**options, "features": features, "weights": weights}
-                groups.append([apart(measure, name, direction, start, own) for start in starts])
+                groups.append([apart(run, name, direction, {**own, "init": start}) for start in starts])
                 print(table(groups[-1:]).splitlines()[-1], flush=True)
     command = f"python benchmarks/features.py --preset {arguments.preset} --starts {arguments.starts}"
     if arguments.weights:

@@ -63,18 +63,21 @@ def scaled(factor: float, shift: tuple[float, float, float] = (0, 0, 0)) -> np.n
 
 
 @pytest.mark.parametrize(
-    "matrix",
-    [scaled(1.0), scaled(1.0, (4.0, -2.0, 6.0)), scaled(1.0, (1.0, 3.0, -0.6)), scaled(1.06), scaled(0.95)],
-    ids=["identity", "whole-voxels", "parts-of-voxels", "larger", "smaller"],
+    ("matrix", "voxels"),
+    [
+        pytest.param(scaled(1.0), 0.2, id="identity"),
+        pytest.param(scaled(1.0, (4.0, -2.0, 6.0)), 0.2, id="whole-voxels"),
+        # Displacements lean towards whole voxels, by 0.2004 here.
+        pytest.param(scaled(1.0, (1.0, 3.0, -0.6)), 0.21, id="parts-of-voxels"),
+        pytest.param(scaled(1.06), 0.2, id="larger"),
+        pytest.param(scaled(0.95), 0.2, id="smaller"),
+    ],
 )
-@pytest.mark.parametrize(("features", "voxels"), [("mind", 0.21), ("network+mind", 0.25)])
+@pytest.mark.parametrize("features", ["mind", "network+mind"])
 def test_shifts_and_scalings_are_found_without_a_half_voxel_error(
-    matrix: np.ndarray, features: str, voxels: float
+    matrix: np.ndarray, voxels: float, features: str
 ) -> None:
-    """By the deformable stages alone, which is where the public codes are off by N / (N - 1).
-
-    A little less well with the network, which has no trunk to look at here.
-    """
+    """By the deformable stages alone, which is where the public codes are off by N / (N - 1)."""
     found = errors(regkit.register(FIXED, moving_through(matrix), init="none", features=features), matrix)
     assert found.mean() < voxels * SPACING
     assert np.percentile(found, 95) < 0.5 * SPACING

@@ -20,12 +20,12 @@ from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
 from regkit.synthesis.sources import Procedural
 
 _NUMBER = {name: number for number, name in STRUCTURES.items()}
-_MAY_LACK = {_NUMBER[name] for name in ("spleen", "left kidney", "right kidney", "gallbladder")}
 
 
 @pytest.fixture(scope="module")
 def trunks() -> list[Anatomy]:
-    return [draw_trunk(Dice.of(seed)) for seed in range(4)]
+    """Some that lack nothing."""
+    return [draw_trunk(Dice.of(seed)) for seed in (3, 4, 6, 7)]
 
 
 def _structures(trunk: Anatomy) -> torch.Tensor:
@@ -34,38 +34,42 @@ def _structures(trunk: Anatomy) -> torch.Tensor:
 
 
 def _middle(trunk: Anatomy, name: str) -> torch.Tensor:
-    """(z, y, x) in voxels; NaN where it is missing."""
+    """(z, y, x) in voxels."""
     return (_structures(trunk) == _NUMBER[name]).nonzero().double().mean(0)
 
 
-def test_every_structure_is_there_but_an_organ_now_and_then_and_nothing_else(trunks: list[Anatomy]) -> None:
-    missing = [{0, *STRUCTURES} - set(_structures(trunk).unique().tolist()) for trunk in trunks]
-    assert set().union(*missing) <= _MAY_LACK
-    assert any(missing)
-    assert not all(missing)
+def test_every_structure_is_there_and_nothing_else(trunks: list[Anatomy]) -> None:
     for trunk in trunks:
-        assert int(_structures(trunk).max()) <= max(STRUCTURES)
+        assert set(_structures(trunk).unique().tolist()) == {0, *STRUCTURES}
     assert max(STRUCTURES) + 1 == STRUCTURE_CHANNELS
     assert len(set(STRUCTURES.values())) == len(STRUCTURES)
 
 
-def test_structures_that_share_a_channel_lie_apart(trunks: list[Anatomy]) -> None:
-    """A registration, which looks 32 mm far, cannot take one for the other."""
+def test_some_lack_an_organ() -> None:
+    for seed, lacking in ((1, {"right kidney"}), (5, {"spleen", "gallbladder"})):
+        there = set(_structures(draw_trunk(Dice.of(seed))).unique().tolist())
+        assert {name for number, name in STRUCTURES.items() if number not in there} == lacking
+
+
+def test_structures_that_share_a_channel_lie_apart() -> None:
+    """A registration, which looks 32 mm far, cannot take one for the other.
+
+    On the mean of many: now and then a liver reaches to the spleen, or a colon to the spine.
+    """
     assert sorted(number for group in STRUCTURE_GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
     pairs = [pair for group in STRUCTURE_GROUPS for pair in permutations(group, 2)]
     near = []
-    for trunk in trunks:
+    for trunk in map(draw_trunk, map(Dice.of, range(12))):
         assert trunk.spacing is not None
         structures = _structures(trunk)[::2, ::2, ::2].numpy()
-        here = set(np.unique(structures).tolist())
+        there = set(np.unique(structures))
         distance = {
             one: distance_transform_edt(structures != one, sampling=2 * trunk.spacing)
-            for one, _ in pairs
-            if one in here
+            for one in there & {one for one, _ in pairs}
         }
         near.append(
             [
-                (distance[one][structures == other] < 32).mean() if {one, other} <= here else np.nan
+                (distance[one][structures == other] < 32).mean() if {one, other} <= there else np.nan
                 for one, other in pairs
             ]
         )
@@ -77,19 +81,15 @@ def test_axes_are_the_patients(trunks: list[Anatomy]) -> None:
     for trunk in trunks:
         assert _middle(trunk, "heart")[0] > _middle(trunk, "liver")[0] > _middle(trunk, "pelvis")[0]
         assert _middle(trunk, "spinal cord")[1] > _middle(trunk, "aorta")[1] > _middle(trunk, "stomach")[1]
-        assert _middle(trunk, "heart")[2] > _middle(trunk, "vertebrae")[2] > _middle(trunk, "liver")[2]
-        for pair in ("psoas", "lung", "back muscles"):
+        assert _middle(trunk, "spleen")[2] > _middle(trunk, "vertebrae")[2] > _middle(trunk, "liver")[2]
+        for pair in ("kidney", "psoas", "lung", "back muscles"):
             assert _middle(trunk, f"left {pair}")[2] > _middle(trunk, f"right {pair}")[2]
-    whole = [trunk for trunk in trunks if set(_structures(trunk).unique().tolist()) >= _MAY_LACK]
-    for trunk in whole:
-        spleen, left, right = (_middle(trunk, name)[2] for name in ("spleen", "left kidney", "right kidney"))
-        assert spleen > left > right
 
 
 def test_no_two_are_of_one_build(trunks: list[Anatomy]) -> None:
     """Places and sizes of organs differ beyond what moves the whole trunk: between two kidneys."""
     gaps = [float((_middle(t, "left kidney") - _middle(t, "right kidney"))[0]) for t in trunks]
-    assert np.nanstd(gaps) > 1
+    assert np.std(gaps) > 1
     fat = [float((_structures(t) == _NUMBER["fat of the wall"]).double().mean()) for t in trunks]
     assert max(fat) > 1.3 * min(fat)
 
