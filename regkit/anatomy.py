@@ -160,8 +160,8 @@ def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
     skin = (level - 1) / slope + furrow + navel
     behind = 1 / (1 + np.exp(-y / 12))
     fat = 12 + 5 * np.minimum(u, 1) ** 3 + (2 + 3 * behind) * np.tanh(-z / 60)
-    front = 16 - 6 * np.exp(-((x / 62) ** 6)) - 6 * np.exp(-((x / 6) ** 2))
-    back = 14 + (22 - 12 * np.tanh((z - 45) / 40)) * np.exp(-((x / 46) ** 4))
+    front = 16 - 6 * np.exp(-(np.abs(x / 62) ** 6)) - 6 * np.exp(-((x / 6) ** 2))
+    back = 14 + (22 - 12 * np.tanh((z - 45) / 40)) * np.exp(-(np.abs(x / 46) ** 4))
     return skin, fat, front + behind * (back - front)
 
 
@@ -174,8 +174,9 @@ def _walls(part: Part, texture: Texture, fatness: float) -> Float:
     part.paint(skin + 2, "fat", "fat of the wall")
     part.paint(skin + fat, "muscle", "muscles of the wall")
     back = part.within((-160, 20, -200), (160, 120, 200))
-    streaks = np.clip(texture(back, 9) - 0.9, 0, 1)
-    back.paint(np.maximum(skin + fat + 1, -cavity)[back.box], "fat", None, 0.6 * streaks)
+    layer = np.maximum(skin + fat + 1, -cavity)[back.box]
+    streaks = np.clip(texture(back, 9, near=layer) - 0.9, 0, 1)
+    back.paint(layer, "fat", None, 0.6 * streaks)
     # Three flat muscles lie on each other in the flank, parted by fat.
     flank = (np.abs(part.x) > 66) & (part.z < 40) & (cavity > 0)
     for share in (1 / 3, 2 / 3):
@@ -199,7 +200,7 @@ def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
         knots = [(24, 36, 30, 5), (31, 34, -5, 12), (42, 32, -60, 19), (55, 22, -150, 23)]
         psoas = box.tube([curve([(side * x, *rest) for x, *rest in knots])])
         box.paint(psoas, "muscle", "left psoas" if side > 0 else "right psoas")
-        box.paint(psoas + 2, "fat", None, 0.5 * np.clip(texture(box, 7, 5) - 1.1, 0, 1))
+        box.paint(psoas + 2, "fat", None, 0.5 * np.clip(texture(box, 7, 5, psoas) - 1.1, 0, 1))
         box = part.within((side * 66 - 26, 40, -115), (side * 66 + 26, 70, 20))
         quadratus = box.ellipsoid((side * 66, 53, -50), (20, 8, 60), turn=-20 * side)
         box.paint(quadratus, "muscle", "muscles of the wall")
@@ -221,8 +222,8 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     wide = part.size(0.12)
     loops = small.tube(coils(nodes, (10 * wide, 12.5 * wide), 38, random))
     small.paint(loops, "gut wall", "small bowel")
-    small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11), "chyme", "small bowel")
-    small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3)), "fluid", "small bowel", 0.8)
+    small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11, loops), "chyme", "small bowel")
+    small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3, loops)), "fluid", "small bowel", 0.8)
 
     sag = float(part.random.uniform(-15, 75)) if part.play else 0.0  # of its middle, which hangs free
     colon = part.bent([
@@ -237,7 +238,7 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     large.paint(tube, "gut wall", "colon")
     large.paint(tube + 2.4, "stool", "colon")
     gassy = 0.9 - abs(part.stray(0.7))
-    large.paint(np.maximum(tube + 4, 5 * (gassy - texture(large, 6, 17))), "gas", "colon", 0.75)
+    large.paint(np.maximum(tube + 4, 5 * (gassy - texture(large, 6, 17, tube))), "gas", "colon", 0.75)
     front = 62 - abs(part.stray(25))
     large.paint(np.maximum(tube + 3, large.y + front), "gas", "colon")  # it collects in front
 
@@ -247,7 +248,7 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
         (30, -8, -34, 11), (40, -22, -42, 11),
     ], 5)]) + 0.5 * box.filled()  # fmt: skip
     box.paint(duodenum, "gut wall", "duodenum")
-    box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4), "chyme", "duodenum")
+    box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4, duodenum), "chyme", "duodenum")
 
 
 def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
@@ -306,7 +307,7 @@ def _liver(
     liver = cut(liver, -cut(join(fissure, hilum, 6), box.y + 14), 4)
     box.paint(liver - 1.5, "fat", "inner fat")
     box.paint(liver, "liver", "liver")
-    box.paint(liver + 1, "spleen", None, 0.08 * np.clip(texture(box, 12, 21) + 1, 0, 2))
+    box.paint(liver + 1, "spleen", None, 0.08 * np.clip(texture(box, 12, 21, liver) + 1, 0, 2))
     portal = branches(random, (-30, -6, 20), (8, -42, 40), 9, 3.6) + branches(
         random, (-42, -4, 24), (-96, 2, 22), 9, 3.6
     )
@@ -359,7 +360,7 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
     way = part.bent(knots, 6)
     way[:, 3] *= part.size(0.15)
     pancreas = box.tube([way])
-    lobules = texture(box, 7, 31)
+    lobules = texture(box, 7, 31, pancreas)
     box.paint(pancreas + 1.2 * lobules, "pancreas", "pancreas")
     box.paint(pancreas + 1, "fat", None, 0.4 * np.clip(lobules - 0.7, 0, 1))
 
@@ -398,7 +399,8 @@ def _kidney(
     pyramids = np.maximum(np.maximum(kidney + 6.5, 7 * (0.05 - lobes)), -kidney - 19)
     box.paint(pyramids, "renal medulla", name)
     wide = part.size(0.2)
-    sinus = ellipsoid(inward - 13, across, up, (20 * wide, 9 * wide, 31 * wide)) + 1.5 * texture(box, 12, 51)
+    sinus = ellipsoid(inward - 13, across, up, (20 * wide, 9 * wide, 31 * wide))
+    sinus += 1.5 * texture(box, 12, 51, kidney)
     box.paint(np.maximum(sinus, kidney), "fat", "inner fat")
     box.paint(ellipsoid(inward - 17, across, up, (16, 5 * wide, 9)), "urine", None)
 
@@ -410,7 +412,7 @@ def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Text
         (-4, -47, -12, 12), (-22, -40, -2, 7),
     ], 9)]) + 1.5 * box.filled()  # fmt: skip
     stomach = cut(stomach, _below(part, box, cavity, dome), 4)
-    rugae = 1.2 * texture(box, 6, 41)
+    rugae = 1.2 * texture(box, 6, 41, stomach)
     box.paint(stomach, "gut wall", "stomach")
     box.paint(stomach + 4.5 + rugae, "fluid", "stomach")
     box.paint(np.maximum(stomach + 4.5, box.y + 50), "gas", "stomach")
@@ -531,7 +533,7 @@ def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> No
     bone = cut(join(body, box.tube(arch, flatten=0.8), 2), -canal, 1.5)
     box.paint(bone, "compact bone", "vertebrae")
     box.paint(bone + 2.4, "marrow", "vertebrae")
-    box.paint(bone + 2.4, "rib", None, 0.11 * np.clip(1 + texture(box, 6, 61), 0, 2))  # trabeculae
+    box.paint(bone + 2.4, "rib", None, 0.11 * np.clip(1 + texture(box, 6, 61, bone), 0, 2))  # trabeculae
 
     level = np.abs(up + 4) - pitch / 2 - 3
     thecal = np.hypot(x, box.y - middle)

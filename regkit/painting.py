@@ -17,6 +17,7 @@ Curve = npt.NDArray[np.float64]
 """(n, 4): points x, y, z on a centre line and the radius there, all mm."""
 Knots = Sequence[tuple[float, ...]]
 _HALF = 0.5  # opacity
+_MARGIN = 3.0  # mm from a surface, more than textures move it
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ class Part:
         samples = np.concatenate(curves)
         scale = np.array([1, 1, flatten])
         tree = cKDTree(samples[:, :3] * scale)
-        reach = 3 + 1.2 * self.edge
+        reach = _MARGIN + 1.2 * self.edge
         limit = samples[:, 3].max() + reach
         found = np.full(self.x.shape, reach, np.float32)
         if not found.size:
@@ -159,17 +160,17 @@ class Part:
         points = np.stack([self.x[near], self.y[near], self.z[near]], axis=-1) * scale
         distance, nearest = tree.query(points, distance_upper_bound=limit)
         # A point without a sample in the limit gets distance inf and the index one past the last.
-        found[near] = distance - np.append(samples[:, 3], 0)[nearest]
-        return np.minimum(found, np.float32(reach))
+        found[near] = np.minimum(distance - np.append(samples[:, 3], 0)[nearest], reach)
+        return found
 
     def _near(self, tree: cKDTree, limit: float, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which voxels may have a sample within ``limit``, judged by one voxel of each 4 x 4 x 4 block."""
-        middle = (slice(1, None, 4),) * 3
-        few = [np.pad(values, [(0, 2)] * 3, mode="edge")[middle] for values in (self.x, self.y, self.z)]
+        middle = np.ix_(*(np.minimum(np.arange(1, n + 1, 4), n - 1) for n in self.x.shape))
+        few = np.stack([self.x[middle], self.y[middle], self.z[middle]], axis=-1)
         # A block ends two voxels, 3.5 sides along the diagonal, from its voxel (1, 1, 1); a quarter more
         # where the coordinates are bent.
         far = limit + 4.5 * self.edge
-        blocks = np.isfinite(tree.query(np.stack(few, axis=-1) * scale, distance_upper_bound=far)[0])
+        blocks = np.isfinite(tree.query(few * scale, distance_upper_bound=far)[0])
         for axis in range(3):
             blocks = np.repeat(blocks, 4, axis=axis)
         return blocks[tuple(slice(n) for n in self.x.shape)]
@@ -193,10 +194,19 @@ class Texture:
         lattice = gaussian_filter(random.standard_normal((48, 48, 48)), 1.3, mode="wrap")
         self._lattice = (lattice / lattice.std()).astype(np.float32)
 
-    def __call__(self, part: Part, length: float, shift: float = 0) -> Float:
-        """Noise at a part's voxels; ``length`` in mm, another ``shift`` gives independent noise."""
-        cells = np.stack([part.z, part.y, part.x]) * np.float32(2.5 / length) + np.float32(shift)
-        return map_coordinates(self._lattice, cells, order=1, mode="grid-wrap")
+    def __call__(self, part: Part, length: float, shift: float = 0, near: Float | None = None) -> Float:
+        """Noise at a part's voxels; ``length`` in mm, another ``shift`` gives independent noise.
+
+        Args:
+            near: (Z, Y, X) distance to what it is for, mm; where that is further than matters, there is none.
+        """
+        inside = np.ones(part.x.shape, bool) if near is None else near < _MARGIN + part.edge
+        cells = np.stack([axis[inside] for axis in (part.z, part.y, part.x)])
+        noise = np.zeros(part.x.shape, np.float32)
+        noise[inside] = map_coordinates(
+            self._lattice, cells * np.float32(2.5 / length) + np.float32(shift), order=1, mode="grid-wrap"
+        )
+        return noise
 
 
 def ellipsoid(x: Float, y: Float, z: Float, radii: Sequence[float]) -> Float:

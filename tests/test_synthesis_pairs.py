@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -321,8 +322,10 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     """The first view's grain at the partner of a voxel of the second is that voxel's."""
     shown: list[torch.Tensor] = []
 
-    def render(labels: torch.Tensor, dice: Dice, grain: torch.Tensor, palette: object) -> SimpleNamespace:
-        shown.append(grain)
+    def render(
+        labels: torch.Tensor, dice: Dice, grain: Callable[[], torch.Tensor], palette: object
+    ) -> SimpleNamespace:
+        shown.append(grain())
         return SimpleNamespace(image=labels.float(), seen=labels < 255)
 
     monkeypatch.setattr(pairs, "render", render)

@@ -10,7 +10,7 @@ network to blur (measured: docs/pretraining.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def render(
     labels: torch.Tensor,
     dice: Dice,
     partial: float = 0.35,
-    grain: torch.Tensor | None = None,
+    grain: Callable[[], torch.Tensor] | None = None,
     palette: Palette | None = None,
 ) -> Rendering:
     """One image of a label map.
@@ -58,7 +58,8 @@ def render(
     Args:
         labels: (Z, Y, X) uint8.
         partial: probability that the field of view ends within the volume.
-        grain: (2, Z, Y, X) fine structure that all images of the anatomy show, each in its own way.
+        grain: gives the (2, Z, Y, X) fine structure that all images of the anatomy show, each in its own way;
+            asked for only where it is seen.
         palette: by default a random one.
     """
     palette = random_palette(dice) if palette is None else palette
@@ -66,7 +67,7 @@ def render(
     index = labels.int()
     image = means.to(dice.device)[index]
     if grain is not None and dice.chance(0.5):
-        image = image + _seen_grain(grain, index, dice)
+        image = image + _seen_grain(grain(), index, dice)
     if dice.chance(0.8):
         image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.05)
     if dice.chance(0.7):
