@@ -129,10 +129,11 @@ def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> Non
     cavity = _walls(part, texture, fatness)
     dome = _diaphragm(part.x, part.y, -cavity)
     _muscles(part, cavity, texture)
-    _bowel(part, texture, random)
+    middle = part.organ((-80, -70, -85), (120, 65, 65))  # of duodenum and pancreas, which hang together
+    _bowel(part, middle, texture, random)
     _chest(part, cavity, dome, random)
     _liver(part, cavity, dome, texture, random)
-    _upper_abdomen(part, cavity, dome, texture)
+    _upper_abdomen(part, middle, cavity, dome, texture)
     for side, height in ((-1, -26.0), (1, -10.0)):
         if not part.lacks(0.05):
             _kidney(part, side, height, cavity, dome, texture)
@@ -206,7 +207,7 @@ def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
         box.paint(quadratus, "muscle", "muscles of the wall")
 
 
-def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
+def _bowel(part: Part, middle: Part, texture: Texture, random: np.random.Generator) -> None:
     axes = np.arange(-72.0, 76, 23), np.array([-57.0, -34, -11]), np.arange(-52.0, -150, -23)
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
@@ -242,13 +243,12 @@ def _bowel(part: Part, texture: Texture, random: np.random.Generator) -> None:
     front = 62 - abs(part.stray(25))
     large.paint(np.maximum(tube + 3, large.y + front), "gas", "colon")  # it collects in front
 
-    box = part.organ((-80, -70, -85), (70, 45, 35))
-    duodenum = box.tube([part.bent([
+    duodenum = middle.tube([part.bent([
         (-24, -40, 0, 10), (-42, -20, 0, 12), (-47, 0, -20, 12), (-36, 4, -44, 11), (0, 0, -50, 10),
         (30, -8, -34, 11), (40, -22, -42, 11),
-    ], 5)]) + 0.5 * box.filled()  # fmt: skip
-    box.paint(duodenum, "gut wall", "duodenum")
-    box.paint(duodenum + 2.6 + 0.6 * texture(box, 5, 4, duodenum), "chyme", "duodenum")
+    ], 5)]) + 0.5 * part.filled()  # fmt: skip
+    middle.paint(duodenum, "gut wall", "duodenum")
+    middle.paint(duodenum + 2.6 + 0.6 * texture(middle, 5, 4, duodenum), "chyme", "duodenum")
 
 
 def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
@@ -320,7 +320,9 @@ def _liver(
     box.paint(np.maximum(box.tube(hepatic), liver + 2), "vein", None)
 
 
-def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
+def _upper_abdomen(
+    part: Part, middle: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture
+) -> None:
     """Spleen, gallbladder and pancreas."""
     box = part.organ((35, -45, -85), (155, 105, 135))
     turn, size, height = 20 + part.stray(14), part.size(0.2), 26 + part.stray(12)
@@ -348,7 +350,6 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
         box.paint(gallbladder, "bile", "gallbladder")
 
-    box = part.organ((-75, -65, -75), (120, 65, 65))
     knots = [
         (-28, -6, -36, 11),
         (-30, -12, -16, 16),
@@ -358,11 +359,13 @@ def _upper_abdomen(part: Part, cavity: Float, dome: tuple[Float, Float], texture
         (78, 18, 24, 10),
     ]
     way = part.bent(knots, 6)
-    way[:, 3] *= part.size(0.15)
-    pancreas = box.tube([way])
-    lobules = texture(box, 7, 31, pancreas)
-    box.paint(pancreas + 1.2 * lobules, "pancreas", "pancreas")
-    box.paint(pancreas + 1, "fat", None, 0.4 * np.clip(lobules - 0.7, 0, 1))
+    way[:, 3] *= part.size(0.25)
+    pancreas = middle.tube([way])
+    if part.play:  # its head lies in the loop of the duodenum, and nowhere over it
+        pancreas = np.where(middle.labels == middle.numbers["duodenum"], np.float32(9), pancreas)
+    lobules = texture(middle, 7, 31, pancreas)
+    middle.paint(pancreas + 1.2 * lobules, "pancreas", "pancreas")
+    middle.paint(pancreas + 1, "fat", None, 0.4 * np.clip(lobules - 0.7, 0, 1))
 
 
 def _kidney(

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from regkit.synthesis.appearance import (
+    Palette,
     _cut,
     _in_k_space,
     _noisy,
@@ -63,6 +64,23 @@ def test_every_image_is_finite_and_within_0_and_1() -> None:
     assert 25 < ends < 75
 
 
+def test_what_lies_far_below_a_window_shows_no_noise() -> None:
+    """As the air of a CT, and as it does not in other images."""
+    labels = torch.ones((24, 24, 24), dtype=torch.uint8)
+    labels[:, :, 12:] = 2
+    means = np.where(np.arange(256) == 1, -1.0, 0.5)
+    inside, without = [], []
+    for seed in range(30):
+        image = render(labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True)).image
+        assert 0 <= image.min() <= image.max() <= 1
+        assert (image[..., :6] == 0).all()
+        inside.append(float(image[..., 18:].std()))
+        image = render(labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05))).image
+        without.append(float(image[..., :6].std()))
+    assert np.median(inside) > 0.005
+    assert np.median(without) > 0.005
+
+
 def test_the_labels_are_not_changed_and_their_values_mean_nothing() -> None:
     labels = _blocks()
     before = labels.clone()
@@ -103,7 +121,7 @@ def test_few_tissues_are_sometimes_more_than_three() -> None:
     """Palettes with gaps are those of few tissues; as many of them are used as were drawn."""
     gaps = []
     for seed in range(200):
-        means, deviations = random_palette(Dice.of(seed))
+        means, deviations, _ = random_palette(Dice.of(seed))
         assert means.shape == deviations.shape == (256,)
         assert (deviations >= 0).all()
         gaps.append(int((np.diff(np.sort(means[1:])) > 0.06).sum()))

@@ -25,7 +25,7 @@ _NUMBER = {name: number for number, name in STRUCTURES.items()}
 @pytest.fixture(scope="module")
 def trunks() -> list[Anatomy]:
     """Some that lack nothing."""
-    return [draw_trunk(Dice.of(seed)) for seed in (3, 4, 6, 7)]
+    return [draw_trunk(Dice.of(seed)) for seed in range(4)]
 
 
 def _structures(trunk: Anatomy) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_every_structure_is_there_and_nothing_else(trunks: list[Anatomy]) -> Non
 
 
 def test_some_lack_an_organ() -> None:
-    for seed, lacking in ((1, {"right kidney"}), (5, {"spleen", "gallbladder"})):
+    for seed, lacking in ((7, {"left kidney"}), (11, {"gallbladder"})):
         there = set(_structures(draw_trunk(Dice.of(seed))).unique().tolist())
         assert {name for number, name in STRUCTURES.items() if number not in there} == lacking
 
@@ -132,12 +132,17 @@ def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
     """Labels of one tissue differ by little, those of two by much; a CT and an MR are met now and then."""
     trunk = trunks[0]
     count = int(trunk.labels.max()) + 1
-    spread, between = [], []
+    spread, between, windows = [], [], []
     for seed in range(40):
-        means, deviations = trunk.palette(Dice.of(seed))
+        means, deviations, window = trunk.palette(Dice.of(seed))
         assert means.shape == deviations.shape == (256,)
         assert (deviations >= 0).all()
-        assert -0.1 < means[:count].min() <= means[:count].max() < 1.1
+        windows.append(window)
+        if window:  # as of a CT: air and compact bone lie beyond it
+            assert means[int(trunk.labels[0, 0, 0])] < -0.3
+            assert means[:count].max() > 1.1
+        else:
+            assert -0.1 < means[:count].min() <= means[:count].max() < 1.1
         lungs = [
             int(trunk.labels[_structures(trunk) == _NUMBER[f"{side} lung"]].mode().values)
             for side in ("left", "right")
@@ -145,6 +150,7 @@ def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
         spread.append(abs(float(means[lungs[0]] - means[lungs[1]])))
         between.append(float(np.std(means[:count])))
     assert max(spread) < 0.05
+    assert 5 < sum(windows) < 25
     assert min(between) > 0.05
 
 

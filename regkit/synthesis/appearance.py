@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,19 @@ import torch.nn.functional as F
 
 from regkit.synthesis.noise import Dice, smooth_noise
 
-Palette = tuple[np.ndarray, np.ndarray]
-"""Mean and deviation of the intensity of every label, (256,) each."""
+
+class Palette(NamedTuple):
+    """What one image shows of each label.
+
+    Args:
+        means, deviations: of the intensities, (256,) each.
+        window: whether what lies beyond [0, 1] is cut off when all is done, as by the window of a CT: air
+            far below it shows no noise. There is no bias field then.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    window: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def render(
         palette: by default a random one.
     """
     palette = random_palette(dice) if palette is None else palette
-    means, deviations = (torch.from_numpy(values.astype(np.float32)) for values in palette)
+    means, deviations = (torch.from_numpy(values.astype(np.float32)) for values in palette[:2])
     index = labels.int()
     image = means.to(dice.device)[index]
     if grain is not None and dice.chance(0.5):
@@ -73,22 +85,16 @@ def render(
     if dice.chance(0.7):
         image += deviations.to(dice.device)[index] * dice.normal(*labels.shape)
     image = blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
-    if dice.chance(0.5):
+    if not palette.window and dice.chance(0.5):
         image = image * bias(labels.shape, dice.uniform(0, 0.4), dice)
     if dice.chance(0.1):
         image = _thick_slices(image, dice)
     if dice.chance(0.05):
         image = _in_k_space(image, dice)
-    image = _rescaled(image)
-    if dice.chance(0.5):
-        image = image.clamp_(min=0).pow_(float(np.exp(dice.uniform(-0.7, 0.7))))
-    if dice.chance(0.7):
-        image = _noisy(image, dice)
-    image = _rescaled(image)
-    if dice.chance(0.4):
-        # A window that cuts off the ends, as HU windows and percentiles do.
-        low, high = dice.uniform(-0.02, 0.2), dice.uniform(0.7, 1.02)
-        image = ((image - low) / (high - low)).clamp_(0, 1)
+    if palette.window:
+        image = (_noisy(image, dice, 0.0) if dice.chance(0.7) else image).clamp_(0, 1)
+    else:
+        image = _scanned(image, dice)
     seen = torch.ones_like(image, dtype=torch.bool)
     return _cut(image, seen, dice) if dice.chance(partial) else Rendering(image, seen)
 
@@ -110,7 +116,7 @@ def random_palette(dice: Dice) -> Palette:
     if dice.chance(0.6):
         means[0] = random.choice([0.0, 0.0, means.max()])
     deviations = random.uniform(0, 0.08, 256) * random.uniform(0.1, 1)
-    return means, deviations
+    return Palette(means, deviations)
 
 
 def _seen_grain(grain: torch.Tensor, index: torch.Tensor, dice: Dice) -> torch.Tensor:
@@ -184,11 +190,25 @@ def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     return torch.fft.irfftn(spectrum, s=image.shape)
 
 
-def _noisy(image: torch.Tensor, dice: Dice) -> torch.Tensor:
-    """Gaussian noise, or Rician as in a magnitude image."""
+def _scanned(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """Gamma, noise, and a window that cuts off the ends, as percentiles do; in [0, 1]."""
+    image = _rescaled(image)
+    if dice.chance(0.5):
+        image = image.clamp_(min=0).pow_(float(np.exp(dice.uniform(-0.7, 0.7))))
+    if dice.chance(0.7):
+        image = _noisy(image, dice)
+    image = _rescaled(image)
+    if dice.chance(0.4):
+        low, high = dice.uniform(-0.02, 0.2), dice.uniform(0.7, 1.02)
+        image = ((image - low) / (high - low)).clamp_(0, 1)
+    return image
+
+
+def _noisy(image: torch.Tensor, dice: Dice, magnitude: float = 0.3) -> torch.Tensor:
+    """Gaussian noise, or, with the probability ``magnitude``, Rician as in a magnitude image."""
     # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
     level = float(np.exp(dice.uniform(np.log(0.002), np.log(0.02))))
-    return rician(image, level, dice) if dice.chance(0.3) else image + level * dice.normal(*image.shape)
+    return rician(image, level, dice) if dice.chance(magnitude) else image + level * dice.normal(*image.shape)
 
 
 def rician(image: torch.Tensor, level: float, dice: Dice) -> torch.Tensor:

@@ -119,11 +119,11 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
         kinds: (256,) tissue of each label, of which ``count`` are in use.
     """
     random = dice.scalars
-    means, deviations = random_palette(dice)
+    means, deviations, _ = random_palette(dice)
     tissue = means[: _COUCH + 1].copy()
     kind = random.choice(("ct", "t2", "t1", "fat", "random"), p=(0.35, 0.1, 0.2, 0.1, 0.25))
     if kind == "ct":
-        low, high = random.uniform(-260, -80), random.uniform(160, 420)
+        low, high = random.uniform(-600, -120), random.uniform(200, 500)
         medium = 0.0 if dice.chance(0.4) else dice.uniform(0, 1.6)  # contrast medium: none, little or much
         for name, mean in intensities("ct").items():
             if name in _ENHANCED:
@@ -156,5 +156,7 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
                 tissue[_NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
     if kind != "random":
         deviations = np.full(256, random.uniform(0, 0.04))
-    means[:count] = tissue[kinds[:count]].clip(0, 1) + random.normal(0, 0.006, count)
-    return means, deviations
+    if kind != "ct":
+        tissue = tissue.clip(0, 1)
+    means[:count] = tissue[kinds[:count]] + random.normal(0, 0.006, count)
+    return Palette(means, deviations, window=kind == "ct")
