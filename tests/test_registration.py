@@ -122,9 +122,8 @@ def test_the_field_that_is_returned_is_the_one_that_was_used() -> None:
     assert np.abs(back - inside).max() < 0.2 * SPACING
 
 
-@pytest.mark.parametrize(("features", "mm"), [("mind", 0.1), ("network+mind", 0.2)])
-def test_the_way_voxels_are_stored_changes_nothing(features: str, mm: float) -> None:
-    """But for rounding, which the depth of the network makes larger."""
+@pytest.mark.parametrize("features", ["mind", "network+mind"])
+def test_the_way_voxels_are_stored_changes_nothing(features: str) -> None:
     matrix = scaled(1.03, (3.0, -4.0, 2.0))
     moving = moving_through(matrix).to_sitk()
     straight = regkit.register(FIXED, moving, features=features)
@@ -132,7 +131,7 @@ def test_the_way_voxels_are_stored_changes_nothing(features: str, mm: float) -> 
         turned = sitk.DICOMOrient(moving, code)
         assert turned.GetDirection() != moving.GetDirection()
         found = regkit.register(FIXED, turned, features=features)
-        assert np.abs(found.warp.field - straight.warp.field).max() < mm
+        assert np.abs(found.warp.field - straight.warp.field).max() < 0.1
         inner = (slice(4, -4),) * 3  # at the ends a voxel may fall in or out by rounding
         np.testing.assert_allclose(found.moved.array[inner], straight.moved.array[inner], atol=5)
     found = regkit.register(sitk.DICOMOrient(FIXED.to_sitk(), "ASR"), moving, features=features)
