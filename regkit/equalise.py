@@ -17,7 +17,8 @@ def equalised(image: torch.Tensor) -> torch.Tensor:
 
     Between the ends, every 64th part of the voxels gets as wide a range of values: a window, a gamma or an
     outlier of the scanner hardly matters any more, and organs that differ little in a wide window differ as
-    much as there are voxels between them. Order is kept, and no difference grows more than 140 times.
+    much as there are voxels between them. Order is kept, and between the ends no difference grows more than
+    141 times.
 
     Args:
         image: (Z, Y, X) in [0, 1].
@@ -37,7 +38,7 @@ def equalised(image: torch.Tensor) -> torch.Tensor:
     values = image.masked_select(inside)
     above = torch.searchsorted(knots, values).clamp_(1, _KNOTS - 1)
     floor, ceiling = knots[above - 1], knots[above]
-    share = ((values - floor) / (ceiling - floor)).clamp_(0, 1)
+    share = (values - floor).div_(ceiling - floor).clamp_(0, 1)
     ranks = (share + (above - 1)) * ((1 - 2 * _MARGIN) / (_KNOTS - 1)) + _MARGIN
     return (image >= high).to(image.dtype).masked_scatter_(inside, ranks)
 
