@@ -1,10 +1,12 @@
 """How fast pairs are drawn, and what share of a training step that takes.
 
-    python benchmarks/synthesis.py [--config FILE] [--templates FILE.npz] [--device cuda] [-o FILE]
+    python benchmarks/synthesis.py [--config FILE] [--templates FILE.npz] [--device cuda --workers 15]
+        [--threads N] [-o FILE]
 
 Pairs of 64^3 and 128^3 voxels, and steps of the configuration: the seconds to draw a step's pairs, and to
 train on them, one after the other. In a run the next pairs are drawn while the last ones train, by another
-thread.
+thread, or with ``--workers`` by processes on the CPU: then what a step of a run takes beyond the training is
+measured too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,14 @@ import torch
 from open_pairs import ROOT, setting, write_rows
 
 from regkit.pretrain.config import load_config
+from regkit.pretrain.feed import batches
 from regkit.pretrain.train import Place, Trainer
 from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
 
 SIDES = (64, 128)
+STEPS_OF_A_RUN = 1000
 
 
 def seconds(work: Callable[[int], object], times: int, device: torch.device) -> float:
@@ -38,6 +43,21 @@ def seconds(work: Callable[[int], object], times: int, device: torch.device) -> 
         work(k)
     _wait(device)
     return (time.perf_counter() - began) / times
+
+
+def step_of_a_run(trainer: Trainer, workers: int) -> float:
+    """Seconds of a step whose pairs processes draw, once the first pairs of all anatomies are there."""
+    how = trainer.config.pairs
+    first = 4 * how.bank // trainer.config.batch + 20 * workers
+    with batches(trainer, workers) as feed:
+        for batch in islice(feed, first):
+            trainer.advance(batch)
+        _wait(trainer.where.device)
+        began = time.perf_counter()
+        for batch in islice(feed, STEPS_OF_A_RUN):
+            trainer.advance(batch)
+        _wait(trainer.where.device)
+        return (time.perf_counter() - began) / STEPS_OF_A_RUN
 
 
 def _wait(device: torch.device) -> None:
@@ -64,14 +84,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "models" / "regkit-small.yaml")
     parser.add_argument("--templates", type=Path, action="append", default=[])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "synthesis")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    config = load_config(arguments.config)
+    given = load_config(arguments.config)
     # From the first pair on as many anatomies per pair as a bank draws in the long run.
-    config = replace(config, pairs=replace(config.pairs, bank=1))
+    config = replace(given, pairs=replace(given.pairs, bank=1))
     if not arguments.templates:
         config = replace(config, procedural=1.0, templates=0.0)
     sources = mixture(config.procedural, config.templates, arguments.templates)
@@ -88,7 +109,12 @@ def main() -> None:
         {"what": f"drawing the {config.batch} pairs of a step", "seconds": draw, "share": draw / step}
     )
     rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
-    lines = ["| | seconds | per second | share of a step |", "|---|--:|--:|--:|"]
+    if arguments.workers:
+        whole = replace(config, pairs=replace(config.pairs, bank=given.pairs.bank))
+        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device)), arguments.workers)
+        what = f"a step of a run, {arguments.workers} processes draw"
+        rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
+    lines = ["| | seconds | per second | beside the training |", "|---|--:|--:|--:|"]
     for row in rows:
         rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
         share = f"{100 * row['share']:.0f} %" if "share" in row else ""
@@ -96,6 +122,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     command = f"python benchmarks/synthesis.py --device {arguments.device}"
+    command += f" --workers {arguments.workers}" if arguments.workers else ""
     command += f" --threads {arguments.threads}" if arguments.threads else ""
     command += "".join(f" --templates {path.name}" for path in arguments.templates)
     write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table}")

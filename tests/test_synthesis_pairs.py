@@ -205,6 +205,23 @@ def test_anatomies_of_a_bank_take_turns(monkeypatch: pytest.MonkeyPatch, plain: 
     assert [int(other.pair(k).labels[0, 0, 0, 0]) for k in (41, 7, 23)] == [met[41], met[7], met[23]]
 
 
+def test_an_anatomy_that_takes_turns_is_drawn_once(monkeypatch: pytest.MonkeyPatch, plain: None) -> None:
+    """However long it was not asked for: drawing a trunk takes seconds."""
+    drawn: list[int] = []
+
+    def noted(self: Synthesiser, number: int) -> Anatomy:
+        drawn.append(number)
+        return Anatomy(torch.zeros((how.ensembles.size,) * 3, dtype=torch.uint8))
+
+    monkeypatch.setattr(Synthesiser, "_drawn", noted)
+    how = replace(HOW, bank=16, reuse=10)
+    synthesiser = Synthesiser(how, [], 0, torch.device("cpu"))
+    for k in range(300):
+        assert synthesiser.anatomy_of(k) in range(k // 10, k // 10 + 16)
+        synthesiser.pair(k)
+    assert len(drawn) == len(set(drawn)) > 30
+
+
 def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) -> None:
     """Each is at a random spacing; partners point to the same place of it: its coordinates are its labels."""
     how = replace(HOW, size=32, offset=10, spacing=(2.0, 4.0), ensembles=Ensembles(size=48))

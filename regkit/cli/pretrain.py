@@ -32,6 +32,13 @@ def command(
     ] = math.inf,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch does.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that draw pairs. Default: all cores but one beside a GPU, none beside a CPU.",
+        ),
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -66,6 +73,7 @@ def command(
         minutes=minutes,
         device=device,
         threads=threads,
+        workers=workers,
         weights=export,
         start=start,
         validation=validation,

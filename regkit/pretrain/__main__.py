@@ -26,6 +26,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch does")
     parser.add_argument(
+        "--workers", type=int, help="processes that draw pairs; default: all cores but one beside a GPU"
+    )
+    parser.add_argument(
         "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"
     )
     parser.add_argument("--start", type=Path, metavar="FILE", help="weights that a new run begins with")
@@ -35,6 +38,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.threads is not None and given.threads < 1:
         parser.error(f"--threads must be at least 1, got {given.threads}")
+    if given.workers is not None and given.workers < 0:
+        parser.error(f"--workers must be at least 0, got {given.workers}")
     try:
         outcome = pretrain(
             given.config,
@@ -43,6 +48,7 @@ def main() -> int:
             minutes=given.minutes,
             device=given.device,
             threads=given.threads,
+            workers=given.workers,
             weights=given.export,
             start=given.start,
             validation=given.validation,

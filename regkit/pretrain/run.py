@@ -67,6 +67,7 @@ def pretrain(
     minutes: float = math.inf,
     device: str = "auto",
     threads: int | None = None,
+    workers: int | None = None,
     weights: Path | None = None,
     start: Path | None = None,
     validation: Path | None = None,
@@ -82,6 +83,8 @@ def pretrain(
         templates: archives (.npz) and folders of label maps.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
+        workers: processes that draw the pairs, beside this one; by default all cores but one where a GPU
+            trains, none (but a thread) where a CPU does.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.
         validation: a folder of label maps that the network is scored on after each checkpoint, as
@@ -124,6 +127,7 @@ def pretrain(
                     where=where,
                     start=begin,
                     minutes=minutes,
+                    workers=_spare_cores(where) if workers is None else workers,
                     report=report,
                     on_save=watch or (lambda trainer: None),
                 )
@@ -137,6 +141,14 @@ def pretrain(
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
     return Outcome(trainer.step, settings.steps, target, picture if drawn else None)
+
+
+def _spare_cores(where: Place) -> int:
+    """How many processes draw pairs for this one, if a GPU trains."""
+    if where.device.type == "cpu":
+        return 0
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 class _Watch:

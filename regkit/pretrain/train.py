@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import nn
 from regkit.errors import RegkitError
 from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from regkit.pretrain.config import Config
+from regkit.pretrain.feed import batches
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
@@ -111,14 +111,18 @@ class Trainer:
         self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device)
         self.step = 0
 
-    def batch(self, step: int) -> Batch:
-        """This process's share of the pairs of a step."""
+    def pairs_of(self, step: int) -> tuple[range, tuple[int, ...]]:
+        """The numbers of this process's share of the pairs of a step, and the shape of their volumes."""
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
         # All pairs of a step have one shape: they lie in one tensor.
-        shape = self.synthesiser.how.shape(Dice.of(self.config.seed, 3, step))
-        pairs = [self.synthesiser.pair(number, shape) for number in range(first, first + share)]
-        return collate(pairs, self.config.stride)
+        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step))
+        return range(first, first + share), shape
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the pairs of a step, drawn here and now."""
+        numbers, shape = self.pairs_of(step)
+        return collate([self.synthesiser.pair(number, shape) for number in numbers], self.config.stride)
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
@@ -242,6 +246,7 @@ def train(
     where: Place,
     start: UNet | None = None,
     minutes: float = math.inf,
+    workers: int = 0,
     save_every: float = 5.0,
     report: Report = lambda step, losses: None,
     on_save: Callable[[Trainer], None] = lambda trainer: None,
@@ -251,6 +256,7 @@ def train(
     Args:
         start: a network that a new run begins with; a run that is gone on with has its own.
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
+        workers: processes that draw the pairs, on a CPU; with 0 a thread of this one does, on its device.
         save_every: minutes between checkpoints.
         report: called with the step and the losses, every ten steps.
         on_save: called in the first process after each checkpoint.
@@ -270,13 +276,8 @@ def train(
             raise RegkitError(f"cannot make the folder '{run}': {error.strerror}") from error
     began = saved = time.monotonic()
     first = trainer.step
-    with _stop_signals() as stopped, ThreadPoolExecutor(1) as ahead, _Log(run, trainer) as log:
-        # The next batch is made while this one trains.
-        pending = ahead.submit(trainer.batch, trainer.step)
-        while trainer.step < config.steps:
-            batch = pending.result()
-            if trainer.step + 1 < config.steps:
-                pending = ahead.submit(trainer.batch, trainer.step + 1)
+    with _stop_signals() as stopped, batches(trainer, workers) as feed, _Log(run, trainer) as log:
+        for batch in feed:
             losses = trainer.advance(batch)
             if trainer.step % 10 == 0:
                 numbers = _finite(losses, trainer.step)

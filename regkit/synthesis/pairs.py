@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -124,14 +124,34 @@ class Synthesiser:
         self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, device: torch.device
     ) -> None:
         self.how, self.sources, self.seed, self.device = how, sources, seed, device
-        self._anatomy = lru_cache(how.bank)(self._drawn)
+        self._anatomies: dict[int, Anatomy] = {}
 
     def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
         """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
-        dice = Dice.of(self.seed, 1, index, device=self.device)
-        ahead = int(dice.scalars.integers(self.how.bank)) if self.how.bank > 1 else 0
-        anatomy = self._anatomy(index // self.how.reuse + ahead)
-        return cut_and_render(anatomy, self.how, self.sources, dice, shape)
+        dice = self._dice(index)
+        number = self._anatomy_of(index, dice)
+        # Not the least recently used ones: some that turns come back to would be among them.
+        for other in [n for n in self._anatomies if n not in self._turns(index)]:
+            del self._anatomies[other]
+        if number not in self._anatomies:
+            self._anatomies[number] = self._drawn(number)
+        return cut_and_render(self._anatomies[number], self.how, self.sources, dice, shape)
+
+    def anatomy_of(self, index: int) -> int:
+        """The number of the anatomy that a pair is cut from."""
+        return self._anatomy_of(index, self._dice(index))
+
+    def _dice(self, index: int) -> Dice:
+        return Dice.of(self.seed, 1, index, device=self.device)
+
+    def _turns(self, index: int) -> range:
+        """The numbers of the anatomies that take turns at a pair."""
+        first = index // self.how.reuse
+        return range(first, first + self.how.bank)
+
+    def _anatomy_of(self, index: int, dice: Dice) -> int:
+        turns = self._turns(index)
+        return turns[int(dice.scalars.integers(len(turns)))] if len(turns) > 1 else turns[0]
 
     def _drawn(self, number: int) -> Anatomy:
         dice = Dice.of(self.seed, 0, number, device=self.device)

@@ -1,0 +1,123 @@
+"""Batches drawn by processes: the same as those of a thread, in order, and no process outlives the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_pretrain_train import CONFIG
+
+from regkit.errors import RegkitError
+from regkit.pretrain.feed import batches
+from regkit.pretrain.train import Place, Trainer, train
+from regkit.synthesis.shapes import Shape
+from regkit.synthesis.sources import Procedural, Source
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TURNS = replace(CONFIG, steps=12, pairs=replace(CONFIG.pairs, bank=3))
+HERE = Place(0, 1, torch.device("cpu"))
+
+
+class Failing(Procedural):
+    """Gives no shapes."""
+
+    def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
+        raise RegkitError("no shapes")
+
+
+class Fatal(Procedural):
+    """Ends the process that draws, as the system does when memory runs out."""
+
+    def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
+        os._exit(9)
+
+
+def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
+    return Trainer(TURNS, [(source or Procedural(), 1.0)], where)
+
+
+def test_processes_draw_what_a_thread_draws() -> None:
+    """All fields of all batches, in order, from a step in the middle on."""
+    one, other = _trainer(), _trainer()
+    one.step = other.step = 3
+    with batches(one) as drawn, batches(other, 2) as received:
+        pairs = list(zip(drawn, received, strict=True))
+    assert len(pairs) == TURNS.steps - 3
+    for expected, batch in pairs:
+        for name, tensor in vars(expected).items():
+            assert torch.equal(tensor, getattr(batch, name)), name
+            assert tensor.dtype == getattr(batch, name).dtype
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    sources = [(Procedural(), 1.0)]
+    whole = train(TURNS, sources, tmp_path / "whole", where=HERE)
+    stopped = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=2, minutes=1e-6)
+    assert stopped.step == 1
+    cut = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=1)
+    assert cut.step == whole.step == TURNS.steps
+    for name, tensor in whole.student.state_dict().items():
+        assert torch.equal(tensor, cut.student.state_dict()[name]), name
+
+
+def test_a_process_of_several_draws_its_own_share() -> None:
+    config = replace(TURNS, batch=4, steps=2)
+    where = Place(1, 2, HERE.device)
+    with batches(Trainer(config, [(Procedural(), 1.0)], where), 2) as received:
+        batch = next(received)
+    whole = Trainer(config, [(Procedural(), 1.0)], HERE).batch(0)
+    assert torch.equal(batch.images, whole.images[4:])
+
+
+def test_an_error_in_drawing_comes_out() -> None:
+    with pytest.raises(RegkitError, match="no shapes"), batches(_trainer(Failing()), 2) as received:
+        next(received)
+
+
+def test_a_process_that_ends_is_an_error() -> None:
+    message = "has ended, as for want of memory; take fewer with --workers"
+    with pytest.raises(RegkitError, match=message), batches(_trainer(Fatal()), 1) as received:
+        next(received)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")
+def test_processes_leave_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from regkit.pretrain.feed import batches\n"
+        "from test_pretrain_feed import _trainer\n"
+        "if __name__ == '__main__':\n"
+        "    with batches(_trainer(), 2) as received:\n"
+        "        next(received)\n"
+        "        next(received)\n"
+        "        print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None
+        children = process.stdout.readline().split()
+        process.send_signal(signal.SIGKILL)
+    assert children
+    until = time.monotonic() + 20
+    while any(_running(pid) for pid in children):
+        assert time.monotonic() < until, "a process that draws is still there"
+        time.sleep(0.1)
+
+
+def _running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
