@@ -30,7 +30,7 @@ from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
 
 SIDES = (64, 128)
-STEPS_OF_A_RUN = 1000
+STEPS_OF_A_RUN = 3000
 
 
 def seconds(work: Callable[[int], object], times: int, device: torch.device) -> float:

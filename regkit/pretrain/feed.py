@@ -28,8 +28,8 @@ from regkit.synthesis.sources import Source
 if TYPE_CHECKING:
     from regkit.pretrain.train import Trainer
 
-_AHEAD = 16  # pairs for each process: they last while it draws a new anatomy, which takes seconds
-_MOST_BYTES = 2 << 30  # of batches that wait
+_AHEAD = 64  # pairs for each process: they last while it draws a new trunk, which takes seconds
+_MOST_BYTES = 4 << 30  # of pairs that wait
 _BYTES_A_VOXEL = 12  # of a pair
 
 Arrays = dict[str, np.ndarray]
