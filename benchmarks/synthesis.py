@@ -121,11 +121,12 @@ def main() -> None:
         lines.append(f"| {row['what']} | {row['seconds']:.3f} | {rate} | {share} |")
     table = "\n".join(lines)
     print(table)
+    gpu = f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""
     command = f"python benchmarks/synthesis.py --device {arguments.device}"
     command += f" --workers {arguments.workers}" if arguments.workers else ""
     command += f" --threads {arguments.threads}" if arguments.threads else ""
     command += "".join(f" --templates {path.name}" for path in arguments.templates)
-    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table}")
+    write_rows(rows, arguments.output, f"`{command}`, {setting()}{gpu}\n\n{table}")
 
 
 if __name__ == "__main__":
