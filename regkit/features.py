@@ -105,17 +105,24 @@ class Part:
         extract: image (Z, Y, X) in [0, 1], spacing (mm) -> channels (C, Z / stride, Y / stride, X / stride).
         stride: voxels per cell of the channels.
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
+        name: for results.
+        finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
     """
 
     extract: Extractor
     stride: int = 1
     weight: float = 1.0
+    name: str = ""
+    finest: float = 0.0
 
 
 # The weights of the parts, of whatever they are combined with.
 _MIND_WEIGHT = 1.0
 _NETWORK_WEIGHT = 1.0
-MIND = Part(lambda image, spacing: mind_ssc(image), 1, _MIND_WEIGHT)  # of voxels, whatever their size
+# Share of the finest voxels that a network learnt from. At 0.75 of it the bundled one names painted trunks
+# two thirds as well as at 1, at 0.6 not half as well, at 0.5 hardly anything (docs/benchmarks.md).
+_FINEST = 0.7
+MIND = Part(lambda image, spacing: mind_ssc(image), 1, _MIND_WEIGHT, "mind")  # of voxels, whatever their size
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -142,8 +149,14 @@ def feature_parts(
             raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")
         return name, (MIND,), None
     network = NetworkFeatures(bundled_weights() if weights is None else weights)
-    part = Part(network, network.stride, _NETWORK_WEIGHT)
+    known = network.reading.spacing
+    part = Part(network, network.stride, _NETWORK_WEIGHT, "network", _FINEST * known[0] if known else 0.0)
     return name, (part,) if name == "network" else (part, MIND), network.record
+
+
+def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Those parts that know voxels of a spacing, mm, or all, if none does."""
+    return tuple(part for part in parts if spacing >= part.finest) or tuple(parts)
 
 
 def feature_maps(

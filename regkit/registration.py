@@ -27,7 +27,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
-from regkit.features import DEFAULT, feature_parts, mind_ssc
+from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
@@ -126,7 +126,8 @@ def register(
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
             no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
         features: what the deformable stages compare, of :data:`regkit.features.NAMES`: ``mind``, ``network``
-            or ``network+mind``. The linear start always compares MIND.
+            or ``network+mind``. In the last the network is left out on a working grid that is much finer than
+            what it learnt from. The linear start always compares MIND.
         weights: the file of the network's weights; by default those that come with regkit.
         preset: the name of settings in :data:`regkit.settings.PRESETS`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
@@ -155,6 +156,7 @@ def register(
             work = plan(fixed_image.grid, moving_image.grid, settings)
             working_voxels = int(np.prod(work.grid.size))
             check_fits_memory(working_voxels, "the registration", _BYTES_PER_WORKING_VOXEL)
+            parts = parts_for(work.grid.spacing[0], parts)
 
         with stages("linear"):
             step = stages.stepper(STEPS)
@@ -206,6 +208,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "compared": [part.name for part in parts] if settings.deformable else [],
                 "weights": record,
                 "preset": preset,
                 "init": str(init),

@@ -168,6 +168,24 @@ def test_the_features_of_the_help_are_those_there_are() -> None:
     assert signature(cli_register.command).parameters["features"].default == DEFAULT
 
 
+@pytest.mark.parametrize(("spacing", "told"), [(1.2, True), (2.0, False)])
+def test_a_network_that_is_left_out_is_told(tmp_path: Path, spacing: float, told: bool) -> None:
+    image = sitk.GetImageFromArray(np.random.default_rng(0).random((24, 24, 24), np.float32))
+    image.SetSpacing((spacing,) * 3)
+    sitk.WriteImage(image, tmp_path / "image.nii.gz")
+    words = (
+        "register",
+        tmp_path / "image.nii.gz",
+        tmp_path / "image.nii.gz",
+        "--init",
+        "none",
+        "--preset",
+        "fast",
+    )
+    output = " ".join(run(*words, "-o", tmp_path / "w.nii.gz").stdout.split())
+    assert ("MIND alone: the network does not know voxels as fine as 1.2 mm" in output) == told
+
+
 def test_weights_bring_the_network_in(files: Files, random_weights: Path, tmp_path: Path) -> None:
     words = ("register", files.fixed, files.moving, "--init", "centre", "--preset", "fast", "--threads", 1)
     result = run(*words, "-o", tmp_path / "w.nii.gz", "--weights", random_weights, "--json")

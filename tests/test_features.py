@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regkit.errors import RegkitError
-from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc
+from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc, parts_for
 from regkit.filters import pool
 from regkit.weights import sha256
 
@@ -138,3 +138,16 @@ def test_a_combination_counts_the_weighted_sum_of_its_parts(rng: np.random.Gener
         values, _ = pool(_cells(images[0]), own, stride // 2)
         found = feature_maps(images[0], weight, 1.0, [parts[1]], (stride,))[stride].values
         torch.testing.assert_close(found, 0.5 * values)
+
+
+def test_a_part_is_asked_of_voxels_that_it_knows() -> None:
+    """And where no part knows them, all are."""
+    always, coarse = Part(_levels), Part(_cells, 2, finest=1.4)
+    assert parts_for(1.4, (coarse, always)) == (coarse, always)
+    assert parts_for(1.39, (coarse, always)) == (always,)
+    assert parts_for(0.5, (coarse,)) == (coarse,)
+    assert [part.finest for part in feature_parts("network+mind")[1]] == [pytest.approx(1.4), 0]
+
+
+def test_weights_that_tell_no_spacing_are_always_asked(random_weights: Path) -> None:
+    assert [part.finest for part in feature_parts("network+mind", random_weights)[1]] == [0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from test_pretrain_train import CONFIG
 
 from regkit.errors import RegkitError
 from regkit.pretrain.feed import batches
+from regkit.pretrain.run import _spare_cores
 from regkit.pretrain.train import Place, Trainer, train
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Procedural, Source
@@ -86,6 +88,26 @@ def test_a_process_that_ends_is_an_error() -> None:
     message = "has ended, as for want of memory; take fewer with --workers"
     with pytest.raises(RegkitError, match=message), batches(_trainer(Fatal()), 1) as received:
         next(received)
+
+
+def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
+    with batches(_trainer(), 1) as received:
+        next(received)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(RegkitError, match="a process that draws pairs has ended"):
+            for _ in received:
+                pass
+
+
+def test_how_many_processes_draw_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None beside a CPU; beside a GPU the cores that are left, shared with the other processes here."""
+    gpu = Place(0, 1, torch.device("cuda"))
+    assert _spare_cores(HERE) == 0
+    for cores, processes, expected in ((16, "1", 15), (64, "1", 16), (64, "8", 7), (1, "1", 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert _spare_cores(gpu) == expected
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")

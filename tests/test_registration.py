@@ -257,6 +257,23 @@ def test_every_kind_of_features(features: str, random_weights: Path) -> None:
     assert record is None if weights is None else record["file"] == random_weights.name
 
 
+def test_a_network_is_left_out_on_voxels_that_it_does_not_know() -> None:
+    """Those finer than 0.7 of the finest that it learnt from, 2 mm; alone it is asked nevertheless."""
+
+    def found(spacing: float, features: str) -> regkit.Registration:
+        grid = regkit.Grid(GRID.size, (spacing,) * 3, GRID.origin)
+        image = regkit.Volume(FIXED.array, grid, "image")
+        return regkit.register(image, image, init="none", features=features)
+
+    for spacing, compared in ((1.3, ["mind"]), (1.5, ["network", "mind"])):
+        both, mind = found(spacing, "network+mind"), found(spacing, "mind")
+        assert both.settings["compared"] == compared
+        assert both.settings["features"] == "network+mind"
+        assert np.array_equal(both.warp.field, mind.warp.field) == (compared == ["mind"])
+    assert found(1.3, "network").settings["compared"] == ["network"]
+    assert found(1.3, "mind").settings["compared"] == ["mind"]
+
+
 def test_weights_without_features_are_combined_with_mind(random_weights: Path) -> None:
     result = regkit.register(FIXED, FIXED, init="none", weights=random_weights, preset="linear")
     assert result.settings["features"] == "network+mind"

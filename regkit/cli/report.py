@@ -43,15 +43,25 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
         more: further facts, printed after those of the images.
     """
     metrics, seconds, memory = result["metrics"], result["seconds"], result["memory_mb"]
+    settings = result["settings"]
     if "labels" in metrics:
         print_labels(metrics["labels"], metrics["mean_dice"], metrics["mean_hd95_mm"])
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
     print_facts(
         [
             *more,
+            *_left_out(settings),
             ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
             ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
             ("time", f"{seconds['total']:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most"),
         ]
     )
+
+
+def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That the network was not asked, if it was not."""
+    if settings["features"] != "network+mind" or settings["compared"] != ["mind"]:
+        return []
+    spacing = settings["working_spacing_mm"]
+    return [("features", f"MIND alone: the network does not know voxels as fine as {spacing:.1f} mm")]

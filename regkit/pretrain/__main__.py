@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch does")
     parser.add_argument(
-        "--workers", type=int, help="processes that draw pairs; default: all cores but one beside a GPU"
+        "--workers",
+        type=int,
+        help="processes that draw pairs; beside a GPU cores but one, at most 16",
     )
     parser.add_argument(
         "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from regkit.errors import RegkitError
-from regkit.pretrain.step import Batch, collate
+from regkit.pretrain.step import Batch, stacked, with_equalised_images
 from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
 
@@ -96,25 +96,33 @@ class _Workers:
     def submit(self, step: int) -> Callable[[], Batch]:
         numbers, shape = self.trainer.pairs_of(step)
         drawn: list[Future[Arrays]] = []
-        for number in numbers:
-            pool = self.pools[self.trainer.synthesiser.anatomy_of(number) % len(self.pools)]
-            drawn.append(pool.submit(_drawn, number, shape, self.trainer.config.stride))
+        with _all_alive():
+            for number in numbers:
+                pool = self.pools[self.trainer.synthesiser.anatomy_of(number) % len(self.pools)]
+                drawn.append(pool.submit(_drawn, number, shape, self.trainer.config.stride))
         return lambda: self._joined(drawn)
 
     def _joined(self, drawn: list[Future[Arrays]]) -> Batch:
-        try:
+        with _all_alive():
             parts = [future.result() for future in drawn]
-        except BrokenProcessPool as error:
-            raise RegkitError(
-                "a process that draws pairs has ended, as for want of memory; take fewer with --workers"
-            ) from error
         device = self.trainer.where.device
-        return Batch(
+        batch = Batch(
             **{
                 name: torch.cat([torch.from_numpy(part[name]) for part in parts]).to(device)
                 for name in parts[0]
             }
         )
+        return with_equalised_images(batch)
+
+
+@contextmanager
+def _all_alive() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise RegkitError(
+            "a process that draws pairs has ended, as for want of memory; take fewer with --workers"
+        ) from error
 
 
 # What a drawing process is made for.
@@ -140,5 +148,5 @@ def _leave_with_parent() -> None:
 
 def _drawn(number: int, shape: tuple[int, ...], stride: int) -> Arrays:
     """A batch of one pair, as arrays: tensors would need shared memory, of which there may be little."""
-    batch = collate([_synthesiser.pair(number, shape)], stride)
+    batch = stacked([_synthesiser.pair(number, shape)], stride)
     return {name: tensor.numpy() for name, tensor in vars(batch).items()}

@@ -30,6 +30,7 @@ from regkit.synthesis.mixture import mixture, readers_needed
 from regkit.weights import load_network, sha256
 
 _LINE_EVERY = 60.0  # seconds, where there is no terminal
+_MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def pretrain(
         templates: archives (.npz) and folders of label maps.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        workers: processes that draw the pairs, beside this one; by default all cores but one where a GPU
-            trains, none (but a thread) where a CPU does.
+        workers: processes that draw the pairs, beside this one; by default all cores but one, at most 16,
+            where a GPU trains, and none (but a thread) where a CPU does.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.
         validation: a folder of label maps that the network is scored on after each checkpoint, as
@@ -148,7 +149,7 @@ def _spare_cores(where: Place) -> int:
     if where.device.type == "cpu":
         return 0
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    return min(_MOST_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 class _Watch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -64,10 +64,20 @@ class Batch:
 
 def collate(pairs: list[Pair], stride: int) -> Batch:
     """A batch on cells of ``stride`` voxels."""
+    return with_equalised_images(stacked(pairs, stride))
+
+
+def with_equalised_images(batch: Batch) -> Batch:
+    """What makes stacked pairs a batch; apart from that, so that it may be done where it is trained on."""
+    return replace(batch, images=torch.stack([equalised(image[0]) for image in batch.images])[:, None])
+
+
+def stacked(pairs: list[Pair], stride: int) -> Batch:
+    """A batch whose images are as they were drawn."""
     seen = torch.cat([pair.seen for pair in pairs])
     partner = torch.stack([pair.partner for pair in pairs])
     return Batch(
-        torch.stack([equalised(image) for pair in pairs for image in pair.images])[:, None],
+        torch.cat([pair.images for pair in pairs])[:, None],
         torch.cat([pair.labels for pair in pairs]),
         F.avg_pool3d(seen[:, None].float(), stride)[:, 0] > 0.99,
         (F.avg_pool3d(partner, stride) - (stride - 1) / 2) / stride,
