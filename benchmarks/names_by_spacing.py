@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from open_pairs import ROOT, setting, write_rows
 
+from regkit.metrics import dice, summarise
 from regkit.network import NetworkFeatures
 from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
@@ -37,19 +38,16 @@ def named(
     """Mean Dice over the structures, all trunks together, and the share of them called nothing."""
     shape = tuple(min(_LARGEST, round(mm / spacing / 16) * 16) for mm in _FIELD_MM)
     how = replace(how, spacing=(spacing, spacing), strays=0, offset=0)
-    hits, total = torch.zeros(STRUCTURE_CHANNELS), torch.zeros(STRUCTURE_CHANNELS)
-    nothing = within = 0
+    middle = (slice(network.stride // 2, None, network.stride),) * 3
+    found, truth = [], []
     for number, anatomy in enumerate(anatomies):
         pair = cut_and_render(anatomy, how, [], Dice.of(_SEED, 1, number), shape)
-        found = network(pair.images[0]).argmax(0)
-        middle = (slice(network.stride // 2, None, network.stride),) * 3
-        truth = pair.structures[0][middle].long()
-        for label in range(STRUCTURE_CHANNELS):
-            hits[label] += 2 * ((found == label) & (truth == label)).sum()
-            total[label] += (found == label).sum() + (truth == label).sum()
-        nothing += int(((found == 0) & (truth > 0)).sum())
-        within += int((truth > 0).sum())
-    return float((hits / total.clamp_min(1))[1:].mean()), nothing / max(1, within)
+        found.append(network(pair.images[0]).argmax(0).to(torch.uint8))
+        truth.append(pair.structures[0][middle])
+    likely, there = (torch.stack(maps).numpy() for maps in (found, truth))
+    # What is nowhere found scores 0, since it is there.
+    scores = dice(there, likely, range(1, STRUCTURE_CHANNELS), moving_labels=there)
+    return summarise(scores.values()), float((likely[there > 0] == 0).mean())
 
 
 def main() -> None:
@@ -68,9 +66,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     lines = ["| voxels mm | Dice | called nothing |", "|--:|--:|--:|"]
     for spacing in arguments.spacings:
-        dice, nothing = named(network, trunks, how, spacing)
-        rows.append({"spacing_mm": spacing, "dice": dice, "called_nothing": nothing})
-        lines.append(f"| {spacing:g} | {dice:.3f} | {100 * nothing:.0f} % |")
+        score, nothing = named(network, trunks, how, spacing)
+        rows.append({"spacing_mm": spacing, "dice": score, "called_nothing": nothing})
+        lines.append(f"| {spacing:g} | {score:.3f} | {100 * nothing:.0f} % |")
         print(lines[-1], flush=True)
     table = "\n".join(lines)
     command = f"python benchmarks/names_by_spacing.py --trunks {arguments.trunks}"

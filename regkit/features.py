@@ -121,7 +121,7 @@ _MIND_WEIGHT = 1.0
 _NETWORK_WEIGHT = 1.0
 # Share of the finest voxels that a network learnt from. At 0.75 of it the bundled one names painted trunks
 # two thirds as well as at 1, at 0.6 not half as well, at 0.5 hardly anything (docs/benchmarks.md).
-_FINEST = 0.7
+_KNOWN_SHARE = 0.7
 MIND = Part(lambda image, spacing: mind_ssc(image), 1, _MIND_WEIGHT, "mind")  # of voxels, whatever their size
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
@@ -150,7 +150,9 @@ def feature_parts(
         return name, (MIND,), None
     network = NetworkFeatures(bundled_weights() if weights is None else weights)
     known = network.reading.spacing
-    part = Part(network, network.stride, _NETWORK_WEIGHT, "network", _FINEST * known[0] if known else 0.0)
+    part = Part(
+        network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
+    )
     return name, (part,) if name == "network" else (part, MIND), network.record
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,10 +88,10 @@ class _Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with ExitStack() as stack:
-            for pool in self.pools:
-                pool.shutdown(wait=False, cancel_futures=True)
-                stack.callback(pool.shutdown)
+        for pool in self.pools:  # all are told before any is waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self.pools:
+            pool.shutdown()
 
     def submit(self, step: int) -> Callable[[], Batch]:
         numbers, shape = self.trainer.pairs_of(step)

@@ -128,10 +128,10 @@ class Synthesiser:
 
     def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
         """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
-        dice = self._dice(index)
-        number = self._anatomy_of(index, dice)
+        dice, turns = self._dice(index), self._turns(index)
+        number = _one_of(turns, dice)
         # Not the least recently used ones: some that turns come back to would be among them.
-        for other in [n for n in self._anatomies if n not in self._turns(index)]:
+        for other in self._anatomies.keys() - turns:
             del self._anatomies[other]
         if number not in self._anatomies:
             self._anatomies[number] = self._drawn(number)
@@ -139,7 +139,7 @@ class Synthesiser:
 
     def anatomy_of(self, index: int) -> int:
         """The number of the anatomy that a pair is cut from."""
-        return self._anatomy_of(index, self._dice(index))
+        return _one_of(self._turns(index), self._dice(index))
 
     def _dice(self, index: int) -> Dice:
         return Dice.of(self.seed, 1, index, device=self.device)
@@ -149,16 +149,16 @@ class Synthesiser:
         first = index // self.how.reuse
         return range(first, first + self.how.bank)
 
-    def _anatomy_of(self, index: int, dice: Dice) -> int:
-        turns = self._turns(index)
-        return turns[int(dice.scalars.integers(len(turns)))] if len(turns) > 1 else turns[0]
-
     def _drawn(self, number: int) -> Anatomy:
         dice = Dice.of(self.seed, 0, number, device=self.device)
         if self.how.trunks and dice.chance(self.how.trunks):
             return draw_trunk(dice)
         labels = draw_labels(self.how.ensembles, self.sources, dice)
         return Anatomy(labels, draw_grain(tuple(labels.shape), dice))
+
+
+def _one_of(turns: range, dice: Dice) -> int:
+    return turns[int(dice.scalars.integers(len(turns)))] if len(turns) > 1 else turns[0]
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
