@@ -256,16 +256,16 @@ def _on_grid(grid: Grid, function: Callable[[Float64], Float64]) -> npt.NDArray[
 
 def _mr(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
     """A coil that sees some parts better, a scanner's gamma, and Rician noise."""
-    signal = 900 * (blurred(torch.from_numpy(image), [0.45] * 3).clamp_(min=0) / 900) ** 1.1
-    noisy = rician(signal * bias(image.shape, 0.12, dice), 14.0, dice)
-    return np.asarray(noisy.round_().numpy(), dtype=np.int16)
+    signal = 900 * (blurred(torch.from_numpy(image)[None], [[0.45] * 3]).clamp_(min=0) / 900) ** 1.1
+    noisy = rician(signal * bias(image.shape, 0.12, dice), 14.0, [dice])
+    return np.asarray(noisy[0].round_().numpy(), dtype=np.int16)
 
 
 def _ct(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
     """The blur of the reconstruction and its correlated noise of 12 HU."""
-    noise = blurred(dice.normal(*image.shape), [0.6] * 3)
-    noisy = blurred(torch.from_numpy(image), [0.45] * 3) + noise * (12 / noise.std())
-    return np.asarray(noisy.clamp_(-1024, 3071).round_().numpy(), dtype=np.int16)
+    noise = blurred(dice.normal(1, *image.shape), [[0.6] * 3])
+    noisy = blurred(torch.from_numpy(image)[None], [[0.45] * 3]) + noise * (12 / noise.std())
+    return np.asarray(noisy[0].clamp_(-1024, 3071).round_().numpy(), dtype=np.int16)
 
 
 def _couch(

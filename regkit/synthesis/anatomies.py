@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from regkit.synthesis.appearance import Palette, random_palette
+from regkit.synthesis.ensemble import Stray
 from regkit.synthesis.noise import Dice
 
 
@@ -23,6 +24,7 @@ class Anatomy:
         palette: draws the mean and deviation of every label in one image.
         spacing: mm, of its voxels, if its axes are the patient's, towards head, back and left: views are then
             not flipped, keep their axes, and are of random spacing.
+        strays: details that single views may have besides.
     """
 
     labels: torch.Tensor
@@ -30,3 +32,4 @@ class Anatomy:
     structures: torch.Tensor | None = None
     palette: Callable[[Dice], Palette] = random_palette
     spacing: float | None = None
+    strays: tuple[Stray, ...] = ()

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Dice, knots, normals, onto, smooth_noise, splined
+
+_EACH = (-1, 1, 1, 1)  # a number for each volume
 
 
 class Palette(NamedTuple):
@@ -37,14 +39,14 @@ class Palette(NamedTuple):
 
 @dataclass(frozen=True)
 class Rendering:
-    """An image and where it has data.
+    """Images and where they have data.
 
     Args:
-        image: (Z, Y, X) float32 in [0, 1], beyond the field of view continued by border values.
-        seen: (Z, Y, X) bool, the field of view.
+        images: (V, Z, Y, X) float32 in [0, 1], beyond the field of view continued by border values.
+        seen: (V, Z, Y, X) bool, the field of view.
     """
 
-    image: torch.Tensor
+    images: torch.Tensor
     seen: torch.Tensor
 
 
@@ -60,43 +62,102 @@ def draw_grain(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
 
 def render(
     labels: torch.Tensor,
-    dice: Dice,
+    dice: Sequence[Dice],
+    palettes: Sequence[Palette],
+    grains: Sequence[Callable[[], torch.Tensor] | None] | None = None,
     partial: float = 0.35,
-    grain: Callable[[], torch.Tensor] | None = None,
-    palette: Palette | None = None,
 ) -> Rendering:
-    """One image of a label map.
+    """An image of each of several label maps, the same one whatever it is drawn beside.
+
+    All are drawn step by step together: on a GPU a step takes as long for one as for many.
 
     Args:
-        labels: (Z, Y, X) uint8.
-        partial: probability that the field of view ends within the volume.
-        grain: gives the (2, Z, Y, X) fine structure that all images of the anatomy show, each in its own way;
-            asked for only where it is seen.
-        palette: by default a random one.
+        labels: (V, Z, Y, X) uint8.
+        dice: for each; some may share theirs.
+        palettes: of each.
+        grains: each gives the (2, Z, Y, X) fine structure that all images of an anatomy show, every one in
+            its own way; asked for only where it is seen.
+        partial: probability that a field of view ends within the volume.
     """
-    palette = random_palette(dice) if palette is None else palette
-    means, deviations = (torch.from_numpy(values.astype(np.float32)) for values in palette[:2])
-    index = labels.int()
-    image = means.to(dice.device)[index]
-    if grain is not None and dice.chance(0.5):
-        image = image + _seen_grain(grain(), index, dice)
-    if dice.chance(0.8):
-        image = image + _texture(labels.shape, dice) * dice.uniform(0.0, 0.05)
-    if dice.chance(0.7):
-        image += deviations.to(dice.device)[index] * dice.normal(*labels.shape)
-    image = blurred(image, dice.scalars.uniform(0.2, 0.9, 3)) if dice.chance(0.8) else image
-    if not palette.window and dice.chance(0.5):
-        image = image * bias(labels.shape, dice.uniform(0, 0.4), dice)
-    if dice.chance(0.1):
-        image = _thick_slices(image, dice)
-    if dice.chance(0.05):
-        image = _in_k_space(image, dice)
-    if palette.window:
-        image = (_noisy(image, dice, 0.0) if dice.chance(0.7) else image).clamp_(0, 1)
+    device, shape = labels.device, labels.shape[1:]
+    scanned = [not palette.window for palette in palettes]
+    images = looked_up([_table(palette.means, device) for palette in palettes], labels)
+    for v, grain in enumerate(grains or ()):
+        if grain is not None and dice[v].chance(0.5):
+            images[v] += _seen_grain(grain(), labels[v], dice[v])
+    _add_texture(images, dice)
+    if uneven := _chosen(dice, 0.7):
+        deviations = looked_up(
+            [_table(palettes[v].deviations, device) for v in uneven], _some(labels, uneven)
+        )
+        deviations *= normals([dice[v] for v in uneven], shape)
+        _change(images, uneven, lambda some: some.add_(deviations))
+    soft = _chosen(dice, 0.8)
+    sigmas = [dice[v].scalars.uniform(0.2, 0.9, 3) for v in soft]
+    _change(images, soft, lambda some: blurred(some, sigmas))
+    for v in _chosen(dice, 0.5, scanned):
+        images[v] *= bias(shape, dice[v].uniform(0, 0.4), dice[v])
+    for v in _chosen(dice, 0.1):
+        images[v] = _thick_slices(images[v], dice[v])
+    for v in _chosen(dice, 0.05):
+        images[v] = _in_k_space(images[v], dice[v])
+    _scan(images, dice, scanned)
+    seen = torch.ones_like(images, dtype=torch.bool)
+    for v in _chosen(dice, partial):
+        _cut(images[v], seen[v], dice[v])
+    return Rendering(images, seen)
+
+
+def _chosen(dice: Sequence[Dice], probability: float, among: Sequence[bool] | None = None) -> list[int]:
+    """The numbers of the volumes that a step is done to, of those for which ``among`` is true."""
+    return [v for v, d in enumerate(dice) if (among is None or among[v]) and d.chance(probability)]
+
+
+def _some(volumes: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """The volumes of some numbers."""
+    if _in_a_row(numbers):
+        return volumes.narrow(0, numbers[0], len(numbers))
+    return volumes.index_select(0, onto(volumes.device, numbers))
+
+
+def _change(
+    volumes: torch.Tensor, numbers: Sequence[int], step: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Put in the place of the volumes of some numbers what a step makes of them."""
+    if not numbers:
+        return
+    some = _some(volumes, numbers)
+    changed = step(some)
+    if _in_a_row(numbers):
+        some.copy_(changed)  # free, if the step was in place
     else:
-        image = _scanned(image, dice)
-    seen = torch.ones_like(image, dtype=torch.bool)
-    return _cut(image, seen, dice) if dice.chance(partial) else Rendering(image, seen)
+        volumes.index_copy_(0, onto(volumes.device, numbers), changed)
+
+
+def _in_a_row(numbers: Sequence[int]) -> bool:
+    return numbers[-1] - numbers[0] == len(numbers) - 1
+
+
+def _each(device: torch.device, values: Sequence[float] | np.ndarray) -> torch.Tensor:
+    """A number for each volume, (V, 1, 1, 1)."""
+    return onto(device, np.asarray(values, dtype=np.float32)).view(_EACH)
+
+
+def looked_up(tables: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """What each label stands for in its volume.
+
+    Args:
+        tables: (256,) for each volume.
+        labels: (V, Z, Y, X) uint8.
+    """
+    index = labels.int()
+    index += 256 * torch.arange(len(labels), dtype=torch.int32, device=labels.device).view(_EACH)
+    # A third of the time of indexing on a CPU.
+    return torch.cat(list(tables)).index_select(0, index.view(-1)).view(labels.shape)
+
+
+def _table(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return onto(device, values.astype(np.float32))
 
 
 def random_palette(dice: Dice) -> Palette:
@@ -119,26 +180,28 @@ def random_palette(dice: Dice) -> Palette:
     return Palette(means, deviations)
 
 
-def _seen_grain(grain: torch.Tensor, index: torch.Tensor, dice: Dice) -> torch.Tensor:
+def _seen_grain(grain: torch.Tensor, labels: torch.Tensor, dice: Dice) -> torch.Tensor:
     """Grain with the contrast of one image: a random function of it, its strength another for each label."""
     total = torch.zeros_like(grain[0])
     for field in grain:
-        strength = torch.from_numpy(
-            (dice.scalars.random(256) ** 2 * dice.uniform(-0.2, 0.2)).astype(np.float32)
-        )
+        strength = _table(dice.scalars.random(256) ** 2 * dice.uniform(-0.2, 0.2), dice.device)
         if dice.chance(0.5):  # other levels are bright, and not only the other way round
             field = torch.sin(field * dice.uniform(1, 3) + dice.uniform(0, 2 * np.pi))
-        total += strength.to(dice.device)[index] * field
+        total.addcmul_(looked_up([strength], labels[None])[0], field)
     return total
 
 
-def _texture(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
-    """Noise of several scales, (Z, Y, X)."""
-    total = torch.zeros(shape, device=dice.device)
+def _add_texture(images: torch.Tensor, dice: Sequence[Dice]) -> None:
+    """Noise of several scales, added to most of the images (V, Z, Y, X)."""
+    shape = images.shape[1:]
+    strengths = [d.uniform(0.0, 0.05) if d.chance(0.8) else 0.0 for d in dice]
     for scale in (2, 4, 8, 16):
-        if dice.chance(0.5):
-            total += smooth_noise(dice, 1, shape, scale)[0] * dice.uniform(0, 1)
-    return total
+        textured = _chosen(dice, 0.5, [strength > 0 for strength in strengths])
+        if textured:
+            amounts = _each(images.device, [strengths[v] * dice[v].uniform(0, 1) for v in textured])
+            values = normals([dice[v] for v in textured], knots(shape, scale)) * amounts
+            noise = splined(values, shape)
+            _change(images, textured, lambda some: some.add_(noise))
 
 
 def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
@@ -146,19 +209,23 @@ def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
     return smooth_noise(dice, 1, shape, max(shape) / dice.uniform(1, 3))[0].mul_(strength).exp_()
 
 
-def blurred(image: torch.Tensor, sigmas: Sequence[float] | np.ndarray) -> torch.Tensor:
-    """Gaussian blur of (Z, Y, X), one sigma (voxels) per axis, borders replicated."""
-    volume = image[None, None]
-    for axis, sigma in enumerate(map(float, sigmas)):
-        radius = max(1, round(2.5 * sigma))
-        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
-        weights = (taps / taps.sum()).tolist()
+def blurred(images: torch.Tensor, sigmas: Sequence[Sequence[float] | np.ndarray]) -> torch.Tensor:
+    """Gaussian blur of (V, Z, Y, X), borders replicated; a sigma, voxels, for each axis of each."""
+    for axis, of_axis in enumerate(np.asarray(sigmas, dtype=np.float64).T):
+        reach = np.maximum(1, np.round(2.5 * of_axis))[:, None]
+        most = int(reach.max())
+        at = np.arange(-most, most + 1)
+        taps = np.exp(-0.5 * (at / np.maximum(of_axis, 1e-3)[:, None]) ** 2) * (np.abs(at) <= reach)
+        taps /= taps.sum(1, keepdims=True)
+        weights = onto(images.device, taps.T).to(images.dtype).view(len(at), *_EACH)
         pad = [0, 0, 0, 0, 0, 0]
-        pad[4 - 2 * axis] = pad[5 - 2 * axis] = radius
-        padded = F.pad(volume, pad, mode="replicate")
-        n = volume.shape[2 + axis]
-        volume = sum(w * padded.narrow(2 + axis, k, n) for k, w in enumerate(weights))
-    return volume[0, 0]
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = most
+        padded = F.pad(images[None], pad, mode="replicate")[0]
+        n = images.shape[1 + axis]
+        images = padded.narrow(1 + axis, 0, n) * weights[0]
+        for k in range(1, len(weights)):
+            images.addcmul_(padded.narrow(1 + axis, k, n), weights[k])
+    return images
 
 
 def _thick_slices(image: torch.Tensor, dice: Dice) -> torch.Tensor:
@@ -178,9 +245,9 @@ def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     spectrum = torch.fft.rfftn(image)
     if dice.chance(0.6):
         keep = dice.uniform(0.5, 0.9)
-        for axis, n in enumerate(spectrum.shape):
-            frequency = torch.fft.rfftfreq(image.shape[2]) if axis == 2 else torch.fft.fftfreq(n)
-            mask = (frequency.abs() <= keep / 2).to(image.device)
+        for axis in range(3):
+            of_axis = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
+            mask = of_axis(image.shape[axis], device=image.device).abs() <= keep / 2
             spectrum = spectrum * mask.view([-1 if k == axis else 1 for k in range(3)])
     else:
         at = tuple(int(dice.scalars.integers(1, max(2, n // 3))) for n in spectrum.shape)
@@ -190,48 +257,60 @@ def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     return torch.fft.irfftn(spectrum, s=image.shape)
 
 
-def _scanned(image: torch.Tensor, dice: Dice) -> torch.Tensor:
-    """Gamma, noise, and a window that cuts off the ends, as percentiles do; in [0, 1]."""
-    image = _rescaled(image)
-    if dice.chance(0.5):
-        image = image.clamp_(min=0).pow_(float(np.exp(dice.uniform(-0.7, 0.7))))
-    if dice.chance(0.7):
-        image = _noisy(image, dice)
-    image = _rescaled(image)
-    if dice.chance(0.4):
-        low, high = dice.uniform(-0.02, 0.2), dice.uniform(0.7, 1.02)
-        image = ((image - low) / (high - low)).clamp_(0, 1)
-    return image
+def _scan(images: torch.Tensor, dice: Sequence[Dice], scanned: Sequence[bool]) -> None:
+    """Noise, and then [0, 1], in place. Those that are ``scanned``, and not of a window, get a gamma, their
+    own range, and some a window that cuts off the ends, as percentiles do.
+    """
+    device = images.device
+    _rescale(images, scanned)
+    curved = _chosen(dice, 0.5, scanned)
+    gammas = _each(device, [np.exp(dice[v].uniform(-0.7, 0.7)) for v in curved])
+    _change(images, curved, lambda some: some.clamp_(min=0).pow_(gammas))
+    _add_noise(images, dice, scanned)
+    _rescale(images, scanned)
+    cut_off = _chosen(dice, 0.4, scanned)
+    low = _each(device, [dice[v].uniform(-0.02, 0.2) for v in cut_off])
+    high = _each(device, [dice[v].uniform(0.7, 1.02) for v in cut_off])
+    _change(images, cut_off, lambda some: some.sub_(low).div_(high - low))
+    images.clamp_(0, 1)
 
 
-def _noisy(image: torch.Tensor, dice: Dice, magnitude: float = 0.3) -> torch.Tensor:
-    """Gaussian noise, or, with the probability ``magnitude``, Rician as in a magnitude image."""
+def _add_noise(images: torch.Tensor, dice: Sequence[Dice], magnitude: Sequence[bool]) -> None:
+    """Gaussian noise in most, in place, or Rician in some of those that may be a ``magnitude``."""
     # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
-    level = float(np.exp(dice.uniform(np.log(0.002), np.log(0.02))))
-    return rician(image, level, dice) if dice.chance(magnitude) else image + level * dice.normal(*image.shape)
+    noisy = _chosen(dice, 0.7)
+    levels = {v: np.exp(dice[v].uniform(np.log(0.002), np.log(0.02))) for v in noisy}
+    kinds = {v: magnitude[v] and dice[v].chance(0.3) for v in noisy}
+    for is_magnitude in (False, True):
+        numbers = [v for v in noisy if kinds[v] == is_magnitude]
+        if numbers:
+            level, theirs = _each(images.device, [levels[v] for v in numbers]), [dice[v] for v in numbers]
+            if is_magnitude:
+                _change(images, numbers, lambda some: rician(some, level, theirs))
+            else:
+                _change(images, numbers, lambda some: some.addcmul_(normals(theirs, some.shape[1:]), level))
 
 
-def rician(image: torch.Tensor, level: float, dice: Dice) -> torch.Tensor:
-    """The magnitude of an image with complex Gaussian noise."""
-    return torch.hypot(image + level * dice.normal(*image.shape), level * dice.normal(*image.shape))
+def rician(images: torch.Tensor, level: torch.Tensor | float, dice: Sequence[Dice]) -> torch.Tensor:
+    """The magnitude of images (V, Z, Y, X) with complex Gaussian noise."""
+    real, imaginary = (normals(dice, images.shape[1:]) * level for _ in range(2))
+    return torch.hypot(images + real, imaginary)
 
 
-def _rescaled(image: torch.Tensor) -> torch.Tensor:
-    low, high = image.aminmax()
-    return (image - low) / (high - low).clamp_min(1e-6)
+def _rescale(images: torch.Tensor, among: Sequence[bool]) -> None:
+    """From 0 to 1, each for which ``among`` is true, in place."""
+    low, high = images.amin((1, 2, 3), True), images.amax((1, 2, 3), True)
+    which = onto(images.device, among).view(_EACH)
+    images.sub_(low.where(which, 0)).div_((high - low).clamp_min(1e-6).where(which, 1))
 
 
-def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> Rendering:
+def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> None:
     """End the field of view at a plane across one axis; what lies beyond repeats the last slice."""
     axis = int(dice.scalars.integers(3))
     n = image.shape[axis]
     kept = int(n * dice.uniform(0.25, 0.9))
     first = 0 if dice.chance(0.5) else n - kept
-    image, seen = image.clone(), seen.clone()
     for start, length, edge in ((0, first, first), (first + kept, n - first - kept, first + kept - 1)):
         if length:
-            image.narrow(axis, start, length).copy_(
-                image.narrow(axis, edge, 1).expand_as(image.narrow(axis, start, length))
-            )
+            image.narrow(axis, start, length).copy_(image.narrow(axis, edge, 1))
             seen.narrow(axis, start, length).fill_(False)
-    return Rendering(image, seen)

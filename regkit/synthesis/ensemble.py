@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from regkit.errors import RegkitError
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Dice, onto, smooth_noise
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source
 
@@ -24,6 +25,9 @@ _SMALLEST = 8  # voxels
 _LAST_LABEL = 255
 MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
 _COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
+
+Stray = npt.NDArray[np.int64]
+"""(n, 3): the voxels (z, y, x) of a detail, from its middle."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,44 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: D
     return labels
 
 
-def add_strays(
-    labels: torch.Tensor, most: int, how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice
+def draw_strays(
+    count: int, how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice
+) -> tuple[Stray, ...]:
+    """Details that single views have, and the anatomy has not."""
+    endless = np.full(3, np.inf)
+    strays = []
+    for radius in _sizes(how.detail_radius, count, dice):
+        first, inside = _drawn(_draw(sources, dice), radius, np.zeros(3), (-endless, endless), how.bend, dice)
+        strays.append(inside.nonzero().cpu().numpy() + first)
+    return tuple(strays)
+
+
+def paste_strays(
+    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], most: int, dice: Sequence[Dice]
 ) -> None:
-    """Write up to ``most`` details into a label map (Z, Y, X) that no other view of the anatomy has."""
-    count = int(dice.scalars.integers(most + 1))
-    for k, radius in enumerate(_sizes(how.detail_radius, count, dice)):
-        _paste(labels, _draw(sources, dice), radius, _LAST_LABEL - k, 0, 0, how.bend, dice)
+    """Write up to ``most`` strays into each of several label maps, each somewhere and turned somehow.
+
+    Args:
+        labels: (V, Z, Y, X) uint8; changed.
+        strays: for each map, those there are.
+    """
+    shape = np.array(labels.shape[1:])
+    # Found on the host, as so many small steps would keep a GPU waiting.
+    found, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    for v, (those, d) in enumerate(zip(strays, dice, strict=True)):
+        random, count = d.scalars, int(d.scalars.integers(most + 1)) if those else 0
+        which = random.integers(len(those), size=count) if count else ()
+        axes = random.permuted(np.tile(np.arange(3), (count, 1)), axis=1)
+        signs = 1 - 2 * random.integers(2, size=(count, 3))
+        middles = random.integers(shape, size=(count, 3))
+        for k, number in enumerate(which):
+            voxels = those[number][:, axes[k]] * signs[k] + middles[k]
+            voxels = voxels[((voxels >= 0) & (voxels < shape)).all(1)]
+            found.append(np.ravel_multi_index((np.full(len(voxels), v), *voxels.T), tuple(labels.shape)))
+            values.append(np.full(len(voxels), _LAST_LABEL - k, np.uint8))
+    # Of several strays at one place the last one stays.
+    at, last = np.unique(np.concatenate(found[::-1]), return_index=True)
+    labels.view(-1)[onto(labels.device, at)] = onto(labels.device, np.concatenate(values[::-1])[last])
 
 
 def _draw(sources: Sequence[tuple[Source, float]], dice: Dice) -> Shape:
@@ -148,35 +183,57 @@ def _paste(
     dice: Dice,
 ) -> None:
     """Write a shape, randomly scaled, turned, sheared, reflected, bent and placed, into the label map."""
-    size = np.array(labels.shape[::-1])
-    to_voxels = _random_affine(dice.scalars) * radius
+    size = np.array(labels.shape)
     centre = dice.scalars.uniform(0, size, 3)
-    reach = np.abs(to_voxels).sum(1) * (1 + bend) + rim
-    first = np.maximum(np.floor(centre - reach), 0).astype(int)
-    last = np.minimum(np.ceil(centre + reach) + 1, size).astype(int)
+    first, inside = _drawn(shape, radius, centre, (np.zeros(3), size), bend, dice, rim)
+    if inside.numel():
+        part = labels[tuple(slice(a, a + n) for a, n in zip(first.tolist(), inside.shape))]
+        if rim:
+            part.masked_fill_(_dilated(inside, rim), rim_label)
+        part.masked_fill_(inside, label)
+
+
+def _drawn(
+    shape: Shape,
+    radius: float,
+    centre: np.ndarray,
+    limits: tuple[np.ndarray, np.ndarray],
+    bend: float,
+    dice: Dice,
+    margin: int = 0,
+) -> tuple[np.ndarray, torch.Tensor]:
+    """A shape, randomly scaled, turned, sheared, reflected and bent, about a centre, in (z, y, x).
+
+    Args:
+        limits: first voxels, and those behind the last, that there are.
+        margin: voxels around the shape.
+
+    Returns:
+        The first voxel of a box, and which voxels of the box (Z, Y, X) lie inside the shape; the box is empty
+        where the shape lies beyond the limits.
+    """
+    to_voxels = _random_affine(dice.scalars) * radius  # components are (x, y, z)
+    reach = np.abs(to_voxels).sum(1)[::-1] * (1 + bend) + margin
+    first = np.maximum(np.floor(centre - reach), limits[0]).astype(int)
+    last = np.minimum(np.ceil(centre + reach) + 1, limits[1]).astype(int)
     if (last - first < 2).any():
-        return
-    # Axes of arrays are (z, y, x), components of points (x, y, z).
-    box = tuple(slice(a, b) for a, b in zip(first[::-1], last[::-1]))
-    to_shape = np.linalg.inv(to_voxels)
+        return first, torch.zeros((0, 0, 0), dtype=torch.bool, device=dice.device)
     # The level of a large shape is smooth: every other voxel of it is enough.
     step = 2 if radius > _COARSE_ABOVE else 1
-    axes = [
-        torch.linspace(a, b - 1, math.ceil((b - a) / step), device=labels.device) - float(c)
-        for a, b, c in zip(first.tolist(), last.tolist(), centre)
-    ]
-    x, y, z = axes[0], axes[1][:, None], axes[2][:, None, None]
-    where = torch.stack([x * a + y * b + z * c for a, b, c in to_shape.tolist()])
+    z, y, x = (
+        torch.linspace(a, b - 1, math.ceil((b - a) / step), device=dice.device) - c
+        for a, b, c in zip(first.tolist(), last.tolist(), centre.tolist())
+    )
+    y, z = y[:, None], z[:, None, None]
+    where = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
     where += smooth_noise(dice, 3, where.shape[1:], max(where.shape[1:]) / dice.uniform(1.5, 5)) * (
         bend * dice.uniform(0, 1)
     )
-    level, part = shape(where), labels[box]
+    level = shape(where)
     if step > 1:
-        level = F.interpolate(level[None, None], size=part.shape, mode="trilinear", align_corners=True)[0, 0]
-    inside = level > 0
-    if rim:
-        part.masked_fill_(_dilated(inside, rim), rim_label)
-    part.masked_fill_(inside, label)
+        size = (last - first).tolist()
+        level = F.interpolate(level[None, None], size=size, mode="trilinear", align_corners=True)[0, 0]
+    return first, level > 0
 
 
 def _dilated(mask: torch.Tensor, voxels: int) -> torch.Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,44 @@ class Dice:
         return torch.randn(shape, generator=self.voxels, device=self.device)
 
 
-def smooth_noise(dice: Dice, channels: int, shape: tuple[int, ...], scale: float) -> torch.Tensor:
-    """Noise (channels, Z, Y, X) that varies over some ``scale`` voxels: a cubic B-spline of normal knots.
+def normals(dice: Sequence[Dice], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal numbers (V, *shape), those of each sample from its own dice."""
+    drawn = torch.empty((len(dice), *shape), device=dice[0].device)
+    for sample, of_it in zip(drawn, dice):
+        sample.normal_(generator=of_it.voxels)
+    return drawn
+
+
+def onto(device: torch.device, values: npt.ArrayLike) -> torch.Tensor:
+    """Numbers of the host on a device, which is not waited for."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+
+def smooth_noise(dice: Dice, channels: int, shape: Sequence[int], scale: float) -> torch.Tensor:
+    """Noise (channels, Z, Y, X) that varies over some ``scale`` voxels: a cubic B-spline of normal knots."""
+    return splined(dice.normal(channels, *knots(shape, scale)), shape)
+
+
+def knots(shape: Sequence[int], scale: float) -> tuple[int, ...]:
+    """How many knots along each axis smooth noise has."""
+    return tuple(max(2, round(n / scale) + 1) + 2 for n in shape)
+
+
+def splined(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Cubic B-splines (C, Z, Y, X) of values at knots, (C, kz, ky, kx).
 
     One small matrix per axis: several times faster than general interpolation.
     """
-    knots = [max(2, round(n / scale) + 1) for n in shape]
-    noise = dice.normal(channels, *(k + 2 for k in knots))
-    for n, k in zip(shape, knots):  # each product takes the first axis left and puts it last
-        noise = torch.tensordot(noise, _spline(n, k).to(noise), dims=([1], [1]))
-    return noise
+    for n, k in zip(shape, values.shape[1:]):  # each product takes the first axis left and puts it last
+        values = torch.tensordot(values, _spline(n, k - 2, values.device), dims=([1], [1]))
+    return values
 
 
 @lru_cache(maxsize=512)
-def _spline(n: int, knots: int) -> torch.Tensor:
+def _spline(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
     """Values (n, knots + 2) of the cubic B-splines, scaled so that normal knots give a deviation near 1."""
     at = torch.linspace(0, knots - 1, n).clamp_max(knots - 1 - 1e-4)
     distance = (at[:, None] + 1 - torch.arange(knots + 2)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp_min(0) ** 3 / 6
-    return torch.where(distance < 1, near, far) * 1.44
+    return (torch.where(distance < 1, near, far) * 1.44).to(device)

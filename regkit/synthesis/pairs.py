@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -12,10 +12,12 @@ import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.appearance import draw_grain, render
-from regkit.synthesis.ensemble import MOST, Ensembles, add_strays, draw_labels
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.appearance import draw_grain, looked_up, render
+from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
+from regkit.synthesis.noise import Dice, onto, smooth_noise
 from regkit.synthesis.sources import Source
+
+_STRAYS = 4  # times as many as one view has at most, of an anatomy
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,23 @@ class Pairs:
         """The shape (Z, Y, X) of the volumes of a step."""
         return self.shapes[dice.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
 
+    def turns(self, pair: int) -> range:
+        """The numbers of the anatomies that take turns at a pair."""
+        first = pair // self.reuse
+        return range(first, first + self.bank)
+
 
 @dataclass(frozen=True)
-class Pair:
-    """Two views of one anatomy.
+class Views:
+    """N pairs of views, each pair of one anatomy; first and second views alternate.
 
     Args:
-        images: (2, Z, Y, X) float32 in [0, 1].
-        labels: (2, Z, Y, X) uint8.
-        seen: (2, Z, Y, X) bool, each image's field of view.
-        partner: (3, Z, Y, X) where each voxel of the second view lies in the first: index coordinates
+        images: (2N, Z, Y, X) float32 in [0, 1].
+        labels: (2N, Z, Y, X) uint8.
+        seen: (2N, Z, Y, X) bool, each image's field of view.
+        partner: (N, 3, Z, Y, X) where each voxel of the second view lies in the first: index coordinates
             (x, y, z), which may be outside.
-        structures: (2, Z, Y, X) uint8, numbers of structures, 0 where there is none.
+        structures: (2N, Z, Y, X) uint8, numbers of structures, 0 where there is none.
     """
 
     images: torch.Tensor
@@ -114,51 +121,62 @@ class Pair:
 class Synthesiser:
     """Draws pairs by number: the same number gives the same pair, in any order and on any process.
 
+    Anatomies are drawn on a CPU, and pairs cut from them on the device.
+
     Args:
         how: settings.
         sources: of shapes, and their weights.
         device: where pairs are made.
+        anatomies: gives an anatomy by its number, as :func:`draw_anatomy` does; by default it draws it.
     """
 
     def __init__(
-        self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, device: torch.device
+        self,
+        how: Pairs,
+        sources: Sequence[tuple[Source, float]],
+        seed: int,
+        device: torch.device,
+        anatomies: Callable[[int], Anatomy] | None = None,
     ) -> None:
         self.how, self.sources, self.seed, self.device = how, sources, seed, device
-        self._anatomies: dict[int, Anatomy] = {}
+        self._anatomies = anatomies or partial(draw_anatomy, how, sources, seed)
+        self._held: dict[int, Anatomy] = {}
 
-    def pair(self, index: int, shape: tuple[int, ...] | None = None) -> Pair:
-        """Pair number ``index``, its volumes of a shape (Z, Y, X), by default cubes."""
-        dice, turns = self._dice(index), self._turns(index)
-        number = _one_of(turns, dice)
-        # Not the least recently used ones: some that turns come back to would be among them.
-        for other in self._anatomies.keys() - turns:
-            del self._anatomies[other]
-        if number not in self._anatomies:
-            self._anatomies[number] = self._drawn(number)
-        return cut_and_render(self._anatomies[number], self.how, self.sources, dice, shape)
+    def draw(self, numbers: Sequence[int], shape: tuple[int, ...] | None = None) -> Views:
+        """The pairs of some numbers, their volumes of a shape (Z, Y, X), by default cubes."""
+        anatomies, dice = [], []
+        for number in numbers:
+            of_pair, turns = Dice.of(self.seed, 1, number, device=self.device), self.how.turns(number)
+            # Not the least recently used ones: some that turns come back to would be among them.
+            for other in self._held.keys() - turns:
+                del self._held[other]
+            anatomies.append(self._anatomy(turns[int(of_pair.scalars.integers(len(turns)))]))
+            dice.append(of_pair)
+        return cut_and_render(anatomies, self.how, dice, shape)
 
-    def anatomy_of(self, index: int) -> int:
-        """The number of the anatomy that a pair is cut from."""
-        return _one_of(self._turns(index), self._dice(index))
-
-    def _dice(self, index: int) -> Dice:
-        return Dice.of(self.seed, 1, index, device=self.device)
-
-    def _turns(self, index: int) -> range:
-        """The numbers of the anatomies that take turns at a pair."""
-        first = index // self.how.reuse
-        return range(first, first + self.how.bank)
-
-    def _drawn(self, number: int) -> Anatomy:
-        dice = Dice.of(self.seed, 0, number, device=self.device)
-        if self.how.trunks and dice.chance(self.how.trunks):
-            return draw_trunk(dice)
-        labels = draw_labels(self.how.ensembles, self.sources, dice)
-        return Anatomy(labels, draw_grain(tuple(labels.shape), dice))
+    def _anatomy(self, number: int) -> Anatomy:
+        """One that is held, on the device, with a grain."""
+        if number not in self._held:
+            drawn = self._anatomies(number)
+            # Its grain is drawn there, as it is ten times as large as the rest.
+            grain = draw_grain(drawn.labels.shape, Dice.of(self.seed, 4, number, device=self.device))
+            structures = None if drawn.structures is None else drawn.structures.to(self.device)
+            self._held[number] = replace(
+                drawn, labels=drawn.labels.to(self.device), grain=grain, structures=structures
+            )
+        return self._held[number]
 
 
-def _one_of(turns: range, dice: Dice) -> int:
-    return turns[int(dice.scalars.integers(len(turns)))] if len(turns) > 1 else turns[0]
+def draw_anatomy(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, number: int) -> Anatomy:
+    """The anatomy of a number, on the CPU: a trunk or an ensemble of shapes, without a grain."""
+    dice = Dice.of(seed, 0, number)
+    if how.trunks and dice.chance(how.trunks):
+        anatomy = draw_trunk(dice)
+    else:
+        anatomy = Anatomy(draw_labels(how.ensembles, sources, dice))
+    # Enough that a network does not learn them by heart.
+    count = how.strays * min(2 * how.reuse, _STRAYS)
+    return replace(anatomy, strays=draw_strays(count, how.ensembles, sources, dice))
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
@@ -177,70 +195,100 @@ def draw_trunk(dice: Dice) -> Anatomy:
     return drawn(dice)
 
 
-def cut_and_render(
-    anatomy: Anatomy,
-    how: Pairs,
-    sources: Sequence[tuple[Source, float]],
-    dice: Dice,
-    shape: tuple[int, ...] | None = None,
-) -> Pair:
-    """A pair of volumes of a shape (Z, Y, X), by default cubes, from one anatomy.
+@dataclass(frozen=True)
+class _Cut:
+    """Where the views of a pair lie; components are (x, y, z) along the axes of the views.
 
     Args:
-        sources: of the strays.
+        axes: which axis of the anatomy's arrays each axis (Z, Y, X) of the views is.
+        extent: voxels of the anatomy.
+        strides: (3,) elements between its voxels.
+        scale, origin: (3,) coordinates in the anatomy are scale * those in the first view + origin.
+        turn, shift: (3, 3) and (3,), those in the first view turn @ those in the second + shift, but for a
+            bend.
+    """
+
+    axes: tuple[int, ...]
+    extent: tuple[int, ...]
+    strides: np.ndarray
+    scale: np.ndarray
+    origin: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
+
+
+def cut_and_render(
+    anatomies: Sequence[Anatomy], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...] | None = None
+) -> Views:
+    """A pair of views of each of several anatomies.
+
+    Args:
+        anatomies: on the device of the dice.
+        dice: for each pair.
+        shape: (Z, Y, X) of the volumes, by default cubes.
     """
     shape = shape or (how.size,) * 3
-    axes: tuple[int, ...] = (0, 1, 2)
-    flips: tuple[int, ...] = ()
-    scale = 1.0
+    count, device = len(anatomies), dice[0].device
+    cuts = [_draw_cut(anatomy, how, d, shape) for anatomy, d in zip(anatomies, dice, strict=True)]
+    partner = _partner(cuts, how, dice, shape)
+    where = partner * _vectors(device, [cut.scale for cut in cuts])
+    where += _vectors(device, [cut.origin for cut in cuts])  # of the second views, in the anatomies
+    labels = torch.empty((count, 2, *shape), dtype=torch.uint8, device=device)
+    for views, *cells, anatomy in zip(
+        labels, _upright_cells(cuts, shape, device), _cells(cuts, where), anatomies
+    ):
+        for view, cell in zip(views, cells):
+            torch.index_select(anatomy.labels.view(-1), 0, cell.view(-1), out=view.view(-1))
+    labels = labels.flatten(0, 1)
+    twice = [v // 2 for v in range(2 * count)]
+    structures = torch.zeros_like(labels)
+    if any(anatomy.structures is not None for anatomy in anatomies):
+        none = torch.zeros(256, dtype=torch.uint8, device=device)
+        numbers = [none if anatomy.structures is None else anatomy.structures for anatomy in anatomies]
+        structures = looked_up([numbers[pair] for pair in twice], labels)
+    if how.strays:
+        paste_strays(
+            labels, [anatomies[pair].strays for pair in twice], how.strays, [dice[pair] for pair in twice]
+        )
+    grains = [
+        None if anatomy.grain is None else partial(grain, anatomy.grain, cut, at)
+        for cut, anatomy, at in zip(cuts, anatomies, where)
+        for grain in (_upright_grain, _grain)
+    ]
+    seen = render(
+        labels,
+        [dice[pair] for pair in twice],
+        [anatomies[pair].palette(dice[pair]) for pair in twice],
+        grains,
+    )
+    return Views(seen.images, labels, seen.seen, partner, structures)
+
+
+def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) -> _Cut:
+    sides = np.array(shape)
+    axes, flips, scale = np.arange(3), np.zeros(3, bool), 1.0
     if anatomy.spacing:
         scale = float(np.exp(dice.uniform(*np.log(how.spacing)))) / anatomy.spacing
     else:
         # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
-        axes = tuple(int(a) for a in dice.scalars.permutation(3))
-        flips = tuple(axis for axis in range(3) if dice.chance(0.5))
-    sides = np.empty(3, dtype=int)
-    sides[list(axes)] = shape
-    first, shift = _places(np.asarray(anatomy.labels.shape), sides, scale, how, dice)
-
-    to_second = _view(sides, how, dice)  # coordinates (x, y, z) in the second cut-out, before bending
-    partner = to_second + _vector(shift, dice)
-    z, y, x = (torch.arange(n, device=dice.device, dtype=torch.float32) for n in sides.tolist())
-    views = [
-        [(c + corner + 0.5) * scale - 0.5 for c, corner in zip(view, first[::-1].tolist(), strict=True)]
-        for view in ((x, y[:, None], z[:, None, None]), partner)
-    ]
-
-    def exchanged(channels: torch.Tensor) -> torch.Tensor:
-        """The same of labels and grain, and of the coordinates that point between them."""
-        return channels.permute(0, *(1 + a for a in axes)).flip([1 + f for f in flips]).contiguous()
-
-    def fine(view: Sequence[torch.Tensor]) -> torch.Tensor:
-        assert anatomy.grain is not None
-        return exchanged(_linear(anatomy.grain, view))
-
-    labels = exchanged(torch.stack([_nearest(anatomy.labels, view) for view in views]))
-    grains = [None if anatomy.grain is None else partial(fine, view) for view in views]
-    partner = exchanged(partner[[2 - axes[2], 2 - axes[1], 2 - axes[0]]])
-    for axis in flips:
-        partner[2 - axis] = shape[axis] - 1 - partner[2 - axis]
-    structures = torch.zeros_like(labels)
-    if anatomy.structures is not None:
-        structures = anatomy.structures[labels.int()]
-
-    if how.strays:
-        for volume in labels:
-            add_strays(volume, how.strays, how.ensembles, sources, dice)
-    one, other = (
-        render(volume, dice, grain=grain, palette=anatomy.palette(dice))
-        for volume, grain in zip(labels, grains)
-    )
-    return Pair(
-        torch.stack([one.image, other.image]),
-        labels,
-        torch.stack([one.seen, other.seen]),
-        partner,
-        structures,
+        axes, flips = dice.scalars.permutation(3), dice.scalars.random(3) < 0.5
+    extent = np.array(anatomy.labels.shape)[axes]
+    first, shift = _places(extent, sides, scale, how, dice)
+    origin = (first + 0.5) * scale - 0.5
+    vector = dice.scalars.standard_normal(3)
+    vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
+    a, b, c = vector.tolist()
+    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float64)).numpy()
+    turn = turn * np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3))
+    middle = (sides[::-1] - 1) / 2
+    return _Cut(
+        tuple(axes.tolist()),
+        tuple(extent[::-1].tolist()),
+        np.array(anatomy.labels.stride())[axes][::-1],
+        np.where(flips, -scale, scale)[::-1],
+        np.where(flips, extent - 1 - origin, origin)[::-1],
+        turn,
+        middle - turn @ middle + shift[::-1],
     )
 
 
@@ -259,41 +307,70 @@ def _places(
     return dice.scalars.integers(low, high + 1), shift
 
 
-def _nearest(volume: torch.Tensor, where: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(Z, Y, X) at index coordinates x, y and z, which broadcast; those beyond the border at the border."""
-    x, y, z = (c.round().clamp(0, n - 1).long() for c, n in zip(where, reversed(volume.shape), strict=True))
-    return volume.take((z * volume.shape[1] + y) * volume.shape[2] + x)
+def _partner(cuts: Sequence[_Cut], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...]) -> torch.Tensor:
+    """Where the voxels of the second views lie in the first ones, (N, 3, Z, Y, X)."""
+    device = dice[0].device
+    z, y, x = (torch.arange(n, device=device, dtype=torch.float32) for n in shape)
+    across, down, along = (_vectors(device, [cut.turn[:, axis] for cut in cuts]) for axis in range(3))
+    where = across * x + (down * y[:, None] + _vectors(device, [cut.shift for cut in cuts]))
+    where = where + along * z[:, None, None]
+    for of_pair, d in zip(where, dice):
+        length = max(shape) / d.uniform(1.5, 4)
+        of_pair.add_(smooth_noise(d, 3, shape, length), alpha=length * d.uniform(0, how.bend))
+    return where
 
 
-def _linear(volume: torch.Tensor, where: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(C, Z, Y, X) at index coordinates x, y and z as above."""
-    if where[0].ndim == 1:  # upright: one axis after the other, a tenth of the time
-        for axis, c in zip((1, 2, 3), reversed(where), strict=True):
-            at = c.flatten().clamp(0, volume.shape[axis] - 1)
-            low = at.long().clamp_max(volume.shape[axis] - 2)
-            share = (at - low).view([-1 if k == axis else 1 for k in range(4)])
-            volume = volume.index_select(axis, low).lerp(volume.index_select(axis, low + 1), share)
-        return volume
-    sides = volume.shape[:0:-1]
-    grid = torch.stack([c * (2 / (n - 1)) - 1 for c, n in zip(where, sides, strict=True)], dim=-1)
-    return F.grid_sample(volume[None], grid[None], padding_mode="border", align_corners=True)[0]
+def _vectors(device: torch.device, values: Sequence[np.ndarray]) -> torch.Tensor:
+    """A vector for each pair, (N, 3, 1, 1, 1)."""
+    return onto(device, np.stack(values).astype(np.float32)).view(-1, 3, 1, 1, 1)
 
 
-def _vector(zyx: np.ndarray, dice: Dice) -> torch.Tensor:
-    """Components (x, y, z) that broadcast over coordinates (3, Z, Y, X)."""
-    return torch.from_numpy(zyx[::-1].astype(np.float32)).to(dice.device).view(3, 1, 1, 1)
+def _cells(cuts: Sequence[_Cut], where: torch.Tensor) -> torch.Tensor:
+    """Elements (N, Z, Y, X) of the anatomies that are nearest to coordinates (N, 3, Z, Y, X) in them."""
+    last = _vectors(where.device, [np.array(cut.extent) - 1 for cut in cuts])
+    cells = torch.minimum(where.round().clamp_(min=0), last).int()
+    cells *= _vectors(where.device, [cut.strides for cut in cuts]).int()
+    return cells.sum(1, dtype=torch.int32)
 
 
-def _view(sides: np.ndarray, how: Pairs, dice: Dice) -> torch.Tensor:
-    """Index coordinates (3, Z, Y, X) of a cut-out's voxels, turned about its middle, scaled and bent."""
-    z, y, x = (torch.arange(n, device=dice.device, dtype=torch.float32) - (n - 1) / 2 for n in sides.tolist())
-    y, z = y[:, None], z[:, None, None]
-    vector = dice.scalars.standard_normal(3)
-    vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
-    a, b, c = vector.tolist()
-    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float32))
-    stretch = torch.from_numpy(np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3)).astype(np.float32))
-    rows = (turn * stretch).tolist()
-    where = torch.stack([x * p + y * q + z * r for p, q, r in rows]) + _vector((sides - 1) / 2, dice)
-    length = float(sides.max()) / dice.uniform(1.5, 4)
-    return where + smooth_noise(dice, 3, where.shape[1:], length) * (length * dice.uniform(0, how.bend))
+def _upright_cells(cuts: Sequence[_Cut], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The same of the first views, whose axes are the anatomies'."""
+    z, y, x = (
+        onto(
+            device,
+            np.stack(
+                [
+                    _along(cut, axis, n).round().clip(0, cut.extent[axis] - 1) * cut.strides[axis]
+                    for cut in cuts
+                ]
+            ).astype(np.int32),
+        )
+        for axis, n in zip((2, 1, 0), shape)
+    )
+    return z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
+
+
+def _along(cut: _Cut, axis: int, n: int) -> np.ndarray:
+    """Coordinates in the anatomy of the n voxels of a first view along an axis, as the device has them."""
+    return np.arange(n, dtype=np.float32) * np.float32(cut.scale[axis]) + np.float32(cut.origin[axis])
+
+
+def _upright_grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
+    """Grain (C, Z, Y, X) as the first view has it: one axis after the other, in a tenth of the time."""
+    grain = grain.permute(0, *(1 + axis for axis in cut.axes))
+    for axis, n in zip((1, 2, 3), where.shape[1:]):
+        at = _along(cut, 3 - axis, n).clip(0, cut.extent[3 - axis] - 1)
+        low = np.minimum(at.astype(np.int64), cut.extent[3 - axis] - 2)
+        share = onto(grain.device, (at - low).astype(np.float32)).view(
+            [-1 if k == axis else 1 for k in range(4)]
+        )
+        low_cells = onto(grain.device, low)
+        grain = grain.index_select(axis, low_cells).lerp(grain.index_select(axis, low_cells + 1), share)
+    return grain
+
+
+def _grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
+    """Grain (C, Z, Y, X) at coordinates (3, Z, Y, X) in the anatomy, beyond its border as at the border."""
+    grain = grain.permute(0, *(1 + axis for axis in cut.axes))
+    ratios = torch.stack([component * (2 / (n - 1)) - 1 for component, n in zip(where, cut.extent)], -1)
+    return F.grid_sample(grain[None], ratios[None], padding_mode="border", align_corners=True)[0]

@@ -6,12 +6,14 @@ neighbours, whatever the contrast. Drawing needs scipy.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from regkit.anatomy import TISSUES, draw_tissues, intensities
 from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.appearance import Palette, draw_grain, random_palette
+from regkit.synthesis.appearance import Palette, random_palette
 from regkit.synthesis.noise import Dice, smooth_noise
 
 _SPACING = 2.5  # mm
@@ -37,7 +39,11 @@ _FAT_ELSEWHERE = (0.01, 0.12)
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
-    """A trunk on voxels of 2.5 mm, axes towards the patient's head, back and left (Z, Y, X)."""
+    """A trunk on voxels of 2.5 mm, axes towards the patient's head, back and left (Z, Y, X).
+
+    Args:
+        dice: on the CPU.
+    """
     random = dice.scalars
     fatness = min(float(np.exp(random.normal(0.1, 0.45))), 2.2)
     coordinates = _pose(dice, fatness)
@@ -57,13 +63,9 @@ def draw_trunk(dice: Dice) -> Anatomy:
     kinds = np.zeros(256, np.int64)
     numbers = np.zeros(256, np.uint8)
     kinds[: len(found)], numbers[: len(found)] = found >> 8, found & 255
-
-    def palette(dice: Dice) -> Palette:
-        return _palette(kinds, len(found), dice)
-
-    volume = torch.from_numpy(labels.reshape(_SHAPE).astype(np.uint8)).to(dice.device)
-    grain = draw_grain(_SHAPE, dice)
-    return Anatomy(volume, grain, torch.from_numpy(numbers).to(dice.device), palette, _SPACING)
+    volume = torch.from_numpy(labels.reshape(_SHAPE).astype(np.uint8))
+    palette = partial(_palette, kinds, len(found))
+    return Anatomy(volume, None, torch.from_numpy(numbers), palette, _SPACING)
 
 
 def _pose(dice: Dice, fatness: float) -> np.ndarray:
@@ -82,7 +84,7 @@ def _pose(dice: Dice, fatness: float) -> np.ndarray:
     points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
     bend = smooth_noise(dice, 3, _SHAPE, random.uniform(90, 200) / _SPACING) * random.uniform(2, 12)
     bend += smooth_noise(dice, 3, _SHAPE, random.uniform(35, 60) / _SPACING) * random.uniform(0, 2.5)
-    return points + bend.cpu().numpy() + np.array(_MIDDLE, np.float32).reshape(3, 1, 1, 1)
+    return points + bend.numpy() + np.array(_MIDDLE, np.float32).reshape(3, 1, 1, 1)
 
 
 def _lay_arms(coordinates: np.ndarray, tissues: np.ndarray, structures: np.ndarray, dice: Dice) -> None:
