@@ -41,7 +41,7 @@ def named(
     middle = (slice(network.stride // 2, None, network.stride),) * 3
     found, truth = [], []
     for number, anatomy in enumerate(anatomies):
-        pair = cut_and_render(anatomy, how, [], Dice.of(_SEED, 1, number), shape)
+        pair = cut_and_render([anatomy], how, [Dice.of(_SEED, 1, number)], shape)
         found.append(network(pair.images[0]).argmax(0).to(torch.uint8))
         truth.append(pair.structures[0][middle])
     likely, there = (torch.stack(maps).numpy() for maps in (found, truth))

@@ -74,7 +74,7 @@ def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], de
         ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
     )
     synthesiser = Synthesiser(how, sources, 0, device)
-    return seconds(synthesiser.pair, 3 * how.reuse, device)
+    return seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from cli_cases import error_of, run, usage_error_of
 from regkit.geometry import Grid
 from regkit.images import load_image, load_labels
 from regkit.outputs import save_image
-from regkit.synthesis.pairs import Pair
+from regkit.synthesis.pairs import Views
 from regkit.synthesis.sheet import contact_sheet, middle_slices
 
 NAMES = [f"pair_{k:03d}_{view}{kind}.nii.gz" for k in range(2) for view in "ab" for kind in ("", "_labels")]
@@ -123,7 +123,9 @@ def test_the_sheet_shows_all_pairs(tmp_path: Path, count: int) -> None:
     labels = torch.ones((2, 8, 8, 8), dtype=torch.uint8)
     seen = torch.ones((2, 8, 8, 8), dtype=torch.bool)
     seen[1] = False
-    slices = middle_slices(Pair(torch.ones((2, 8, 8, 8)), labels, seen, torch.zeros((3, 8, 8, 8)), labels))
+    slices = middle_slices(
+        Views(torch.ones((2, 8, 8, 8)), labels, seen, torch.zeros((1, 3, 8, 8, 8)), labels)
+    )
     assert [tile.shape for tile in slices] == [(8, 8)] * 4
     contact_sheet([slices] * count, tmp_path / "sheet.png")
     picture = matplotlib.image.imread(tmp_path / "sheet.png")[..., :3]

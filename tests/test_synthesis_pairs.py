@@ -14,9 +14,9 @@ import torch
 from regkit.errors import RegkitError
 from regkit.synthesis import pairs
 from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.ensemble import Ensembles
+from regkit.synthesis.ensemble import Ensembles, draw_strays
 from regkit.synthesis.noise import Dice
-from regkit.synthesis.pairs import Pair, Pairs, Synthesiser, cut_and_render
+from regkit.synthesis.pairs import Pairs, Synthesiser, Views, cut_and_render, draw_anatomy
 from regkit.synthesis.sources import Procedural
 
 N, WHOLE = 16, 26
@@ -37,13 +37,18 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, *how, **more: SimpleNamespace(image=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *how: SimpleNamespace(images=labels.float(), seen=labels < 255)
     )
 
 
-def _looked_up(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+def _cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...] | None = None) -> Views:
+    """One pair."""
+    return cut_and_render([anatomy], how, [dice], shape)
+
+
+def _looked_up(pair: Views) -> tuple[torch.Tensor, torch.Tensor]:
     """The first view's labels at the partners, and where that says something: inside, no tie of rounding."""
-    where = pair.partner.double()
+    where = pair.partner[0].double()
     whole = where.round().long()
     clear = ((where - whole).abs() < 0.499).all(0)
     sides = torch.tensor(pair.labels.shape[:0:-1]).view(3, 1, 1, 1)
@@ -58,7 +63,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
     ensemble = torch.from_numpy(rng.integers(0, 255, (WHOLE,) * 3)).to(torch.uint8)
     shares = []
     for seed in range(150):
-        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
+        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
         shares.append(float(clear.float().mean()))
@@ -68,7 +73,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
 def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Generator, plain: None) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (25, 40, 31))).to(torch.uint8)
     for seed in range(40):
-        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
+        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
 
@@ -79,7 +84,7 @@ def test_the_partner_is_exact_in_slabs(
 ) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (26, 30, 28))).to(torch.uint8)
     for seed in range(30):
-        pair = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed), shape)
+        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed), shape)
         assert pair.images.shape == (2, *shape)
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
@@ -98,7 +103,7 @@ def test_views_are_turned_into_every_position(plain: None) -> None:
     ramp = torch.arange(WHOLE, dtype=torch.uint8).expand(WHOLE, WHOLE, WHOLE).contiguous()
     met = set()
     for seed in range(120):
-        first = cut_and_render(Anatomy(ramp), HOW, SOURCES, Dice.of(seed)).labels[0].int()
+        first = _cut(Anatomy(ramp), HOW, Dice.of(seed)).labels[0].int()
         steps = [first.diff(dim=axis).unique().tolist() for axis in range(3)]
         (axis,) = [a for a in range(3) if steps[a] != [0]]
         assert steps[axis] in ([1], [-1])
@@ -115,11 +120,11 @@ def test_offsets_reach_their_limit_and_not_further(plain: None) -> None:
     ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
     shifts = []
     for seed in range(200):
-        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner.double()
+        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0].double()
         shifts.append((partner.mean((1, 2, 3)) - (N - 1) / 2).numpy())
     np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-4)
     assert set(np.abs(np.round(shifts)).ravel()) == set(range(how.offset + 1))
-    still = cut_and_render(Anatomy(ensemble), replace(how, offset=0), SOURCES, Dice.of(3)).partner
+    still = _cut(Anatomy(ensemble), replace(how, offset=0), Dice.of(3)).partner[0]
     torch.testing.assert_close(still.mean((1, 2, 3)), torch.full((3,), (N - 1) / 2))
 
 
@@ -129,7 +134,7 @@ def test_a_turn_is_no_larger_than_asked_for(plain: None) -> None:
     angles = []
     for seed in range(60):
         how = replace(HOW, bend=0.0, stretch=0.0)
-        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner.double()
+        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0].double()
         ends = [(partner[:, 0, 0, -1], 0), (partner[:, 0, -1, 0], 1), (partner[:, -1, 0, 0], 2)]
         jacobian = torch.stack([(end - partner[:, 0, 0, 0]) / (N - 1) for end, _ in ends], dim=1)
         scale = float(torch.linalg.det(jacobian)) ** (1 / 3)
@@ -148,26 +153,26 @@ def test_any_order_gives_the_same_pairs() -> None:
         return Synthesiser(HOW, [(Procedural(), 1.0)], 11, torch.device("cpu"))
 
     one, other = fresh(), fresh()
-    forwards = [one.pair(k) for k in range(7)]
-    backwards = {k: other.pair(k) for k in (6, 0, 5, 1, 4, 2, 3)}
+    forwards = [one.draw([k]) for k in range(7)]
+    backwards = {k: other.draw([k]) for k in (6, 0, 5, 1, 4, 2, 3)}
     for k, pair in enumerate(forwards):
         for name in ("images", "labels", "seen", "partner", "structures"):
             assert torch.equal(getattr(pair, name), getattr(backwards[k], name)), (k, name)
     assert not torch.equal(forwards[0].images, forwards[1].images)
     others = Synthesiser(HOW, [(Procedural(), 1.0)], 12, torch.device("cpu"))
-    assert not torch.equal(forwards[0].images, others.pair(0).images)
+    assert not torch.equal(forwards[0].images, others.draw([0]).images)
 
 
 def test_what_a_pair_is_made_of() -> None:
-    pair = Synthesiser(HOW, [(Procedural(), 1.0)], 0, torch.device("cpu")).pair(4)
+    pair = Synthesiser(HOW, [(Procedural(), 1.0)], 0, torch.device("cpu")).draw([4])
     assert pair.images.shape == pair.labels.shape == pair.seen.shape == (2, N, N, N)
-    assert pair.partner.shape == (3, N, N, N)
-    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner)]
+    assert pair.partner.shape == (1, 3, N, N, N)
+    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner[0])]
     assert dtypes == [torch.float32, torch.uint8, torch.bool, torch.float32]
-    assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner))
+    assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner[0]))
     assert pair.structures.shape == pair.labels.shape
     assert not pair.structures.any()  # a random shape has no name
-    assert pair.partner.isfinite().all()
+    assert pair.partner[0].isfinite().all()
 
 
 def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
@@ -182,7 +187,7 @@ def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
     monkeypatch.setattr(pairs, "draw_labels", counted)
     synthesiser = Synthesiser(HOW, [], 0, torch.device("cpu"))
     for k in range(9):
-        synthesiser.pair(k)
+        synthesiser.draw([k])
     assert len(drawn) == len(set(drawn)) == 3
 
 
@@ -198,27 +203,26 @@ def test_anatomies_of_a_bank_take_turns(monkeypatch: pytest.MonkeyPatch, plain: 
     how = replace(HOW, bank=4)
     synthesiser = Synthesiser(how, [], 0, torch.device("cpu"))
     for anatomy in range(24):  # so that they are numbered as they are drawn
-        synthesiser._drawn(anatomy)
-    met = [int(synthesiser.pair(k).labels[0, 0, 0, 0]) for k in range(60)]
+        draw_anatomy(how, [], 0, anatomy)
+    met = [int(synthesiser.draw([k]).labels[0, 0, 0, 0]) for k in range(60)]
     assert {anatomy - k // how.reuse for k, anatomy in enumerate(met)} == {0, 1, 2, 3}
     other = Synthesiser(how, [], 0, torch.device("cpu"))
-    assert [int(other.pair(k).labels[0, 0, 0, 0]) for k in (41, 7, 23)] == [met[41], met[7], met[23]]
+    assert [int(other.draw([k]).labels[0, 0, 0, 0]) for k in (41, 7, 23)] == [met[41], met[7], met[23]]
 
 
 def test_an_anatomy_that_takes_turns_is_drawn_once(monkeypatch: pytest.MonkeyPatch, plain: None) -> None:
     """However long it was not asked for: drawing a trunk takes seconds."""
     drawn: list[int] = []
 
-    def noted(self: Synthesiser, number: int) -> Anatomy:
+    def noted(number: int) -> Anatomy:
         drawn.append(number)
         return Anatomy(torch.zeros((how.ensembles.size,) * 3, dtype=torch.uint8))
 
-    monkeypatch.setattr(Synthesiser, "_drawn", noted)
     how = replace(HOW, bank=16, reuse=10)
-    synthesiser = Synthesiser(how, [], 0, torch.device("cpu"))
+    synthesiser = Synthesiser(how, [], 0, torch.device("cpu"), noted)
     for k in range(300):
-        assert synthesiser.anatomy_of(k) in range(k // 10, k // 10 + 16)
-        synthesiser.pair(k)
+        assert how.turns(k) == range(k // 10, k // 10 + 16)
+        synthesiser.draw([k])
     assert len(drawn) == len(set(drawn)) > 30
 
 
@@ -229,14 +233,13 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
     scales, compared = [], 0
     for seed in range(30):
         views = [
-            cut_and_render(Anatomy(v.contiguous(), spacing=2.0), how, SOURCES, Dice.of(seed), (16, 32, 32))
-            for v in coordinates
+            _cut(Anatomy(v.contiguous(), spacing=2.0), how, Dice.of(seed), (16, 32, 32)) for v in coordinates
         ]
         first, second = torch.stack([pair.labels.double() for pair in views], dim=1)
         for component, axis in ((0, 2), (1, 1), (2, 0)):  # not flipped, no axis exchanged
             assert (first[component].diff(dim=axis) >= 0).all()
         scales.append(float(first[2, -1].median() - first[2, 0].median()) / 15)
-        partner = views[0].partner
+        partner = views[0].partner[0]
         x, y, z = partner.round().long()
         inside = ((partner >= 0) & (partner < torch.tensor([32, 32, 16]).view(3, 1, 1, 1) - 1)).all(0)
         # Rounded to a voxel of the first view, up to two of the anatomy's, and there to one of those.
@@ -278,7 +281,7 @@ def test_an_ensemble_that_just_fits() -> None:
     how = replace(HOW, ensembles=replace(HOW.ensembles, size=N + HOW.offset))
     for seed in range(20):
         labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
-        assert cut_and_render(Anatomy(labels), how, SOURCES, Dice.of(seed)).images.shape == (2, N, N, N)
+        assert _cut(Anatomy(labels), how, Dice.of(seed)).images.shape == (2, N, N, N)
 
 
 def _jacobian(partner: torch.Tensor) -> torch.Tensor:
@@ -291,7 +294,7 @@ def test_a_stretch_is_along_each_axis_by_itself_and_no_larger_than_asked_for(pla
     how = replace(HOW, bend=0.0, stretch=0.3)
     scales = []
     for seed in range(60):
-        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner
+        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0]
         scales.append(torch.linalg.svdvals(_jacobian(partner)[3, 3, 3]).log())
     found = torch.stack(scales)
     assert found.abs().max() <= 0.3 + 1e-3
@@ -306,10 +309,10 @@ def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
     how = Pairs(size=48, offset=8, strays=0, ensembles=Ensembles(size=64))
     folded, moved = [], []
     for seed in range(10):
-        partner = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed)).partner
+        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0]
         determinant = torch.linalg.det(_jacobian(partner))
         folded.append((determinant * determinant.median().sign() <= 0).double().mean())
-        straight = cut_and_render(Anatomy(ensemble), replace(how, bend=0.0), SOURCES, Dice.of(seed)).partner
+        straight = _cut(Anatomy(ensemble), replace(how, bend=0.0), Dice.of(seed)).partner[0]
         moved.append((partner - straight).norm(dim=0).max())
     assert torch.stack(folded).mean() < 0.005
     assert torch.stack(moved).max() > 5
@@ -317,18 +320,20 @@ def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
 
 def test_each_view_has_strays_of_its_own() -> None:
     """Details that the other view lacks; everywhere else both show the same anatomy."""
-    ensemble = torch.randint(0, 9, (WHOLE,) * 3).to(torch.uint8)
+    labels = torch.randint(0, 9, (WHOLE,) * 3).to(torch.uint8)
+    details = draw_strays(8, HOW.ensembles, SOURCES, Dice.of(0))
+    anatomy = Anatomy(labels, strays=details)
     how = replace(HOW, strays=12)
     strays = 0
     for seed in range(20):
-        pair = cut_and_render(Anatomy(ensemble), how, SOURCES, Dice.of(seed))
-        without = cut_and_render(Anatomy(ensemble), HOW, SOURCES, Dice.of(seed))
+        pair, without = _cut(anatomy, how, Dice.of(seed)), _cut(anatomy, HOW, Dice.of(seed))
         stray = pair.labels >= 240
         strays += int(stray.any())
         assert torch.equal(pair.labels[~stray], without.labels[~stray])
         assert torch.equal(pair.partner, without.partner)
         assert not (stray[0] & stray[1]).all()
     assert strays > 15
+    assert len(draw_anatomy(how, SOURCES, 0, 0).strays) > 12
     with pytest.raises(RegkitError, match="strays of pairs"):
         replace(HOW, strays=-1)
     with pytest.raises(RegkitError, match="at most 240"):
@@ -340,10 +345,10 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     shown: list[torch.Tensor] = []
 
     def render(
-        labels: torch.Tensor, dice: Dice, grain: Callable[[], torch.Tensor], palette: object
+        labels: torch.Tensor, dice: object, palettes: object, grains: list[Callable[[], torch.Tensor]]
     ) -> SimpleNamespace:
-        shown.append(grain())
-        return SimpleNamespace(image=labels.float(), seen=labels < 255)
+        shown.extend(grain() for grain in grains)
+        return SimpleNamespace(images=labels.float(), seen=labels < 255)
 
     monkeypatch.setattr(pairs, "render", render)
     labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)
@@ -351,7 +356,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     # Whole voxels, where no interpolation is needed.
     how = replace(HOW, turn=0.0, stretch=0.0, bend=0.0)
     for seed in range(20):
-        partner = cut_and_render(Anatomy(labels, grain), how, SOURCES, Dice.of(seed)).partner
+        partner = _cut(Anatomy(labels, grain), how, Dice.of(seed)).partner[0]
         first, second = shown[-2:]
         x, y, z = partner.round().long()
         inside = ((partner > -0.5) & (partner < N - 0.5)).all(0)
@@ -359,6 +364,19 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
         assert inside.any()
         torch.testing.assert_close(second[:, inside], at[:, inside], rtol=1e-3, atol=1e-3)
     synthesiser = Synthesiser(HOW, SOURCES, 0, torch.device("cpu"))
-    synthesiser.pair(0)
+    synthesiser.draw([0])
     assert shown[-1].shape == (2, N, N, N)
     assert shown[-1].std() > 0.3
+
+
+def test_pairs_do_not_depend_on_those_that_they_are_drawn_with() -> None:
+    """Alone and in a batch, bit for bit: of trunks and ensembles, with all that a pair may have."""
+    how = replace(HOW, strays=5, bank=4, trunks=0.3, shapes=((12, 16, 20),))
+    synthesiser = Synthesiser(how, SOURCES, 3, torch.device("cpu"))
+    numbers = [0, 3, 4, 9, 1, 7]
+    together = synthesiser.draw(numbers, (12, 16, 20))
+    for k, number in enumerate(numbers):
+        alone = synthesiser.draw([number], (12, 16, 20))
+        for name in ("images", "labels", "seen", "structures"):
+            assert torch.equal(getattr(alone, name), getattr(together, name)[2 * k : 2 * k + 2]), name
+        assert torch.equal(alone.partner[0], together.partner[k])

@@ -30,7 +30,7 @@ def trunks() -> list[Anatomy]:
 
 def _structures(trunk: Anatomy) -> torch.Tensor:
     assert trunk.structures is not None
-    return trunk.structures[trunk.labels.int()]
+    return torch.from_numpy(trunk.structures[trunk.labels.numpy()])
 
 
 def _middle(trunk: Anatomy, name: str) -> torch.Tensor:
@@ -166,7 +166,7 @@ def test_pairs_of_trunks_name_what_they_show() -> None:
         shapes=((16, 48, 48),),
     )
     synthesiser = Synthesiser(how, [(Procedural(), 1.0)], 0, torch.device("cpu"))
-    pair, again = synthesiser.pair(1, (16, 48, 48)), synthesiser.pair(1, (16, 48, 48))
+    pair, again = synthesiser.draw([1], (16, 48, 48)), synthesiser.draw([1], (16, 48, 48))
     assert torch.equal(pair.structures, again.structures)
     assert torch.equal(pair.images, again.images)
     assert pair.structures.shape == (2, 16, 48, 48)

@@ -87,9 +87,9 @@ def command(
     shown = []
     with progress(quiet) as report:
         for k, files in enumerate(names):
-            pair = synthesiser.pair(k)
-            shown.append(middle_slices(pair))
-            volumes = [v for view in zip(pair.images, pair.labels) for v in view]
+            views = synthesiser.draw([k])
+            shown.append(middle_slices(views))
+            volumes = [v for view in zip(views.images, views.labels) for v in view]
             for path, volume in zip(files, volumes):
                 save_image(grid.to_sitk(volume.numpy()), path)
             if report:

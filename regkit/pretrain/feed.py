@@ -1,38 +1,35 @@
-"""The batches of a run, drawn while earlier ones train: in a thread, or in processes on a CPU.
+"""The batches of a run, drawn while earlier ones train; processes draw the anatomies beside a GPU.
 
-A GPU trains on a pair in less time than any one thread takes to draw it. Whoever draws it, a pair is the same
-for its number, and batches come in the order of their steps.
+A GPU cuts and renders pairs faster than it trains on them, many in a step, but a trunk takes a CPU seconds.
+Whoever draws it, an anatomy is the same for its number.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from regkit.errors import RegkitError
-from regkit.pretrain.step import Batch, stacked, with_equalised_images
-from regkit.synthesis.pairs import Pairs, Synthesiser
+from regkit.pretrain.step import Batch
+from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
 from regkit.synthesis.sources import Source
 
 if TYPE_CHECKING:
     from regkit.pretrain.train import Trainer
 
-_AHEAD = 64  # pairs for each process: they last while it draws a new trunk, which takes seconds
-_MOST_BYTES = 4 << 30  # of pairs that wait
-_BYTES_A_VOXEL = 12  # of a pair
-
-Arrays = dict[str, np.ndarray]
+_AHEAD = 2  # anatomies for each process, beyond those that take turns
 
 
 @contextmanager
@@ -40,79 +37,66 @@ def batches(trainer: Trainer, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """The batches of a trainer, from its next step to the last one, on its device.
 
     Args:
-        workers: processes that draw them, on a CPU; with 0 a thread does, on the trainer's device.
+        workers: processes that draw their anatomies; with 0 the thread does that draws the batches.
     """
     steps = range(trainer.step, trainer.config.steps)
-    if workers:
-        with _Workers(trainer, workers) as pool:
-            yield _in_turn(pool.submit, steps, pool.ahead)
-    else:
-        with ThreadPoolExecutor(1) as thread:
-            yield _in_turn(lambda step: thread.submit(trainer.batch, step).result, steps, 1)
+    with ThreadPoolExecutor(1) as thread:
+        if workers:
+            with _Workers(trainer, workers) as drawing:
+                yield _in_turn(thread, partial(trainer.batch, synthesiser=drawing.synthesiser), steps)
+        else:
+            yield _in_turn(thread, trainer.batch, steps)
 
 
 def _in_turn(
-    submit: Callable[[int], Callable[[], Batch]], steps: Sequence[int], ahead: int
+    thread: ThreadPoolExecutor, draw: Callable[[int], Batch], steps: Iterable[int]
 ) -> Iterator[Batch]:
-    pending: deque[Callable[[], Batch]] = deque()
+    """Each batch while the one before it trains."""
+    drawn = None
     for step in steps:
-        pending.append(submit(step))
-        if len(pending) > ahead:
-            yield pending.popleft()()
-    while pending:
-        yield pending.popleft()()
+        following = thread.submit(draw, step)
+        if drawn:
+            yield drawn.result()
+        drawn = following
+    if drawn:
+        yield drawn.result()
 
 
 class _Workers:
-    """Processes that draw pairs. All pairs of an anatomy are drawn by one of them, which alone holds it."""
+    """Processes that draw the anatomies of a run before they are asked for."""
 
     def __init__(self, trainer: Trainer, count: int) -> None:
-        self.trainer = trainer
-        config = trainer.config
-        shapes = config.pairs.shapes or ((config.pairs.size,) * 3,)
-        bytes_each = _BYTES_A_VOXEL * max(int(np.prod(shape)) for shape in shapes)
-        pairs = min(_AHEAD * count, _MOST_BYTES // bytes_each)
-        self.ahead = max(1, pairs // (config.batch // trainer.where.world))
-        self.pools = [
-            ProcessPoolExecutor(
-                1,
-                # Not a fork: this process has threads, and may have a GPU.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_begin,
-                initargs=(config.pairs, trainer.synthesiser.sources, config.seed),
-            )
-            for _ in range(count)
-        ]
+        config, drawn_here = trainer.config, trainer.synthesiser
+        self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
+        self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
+        self.drawn: dict[int, Future[bytes]] = {}
+        self.pool = ProcessPoolExecutor(
+            count,
+            # Not a fork: this process has threads, and may have a GPU.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(config.pairs, drawn_here.sources, config.seed),
+        )
+        self.synthesiser = Synthesiser(
+            config.pairs, drawn_here.sources, config.seed, trainer.where.device, self.anatomy
+        )
 
     def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for pool in self.pools:  # all are told before any is waited for
-            pool.shutdown(wait=False, cancel_futures=True)
-        for pool in self.pools:
-            pool.shutdown()
+        self.pool.shutdown(cancel_futures=True)
 
-    def submit(self, step: int) -> Callable[[], Batch]:
-        numbers, shape = self.trainer.pairs_of(step)
-        drawn: list[Future[Arrays]] = []
+    def anatomy(self, number: int) -> Anatomy:
+        """The anatomy of a number; of those before it, only as many as take turns may be asked for later."""
         with _all_alive():
-            for number in numbers:
-                pool = self.pools[self.trainer.synthesiser.anatomy_of(number) % len(self.pools)]
-                drawn.append(pool.submit(_drawn, number, shape, self.trainer.config.stride))
-        return lambda: self._joined(drawn)
-
-    def _joined(self, drawn: list[Future[Arrays]]) -> Batch:
-        with _all_alive():
-            parts = [future.result() for future in drawn]
-        device = self.trainer.where.device
-        batch = Batch(
-            **{
-                name: torch.cat([torch.from_numpy(part[name]) for part in parts]).to(device)
-                for name in parts[0]
-            }
-        )
-        return with_equalised_images(batch)
+            for following in range(self.next, number + self.ahead + 1):
+                self.drawn[following] = self.pool.submit(_drawn, following)
+                self.next = following + 1
+            for unasked in [other for other in self.drawn if other <= number - self.bank]:
+                del self.drawn[unasked]
+            anatomy: Anatomy = pickle.loads(self.drawn.pop(number).result())
+            return anatomy
 
 
 @contextmanager
@@ -126,17 +110,17 @@ def _all_alive() -> Iterator[None]:
 
 
 # What a drawing process is made for.
-_synthesiser: Synthesiser
+_draw: Callable[[int], Anatomy]
 
 
 def _begin(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int) -> None:
-    global _synthesiser
+    global _draw
     # A signal to all processes of a run is for the one that trains, which then ends these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"))
+    _draw = partial(draw_anatomy, how, sources, seed)
 
 
 def _leave_with_parent() -> None:
@@ -146,7 +130,6 @@ def _leave_with_parent() -> None:
     os._exit(1)  # the main thread waits for work that nobody will send
 
 
-def _drawn(number: int, shape: tuple[int, ...], stride: int) -> Arrays:
-    """A batch of one pair, as arrays: tensors would need shared memory, of which there may be little."""
-    batch = stacked([_synthesiser.pair(number, shape)], stride)
-    return {name: tensor.numpy() for name, tensor in vars(batch).items()}
+def _drawn(number: int) -> bytes:
+    """An anatomy, as bytes: tensors would travel in shared memory, of which there may be little."""
+    return pickle.dumps(_draw(number))

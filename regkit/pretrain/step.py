@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from regkit.pretrain.losses import (
 )
 from regkit.pretrain.targets import targets_of
 from regkit.synthesis.noise import Dice
-from regkit.synthesis.pairs import Pair
+from regkit.synthesis.pairs import Views
 from regkit.unet import UNet
 from regkit.weights import unit
 
@@ -62,28 +62,14 @@ class Batch:
         return where, at, inside & second & first[at]
 
 
-def collate(pairs: list[Pair], stride: int) -> Batch:
-    """A batch on cells of ``stride`` voxels."""
-    return with_equalised_images(stacked(pairs, stride))
-
-
-def with_equalised_images(batch: Batch) -> Batch:
-    """What makes stacked pairs a batch; apart from that, so that it may be done where it is trained on."""
-    return replace(batch, images=torch.stack([equalised(image[0]) for image in batch.images])[:, None])
-
-
-def stacked(pairs: list[Pair], stride: int) -> Batch:
-    """A batch whose images are as they were drawn."""
-    seen = torch.cat([pair.seen for pair in pairs])
-    partner = torch.stack([pair.partner for pair in pairs])
+def collate(views: Views, stride: int) -> Batch:
+    """A batch as the network takes it."""
     return Batch(
-        torch.cat([pair.images for pair in pairs])[:, None],
-        torch.cat([pair.labels for pair in pairs]),
-        F.avg_pool3d(seen[:, None].float(), stride)[:, 0] > 0.99,
-        (F.avg_pool3d(partner, stride) - (stride - 1) / 2) / stride,
-        torch.cat([pair.structures for pair in pairs])[
-            (slice(None), *(slice(stride // 2, None, stride),) * 3)
-        ],
+        torch.stack([equalised(image) for image in views.images])[:, None],
+        views.labels,
+        F.avg_pool3d(views.seen[:, None].float(), stride)[:, 0] > 0.99,
+        (F.avg_pool3d(views.partner, stride) - (stride - 1) / 2) / stride,
+        views.structures[(slice(None), *(slice(stride // 2, None, stride),) * 3)],
     )
 
 

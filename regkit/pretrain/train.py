@@ -119,10 +119,10 @@ class Trainer:
         shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step))
         return range(first, first + share), shape
 
-    def batch(self, step: int) -> Batch:
-        """This process's share of the pairs of a step, drawn here and now."""
+    def batch(self, step: int, synthesiser: Synthesiser | None = None) -> Batch:
+        """This process's share of the pairs of a step, drawn by its own synthesiser or a given one."""
         numbers, shape = self.pairs_of(step)
-        return collate([self.synthesiser.pair(number, shape) for number in numbers], self.config.stride)
+        return collate((synthesiser or self.synthesiser).draw(numbers, shape), self.config.stride)
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""

@@ -44,7 +44,7 @@ class Validation:
         self.device = torch.device(device)
         self.batches = [
             collate(
-                [cut_and_render(Anatomy(labels.to(self.device)), _PAIRS, [], self._dice(seed, number, view))],
+                cut_and_render([Anatomy(labels.to(self.device))], _PAIRS, [self._dice(seed, number, view)]),
                 stride,
             )
             for number, labels in enumerate(maps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from regkit.synthesis.appearance import Palette, random_palette
@@ -29,7 +31,7 @@ class Anatomy:
 
     labels: torch.Tensor
     grain: torch.Tensor | None = None
-    structures: torch.Tensor | None = None
+    structures: npt.NDArray[np.uint8] | None = None
     palette: Callable[[Dice], Palette] = random_palette
     spacing: float | None = None
     strays: tuple[Stray, ...] = ()

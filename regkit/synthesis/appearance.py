@@ -79,19 +79,16 @@ def render(
             its own way; asked for only where it is seen.
         partial: probability that a field of view ends within the volume.
     """
-    device, shape = labels.device, labels.shape[1:]
+    shape = labels.shape[1:]
     scanned = [not palette.window for palette in palettes]
-    images = looked_up([_table(palette.means, device) for palette in palettes], labels)
-    for v, grain in enumerate(grains or ()):
-        if grain is not None and dice[v].chance(0.5):
-            images[v] += _seen_grain(grain(), labels[v], dice[v])
+    images = looked_up([palette.means for palette in palettes], labels)
+    if grains:
+        _add_grain(images, labels, grains, dice)
     _add_texture(images, dice)
     if uneven := _chosen(dice, 0.7):
-        deviations = looked_up(
-            [_table(palettes[v].deviations, device) for v in uneven], _some(labels, uneven)
-        )
+        deviations = looked_up([palettes[v].deviations for v in uneven], _some(labels, uneven))
         deviations *= normals([dice[v] for v in uneven], shape)
-        _change(images, uneven, lambda some: some.add_(deviations))
+        _change(images, uneven, deviations.add_)
     soft = _chosen(dice, 0.8)
     sigmas = [dice[v].scalars.uniform(0.2, 0.9, 3) for v in soft]
     _change(images, soft, lambda some: blurred(some, sigmas))
@@ -143,21 +140,20 @@ def _each(device: torch.device, values: Sequence[float] | np.ndarray) -> torch.T
     return onto(device, np.asarray(values, dtype=np.float32)).view(_EACH)
 
 
-def looked_up(tables: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def looked_up(tables: Sequence[np.ndarray], labels: torch.Tensor) -> torch.Tensor:
     """What each label stands for in its volume.
 
     Args:
         tables: (256,) for each volume.
         labels: (V, Z, Y, X) uint8.
     """
+    table = np.concatenate(tables)
+    if table.dtype == np.float64:
+        table = table.astype(np.float32)
     index = labels.int()
     index += 256 * torch.arange(len(labels), dtype=torch.int32, device=labels.device).view(_EACH)
     # A third of the time of indexing on a CPU.
-    return torch.cat(list(tables)).index_select(0, index.view(-1)).view(labels.shape)
-
-
-def _table(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return onto(device, values.astype(np.float32))
+    return onto(labels.device, table).index_select(0, index.view(-1)).view(labels.shape)
 
 
 def random_palette(dice: Dice) -> Palette:
@@ -180,15 +176,28 @@ def random_palette(dice: Dice) -> Palette:
     return Palette(means, deviations)
 
 
-def _seen_grain(grain: torch.Tensor, labels: torch.Tensor, dice: Dice) -> torch.Tensor:
-    """Grain with the contrast of one image: a random function of it, its strength another for each label."""
-    total = torch.zeros_like(grain[0])
-    for field in grain:
-        strength = _table(dice.scalars.random(256) ** 2 * dice.uniform(-0.2, 0.2), dice.device)
-        if dice.chance(0.5):  # other levels are bright, and not only the other way round
-            field = torch.sin(field * dice.uniform(1, 3) + dice.uniform(0, 2 * np.pi))
-        total.addcmul_(looked_up([strength], labels[None])[0], field)
-    return total
+def _add_grain(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    grains: Sequence[Callable[[], torch.Tensor] | None],
+    dice: Sequence[Dice],
+) -> None:
+    """Grain in half of the images that have any, in place, in the contrast of each: a random function of it,
+    its strength another for each label.
+    """
+    shown = _chosen(dice, 0.5, [grain is not None for grain in grains])
+    if not shown:
+        return
+    fields = torch.cat([grain() for v in shown if (grain := grains[v])])  # the finer and the coarser of each
+    theirs = [dice[v] for v in shown for _ in range(2)]
+    strengths = [d.scalars.random(256) ** 2 * d.uniform(-0.2, 0.2) for d in theirs]
+    waved = _chosen(theirs, 0.5)  # other levels are bright, and not only the other way round
+    steepness = _each(images.device, [theirs[k].uniform(1, 3) for k in waved])
+    phases = _each(images.device, [theirs[k].uniform(0, 2 * np.pi) for k in waved])
+    _change(fields, waved, lambda some: some.mul_(steepness).add_(phases).sin_())
+    fields *= looked_up(strengths, _some(labels, shown).repeat_interleave(2, dim=0))
+    grainy = fields[::2].add_(fields[1::2])
+    _change(images, shown, grainy.add_)
 
 
 def _add_texture(images: torch.Tensor, dice: Sequence[Dice]) -> None:
@@ -200,8 +209,7 @@ def _add_texture(images: torch.Tensor, dice: Sequence[Dice]) -> None:
         if textured:
             amounts = _each(images.device, [strengths[v] * dice[v].uniform(0, 1) for v in textured])
             values = normals([dice[v] for v in textured], knots(shape, scale)) * amounts
-            noise = splined(values, shape)
-            _change(images, textured, lambda some: some.add_(noise))
+            _change(images, textured, splined(values, shape).add_)
 
 
 def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
@@ -279,16 +287,14 @@ def _add_noise(images: torch.Tensor, dice: Sequence[Dice], magnitude: Sequence[b
     """Gaussian noise in most, in place, or Rician in some of those that may be a ``magnitude``."""
     # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
     noisy = _chosen(dice, 0.7)
-    levels = {v: np.exp(dice[v].uniform(np.log(0.002), np.log(0.02))) for v in noisy}
-    kinds = {v: magnitude[v] and dice[v].chance(0.3) for v in noisy}
-    for is_magnitude in (False, True):
-        numbers = [v for v in noisy if kinds[v] == is_magnitude]
-        if numbers:
-            level, theirs = _each(images.device, [levels[v] for v in numbers]), [dice[v] for v in numbers]
-            if is_magnitude:
-                _change(images, numbers, lambda some: rician(some, level, theirs))
-            else:
-                _change(images, numbers, lambda some: some.addcmul_(normals(theirs, some.shape[1:]), level))
+    levels = {v: float(np.exp(dice[v].uniform(np.log(0.002), np.log(0.02)))) for v in noisy}
+    rectified = [v for v in noisy if magnitude[v] and dice[v].chance(0.3)]
+    plain = [v for v in noisy if v not in rectified]
+    of_plain, of_rectified = (_each(images.device, [levels[v] for v in some]) for some in (plain, rectified))
+    if plain:
+        noise = normals([dice[v] for v in plain], images.shape[1:]).mul_(of_plain)
+        _change(images, plain, noise.add_)
+    _change(images, rectified, lambda some: rician(some, of_rectified, [dice[v] for v in rectified]))
 
 
 def rician(images: torch.Tensor, level: torch.Tensor | float, dice: Sequence[Dice]) -> torch.Tensor:

@@ -160,10 +160,7 @@ class Synthesiser:
             drawn = self._anatomies(number)
             # Its grain is drawn there, as it is ten times as large as the rest.
             grain = draw_grain(drawn.labels.shape, Dice.of(self.seed, 4, number, device=self.device))
-            structures = None if drawn.structures is None else drawn.structures.to(self.device)
-            self._held[number] = replace(
-                drawn, labels=drawn.labels.to(self.device), grain=grain, structures=structures
-            )
+            self._held[number] = replace(drawn, labels=drawn.labels.to(self.device), grain=grain)
         return self._held[number]
 
 
@@ -243,7 +240,7 @@ def cut_and_render(
     twice = [v // 2 for v in range(2 * count)]
     structures = torch.zeros_like(labels)
     if any(anatomy.structures is not None for anatomy in anatomies):
-        none = torch.zeros(256, dtype=torch.uint8, device=device)
+        none = np.zeros(256, np.uint8)
         numbers = [none if anatomy.structures is None else anatomy.structures for anatomy in anatomies]
         structures = looked_up([numbers[pair] for pair in twice], labels)
     if how.strays:
@@ -372,5 +369,5 @@ def _upright_grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch
 def _grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
     """Grain (C, Z, Y, X) at coordinates (3, Z, Y, X) in the anatomy, beyond its border as at the border."""
     grain = grain.permute(0, *(1 + axis for axis in cut.axes))
-    ratios = torch.stack([component * (2 / (n - 1)) - 1 for component, n in zip(where, cut.extent)], -1)
+    ratios = where.movedim(0, -1) * onto(grain.device, [2 / (n - 1) for n in cut.extent]).float() - 1
     return F.grid_sample(grain[None], ratios[None], padding_mode="border", align_corners=True)[0]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from regkit.colours import DIM, INK, PALE
-from regkit.synthesis.pairs import Pair
+from regkit.synthesis.pairs import Views
 
 Slices = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 """Labels and image of the first view, image and labels of the second, (Y, X) each."""
@@ -25,10 +25,10 @@ _SHOWN = 60  # pairs, at most
 _DPI = 130
 
 
-def middle_slices(pair: Pair) -> Slices:
-    """What the sheet shows of a pair."""
-    labels = pair.labels.cpu().numpy()
-    images = (pair.images * torch.where(pair.seen, 1.0, _UNSEEN)).cpu().numpy()
+def middle_slices(views: Views) -> Slices:
+    """What the sheet shows of one pair."""
+    labels = views.labels.cpu().numpy()
+    images = (views.images * torch.where(views.seen, 1.0, _UNSEEN)).cpu().numpy()
     middle = labels.shape[1] // 2
     return labels[0, middle], images[0, middle], images[1, middle], labels[1, middle]
 

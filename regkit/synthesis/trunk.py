@@ -65,7 +65,7 @@ def draw_trunk(dice: Dice) -> Anatomy:
     kinds[: len(found)], numbers[: len(found)] = found >> 8, found & 255
     volume = torch.from_numpy(labels.reshape(_SHAPE).astype(np.uint8))
     palette = partial(_palette, kinds, len(found))
-    return Anatomy(volume, None, torch.from_numpy(numbers), palette, _SPACING)
+    return Anatomy(volume, None, numbers, palette, _SPACING)
 
 
 def _pose(dice: Dice, fatness: float) -> np.ndarray:
