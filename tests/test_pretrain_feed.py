@@ -1,4 +1,4 @@
-"""Batches drawn by processes: the same as those of a thread, in order, and no process outlives the run."""
+"""Anatomies drawn by processes: batches are the same as without them, in order, and no process outlives the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
     return Trainer(TURNS, [(source or Procedural(), 1.0)], where)
 
 
-def test_processes_draw_what_a_thread_draws() -> None:
+def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
     """All fields of all batches, in order, from a step in the middle on."""
     one, other = _trainer(), _trainer()
     one.step = other.step = 3
@@ -91,7 +91,8 @@ def test_a_process_that_ends_is_an_error() -> None:
 
 
 def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
-    with batches(_trainer(), 1) as received:
+    trainer = Trainer(replace(TURNS, steps=60), [(Procedural(), 1.0)], HERE)
+    with batches(trainer, 1) as received:
         next(received)
         for process in multiprocessing.active_children():
             process.kill()

@@ -37,29 +37,30 @@ def _student(config: Config = CONFIG) -> Student:
 @pytest.fixture
 def batch() -> Batch:
     synthesiser = Synthesiser(CONFIG.pairs, [(Procedural(), 1.0)], 1, torch.device("cpu"))
-    pairs = [synthesiser.pair(k) for k in range(2)]
+    views = synthesiser.draw(range(2))
     # Structures in the second pair alone: ensembles of shapes have none.
-    pairs[1] = replace(pairs[1], structures=pairs[1].labels % 7)
-    return collate(pairs, CONFIG.stride)
+    views.structures[2:] = views.labels[2:] % 7
+    return collate(views, CONFIG.stride)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_a_cell_is_the_mean_of_its_voxels(rng: np.random.Generator, stride: int) -> None:
     """Partners of cells are in cells: two views that do not differ have partners that are themselves."""
     synthesiser = Synthesiser(CONFIG.pairs, [(Procedural(), 1.0)], 3, torch.device("cpu"))
-    pairs = [synthesiser.pair(k) for k in range(2)]
+    views = synthesiser.draw(range(2))
     axis = torch.arange(16.0)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     seen = torch.from_numpy(rng.random((2, 16, 16, 16)) < 0.95)
-    still = [replace(pairs[0], partner=torch.stack([x, y, z]) + 2.0 * stride, seen=seen), pairs[1]]
-    found = collate(still, stride)
+    views.partner[0] = torch.stack([x, y, z]) + 2.0 * stride
+    views.seen[:2] = seen
+    found = collate(views, stride)
     cells = 16 // stride
     at = torch.arange(float(cells))
     expected = torch.stack(torch.meshgrid(at, at, at, indexing="ij")[::-1]) + 2
     torch.testing.assert_close(found.partner[0], expected)
-    seen_by_network = [equalised(image) for pair in pairs for image in pair.images]
+    seen_by_network = [equalised(image) for image in views.images]
     assert torch.equal(found.images[:, 0], torch.stack(seen_by_network))
-    assert torch.equal(found.labels, torch.cat([pair.labels for pair in pairs]))
+    assert torch.equal(found.labels, views.labels)
     blocks = seen.unflatten(3, (cells, stride)).unflatten(2, (cells, stride)).unflatten(1, (cells, stride))
     assert torch.equal(found.seen[:2], blocks.all(6).all(4).all(2))
 

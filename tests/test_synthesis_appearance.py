@@ -9,12 +9,13 @@ from scipy import ndimage
 
 from regkit.synthesis.appearance import (
     Palette,
+    Rendering,
+    _add_grain,
+    _add_noise,
+    _add_texture,
     _cut,
     _in_k_space,
-    _noisy,
-    _rescaled,
-    _seen_grain,
-    _texture,
+    _rescale,
     _thick_slices,
     bias,
     blurred,
@@ -23,6 +24,14 @@ from regkit.synthesis.appearance import (
     render,
 )
 from regkit.synthesis.noise import Dice, smooth_noise
+
+
+def _render(
+    labels: torch.Tensor, dice: Dice, palette: Palette | None = None, partial: float = 0.35
+) -> Rendering:
+    """One image."""
+    palette = random_palette(dice) if palette is None else palette
+    return render(labels[None], [dice], [palette], partial=partial)
 
 
 class _Yes(Dice):
@@ -51,16 +60,16 @@ def test_every_image_is_finite_and_within_0_and_1() -> None:
     ends = 0
     for seed in range(50):
         for volume in (labels, constant):
-            found = render(volume, Dice.of(seed), partial=0.5)
-            assert found.image.shape == found.seen.shape == labels.shape
-            assert found.image.dtype == torch.float32
-            assert found.seen.dtype == torch.bool
-            assert found.image.isfinite().all()
-            assert found.image.min() >= 0
-            assert found.image.max() <= 1
-            ends += not found.seen.all()
-        again = render(constant, Dice.of(seed), partial=0.5)
-        assert torch.equal(again.image, found.image)
+            found = _render(volume, Dice.of(seed), partial=0.5)
+            assert found.images[0].shape == found.seen[0].shape == labels.shape
+            assert found.images[0].dtype == torch.float32
+            assert found.seen[0].dtype == torch.bool
+            assert found.images[0].isfinite().all()
+            assert found.images[0].min() >= 0
+            assert found.images[0].max() <= 1
+            ends += not found.seen[0].all()
+        again = _render(constant, Dice.of(seed), partial=0.5)
+        assert torch.equal(again.images[0], found.images[0])
     assert 25 < ends < 75
 
 
@@ -71,11 +80,15 @@ def test_what_lies_far_below_a_window_shows_no_noise() -> None:
     means = np.where(np.arange(256) == 1, -1.0, 0.5)
     inside, without = [], []
     for seed in range(30):
-        image = render(labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True)).image
+        image = _render(
+            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True)
+        ).images[0]
         assert 0 <= image.min() <= image.max() <= 1
         assert (image[..., :6] == 0).all()
         inside.append(float(image[..., 18:].std()))
-        image = render(labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05))).image
+        image = _render(
+            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05)), partial=0.0
+        ).images[0]
         without.append(float(image[..., :6].std()))
     assert np.median(inside) > 0.005
     assert np.median(without) > 0.005
@@ -85,15 +98,15 @@ def test_the_labels_are_not_changed_and_their_values_mean_nothing() -> None:
     labels = _blocks()
     before = labels.clone()
     for seed in range(10):
-        render(labels, _Yes.of(seed))
-        render(labels, _No.of(seed))
+        _render(labels, _Yes.of(seed))
+        _render(labels, _No.of(seed))
     assert torch.equal(labels, before)
 
 
 def test_partial_is_how_often_the_field_of_view_ends() -> None:
     labels = _blocks()
-    assert all(render(labels, Dice.of(seed), partial=0.0).seen.all() for seed in range(20))
-    assert not any(render(labels, Dice.of(seed), partial=1.0).seen.all() for seed in range(20))
+    assert all(_render(labels, Dice.of(seed), partial=0.0).seen.all() for seed in range(20))
+    assert not any(_render(labels, Dice.of(seed), partial=1.0).seen.all() for seed in range(20))
 
 
 def _means(image: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
@@ -106,7 +119,7 @@ def test_two_renderings_share_nothing_but_the_labels() -> None:
     related, explained = [], []
     for seed in range(80):
         dice = Dice.of(seed)
-        one, other = (render(labels, dice, partial=0.0).image for _ in range(2))
+        one, other = (_render(labels, dice, partial=0.0).images[0] for _ in range(2))
         related.append(np.corrcoef(_means(one, labels)[1:], _means(other, labels)[1:])[0, 1])
         by_label = _means(one, labels)[
             np.unique(labels.numpy(), return_inverse=True)[1].reshape(labels.shape)
@@ -136,17 +149,18 @@ def test_blur_is_scipys_with_as_many_taps(rng: np.random.Generator, sigmas: tupl
     for axis, sigma in enumerate(sigmas):
         radius = max(1, round(2.5 * sigma))
         expected = ndimage.gaussian_filter1d(expected, sigma, axis, mode="nearest", radius=radius)
-    found = blurred(torch.from_numpy(image), np.array(sigmas))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+    beside = rng.random(image.shape)
+    found = blurred(torch.from_numpy(np.stack([image, beside])), [sigmas, (2.9, 0.2, 1.0)])
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-9)
 
 
 def test_blur_keeps_a_constant_and_has_its_sigma() -> None:
     constant = torch.full((6, 7, 8), 0.3)
-    torch.testing.assert_close(blurred(constant, np.array([0.4, 0.9, 2.0])), constant)
+    torch.testing.assert_close(blurred(constant[None], [[0.4, 0.9, 2.0]])[0], constant)
     image = torch.zeros(21, 21, 21).double()
     image[10, 10, 10] = 1
     sigmas = np.array([0.7, 0.9, 1.6])
-    found = blurred(image, sigmas)
+    found = blurred(image[None], [sigmas])[0]
     at = (torch.arange(21) - 10.0).double().square()
     for axis, sigma in enumerate(sigmas):
         profile = found.sum([a for a in range(3) if a != axis])
@@ -202,15 +216,29 @@ def test_slices_are_thick_along_one_axis_or_all(rng: np.random.Generator) -> Non
     torch.testing.assert_close(_thick_slices(constant, _Yes.of(1)), constant)
 
 
+def _noisy(image: torch.Tensor, dice: Dice, magnitude: bool = True) -> torch.Tensor:
+    found = image[None].clone()
+    _add_noise(found, [dice], [magnitude])
+    return found[0]
+
+
+class _Plain(Dice):
+    """Dice for which the likely comes and the unlikely does not."""
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0.5
+
+
 def test_noise_is_symmetric_or_that_of_a_magnitude() -> None:
     image = torch.full((24, 24, 24), 0.5)
     for seed in range(4):
-        plain = _noisy(image, _No.of(seed)) - image
-        assert 0 < float(plain.std()) < 0.2
-        assert abs(float(plain.mean())) < 0.05 * float(plain.std())
-        assert float(plain[1:].flatten() @ plain[:-1].flatten()) < 0.05 * float(plain.square().sum())
+        for plain in (_noisy(image, _Plain.of(seed)) - image, _noisy(image, _Yes.of(seed), False) - image):
+            assert 0 < float(plain.std()) < 0.2
+            assert abs(float(plain.mean())) < 0.05 * float(plain.std())
+            assert float(plain[1:].flatten() @ plain[:-1].flatten()) < 0.05 * float(plain.square().sum())
         assert (_noisy(torch.zeros_like(image), _Yes.of(seed)) >= 0).all()
         assert (_noisy(image, _Yes.of(seed)) - image).mean() >= -1e-4
+        assert torch.equal(_noisy(image, _No.of(seed)), image)
 
 
 def test_a_bias_is_smooth_and_positive() -> None:
@@ -221,39 +249,53 @@ def test_a_bias_is_smooth_and_positive() -> None:
 
 
 def test_texture_has_no_mean_of_its_own() -> None:
-    found = torch.stack([_texture((8, 8, 8), Dice.of(seed)) for seed in range(60)])
-    assert abs(float(found.mean())) < 0.2
-    assert found.std() > 0.1
+    found = torch.zeros((60, 8, 8, 8))
+    _add_texture(found, [Dice.of(seed) for seed in range(60)])
+    assert abs(float(found.mean())) < 0.01
+    assert 0.005 < found.std() < 0.1
 
 
 def test_rescaling_spans_0_to_1() -> None:
     image = smooth_noise(Dice.of(3), 1, (5, 6, 7), 2.0)[0] * 4 - 9
-    found = _rescaled(image)
-    assert float(found.min()) == 0
-    assert float(found.max()) == 1
-    torch.testing.assert_close(found, (image - image.min()) / (image.max() - image.min()))
-    assert not _rescaled(torch.full((2, 2, 2), 5.0)).any()
+    found = torch.stack([image, image, torch.full_like(image, 5.0)])
+    _rescale(found, [True, False, True])
+    assert float(found[0].min()) == 0
+    assert float(found[0].max()) == 1
+    torch.testing.assert_close(found[0], (image - image.min()) / (image.max() - image.min()))
+    assert torch.equal(found[1], image)
+    assert not found[2].any()
 
 
 def test_beyond_the_field_of_view_the_last_slice_is_repeated(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.random((10, 12, 14)))
     kinds = set()
     for seed in range(40):
-        all_seen = torch.ones(image.shape, dtype=torch.bool)
-        found = _cut(image, all_seen, Dice.of(seed))
-        assert all_seen.all()
-        assert torch.equal(found.image[found.seen], image[found.seen])
-        (axis,) = [a for a in range(3) if not found.seen.movedim(a, 0).flatten(1).any(1).all()]
-        line = found.seen.movedim(axis, 0).flatten(1)
+        seen = torch.ones(image.shape, dtype=torch.bool)
+        found = image.clone()
+        _cut(found, seen, Dice.of(seed))
+        assert torch.equal(found[seen], image[seen])
+        (axis,) = [a for a in range(3) if not seen.movedim(a, 0).flatten(1).any(1).all()]
+        line = seen.movedim(axis, 0).flatten(1)
         assert (line.all(1) == line.any(1)).all()
         where = line.any(1).nonzero().flatten()
         first, last = int(where[0]), int(where[-1])
         assert last - first + 1 == len(where)
         assert 0.2 <= len(where) / image.shape[axis] < 0.9
         nearest = torch.arange(image.shape[axis]).clamp(first, last)
-        assert torch.equal(found.image, image.index_select(axis, nearest))
+        assert torch.equal(found, image.index_select(axis, nearest))
         kinds.add((axis, first == 0))
     assert len(kinds) == 6
+
+
+def _seen(grain: torch.Tensor, labels: torch.Tensor, seed: int, kind: type[Dice] = Dice) -> torch.Tensor:
+    """What one of two images shows of the grain, if the dice want to show any."""
+    images = torch.zeros((2, *labels.shape))
+    for number in range(seed, seed + 1000, 50):  # until they do
+        _add_grain(images, torch.stack([labels] * 2), [None, grain.clone], [Dice.of(9), kind.of(number)])
+        if images.any():
+            break
+    assert not images[0].any()
+    return images[1]
 
 
 def test_grain_shows_in_each_label_as_strongly_as_chance_has_it() -> None:
@@ -264,13 +306,12 @@ def test_grain_shows_in_each_label_as_strongly_as_chance_has_it() -> None:
     assert grain[0].diff(dim=2).std() > grain[1].diff(dim=2).std()  # the first is finer
     ratios = []
     for seed in range(40):
-        found = _seen_grain(grain, labels.int(), Dice.of(seed))
+        found = _seen(grain, labels, seed)
         assert torch.isfinite(found).all()
         here, there = (float(found[labels == label].std()) for label in (0, 1))
         assert min(here, there) > 0
         assert max(here, there) < 0.5
         ratios.append(max(here, there) / min(here, there))
     assert np.median(ratios) > 1.5
-    assert not torch.equal(
-        _seen_grain(grain, labels.int(), Dice.of(1)), _seen_grain(grain, labels.int(), Dice.of(2))
-    )
+    assert not torch.equal(_seen(grain, labels, 1), _seen(grain, labels, 2))
+    assert not _seen(grain, labels, 1, _No).any()

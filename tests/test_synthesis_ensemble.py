@@ -19,6 +19,8 @@ from regkit.synthesis.ensemble import (
     _random_affine,
     _sizes,
     draw_labels,
+    draw_strays,
+    paste_strays,
 )
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.shapes import Shape
@@ -195,3 +197,30 @@ def test_shapes_are_reflected_as_often_as_not_and_never_flat() -> None:
 def test_numbers_that_make_no_ensemble(change: dict[str, object], message: str) -> None:
     with pytest.raises(RegkitError, match=message):
         Ensembles(**change)  # type: ignore[arg-type]
+
+
+def test_strays_are_pasted_whole_turned_and_cut_at_the_borders() -> None:
+    """An L of five voxels keeps its shape in every position; the last one lies on top."""
+    letter = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [1, 0, 0]])
+    counts, extents = [], set()
+    for seed in range(60):
+        labels = torch.zeros((2, 7, 8, 9), dtype=torch.uint8)
+        paste_strays(labels, [[letter], []], 1, [Dice.of(seed), Dice.of(seed)])
+        assert not labels[1].any()
+        assert set(labels.unique().tolist()) <= {0, 255}
+        places = labels[0].nonzero()
+        counts.append(len(places))
+        if len(places) == 5:
+            extents.add(tuple((places.amax(0) - places.amin(0)).tolist()))
+    assert set(counts) >= {0, 5}
+    assert extents == {(1, 1, 2), (1, 2, 1), (2, 1, 1)}
+
+
+def test_strays_have_the_sizes_of_details() -> None:
+    strays = draw_strays(200, SMALL, [(_Counting(), 1.0)], Dice.of(5))
+    assert len(strays) == 200
+    volumes = np.array([len(stray) for stray in strays])
+    assert 4 < np.median(volumes) < 150
+    assert max(int(np.abs(stray).max()) for stray in strays) < 16
+    again = draw_strays(200, SMALL, [(_Counting(), 1.0)], Dice.of(5))
+    assert all(np.array_equal(one, other) for one, other in zip(strays, again, strict=True))
