@@ -1,4 +1,4 @@
-"""Anatomies drawn by processes: batches are the same as without them, in order, and no process outlives the run."""
+"""Anatomies drawn by processes: batches are as without them, in order, and no process outlives the run."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_what_lies_far_below_a_window_shows_no_noise() -> None:
     inside, without = [], []
     for seed in range(30):
         image = _render(
-            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True)
+            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True), partial=0.0
         ).images[0]
         assert 0 <= image.min() <= image.max() <= 1
         assert (image[..., :6] == 0).all()
