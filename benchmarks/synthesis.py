@@ -5,8 +5,8 @@
 
 Pairs of 64^3 and 128^3 voxels, and steps of the configuration: the seconds to draw a step's pairs, and to
 train on them, one after the other. In a run the next pairs are drawn while the last ones train, by another
-thread, or with ``--workers`` by processes on the CPU: then what a step of a run takes beyond the training is
-measured too.
+thread; with ``--workers`` processes draw their anatomies, and what a step of a run takes beyond the training
+is measured too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def seconds(work: Callable[[int], object], times: int, device: torch.device) -> 
 
 
 def step_of_a_run(trainer: Trainer, workers: int) -> float:
-    """Seconds of a step whose pairs processes draw, once the first pairs of all anatomies are there."""
+    """Seconds of a step of a run whose anatomies processes draw, once the first ones are there."""
     how = trainer.config.pairs
     first = 4 * how.bank // trainer.config.batch + 20 * workers
     with batches(trainer, workers) as feed:
@@ -112,7 +112,7 @@ def main() -> None:
     if arguments.workers:
         whole = replace(config, pairs=replace(config.pairs, bank=given.pairs.bank))
         run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device)), arguments.workers)
-        what = f"a step of a run, {arguments.workers} processes draw"
+        what = f"a step of a run, {arguments.workers} processes draw anatomies"
         rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
     lines = ["| | seconds | per second | beside the training |", "|---|--:|--:|--:|"]
     for row in rows:

@@ -96,7 +96,7 @@ def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
         next(received)
         for process in multiprocessing.active_children():
             process.kill()
-        with pytest.raises(RegkitError, match="a process that draws pairs has ended"):
+        with pytest.raises(RegkitError, match="a process that draws anatomies has ended"):
             for _ in received:
                 pass
 

@@ -105,7 +105,7 @@ def _all_alive() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise RegkitError(
-            "a process that draws pairs has ended, as for want of memory; take fewer with --workers"
+            "a process that draws anatomies has ended, as for want of memory; take fewer with --workers"
         ) from error
 
 

@@ -84,7 +84,7 @@ def pretrain(
         templates: archives (.npz) and folders of label maps.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        workers: processes that draw the pairs, beside this one; by default all cores but one, at most 16,
+        workers: processes that draw the anatomies, beside this one; by default all cores but one, at most 16,
             where a GPU trains, and none (but a thread) where a CPU does.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.

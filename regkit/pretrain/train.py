@@ -256,7 +256,7 @@ def train(
     Args:
         start: a network that a new run begins with; a run that is gone on with has its own.
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
-        workers: processes that draw the pairs, on a CPU; with 0 a thread of this one does, on its device.
+        workers: processes that draw the anatomies of the pairs; with 0 a thread of this one does.
         save_every: minutes between checkpoints.
         report: called with the step and the losses, every ten steps.
         on_save: called in the first process after each checkpoint.
