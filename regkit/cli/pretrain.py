@@ -36,7 +36,7 @@ def command(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that draw anatomies. Default: cores but one, at most 16, beside a GPU, else none.",
+            help="Processes that draw anatomies. Default: none; beside a GPU cores but one, at most 16.",
         ),
     ] = None,
     export: Annotated[
