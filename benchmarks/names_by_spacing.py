@@ -62,7 +62,10 @@ def main() -> None:
     arguments = parser.parse_args()
     how = load_config(ROOT / "models" / "regkit-small.yaml").pairs
     network = NetworkFeatures(bundled_weights(), apart=True)
-    trunks = [draw_trunk(Dice.of(_SEED, 0, number)) for number in range(arguments.trunks)]
+    trunks = [
+        draw_trunk(Dice.of(_SEED, 0, number)).with_grain(Dice.of(_SEED, 2, number))
+        for number in range(arguments.trunks)
+    ]
     rows: list[dict[str, Any]] = []
     lines = ["| voxels mm | Dice | called nothing |", "|--:|--:|--:|"]
     for spacing in arguments.spacings:

@@ -53,7 +53,9 @@ def _named(
     two contrasts and fields of view that are whole; NaN of those that are never named."""
     extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
-    pair = cut_and_render([draw_trunk(Dice.of(10**6))], pairs, [Dice.of(10**6 + 3)], shape)
+    trunk = draw_trunk(Dice.of(10**6)).with_grain(Dice.of(10**6 + 1))
+    pair = cut_and_render([trunk], pairs, [Dice.of(10**6 + 5)], shape)
+    assert pair.seen.all()
     scores = []
     for image, structures in zip(pair.images, pair.structures):
         found = extract(image, told).argmax(0)

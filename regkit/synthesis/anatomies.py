@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.synthesis.appearance import Palette, random_palette
+from regkit.synthesis.appearance import Palette, draw_grain, random_palette
 from regkit.synthesis.ensemble import Stray
 from regkit.synthesis.noise import Dice
 
@@ -31,7 +31,12 @@ class Anatomy:
 
     labels: torch.Tensor
     grain: torch.Tensor | None = None
-    structures: npt.NDArray[np.uint8] | None = None
+    structures: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(256, np.uint8))
     palette: Callable[[Dice], Palette] = random_palette
     spacing: float | None = None
     strays: tuple[Stray, ...] = ()
+
+    def with_grain(self, dice: Dice) -> Anatomy:
+        """The same with a grain, on the device of the dice: it is ten times as large as all else."""
+        labels = self.labels.to(dice.device)
+        return replace(self, labels=labels, grain=draw_grain(tuple(labels.shape), dice))

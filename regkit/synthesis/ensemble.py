@@ -115,7 +115,9 @@ def draw_strays(
     endless = np.full(3, np.inf)
     strays = []
     for radius in _sizes(how.detail_radius, count, dice):
-        first, inside = _drawn(_draw(sources, dice), radius, np.zeros(3), (-endless, endless), how.bend, dice)
+        first, inside = _inside(
+            _draw(sources, dice), radius, np.zeros(3), (-endless, endless), how.bend, dice
+        )
         strays.append(inside.nonzero().cpu().numpy() + first)
     return tuple(strays)
 
@@ -133,8 +135,10 @@ def paste_strays(
     # Found on the host, as so many small steps would keep a GPU waiting.
     found, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     for v, (those, d) in enumerate(zip(strays, dice, strict=True)):
-        random, count = d.scalars, int(d.scalars.integers(most + 1)) if those else 0
-        which = random.integers(len(those), size=count) if count else ()
+        if not those:
+            continue
+        random, count = d.scalars, int(d.scalars.integers(most + 1))
+        which = random.integers(len(those), size=count)
         axes = random.permuted(np.tile(np.arange(3), (count, 1)), axis=1)
         signs = 1 - 2 * random.integers(2, size=(count, 3))
         middles = random.integers(shape, size=(count, 3))
@@ -145,7 +149,8 @@ def paste_strays(
             values.append(np.full(len(voxels), _LAST_LABEL - k, np.uint8))
     # Of several strays at one place the last one stays.
     at, last = np.unique(np.concatenate(found[::-1]), return_index=True)
-    labels.view(-1)[onto(labels.device, at)] = onto(labels.device, np.concatenate(values[::-1])[last])
+    latest = np.concatenate(values[::-1])[last]
+    labels.view(-1)[onto(labels.device, at, np.int64)] = onto(labels.device, latest, np.uint8)
 
 
 def _draw(sources: Sequence[tuple[Source, float]], dice: Dice) -> Shape:
@@ -185,7 +190,7 @@ def _paste(
     """Write a shape, randomly scaled, turned, sheared, reflected, bent and placed, into the label map."""
     size = np.array(labels.shape)
     centre = dice.scalars.uniform(0, size, 3)
-    first, inside = _drawn(shape, radius, centre, (np.zeros(3), size), bend, dice, rim)
+    first, inside = _inside(shape, radius, centre, (np.zeros(3), size), bend, dice, rim)
     if inside.numel():
         part = labels[tuple(slice(a, a + n) for a, n in zip(first.tolist(), inside.shape))]
         if rim:
@@ -193,7 +198,7 @@ def _paste(
         part.masked_fill_(inside, label)
 
 
-def _drawn(
+def _inside(
     shape: Shape,
     radius: float,
     centre: np.ndarray,

@@ -58,9 +58,9 @@ def normals(dice: Sequence[Dice], shape: Sequence[int]) -> torch.Tensor:
     return drawn
 
 
-def onto(device: torch.device, values: npt.ArrayLike) -> torch.Tensor:
+def onto(device: torch.device, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> torch.Tensor:
     """Numbers of the host on a device, which is not waited for."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype)).to(device, non_blocking=True)
 
 
 def smooth_noise(dice: Dice, channels: int, shape: Sequence[int], scale: float) -> torch.Tensor:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.appearance import draw_grain, looked_up, render
+from regkit.synthesis.appearance import looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
 from regkit.synthesis.noise import Dice, onto, smooth_noise
 from regkit.synthesis.sources import Source
@@ -157,10 +158,8 @@ class Synthesiser:
     def _anatomy(self, number: int) -> Anatomy:
         """One that is held, on the device, with a grain."""
         if number not in self._held:
-            drawn = self._anatomies(number)
-            # Its grain is drawn there, as it is ten times as large as the rest.
-            grain = draw_grain(drawn.labels.shape, Dice.of(self.seed, 4, number, device=self.device))
-            self._held[number] = replace(drawn, labels=drawn.labels.to(self.device), grain=grain)
+            dice = Dice.of(self.seed, 4, number, device=self.device)
+            self._held[number] = self._anatomies(number).with_grain(dice)
         return self._held[number]
 
 
@@ -171,7 +170,7 @@ def draw_anatomy(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int,
         anatomy = draw_trunk(dice)
     else:
         anatomy = Anatomy(draw_labels(how.ensembles, sources, dice))
-    # Enough that a network does not learn them by heart.
+    # No more than the pairs can show.
     count = how.strays * min(2 * how.reuse, _STRAYS)
     return replace(anatomy, strays=draw_strays(count, how.ensembles, sources, dice))
 
@@ -231,34 +230,22 @@ def cut_and_render(
     where = partner * _vectors(device, [cut.scale for cut in cuts])
     where += _vectors(device, [cut.origin for cut in cuts])  # of the second views, in the anatomies
     labels = torch.empty((count, 2, *shape), dtype=torch.uint8, device=device)
-    for views, *cells, anatomy in zip(
-        labels, _upright_cells(cuts, shape, device), _cells(cuts, where), anatomies
-    ):
-        for view, cell in zip(views, cells):
-            torch.index_select(anatomy.labels.view(-1), 0, cell.view(-1), out=view.view(-1))
+    cells = torch.stack([_upright_cells(cuts, shape, device), _cells(cuts, where)], dim=1)
+    for anatomy, theirs, found in zip(anatomies, cells, labels):
+        torch.index_select(anatomy.labels.view(-1), 0, theirs.view(-1), out=found.view(-1))
     labels = labels.flatten(0, 1)
-    twice = [v // 2 for v in range(2 * count)]
-    structures = torch.zeros_like(labels)
-    if any(anatomy.structures is not None for anatomy in anatomies):
-        none = np.zeros(256, np.uint8)
-        numbers = [none if anatomy.structures is None else anatomy.structures for anatomy in anatomies]
-        structures = looked_up([numbers[pair] for pair in twice], labels)
+    views = [(anatomy, d) for anatomy, d in zip(anatomies, dice) for _ in range(2)]
+    of_views = [d for _, d in views]
+    structures = looked_up([anatomy.structures for anatomy, _ in views], labels, np.uint8)
     if how.strays:
-        paste_strays(
-            labels, [anatomies[pair].strays for pair in twice], how.strays, [dice[pair] for pair in twice]
-        )
+        paste_strays(labels, [anatomy.strays for anatomy, _ in views], how.strays, of_views)
     grains = [
         None if anatomy.grain is None else partial(grain, anatomy.grain, cut, at)
         for cut, anatomy, at in zip(cuts, anatomies, where)
         for grain in (_upright_grain, _grain)
     ]
-    seen = render(
-        labels,
-        [dice[pair] for pair in twice],
-        [anatomies[pair].palette(dice[pair]) for pair in twice],
-        grains,
-    )
-    return Views(seen.images, labels, seen.seen, partner, structures)
+    rendering = render(labels, of_views, [anatomy.palette(d) for anatomy, d in views], grains)
+    return Views(rendering.images, labels, rendering.seen, partner, structures)
 
 
 def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) -> _Cut:
@@ -317,33 +304,29 @@ def _partner(cuts: Sequence[_Cut], how: Pairs, dice: Sequence[Dice], shape: tupl
     return where
 
 
-def _vectors(device: torch.device, values: Sequence[np.ndarray]) -> torch.Tensor:
+def _vectors(
+    device: torch.device, values: Sequence[np.ndarray], dtype: npt.DTypeLike = np.float32
+) -> torch.Tensor:
     """A vector for each pair, (N, 3, 1, 1, 1)."""
-    return onto(device, np.stack(values).astype(np.float32)).view(-1, 3, 1, 1, 1)
+    return onto(device, np.stack(values), dtype).view(-1, 3, 1, 1, 1)
 
 
 def _cells(cuts: Sequence[_Cut], where: torch.Tensor) -> torch.Tensor:
     """Elements (N, Z, Y, X) of the anatomies that are nearest to coordinates (N, 3, Z, Y, X) in them."""
     last = _vectors(where.device, [np.array(cut.extent) - 1 for cut in cuts])
     cells = torch.minimum(where.round().clamp_(min=0), last).int()
-    cells *= _vectors(where.device, [cut.strides for cut in cuts]).int()
+    cells *= _vectors(where.device, [cut.strides for cut in cuts], np.int32)
     return cells.sum(1, dtype=torch.int32)
 
 
 def _upright_cells(cuts: Sequence[_Cut], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The same of the first views, whose axes are the anatomies'."""
-    z, y, x = (
-        onto(
-            device,
-            np.stack(
-                [
-                    _along(cut, axis, n).round().clip(0, cut.extent[axis] - 1) * cut.strides[axis]
-                    for cut in cuts
-                ]
-            ).astype(np.int32),
-        )
-        for axis, n in zip((2, 1, 0), shape)
-    )
+
+    def cells(axis: int, n: int) -> torch.Tensor:
+        along = [_along(cut, axis, n).round().clip(0, cut.extent[axis] - 1) for cut in cuts]
+        return onto(device, [at * cut.strides[axis] for at, cut in zip(along, cuts)], np.int32)
+
+    z, y, x = (cells(axis, n) for axis, n in zip((2, 1, 0), shape))
     return z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
 
 
@@ -358,10 +341,8 @@ def _upright_grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch
     for axis, n in zip((1, 2, 3), where.shape[1:]):
         at = _along(cut, 3 - axis, n).clip(0, cut.extent[3 - axis] - 1)
         low = np.minimum(at.astype(np.int64), cut.extent[3 - axis] - 2)
-        share = onto(grain.device, (at - low).astype(np.float32)).view(
-            [-1 if k == axis else 1 for k in range(4)]
-        )
-        low_cells = onto(grain.device, low)
+        share = onto(grain.device, at - low).view([-1 if k == axis else 1 for k in range(4)])
+        low_cells = onto(grain.device, low, np.int64)
         grain = grain.index_select(axis, low_cells).lerp(grain.index_select(axis, low_cells + 1), share)
     return grain
 
@@ -369,5 +350,5 @@ def _upright_grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch
 def _grain(grain: torch.Tensor, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
     """Grain (C, Z, Y, X) at coordinates (3, Z, Y, X) in the anatomy, beyond its border as at the border."""
     grain = grain.permute(0, *(1 + axis for axis in cut.axes))
-    ratios = where.movedim(0, -1) * onto(grain.device, [2 / (n - 1) for n in cut.extent]).float() - 1
+    ratios = where.movedim(0, -1) * onto(grain.device, [2 / (n - 1) for n in cut.extent]) - 1
     return F.grid_sample(grain[None], ratios[None], padding_mode="border", align_corners=True)[0]
