@@ -65,7 +65,7 @@ class Batch:
 def collate(views: Views, stride: int) -> Batch:
     """A batch as the network takes it."""
     return Batch(
-        torch.stack([equalised(image) for image in views.images])[:, None],
+        equalised(views.images)[:, None],
         views.labels,
         F.avg_pool3d(views.seen[:, None].float(), stride)[:, 0] > 0.99,
         (F.avg_pool3d(views.partner, stride) - (stride - 1) / 2) / stride,
