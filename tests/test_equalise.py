@@ -17,6 +17,22 @@ def test_order_is_kept_and_a_change_of_contrast_hardly_matters(rng: np.random.Ge
     assert float((equalised(window) - found).abs().max()) < 0.02
 
 
+def test_ranks_are_those_between_the_quantiles(rng: np.random.Generator) -> None:
+    """Of each of several images, by numpy's quantiles and interpolation; the spread out one has no tie."""
+    images = rng.beta(2, 9, (3, 20, 21, 22)).astype(np.float32)
+    images[1, :12] = 0
+    images[2] = 0.3 + 0.01 * images[2]  # knots close to the least distance
+    found = equalised(torch.from_numpy(images)).numpy()
+    for image, ranks in zip(images, found):
+        middle = image[(image > 0.01) & (image < 0.99)]
+        ramp = np.arange(65) * 1e-4
+        knots = np.maximum.accumulate(np.quantile(middle, np.linspace(0, 1, 65)) - ramp) + ramp
+        expected = np.interp(image, knots, np.linspace(0.05, 0.95, 65))
+        expected[image <= 0.01], expected[image >= 0.99] = 0, 1
+        np.testing.assert_allclose(ranks, expected, atol=5e-5)
+    assert np.array_equal(equalised(torch.from_numpy(images[1])).numpy(), found[1])
+
+
 def test_as_many_voxels_in_every_range(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.beta(2, 9, (20, 20, 20)).astype(np.float32)).clamp(0.011, 0.98)
     counts = torch.histc(equalised(image), 9, 0.05, 0.95)

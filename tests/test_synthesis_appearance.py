@@ -301,7 +301,7 @@ def _seen(grain: torch.Tensor, labels: torch.Tensor, seed: int, kind: type[Dice]
 def test_grain_shows_in_each_label_as_strongly_as_chance_has_it() -> None:
     labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
     labels[:, :, 12:] = 1
-    grain = draw_grain(tuple(labels.shape), Dice.of(0))
+    grain = draw_grain(tuple(labels.shape), Dice.of(0)).volume
     assert grain.shape == (2, 24, 24, 24)
     assert grain[0].diff(dim=2).std() > grain[1].diff(dim=2).std()  # the first is finer
     ratios = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from regkit.synthesis.noise import Dice, _spline, smooth_noise
+from regkit.synthesis.noise import Dice, _spline, smooth_noise, splined, splined_at
 
 
 def _numbers(dice: Dice) -> tuple[list[float], torch.Tensor]:
@@ -71,6 +71,15 @@ def test_smooth_noise_is_the_tensor_product_of_its_splines() -> None:
     noise = Dice.of(8).normal(2, *sizes).double()
     expected = torch.einsum("czyx,az,by,dx->cabd", noise, *matrices)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_splines_at_places_are_those_of_a_finer_grid() -> None:
+    values = Dice.of(9).normal(2, 5, 7, 9)
+    fine = splined(values, (21, 31, 41))
+    steps = (slice(3, None, 4), slice(None, None, 5), slice(1, 38, 6))
+    places = [np.linspace(0, 1, n)[step].astype(np.float32) for n, step in zip((21, 31, 41), steps)]
+    found = splined_at(values, places)
+    torch.testing.assert_close(found, fine[(slice(None), *steps)], rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("scale", [2.0, 5.0, 16.0, 40.0])

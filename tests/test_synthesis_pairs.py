@@ -353,11 +353,11 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(pairs, "render", render)
     labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)
-    grain = torch.randn(2, *labels.shape)
+    anatomy = Anatomy(labels).with_grain(Dice.of(50))
     # Whole voxels, where no interpolation is needed.
     how = replace(HOW, turn=0.0, stretch=0.0, bend=0.0)
     for seed in range(20):
-        partner = _cut(Anatomy(labels, grain), how, Dice.of(seed)).partner[0]
+        partner = _cut(anatomy, how, Dice.of(seed)).partner[0]
         first, second = shown[-2:]
         x, y, z = partner.round().long()
         inside = ((partner > -0.5) & (partner < N - 0.5)).all(0)

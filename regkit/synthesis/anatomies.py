@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.synthesis.appearance import Palette, draw_grain, random_palette
+from regkit.synthesis.appearance import Grain, Palette, draw_grain, random_palette
 from regkit.synthesis.ensemble import Stray
 from regkit.synthesis.noise import Dice
 
@@ -20,7 +20,7 @@ class Anatomy:
 
     Args:
         labels: (Z, Y, X) uint8.
-        grain: (2, Z, Y, X) fine structure of it (:func:`regkit.synthesis.appearance.draw_grain`), if any.
+        grain: fine structure of it, if any.
         structures: (256,) uint8, for each label the number of the structure that it is part of, 0 if of none;
             by default they are parts of none.
         palette: draws the mean and deviation of every label in one image.
@@ -30,7 +30,7 @@ class Anatomy:
     """
 
     labels: torch.Tensor
-    grain: torch.Tensor | None = None
+    grain: Grain | None = None
     structures: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(256, np.uint8))
     palette: Callable[[Dice], Palette] = random_palette
     spacing: float | None = None

@@ -51,14 +51,28 @@ class Rendering:
     seen: torch.Tensor
 
 
-def draw_grain(shape: tuple[int, ...], dice: Dice) -> torch.Tensor:
-    """Fine structure of an anatomy, (2, Z, Y, X): finer and coarser smooth noise.
+@dataclass(frozen=True)
+class Grain:
+    """Fine structure of an anatomy: finer and coarser smooth noise.
 
     Two images of one patient share far more than the outlines of organs: lobules, fibres, small vessels,
     strands of fat. Where nothing but outlines is shared, a network learns to look past all that is fine.
+
+    Args:
+        knots: the finer and the coarser as splines, (1, kz, ky, kx) each, which an upright grid is quickly
+            evaluated from.
+        volume: (2, Z, Y, X) both at the voxels of the anatomy, for any other grid.
     """
+
+    knots: tuple[torch.Tensor, ...]
+    volume: torch.Tensor
+
+
+def draw_grain(shape: tuple[int, ...], dice: Dice) -> Grain:
+    """The grain of an anatomy of a shape (Z, Y, X), on the device of the dice."""
     scales = dice.uniform(2, 4), dice.uniform(4, 10)
-    return torch.cat([smooth_noise(dice, 1, shape, scale) for scale in scales])
+    values = tuple(dice.normal(1, *knots(shape, scale)) for scale in scales)
+    return Grain(values, torch.cat([splined(of_scale, shape) for of_scale in values]))
 
 
 def render(

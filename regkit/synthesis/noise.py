@@ -74,20 +74,33 @@ def knots(shape: Sequence[int], scale: float) -> tuple[int, ...]:
 
 
 def splined(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Cubic B-splines (C, Z, Y, X) of values at knots, (C, kz, ky, kx).
+    """Cubic B-splines (C, Z, Y, X) of values at knots, (C, kz, ky, kx), from border to border."""
+    return _product(values, [_spline(n, k - 2, values.device) for n, k in zip(shape, values.shape[1:])])
 
-    One small matrix per axis: several times faster than general interpolation.
-    """
-    for n, k in zip(shape, values.shape[1:]):  # each product takes the first axis left and puts it last
-        values = torch.tensordot(values, _spline(n, k - 2, values.device), dims=([1], [1]))
+
+def splined_at(values: torch.Tensor, places: Sequence[npt.NDArray[np.float32]]) -> torch.Tensor:
+    """The same at places along each axis, from 0 at one border to 1 at the other."""
+    matrices = [_weights(at * (k - 3), k - 2) for at, k in zip(places, values.shape[1:])]
+    return _product(values, [onto(values.device, matrix) for matrix in matrices])
+
+
+def _product(values: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One small matrix per axis: several times faster than general interpolation."""
+    for matrix in matrices:  # each takes the first axis left and puts it last
+        values = torch.tensordot(values, matrix, dims=([1], [1]))
     return values
 
 
 @lru_cache(maxsize=512)
 def _spline(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
-    """Values (n, knots + 2) of the cubic B-splines, scaled so that normal knots give a deviation near 1."""
-    at = torch.linspace(0, knots - 1, n).clamp_max(knots - 1 - 1e-4)
-    distance = (at[:, None] + 1 - torch.arange(knots + 2)).abs()
+    return onto(device, _weights(np.linspace(0, knots - 1, n), knots))
+
+
+def _weights(at: np.ndarray, knots: int) -> np.ndarray:
+    """Values (n, knots + 2) of the cubic B-splines at places (n,) from 0 to knots - 1, scaled so that normal
+    knots give a deviation near 1.
+    """
+    distance = np.abs(at.clip(max=knots - 1 - 1e-4)[:, None] + 1 - np.arange(knots + 2, dtype=np.float32))
     near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance).clamp_min(0) ** 3 / 6
-    return (torch.where(distance < 1, near, far) * 1.44).to(device)
+    far = (2 - distance).clip(0) ** 3 / 6
+    return np.where(distance < 1, near, far) * 1.44

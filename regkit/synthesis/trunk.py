@@ -59,11 +59,14 @@ def draw_trunk(dice: Dice) -> Anatomy:
         _lay_arms(coordinates, tissues, structures, dice)
     if dice.chance(0.5):
         _lay_on_couch(tissues, structures, dice)
-    found, labels = np.unique(tissues.astype(np.uint16) << 8 | structures, return_inverse=True)
+    codes = tissues.astype(np.uint16) << 8 | structures
+    found = np.flatnonzero(np.bincount(codes.ravel(), minlength=2**16))
+    label_of = np.zeros(2**16, np.uint8)
+    label_of[found] = np.arange(len(found))
     kinds = np.zeros(256, np.int64)
     numbers = np.zeros(256, np.uint8)
     kinds[: len(found)], numbers[: len(found)] = found >> 8, found & 255
-    volume = torch.from_numpy(labels.reshape(_SHAPE).astype(np.uint8))
+    volume = torch.from_numpy(label_of[codes])
     palette = partial(_palette, kinds, len(found))
     return Anatomy(volume, None, numbers, palette, _SPACING)
 
