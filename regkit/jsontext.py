@@ -9,14 +9,15 @@ from typing import Any
 
 def to_json(value: Any) -> str:
     """The value as indented JSON, with null for NaN and the infinities, which JSON does not have."""
-    return json.dumps(_without_nan(value), indent=2, allow_nan=False)
+    return json.dumps(without_nan(value), indent=2, allow_nan=False)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The value with null in the place of NaN and the infinities."""
     if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

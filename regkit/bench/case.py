@@ -1,0 +1,114 @@
+"""A registration to be done and measured: the files of both sides, and what they are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Side:
+    """The files of one image.
+
+    Args:
+        image: the image.
+        labels: its label map, on its grid; used for measuring alone.
+        mask: where it counts, for the methods that can use it; the official smoothness of Learn2Reg is
+            measured inside the fixed one.
+    """
+
+    image: Path
+    labels: Path | None = None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registration of a data set.
+
+    Args:
+        name: of the pair, such as "0001"; with the direction it is unique within its data set.
+        direction: which side is fixed, such as "mr2ct" (the MR moves onto the CT).
+        fixed, moving: the files.
+        labels: label -> name, those that are scored; empty if there are none.
+        landmarks: CSV with columns fx,fy,fz,mx,my,mz, LPS mm, or None.
+        exchanged: whether the columns m of the landmarks are those of the fixed image.
+    """
+
+    name: str
+    direction: str
+    fixed: Side
+    moving: Side
+    labels: dict[int, str]
+    landmarks: Path | None = None
+    exchanged: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As :meth:`from_dict` takes it, ready for JSON."""
+        found = asdict(self)
+        for side in ("fixed", "moving"):
+            found[side] = {k: None if v is None else str(v) for k, v in found[side].items()}
+        found["labels"] = {str(k): v for k, v in self.labels.items()}
+        found["landmarks"] = None if self.landmarks is None else str(self.landmarks)
+        return found
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Case:
+        sides = {
+            side: Side(**{k: None if v is None else Path(v) for k, v in values[side].items()})
+            for side in ("fixed", "moving")
+        }
+        return cls(
+            values["name"],
+            values["direction"],
+            sides["fixed"],
+            sides["moving"],
+            {int(k): v for k, v in values["labels"].items()},
+            None if values["landmarks"] is None else Path(values["landmarks"]),
+            values["exchanged"],
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which cases of a data set are wanted.
+
+    Args:
+        data: the folder of the data set as it was downloaded; None if the data set makes its own.
+        pairs: names of pairs, or of groups of them that the data set knows; empty for its default.
+        directions: of those the data set has; empty for its default.
+        scratch: an existing folder for what has to be made first, such as volumes on coarser voxels; it is
+            kept for the next run with the same results folder.
+        pairing: a file that says which subjects are paired, where the data set leaves that open.
+    """
+
+    data: Path | None
+    pairs: Sequence[str]
+    directions: Sequence[str]
+    scratch: Path
+    pairing: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that can be benchmarked.
+
+    Args:
+        name: as on the command line.
+        title: one line.
+        source: where the data are to be had, for messages.
+        directions: all there are, the default ones first.
+        default_directions: how many of them are done if none is asked for.
+        cases: all that were asked for, after a check of every file.
+        note: what a reader of its tables has to know, Markdown.
+    """
+
+    name: str
+    title: str
+    source: str
+    directions: tuple[str, ...]
+    default_directions: int
+    cases: Callable[[Request], list[Case]]
+    note: str = ""
