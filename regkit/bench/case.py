@@ -56,19 +56,23 @@ class Case:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Case:
-        sides = {
-            side: Side(**{k: None if v is None else Path(v) for k, v in values[side].items()})
-            for side in ("fixed", "moving")
-        }
+        fixed, moving = (
+            Side(Path(side["image"]), _path(side["labels"]), _path(side["mask"]))
+            for side in (values["fixed"], values["moving"])
+        )
         return cls(
             values["name"],
             values["direction"],
-            sides["fixed"],
-            sides["moving"],
+            fixed,
+            moving,
             {int(k): v for k, v in values["labels"].items()},
-            None if values["landmarks"] is None else Path(values["landmarks"]),
+            _path(values["landmarks"]),
             values["exchanged"],
         )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The results of a benchmark: ``run.json`` says what was run and how, ``results.jsonl`` has a row for each run.
+"""The results of a benchmark: ``run.json`` says what was run and how, ``results.jsonl`` has a row for each.
 
 A row, of one case and one method, has these keys; what could not be measured is absent or null:
 
