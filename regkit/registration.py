@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -249,7 +249,7 @@ class _Stages:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds[stage] = time.perf_counter() - start
-        self.memory[stage] = _peak_mb()
+        self.memory[stage] = peak_mb()
         self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
 
@@ -265,7 +265,11 @@ class _Stages:
         return step
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The most memory that this process has held so far, MB; NaN where the system does not tell."""
+    # The account of resources, which is the same elsewhere, counts from the peak of the parent process.
+    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as stream:
+        return int(next(line for line in stream if line.startswith("VmHWM")).split()[1]) / 2**10
     try:
         import resource
     except ImportError:  # Windows has no such account

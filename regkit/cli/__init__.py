@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from regkit import __version__
-from regkit.cli import demo, evaluate, features, info, pretrain, register, synthesize, warps
+from regkit.cli import bench, demo, evaluate, features, info, pretrain, register, synthesize, warps
 from regkit.cli.console import Commands
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("demo")(demo.command)
 app.command("features", no_args_is_help=True)(features.command)
 app.command("synthesize", no_args_is_help=True)(synthesize.command)
 app.command("pretrain", no_args_is_help=True)(pretrain.command)
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,87 @@
+"""The methods by name: regkit's own, the peers that are installed, and commands given as a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regkit import __version__
+from regkit.bench.external import External
+from regkit.bench.method import Inputs, Method, Outcome
+from regkit.bench.peers import PEERS
+from regkit.errors import RegkitError
+
+
+@dataclass(frozen=True)
+class Regkit:
+    """regkit with some settings.
+
+    Args:
+        name: as on the command line.
+        note: see :class:`regkit.bench.method.Method`.
+        preset, features: as of :func:`regkit.register`.
+    """
+
+    name: str
+    note: str
+    preset: str = "default"
+    features: str | None = None
+
+    def missing(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return f"regkit {__version__}"
+
+    def register(self, inputs: Inputs) -> Outcome:
+        import regkit
+        from regkit.features import DEFAULT
+
+        case = inputs.case
+        result = regkit.register(
+            case.fixed.image,
+            case.moving.image,
+            fixed_mask=case.fixed.mask,
+            moving_mask=case.moving.mask,
+            init="auto" if inputs.start is None else inputs.start,
+            features=self.features or DEFAULT,
+            preset=self.preset,
+            device=inputs.device,
+            threads=inputs.threads,
+            seed=inputs.seed,
+        )
+        seconds = {stage: value for stage, value in result.timings.items() if stage != "total"}
+        settings: dict[str, Any] = {
+            k: v for k, v in result.settings.items() if k not in ("fixed", "moving", "init")
+        }
+        return Outcome(result.warp, seconds, settings)
+
+
+_OWN = (
+    Regkit("regkit", "as it comes: searches for its start, MIND and the bundled network"),
+    Regkit("regkit-fast", "--preset fast", preset="fast"),
+    Regkit("mind", "regkit's solver on MIND-SSC alone", features="mind"),
+    Regkit("network", "regkit's solver on the bundled network alone", features="network"),
+    Regkit("linear", "regkit's rigid and affine stages alone", preset="linear"),
+)
+METHODS: dict[str, Method] = {method.name: method for method in (*_OWN, *PEERS.values())}
+
+
+def methods(words: Sequence[str]) -> dict[str, Method]:
+    """The methods of some words, in their order: names, and NAME=COMMAND for any other.
+
+    Raises:
+        RegkitError: if a name is unknown, given twice, or a command is malformed.
+    """
+    found: dict[str, Method] = {}
+    for word in words:
+        if "=" not in word and word not in METHODS:
+            raise RegkitError(
+                f"no method named '{word}'; there is: {', '.join(METHODS)}, and NAME=COMMAND for any other"
+            )
+        method = External.parse(word) if "=" in word else METHODS[word]
+        if method.name in [other.name for other in found.values()] or method.name in METHODS.keys() - {word}:
+            raise RegkitError(f"two methods are named '{method.name}'; give one of them another name")
+        found[word] = method
+    return found

@@ -1,0 +1,94 @@
+"""One run in a process of its own: ``python -m regkit.bench.worker JOB``.
+
+So its peak memory and its threads are its own, and whatever a method does to its process (an abort of C++
+code, running out of memory) costs one row. JOB is a JSON file that the runner wrote; what came of it is
+written beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from regkit.atomic import atomic_path
+from regkit.bench.case import Case
+from regkit.bench.method import Inputs
+from regkit.errors import RegkitError
+from regkit.jsontext import to_json
+
+
+def main() -> None:
+    """Do the job, and write ``result`` or what went wrong."""
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        found = _start(job) if job["method"] is None else _register(job)
+    except Exception as error:
+        if not isinstance(error, RegkitError):
+            traceback.print_exc()  # for whoever looks for a bug in what the runner keeps of stderr
+        name = "" if isinstance(error, RegkitError) else f"{type(error).__name__}: "
+        found = {"status": "failed", "error": f"{name}{error}".strip()}
+    with atomic_path(job["result"]) as temporary:
+        temporary.write_text(to_json(found) + "\n", encoding="utf-8")
+
+
+def _start(job: dict[str, Any]) -> dict[str, Any]:
+    """The linear start that all methods are given."""
+    import regkit
+    from regkit.formats import write_linear
+
+    case = Case.from_dict(job["case"])
+    result = regkit.register(
+        case.fixed.image,
+        case.moving.image,
+        fixed_mask=case.fixed.mask,
+        moving_mask=case.moving.mask,
+        preset="linear",
+        device=job["device"],
+        threads=job["threads"],
+        seed=job["seed"],
+    )
+    write_linear(result.linear, job["start"])
+    return {"status": "ok"}
+
+
+def _register(job: dict[str, Any]) -> dict[str, Any]:
+    from regkit.bench.methods import methods
+    from regkit.formats import read_linear, write_warp
+    from regkit.registration import peak_mb
+
+    (method,) = methods([job["method"]]).values()
+    case = Case.from_dict(job["case"])
+    start = None if job["start"] is None else read_linear(job["start"])
+    inputs = Inputs(case, start, job["threads"], job["device"], job["seed"], Path(job["folder"]))
+    outcome = method.register(inputs)
+    row: dict[str, Any] = {
+        "status": "ok",
+        "seconds": outcome.seconds | {"total": sum(outcome.seconds.values())},
+        "peak_mb": max(peak_mb(), _peak_of_commands()),
+        "settings": outcome.settings,
+    }
+    if job["warp"] is not None:
+        write_warp(outcome.warp, job["warp"], job["warp_format"])
+    if job["measure"]:
+        from regkit.bench.measure import measure
+
+        row |= measure(case, outcome.warp)
+    return row
+
+
+def _peak_of_commands() -> float:
+    """The most memory that one of the commands held that this process has run, MB; 0 where none is known."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""``regkit bench``: data sets of pairs, several methods, one table."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli.console import print_table, progress, warn
+from regkit.cli.options import Quiet
+from regkit.errors import RegkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Benchmarks: Learn2Reg AbdomenMRCT, MM-WHS, folders of pairs; regkit and its peers side by side.",
+)
+
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, show_default=False, help="CPU threads of each run. Default: all, shared by --jobs."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that know a GPU.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of what methods draw at random.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one, and seconds mean little.")]
+
+
+@app.command("run", no_args_is_help=True)
+def run(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET", show_default=False, help="l2r-abdomen, mmwhs, open-pairs or phantom."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder of the results."),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", show_default=False, help="The data set, unpacked as it was downloaded."
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="regkit",
+            help="A method of 'regkit bench list', or NAME=COMMAND for any program, with {fixed} {moving} "
+            "{warp} and others in the command. May be given several times.",
+        ),
+    ] = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="mr2ct (the MR moves onto the CT) or ct2mr; given or exchanged. Default: as in the paper. "
+            "May be given several times.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Pairs, or a group such as val. Default: all. Repeatable.",
+        ),
+    ] = None,
+    pairing: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON", show_default=False, help="Of mmwhs: which subjects are paired, in place of ours."
+        ),
+    ] = None,
+    start: Annotated[
+        Literal["own", "linear"],
+        typer.Option(
+            help="own: each method begins as it does by itself. linear: all begin from the linear start that "
+            "regkit finds, whose time does not count."
+        ),
+    ] = "own",
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The method to compare with. Default: mind, or the first.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Register the pairs of a data set by several methods, measure all alike, and write the tables.
+
+    FOLDER gets results.jsonl (a line for each run, written when it ends), results.csv, report.md and
+    dice.png. A method that fails is a row; one that is not installed is left out, with the reason.
+    """
+    from regkit.bench.case import Request
+    from regkit.bench.datasets import dataset as named
+    from regkit.bench.methods import methods
+    from regkit.bench.rows import write_run
+    from regkit.bench.runner import Options, plan_results, run_cases, scratch
+
+    chosen = methods(method or ["regkit"])
+    benchmark = named(dataset)
+    options = Options(start, threads or max(1, (os.cpu_count() or 1) // jobs), device, seed)
+    names = [name for given in pairs or [] for name in given.split(",")]
+    asked = {"pairs": names, "directions": direction or [], "jobs": [str(jobs)]}
+    planned, done = plan_results(output, dataset, options, chosen, asked, _command(), resume)
+    for name, reason in planned["skipped"].items():
+        warn(f"{name} is left out: {reason}")
+    with progress(quiet) as report:
+        with scratch(output) as place:
+            cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
+        output.mkdir(parents=True, exist_ok=True)
+        write_run(output, planned)
+        failed = run_cases(output, dataset, cases, chosen, options, done, jobs, report)
+    _print_report(output, None, baseline, quiet)
+    if failed:
+        warn(f"{failed} runs failed; '{output / 'report.md'}' says why")
+
+
+@app.command("report", no_args_is_help=True)
+def report(
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="Of bench run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", show_default=False, help="Where to write. Default: FOLDER."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The method to compare with. Default: mind, or the first.",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the tables and the box plot of results again, of finished and unfinished runs alike."""
+    _print_report(results, output, baseline, quiet)
+
+
+@app.command("submit", no_args_is_help=True)
+def submit(
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", show_default=False, help="Learn2Reg AbdomenMRCT as it was downloaded."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Of the fields.")
+    ],
+    split: Annotated[
+        Literal["val", "test", "train"], typer.Option(help="Which pairs of the challenge.")
+    ] = "val",
+    method: Annotated[str, typer.Option(metavar="NAME", help="As of bench run.")] = "regkit",
+    format: Annotated[
+        Literal["npz", "nii.gz"], typer.Option(help="Both are what the evaluation takes.")
+    ] = "npz",
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the fields that are there, and make the others.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the fields that the official evaluation of Learn2Reg AbdomenMRCT takes: disp_FFFF_MMMM.
+
+    Its direction is fixed: the CT moves onto the MR.
+    """
+    from regkit.bench import submission
+    from regkit.bench.learn2reg import submission_cases
+    from regkit.bench.methods import methods
+    from regkit.bench.runner import Options
+
+    (chosen,) = methods([method]).values()
+    if reason := chosen.missing():
+        raise RegkitError(f"{chosen.name}: {reason}")
+    cases = submission_cases(data, split)
+    options = Options("own", threads or max(1, (os.cpu_count() or 1) // jobs), device, seed)
+    with progress(quiet) as told:
+        files = submission.submit(cases, output, method, options, format, resume, jobs, told)
+    if not quiet:
+        for path in files:
+            typer.echo(f"wrote {path}")
+
+
+@app.command("imitate", no_args_is_help=True)
+def imitate(
+    dataset: Annotated[
+        Literal["l2r-abdomen", "mmwhs"], typer.Argument(metavar="DATASET", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new folder.")],
+    count: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Pairs or subjects. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Lay out made-up volumes exactly as a data set's archive has its own, to rehearse a benchmark.
+
+    What is measured on them says nothing about patients.
+    """
+    from regkit.bench.imitation import imitate as lay_out
+
+    lay_out(dataset, folder, count, seed)
+    if not quiet:
+        typer.echo(f"wrote {folder}")
+
+
+@app.command("list")
+def names() -> None:
+    """List the data sets and the methods, and which of them can be run here."""
+    from regkit.bench.datasets import DATASETS
+    from regkit.bench.methods import METHODS
+
+    print_table(
+        ("data set", "directions", "what it is"),
+        [(d.name, ", ".join(d.directions), f"{d.title}. {d.source}") for d in DATASETS.values()],
+    )
+    typer.echo("")
+    rows = [(m.name, m.missing() or m.version(), m.note) for m in METHODS.values()]
+    print_table(("method", "here", "what it is given"), rows)
+
+
+def _print_report(results: Path, output: Path | None, baseline: str | None, quiet: bool) -> None:
+    from regkit.bench.report import compact, report
+    from regkit.bench.rows import read_rows
+
+    path = report(results, output, baseline)
+    if not quiet:
+        print_table(*compact(read_rows(results), baseline))
+        typer.echo(f"wrote {path}")
+
+
+def _command() -> str:
+    """What was typed, to be kept with the results."""
+    return shlex.join(["regkit", *sys.argv[1:]])
