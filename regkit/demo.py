@@ -74,7 +74,7 @@ def run_demo(
     report = progress or (lambda stage, done: None)
     report("phantom", 0.0)
     phantom = torso(seed)
-    _write_phantom(phantom, files)
+    write_phantom(phantom, files)
 
     result = register(
         files["fixed"],
@@ -105,7 +105,15 @@ def run_demo(
     return demo
 
 
-def _write_phantom(phantom: Phantom, files: dict[str, Path]) -> None:
+def write_phantom(phantom: Phantom, files: dict[str, Path]) -> None:
+    """Write a phantom's images, label maps, names of labels and landmarks.
+
+    Args:
+        files: where to, by the keys of :data:`FILES`.
+
+    Raises:
+        RegkitError: if one cannot be written.
+    """
     for name in ("fixed", "moving", "fixed_labels", "moving_labels"):
         save_image(getattr(phantom, name).to_sitk(), files[name])
     with atomic_path(files["label_names"]) as temporary:

@@ -46,12 +46,12 @@ class Case:
     exchanged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As :meth:`from_dict` takes it, ready for JSON."""
+        """As :meth:`from_dict` takes it, ready for JSON; paths are absolute."""
         found = asdict(self)
         for side in ("fixed", "moving"):
-            found[side] = {k: None if v is None else str(v) for k, v in found[side].items()}
-        found["labels"] = {str(k): v for k, v in self.labels.items()}
-        found["landmarks"] = None if self.landmarks is None else str(self.landmarks)
+            found[side] = {what: _text(path) for what, path in found[side].items()}
+        found["labels"] = {str(label): name for label, name in self.labels.items()}
+        found["landmarks"] = _text(self.landmarks)
         return found
 
     @classmethod
@@ -73,6 +73,10 @@ class Case:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 @dataclass(frozen=True)

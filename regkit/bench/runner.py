@@ -28,6 +28,7 @@ from regkit.bench.rows import RUN, Key, Row, append_row, key, read_rows, read_ru
 from regkit.errors import RegkitError
 
 SCRATCH = "data"
+_ROOT = Path(__file__).resolve().parents[2]
 _ERROR_LINES = 3  # of what a process that died said last
 
 
@@ -145,10 +146,9 @@ def versions() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that this is, with a mark if its code differs; None for an installed one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (_ROOT / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    git = ["git", "-C", str(_ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "regkit", "models"])
@@ -292,8 +292,8 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> R
         task = {
             "case": job.case.to_dict(),
             "method": job.method,
-            "start": None if job.start is None else str(job.start),
-            "warp": None if job.warp is None else str(job.warp),
+            "start": None if job.start is None else str(job.start.absolute()),
+            "warp": None if job.warp is None else str(job.warp.absolute()),
             "warp_format": job.warp_format,
             "measure": job.measure,
             "threads": options.threads,
@@ -309,7 +309,8 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> R
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env=os.environ | _threads(options.threads),
+                cwd=scratch,  # some libraries leave files where they are run
+                env=_environment(options.threads),
             )
             running.add(process)
             try:
@@ -322,10 +323,14 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> R
         return {"status": "failed", "error": _died(code, errors)}
 
 
-def _threads(count: int) -> dict[str, str]:
-    """What tells the libraries of the methods how many threads to use; they read it when they start."""
+def _environment(threads: int) -> dict[str, str]:
+    """With what tells the libraries of the methods how many threads to use, which they read when they start;
+    and with this regkit first among the places that Python imports from.
+    """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys((*names, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), str(count))
+    counts = dict.fromkeys((*names, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), str(threads))
+    places = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | counts | {"PYTHONPATH": os.pathsep.join(places)}
 
 
 def _died(code: int, errors: Path) -> str:

@@ -1,0 +1,22 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from regkit.bench import learn2reg, mmwhs, openpairs, phantoms
+from regkit.bench.case import Dataset
+from regkit.errors import RegkitError
+
+DATASETS: dict[str, Dataset] = {
+    module.DATASET.name: module.DATASET for module in (learn2reg, mmwhs, openpairs, phantoms)
+}
+
+
+def dataset(name: str) -> Dataset:
+    """The data set of a name.
+
+    Raises:
+        RegkitError: if there is none.
+    """
+    if name not in DATASETS:
+        raise RegkitError(f"no data set named '{name}'; there is: {', '.join(DATASETS)}")
+    return DATASETS[name]

@@ -1,0 +1,134 @@
+"""Pairs of one's own: a folder with a folder for each pair, described by its ``manifest.json``.
+
+For example, with paths relative to the manifest::
+
+    {
+      "fixed": "mr.nii.gz",
+      "moving": "ct.nii.gz",
+      "fixed_labels": "mr_labels.nii.gz",
+      "moving_labels": "ct_labels.nii.gz",
+      "labels": {"1": "liver", "2": "spleen"},
+      "landmarks": null,
+      "fixed_mask": null,
+      "moving_mask": null
+    }
+
+All but the masks must be there. Label maps lie on the voxels of their image, numbered alike on both sides;
+``labels`` says which are scored. ``landmarks`` is a CSV with columns fx,fy,fz,mx,my,mz, LPS mm. Where there
+are landmarks, both label maps may be null and ``labels`` empty. Other keys, such as where the data are from,
+are for the reader. A pair is named by its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from regkit.bench.case import Case, Dataset, Request, Side
+from regkit.bench.wanted import check_labelled, chosen, data_folder, read_object
+from regkit.errors import RegkitError
+from regkit.images import load_grid, load_labels, load_mask
+from regkit.points import read_pairs
+
+MANIFEST = "manifest.json"
+DIRECTIONS = ("given", "exchanged")
+_FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "landmarks", "fixed_mask", "moving_mask")
+_REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels", "labels", "landmarks")
+_SOURCE = "your own images, described as in the documentation of regkit.bench.openpairs"
+
+
+def _cases(request: Request) -> list[Case]:
+    return load_pairs(data_folder(request, "open-pairs", _SOURCE), request, default_directions=2)
+
+
+def load_pairs(data: Path, request: Request, default_directions: int) -> list[Case]:
+    """The cases of a folder of pairs, after a check of every file.
+
+    Args:
+        data: the folder; that of the request is not looked at.
+
+    Raises:
+        RegkitError: if there is no pair, one asked for is unknown, or a manifest or a file cannot be used.
+    """
+    directions = chosen(request.directions, DIRECTIONS, default_directions, "direction")
+    known = sorted(path.parent.name for path in data.glob(f"[!.]*/{MANIFEST}"))
+    if not known:
+        where = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
+        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {where}")
+    found = []
+    for name in chosen(request.pairs, known, len(known), f"pair in '{data}' named"):
+        given = _read(data / name)
+        found += [given if direction == "given" else _exchanged(given) for direction in directions]
+    return found
+
+
+def _exchanged(case: Case) -> Case:
+    return Case(case.name, "exchanged", case.moving, case.fixed, case.labels, case.landmarks, exchanged=True)
+
+
+def _read(folder: Path) -> Case:
+    path = folder / MANIFEST
+    manifest = read_object(path, "manifest")
+    missing = [key for key in _REQUIRED if key not in manifest]
+    if missing:
+        raise RegkitError(f"manifest '{path}' lacks {', '.join(missing)}; null says that there is none")
+    files: dict[str, Path | None] = {}
+    for key in _FILES:
+        value = manifest.get(key)
+        if not (isinstance(value, str) and value) and (value is not None or key in ("fixed", "moving")):
+            raise RegkitError(f"manifest '{path}': '{key}' must be the name of a file, not {value!r}")
+        files[key] = None if value is None else folder / value
+        if value is not None and not (folder / value).is_file():
+            raise RegkitError(f"manifest '{path}': its {key}, '{folder / value}', does not exist")
+    labels = _labels(manifest["labels"], path)
+    if (files["fixed_labels"] is None) != (files["moving_labels"] is None):
+        raise RegkitError(f"manifest '{path}' has a label map of one side; give both or null for both")
+    if not labels and files["fixed_labels"]:
+        raise RegkitError(f"manifest '{path}' has label maps but no labels; name those that are scored")
+    if labels and not files["fixed_labels"]:
+        raise RegkitError(f"manifest '{path}' names labels but no label maps; give both maps or no labels")
+    if not labels and not files["landmarks"]:
+        raise RegkitError(f"manifest '{path}' has neither labels nor landmarks: nothing could be measured")
+    sides = []
+    for role in ("fixed", "moving"):
+        image = files[role]
+        assert image is not None
+        sides.append(Side(image, files[f"{role}_labels"], files[f"{role}_mask"]))
+        _check(sides[-1], role, labels)
+    if files["landmarks"]:
+        read_pairs(files["landmarks"])
+    return Case(folder.name, "given", sides[0], sides[1], labels, files["landmarks"])
+
+
+def _labels(value: Any, path: Path) -> dict[int, str]:
+    labels = {}
+    for label, name in value.items() if isinstance(value, dict) else [(None, None)]:
+        if not (isinstance(label, str) and label.isdecimal() and int(label) and isinstance(name, str)):
+            raise RegkitError(
+                f"manifest '{path}': 'labels' must be an object of labels above 0 and their names, such as "
+                '{"1": "liver"}'
+            )
+        labels[int(label)] = name
+    return labels
+
+
+def _check(side: Side, role: str, labels: dict[int, str]) -> None:
+    grid = load_grid(side.image, f"{role} image")
+    if side.labels:
+        check_labelled(load_labels(side.labels, f"{role} labels", grid), side.labels, labels)
+    if side.mask:
+        load_mask(side.mask, f"{role} mask", grid)
+
+
+DATASET = Dataset(
+    name="open-pairs",
+    title="pairs of your own, each in a folder with a manifest.json",
+    source=_SOURCE,
+    directions=DIRECTIONS,
+    default_directions=2,
+    cases=_cases,
+    note=(
+        "Every pair as its manifest has it (`given`) and with fixed and moving image exchanged "
+        "(`exchanged`), on the voxels that the files have."
+    ),
+)

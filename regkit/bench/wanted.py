@@ -1,0 +1,95 @@
+"""What data sets have in common: choosing among names, reading JSON, and saying which files are missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regkit.bench.case import Request
+from regkit.errors import RegkitError
+from regkit.images import Volume
+
+
+def data_folder(request: Request, title: str, source: str) -> Path:
+    """The folder that the data set was downloaded to.
+
+    Raises:
+        RegkitError: if none was given, or it does not exist.
+    """
+    if request.data is None:
+        raise RegkitError(f"{title} needs the folder of its data; to be had from {source}")
+    if not request.data.is_dir():
+        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; to be had from {source}")
+    return request.data
+
+
+def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
+    """The names asked for, each once, or the first ``default`` ones if none is.
+
+    Args:
+        what: what they name, for messages, such as "direction".
+
+    Raises:
+        RegkitError: if a name is unknown.
+    """
+    for name in asked:
+        if name not in known:
+            listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+            raise RegkitError(f"no {what} '{name}'; there is: {listed}")
+    return list(dict.fromkeys(asked)) or list(known[:default])
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+        what: what it is, for messages, such as "manifest".
+
+    Raises:
+        RegkitError: if it cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RegkitError(f"{what} '{path}' cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # also what is no UTF-8
+        raise RegkitError(f"{what} '{path}' is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise RegkitError(f"{what} '{path}' must be a JSON object {{...}}, not a {type(content).__name__}")
+    return content
+
+
+def check_present(files: Sequence[Path], folder: Path, remedy: str) -> None:
+    """Refuse a folder that lacks files, naming the first three.
+
+    Args:
+        remedy: what to do about it, for the message.
+
+    Raises:
+        RegkitError: if one is missing.
+    """
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in missing[:3])
+        more = ", ..." if len(missing) > 3 else ""
+        raise RegkitError(
+            f"'{folder}' lacks {len(missing)} of {len(files)} files that are needed: {names}{more}; {remedy}"
+        )
+
+
+def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
+    """Refuse a label map that has none of the labels that are scored.
+
+    Raises:
+        RegkitError: if so.
+    """
+    if not np.isin(volume.array, list(labels)).any():
+        found = ", ".join(str(n) for n in np.unique(volume.array)[:10])
+        raise RegkitError(
+            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {found}; "
+            "put the right file in its place"
+        )
