@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from regkit.anatomy import draw
 from regkit.bench import learn2reg, mmwhs
 from regkit.bench.mmwhs import LABELS, MEANT, STRAY
+from regkit.bench.wanted import MADE_UP
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.jsontext import to_json
@@ -72,6 +73,7 @@ def imitate(
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RegkitError(f"the folder '{folder}' is not empty; give a new one")
+        (folder / MADE_UP).write_text("Made up by regkit bench imitate; no patients.\n", encoding="utf-8")
         make(folder, count, seed, shape)
     except OSError as error:
         raise RegkitError(f"could not write to '{folder}': {error.strerror or error}") from error

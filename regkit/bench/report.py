@@ -67,7 +67,7 @@ def report(folder: Path, output: Path | None = None, baseline: str | None = None
     except OSError as error:
         raise RegkitError(f"cannot make the folder '{place}': {error.strerror or error}") from error
     table = results_csv(rows)
-    drawn = draw(rows, run["dataset"], place / PICTURE)
+    drawn = draw(rows, published_for(run), place / PICTURE)
     text = markdown(rows, run, baseline, PICTURE if drawn else None)
     for name, content in ((TABLE, table), (REPORT, text)):
         with atomic_path(place / name) as temporary:
@@ -106,6 +106,10 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
     known = DATASETS.get(run["dataset"])
     parts = [f"# Benchmark: {_plain(known.title if known else run['dataset'])}"]
     parts += [known.note] if known and known.note else []
+    if run.get("made_up"):
+        parts.append(
+            "**The volumes are made up, to rehearse the benchmark. Nothing here is about patients.**"
+        )
     parts.append("    " + str(run.get("command", "")).replace("\n", "\n    "))
     facts = [f"- data set: {run['dataset']}"]
     for part in ("versions", "machine", "options"):
@@ -119,7 +123,7 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
     if (run.get("options") or {}).get("start") == "linear":
         parts.append("All methods began from one linear start; its time is not counted.")
     for direction in distinct(row["direction"] for row in rows):
-        parts += _direction(rows, run["dataset"], direction, baseline)
+        parts += _direction(rows, published_for(run), direction, baseline)
     if picture:
         parts += ["## Dice of every pair", f"![Box plot of Dice]({picture})"]
     failed = [row for row in rows if not finished(row)]
@@ -158,6 +162,11 @@ def results_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(flat)
     return stream.getvalue()
+
+
+def published_for(run: Mapping[str, Any]) -> str:
+    """The data set whose published numbers may stand beside a run; none of made-up volumes."""
+    return "" if run.get("made_up") else run["dataset"]
 
 
 def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str) -> list[str]:

@@ -13,6 +13,9 @@ from regkit.bench.case import Request
 from regkit.errors import RegkitError
 from regkit.images import Volume
 
+MADE_UP = "MADE_UP.txt"
+"""A file in the folder of an imitation, beside what a real archive has: its numbers are never taken for real."""
+
 
 def data_folder(request: Request, title: str, source: str) -> Path:
     """The folder that the data set was downloaded to.

@@ -114,13 +114,19 @@ def run(
     from regkit.bench.methods import methods
     from regkit.bench.rows import write_run
     from regkit.bench.runner import Options, plan_results, run_cases, scratch
+    from regkit.bench.wanted import MADE_UP
 
-    chosen = methods(method or ["regkit"])
     benchmark = named(dataset)
+    chosen = methods(method or ["regkit"])
+    if pairing and dataset != "mmwhs":
+        raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
     options = Options(start, threads or max(1, (os.cpu_count() or 1) // jobs), device, seed)
     names = [name for given in pairs or [] for name in given.split(",")]
     asked = {"pairs": names, "directions": direction or [], "jobs": [str(jobs)]}
     planned, done = plan_results(output, dataset, options, chosen, asked, _command(), resume)
+    planned["made_up"] = data is not None and (data / MADE_UP).exists()
+    if baseline and baseline not in planned["options"]["methods"]:
+        raise RegkitError(f"'{baseline}' is none of the methods, so nothing can be compared with it")
     for name, reason in planned["skipped"].items():
         warn(f"{name} is left out: {reason}")
     with progress(quiet) as report:
