@@ -355,6 +355,15 @@ def test_a_linear_start_and_a_small_p_are_told(tmp_path: Path) -> None:
     assert "vs a\\|b" in text and "<0.001".replace("<", "&lt;") in text
 
 
+def test_made_up_volumes_say_so_and_stand_beside_nothing_published(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, _rows(mind=A), made_up=True)
+    text = report(folder).read_text()
+    assert "made up" in text
+    assert "Published" not in text
+    write_run(folder, RUN_JSON)
+    assert "Published" in report(folder).read_text()
+
+
 def test_the_compact_table() -> None:
     headings, table = compact(_rows(mind=B[:2], regkit=(A[0], None)))
     assert headings[:5] == ["method", "direction", "pairs", "Dice", "HD95 mm"] and "vs mind" in headings

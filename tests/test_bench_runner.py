@@ -221,6 +221,30 @@ def test_a_folder_with_other_things_is_left_alone(pairs: Path, harness: Harness,
     assert "no data set named" in error_of("bench", "run", "brains", "-o", tmp_path / "other")
 
 
+def test_what_there_is_is_listed() -> None:
+    text = run("bench", "list").stdout
+    for name in ("l2r-abdomen", "mmwhs", "open-pairs", "phantom", "regkit-fast", "ants", "convexadam"):
+        assert f"\n{name} " in text
+    assert "is for mmwhs alone" in usage_error_of("bench", "run", "phantom", "-o", "x", "--pairing", "y")
+    assert "none of the methods" in error_of("bench", "run", "phantom", "-o", "x", "--baseline", "ants")
+
+
+def test_an_archive_is_rehearsed(harness: Harness, tmp_path: Path) -> None:
+    """From the command line: an MR and a CT of a heart laid out, and registered."""
+    data, pairing = tmp_path / "hearts", tmp_path / "pairing.json"
+    run("bench", "imitate", "mmwhs", data, "--count", 1)
+    assert "not empty" in error_of("bench", "imitate", "mmwhs", data)
+    pairing.write_text('{"seed": 0, "held_out": 0, "pairs": null, "spacing_mm": 6.0}')
+    words = ["bench", "run", "mmwhs", "--data", data, "-o", tmp_path / "results", "--pairing", pairing]
+    words += ["--pairs", "mr1001-ct1001", "--method", harness.word("nothing", 0, 0, 0), "--threads", 1]
+    run(*words)
+    (row,) = read_rows(tmp_path / "results")
+    assert len(row["labels"]) == 7
+    assert row["mean_dice"]["after"] == row["mean_dice"]["before"]
+    assert (tmp_path / "results" / "data").is_dir()
+    assert "made up" in (tmp_path / "results" / "report.md").read_text()
+
+
 def test_rows_are_kept_when_one_cannot_be_written(tmp_path: Path) -> None:
     row = {"case": "a", "direction": "given", "method": "mind"}
     append_row(tmp_path, row)

@@ -29,7 +29,7 @@ Float32 = npt.NDArray[np.float32]
 Size = tuple[int, int, int]
 
 _ABDOMEN = (384.0, 320.0, 384.0)  # mm, field of view
-_APART = 8.0  # mm, the most that the MR of a patient is bent against the CT
+_APART = 20.0  # mm, the most that the MR of a patient is bent against the CT
 _CHEST = (192.0, 192.0, 144.0)
 _HEART = (20.0, -32.0, 120.0)  # anatomical mm
 _SKIN = {"ct": -435.0, "t2": 130.0}  # half-way from the air to it

@@ -309,7 +309,6 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> R
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                cwd=scratch,  # some libraries leave files where they are run
                 env=_environment(options.threads),
             )
             running.add(process)

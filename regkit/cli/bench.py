@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.console import print_table, progress, warn
+from regkit.cli.console import print_facts, print_table, progress, warn
 from regkit.cli.options import Quiet
 from regkit.errors import RegkitError
 
@@ -240,13 +240,10 @@ def names() -> None:
     from regkit.bench.datasets import DATASETS
     from regkit.bench.methods import METHODS
 
-    print_table(
-        ("data set", "directions", "what it is"),
-        [(d.name, ", ".join(d.directions), f"{d.title}. {d.source}") for d in DATASETS.values()],
-    )
-    typer.echo("")
-    rows = [(m.name, m.missing() or m.version(), m.note) for m in METHODS.values()]
-    print_table(("method", "here", "what it is given"), rows)
+    typer.echo("Data sets: what they are, their directions, and where they are to be had")
+    print_facts([(d.name, f"{d.title}; {', '.join(d.directions)}; {d.source}") for d in DATASETS.values()])
+    typer.echo("\nMethods: what is installed here, and what they are given")
+    print_facts([(m.name, f"{m.missing() or m.version()}; {m.note}") for m in METHODS.values()])
 
 
 def _print_report(results: Path, output: Path | None, baseline: str | None, quiet: bool) -> None:
