@@ -7,111 +7,34 @@ counts from the files on; importing the package does not count.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import shlex
-import time
 import warnings
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from regkit.bench.case import Case
 from regkit.bench.method import Inputs, Method, Outcome
-from regkit.errors import RegkitError
+from regkit.bench.package import Clock, Package, Pair, then_linear
+from regkit.errors import RegkitError, reason
 from regkit.formats import from_learn2reg, read_linear, read_warp, write_linear
-from regkit.geometry import Float64, Grid, affine_transform, slab_index, slabs, transform_points
-from regkit.images import Volume, load_image, load_mask
-from regkit.intensity import default_ct_window, is_ct
+from regkit.geometry import Float64, Grid, affine_transform
+from regkit.images import Volume
 from regkit.warp import Warp
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CT = "a CT clipped to regkit's window"
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The images and masks of a case, as every peer is given them.
-
-    Args:
-        window: HU, of those that are CT.
-    """
-
-    fixed: Volume
-    moving: Volume
-    fixed_mask: Volume | None
-    moving_mask: Volume | None
-    window: tuple[float, float] | None
-
-    @classmethod
-    def load(cls, case: Case) -> Pair:
-        fixed = load_image(case.fixed.image, "fixed image")
-        moving = load_image(case.moving.image, "moving image")
-        ct = [is_ct(image.array) for image in (fixed, moving)]
-        window = default_ct_window(ct) if any(ct) else None
-        if window is not None:
-            fixed, moving = (
-                replace(image, array=image.array.clip(*window)) if clip else image
-                for image, clip in zip((fixed, moving), ct)
-            )
-        masks = [
-            None if side.mask is None else load_mask(side.mask, f"{role} mask", image.grid)
-            for role, side, image in (("fixed", case.fixed, fixed), ("moving", case.moving, moving))
-        ]
-        return cls(fixed, moving, *masks, window)
-
-
-@dataclass
-class Clock:
-    """Seconds by stage: each ends where the next begins."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    last: float = field(default_factory=time.perf_counter)
-
-    def end(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage], self.last = now - self.last, now
-
-
-def then_linear(warp: Warp, matrix: Float64, moving: Grid) -> Warp:
-    """The warp p -> matrix(warp(p)), exact even where the warp leaves its grid."""
-    found = np.empty_like(warp.field)
-    for first, last in slabs(warp.grid):
-        points = transform_points(warp.grid.index_to_world, slab_index(warp.grid, first, last))
-        found[first:last] = transform_points(matrix, points + warp.field[first:last]) - points
-    return Warp(found, warp.grid, moving)
-
-
-class _Package:
-    """What the peers share: a module to import, of a distribution that pip installs."""
-
-    name: str
-    note: str
-    module: str
-    distribution: str
-
-    def missing(self) -> str | None:
-        if importlib.util.find_spec(self.module) is not None:
-            try:
-                self.version()
-                return None
-            except importlib.metadata.PackageNotFoundError:  # itk, without elastix
-                pass
-        return f'{self.distribution} is not installed: pip install "regkit[bench]"'
-
-    def version(self) -> str:
-        return f"{self.distribution} {importlib.metadata.version(self.distribution)}"
-
-
-class Ants(_Package):
+class Ants(Package):
     """ANTs by antspyx: SyN with mutual information, after a rigid and an affine stage or a given start."""
 
     name, module, distribution = "ants", "ants", "antspyx"
     note = (
-        f"SyN with mutual information; its own centres of mass, rigid and affine stage, or the start; {_CT}"
+        "SyN with mutual information, by default without iterations at full resolution; its own centres of "
+        f"mass, rigid and affine stage, or the start; {_CT}"
     )
+    iterations = (40, 20, 0)  # antspyx' default: at a quarter of the resolution, at half of it, at the full
 
     def register(self, inputs: Inputs) -> Outcome:
         import ants
@@ -138,10 +61,11 @@ class Ants(_Package):
             mask=fixed_mask,
             moving_mask=moving_mask,
             mask_all_stages=True,
+            reg_iterations=self.iterations,
         )
         clock.end("register")
         linear, warp = np.eye(4), None
-        for path in reversed(found["fwdtransforms"]):  # the last acts last
+        for path in found["fwdtransforms"]:  # in the order in which they act on a point
             if path.endswith(".mat"):
                 linear = read_linear(path) @ linear
             else:
@@ -150,7 +74,8 @@ class Ants(_Package):
             raise RegkitError("ANTs wrote no warp")
         warp = then_linear(warp, linear, pair.moving.grid)
         clock.end("warp")
-        return Outcome(warp, clock.seconds, {"type_of_transform": kind, "ct_window": pair.window})
+        settings = {"type_of_transform": kind, "iterations": self.iterations, "ct_window": pair.window}
+        return Outcome(warp, clock.seconds, settings)
 
 
 def _to_ants(ants: Any, volume: Volume) -> Any:
@@ -160,7 +85,7 @@ def _to_ants(ants: Any, volume: Volume) -> Any:
     return ants.from_numpy(array, list(grid.origin), list(grid.spacing), direction)
 
 
-class Greedy(_Package):
+class Greedy(Package):
     """Greedy by picsl_greedy, with normalised mutual information.
 
     Its matrices are RAS, its warps LPS.
@@ -168,7 +93,8 @@ class Greedy(_Package):
 
     name, module, distribution = "greedy", "picsl_greedy", "picsl_greedy"
     note = (
-        f"normalised mutual information; its own image centres, rigid and affine stage, or the start; {_CT}"
+        "normalised mutual information; its own image centres, rigid and affine stage, or the start; a third "
+        f"level where the fixed image has 64 voxels along every axis; {_CT}"
     )
 
     def register(self, inputs: Inputs) -> Outcome:
@@ -184,7 +110,7 @@ class Greedy(_Package):
                 images += f" {option} {name}"
         greedy = Greedy3D()
         clock.end("load")
-        # On volumes of few voxels a third level goes astray; 10 iterations on the last are Greedy's own advice.
+        # A third level of few voxels leads astray; 10 iterations on the last are Greedy's own advice.
         levels = "100x50x10" if min(pair.fixed.grid.size) >= 64 else "100x50"
         if inputs.start is None:
             commands = [
@@ -208,14 +134,14 @@ class Greedy(_Package):
         return Outcome(warp, clock.seconds, {"commands": commands, "ct_window": pair.window})
 
 
-class ConvexAdam(_Package):
+class ConvexAdam(Package):
     """convexAdam on MIND, with its defaults, on the voxels of the fixed image."""
 
     name, module, distribution = "convexadam", "convexAdam", "convexAdam"
     note = (
-        "MIND; has no linear stage: the moving image is resampled onto the fixed one through the start (by the "
-        "headers where there is none); counts voxels, so anisotropic ones make its search and smoothness "
-        f"anisotropic; no masks; {_CT}"
+        "MIND; no linear stage of its own: the moving image is resampled onto the fixed one by the start (or "
+        "the headers); it counts voxels, so anisotropic ones make its search and smoothness anisotropic; no "
+        f"masks; {_CT}"
     )
 
     def register(self, inputs: Inputs) -> Outcome:
@@ -239,6 +165,10 @@ class ConvexAdam(_Package):
             sitk.sitkFloat32,
         )
         images = [pair.fixed.array.T, sitk.GetArrayFromImage(seen).T]
+        if images[1].min() == images[1].max():
+            raise RegkitError(
+                "convexAdam has no linear stage, and the images do not overlap: give it a start"
+            )
         clock.end("load")
         gpu = inputs.device != "cpu" and torch.cuda.is_available()
         found = convex_adam_pt(
@@ -252,20 +182,20 @@ class ConvexAdam(_Package):
         return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
 
 
-class Elastix(_Package):
+class Elastix(Package):
     """elastix by itk-elastix: its default parameter maps."""
 
     name, module, distribution = "elastix", "itk", "itk-elastix"
     iterations = 256  # on each of four levels, as in its maps
     note = (
-        "its default maps with mutual information; its own geometric centres, rigid and affine stage before the "
-        f"B-spline of 10 mm, or the start; {_CT}"
+        "its default maps with mutual information; its own geometric centres, rigid and affine stage, or the "
+        f"start, before the B-spline of 10 mm; {_CT}"
     )
 
     def register(self, inputs: Inputs) -> Outcome:
         import itk
 
-        itk.elastix_registration_method  # noqa: B018 - loads its parts, which takes seconds
+        itk.elastix_registration_method  # noqa: B018 - loads what takes seconds
 
         clock = Clock()
         pair = Pair.load(inputs.case)
@@ -277,6 +207,11 @@ class Elastix(_Package):
             chosen["RandomSeed"] = [str(inputs.seed)]
             chosen["MaximumNumberOfIterations"] = [str(self.iterations)]
             chosen["WriteResultImage"] = ["false"]
+            # By default a mask is eroded at each coarse level, a small one to nothing, and a quarter of the
+            # samples have to lie in the moving one.
+            chosen["ErodeMask"] = ["false"]
+            if pair.moving_mask is not None:
+                chosen["RequiredRatioOfValidSamples"] = ["0.01"]
             if stage == "rigid":
                 chosen["AutomaticTransformInitialization"] = ["true"]
                 chosen["AutomaticTransformInitializationMethod"] = ["GeometricalCenter"]
@@ -285,6 +220,9 @@ class Elastix(_Package):
         elastix.SetParameterObject(maps)
         elastix.SetNumberOfThreads(inputs.threads)
         elastix.SetLogToConsole(False)
+        elastix.SetOutputDirectory(str(inputs.folder))
+        elastix.SetLogFileName("elastix.log")
+        elastix.SetLogToFile(True)
         if pair.fixed_mask is not None:
             elastix.SetFixedMask(_to_itk(itk, pair.fixed_mask))
         if pair.moving_mask is not None:
@@ -294,12 +232,20 @@ class Elastix(_Package):
             initial.AddParameterMap(_elastix_affine(inputs.start, pair.fixed.grid))
             elastix.SetInitialTransformParameterObject(initial)
         clock.end("load")
-        elastix.UpdateLargestPossibleRegion()
+        try:
+            elastix.UpdateLargestPossibleRegion()
+        except RuntimeError as error:
+            log = (inputs.folder / "elastix.log").read_text(encoding="utf-8", errors="replace")
+            said = [line for line in log.splitlines() if line.startswith("Description:")]
+            raise RegkitError(
+                f"elastix failed: {reason(RuntimeError(said[0][13:]) if said else error)}"
+            ) from None
         clock.end("register")
         image = itk.transformix_deformation_field(moving, elastix.GetTransformParameterObject())
         warp = Warp(itk.array_from_image(image), pair.fixed.grid, pair.moving.grid)
         clock.end("warp")
-        return Outcome(warp, clock.seconds, {"maps": stages, "ct_window": pair.window})
+        settings = {"maps": stages, "iterations": self.iterations, "ct_window": pair.window}
+        return Outcome(warp, clock.seconds, settings)
 
 
 def _to_itk(itk: Any, volume: Volume) -> Any:
@@ -314,28 +260,28 @@ def _to_itk(itk: Any, volume: Volume) -> Any:
 
 def _elastix_affine(matrix: Float64, grid: Grid) -> dict[str, list[str]]:
     """A 4x4 matrix as elastix' own affine transform, whose file says on which grid it was found."""
-    values: dict[str, Any] = {
-        "Transform": ["AffineTransform"],
+    numbers = {
         "NumberOfParameters": [12],
-        "TransformParameters": [*matrix[:3, :3].ravel(), *matrix[:3, 3]],
+        "TransformParameters": [*matrix[:3, :3].ravel().tolist(), *matrix[:3, 3].tolist()],
         "CenterOfRotationPoint": [0.0, 0.0, 0.0],
-        "InitialTransformParameterFileName": ["NoInitialTransform"],
-        "HowToCombineTransforms": ["Compose"],
         "FixedImageDimension": [3],
         "MovingImageDimension": [3],
-        "FixedInternalImagePixelType": ["float"],
-        "MovingInternalImagePixelType": ["float"],
         "Size": grid.size,
         "Index": [0, 0, 0],
         "Spacing": grid.spacing,
         "Origin": grid.origin,
-        "Direction": np.reshape(grid.direction, (3, 3)).T.ravel(),  # elastix goes down the columns
-        "UseDirectionCosines": ["true"],
+        "Direction": np.reshape(grid.direction, (3, 3)).T.ravel().tolist(),  # it goes down the columns
     }
-    return {
-        k: [v if isinstance(v, str) else repr(v.item() if hasattr(v, "item") else v) for v in vs]
-        for k, vs in values.items()
+    words = {
+        "Transform": "AffineTransform",
+        "InitialTransformParameterFileName": "NoInitialTransform",
+        "HowToCombineTransforms": "Compose",
+        "FixedInternalImagePixelType": "float",
+        "MovingInternalImagePixelType": "float",
+        "UseDirectionCosines": "true",
     }
+    return {k: [v] for k, v in words.items()} | {k: [repr(v) for v in vs] for k, vs in numbers.items()}
 
 
-PEERS: dict[str, Method] = {method.name: method for method in (Ants(), Greedy(), ConvexAdam(), Elastix())}
+_ALL: tuple[Method, ...] = (Ants(), Greedy(), ConvexAdam(), Elastix())
+PEERS: dict[str, Method] = {method.name: method for method in _ALL}
