@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,10 @@ fixed, _, warp, log, what = sys.argv[1:6]
 open(log, "a").write(fixed + "\\n")
 if what == "fail":
     sys.exit("no such luck | at all")
+if what == "wait":
+    import os, time
+    open(log, "w").write(str(os.getppid()))
+    time.sleep(60)
 if what == "kill":
     import os, signal
     os.kill(os.getppid(), signal.SIGKILL)
@@ -149,6 +157,25 @@ def test_a_killed_run_goes_on_and_nothing_is_run_twice(pairs: Path, harness: Har
     run(*other, "--resume", "--direction", "given", "--pairs", "second")
     assert harness.calls() == 4
     assert read_run(results)["options"]["methods"] == ["exact", "other"]
+
+
+def test_ctrl_c_ends_the_processes_too(pairs: Path, harness: Harness, tmp_path: Path) -> None:
+    words = [*_words(pairs, tmp_path / "results", harness.word("slow", "wait")), "--direction", "given"]
+    command = [sys.executable, "-m", "regkit", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        for _ in range(600):
+            if harness.log.exists() and harness.log.read_text():
+                break
+            time.sleep(0.1)
+        worker = int(harness.log.read_text())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"interrupted" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert read_rows(tmp_path / "results") == []
+    assert read_run(tmp_path / "results")["options"]["methods"] == ["slow"]
 
 
 def test_results_of_other_code_are_left_alone(pairs: Path, harness: Harness, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from regkit import __version__
@@ -89,7 +89,7 @@ def plan_results(
         "dataset": dataset,
         "command": command,
         "versions": versions(),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "gpu": _gpu(options.device)},
         "options": {**asdict(options), **asked, "methods": [m.name for m in chosen.values()]},
         "skipped": {},
         "notes": {},
@@ -132,6 +132,12 @@ def scratch(folder: Path) -> Iterator[Path]:
         for empty in (place, folder):
             with suppress(OSError):
                 empty.rmdir()
+
+
+def _gpu(device: str) -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
 
 
 def versions() -> dict[str, Any]:
@@ -267,24 +273,24 @@ def processes(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, Callable[[Job, Op
 
     Whatever ends the block early, such as Ctrl-C, ends the processes as well.
     """
-    running: set[subprocess.Popen[bytes]] = set()
+    running, stopped = set[subprocess.Popen[bytes]](), Event()
     pool = ThreadPoolExecutor(jobs)
 
     def start_process(job: Job, options: Options) -> Row:
-        return _run(job, options, running)
+        return _run(job, options, running, stopped)
 
     try:
         yield pool, start_process
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        stopped.set()
         for process in list(running):
             process.kill()
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
-def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> Row:
+def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:
     with tempfile.TemporaryDirectory(prefix="regkit-bench-") as place:
         scratch = Path(place) / "work"
         scratch.mkdir()
@@ -312,6 +318,8 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]]) -> R
                 env=_environment(options.threads),
             )
             running.add(process)
+            if stopped.is_set():  # while this one was being started
+                process.kill()
             try:
                 code = process.wait()
             finally:

@@ -14,7 +14,7 @@ from regkit.errors import RegkitError
 from regkit.images import Volume
 
 MADE_UP = "MADE_UP.txt"
-"""A file in the folder of an imitation, beside what a real archive has: its numbers are never taken for real."""
+"""A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""
 
 
 def data_folder(request: Request, title: str, source: str) -> Path:
