@@ -53,8 +53,11 @@ class Method(Protocol):
     ``note`` says what it was given to be fair (windows, resampling, its own linear stage), in one line.
     """
 
-    name: str
-    note: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
 
     def missing(self) -> str | None:
         """Why it cannot be run here and what to install, or None if it can."""

@@ -58,7 +58,7 @@ class Regkit:
         return Outcome(result.warp, seconds, settings)
 
 
-_OWN = (
+_OWN: tuple[Method, ...] = (
     Regkit("regkit", "as it comes: searches for its start, MIND and the bundled network"),
     Regkit("regkit-fast", "--preset fast", preset="fast"),
     Regkit("mind", "regkit's solver on MIND-SSC alone", features="mind"),
@@ -80,7 +80,7 @@ def methods(words: Sequence[str]) -> dict[str, Method]:
             raise RegkitError(
                 f"no method named '{word}'; there is: {', '.join(METHODS)}, and NAME=COMMAND for any other"
             )
-        method = External.parse(word) if "=" in word else METHODS[word]
+        method: Method = External.parse(word) if "=" in word else METHODS[word]
         if method.name in [other.name for other in found.values()] or method.name in METHODS.keys() - {word}:
             raise RegkitError(f"two methods are named '{method.name}'; give one of them another name")
         found[word] = method

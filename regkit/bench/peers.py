@@ -110,7 +110,7 @@ class Greedy(Package):
                 images += f" {option} {name}"
         greedy = Greedy3D()
         clock.end("load")
-        # A third level of few voxels leads astray; 10 iterations on the last are Greedy's own advice.
+        # With a third level the affine stage went astray where that had some 10 voxels along an axis.
         levels = "100x50x10" if min(pair.fixed.grid.size) >= 64 else "100x50"
         if inputs.start is None:
             commands = [
@@ -241,7 +241,11 @@ class Elastix(Package):
                 f"elastix failed: {reason(RuntimeError(said[0][13:]) if said else error)}"
             ) from None
         clock.end("register")
-        image = itk.transformix_deformation_field(moving, elastix.GetTransformParameterObject())
+        image = itk.transformix_deformation_field(
+            moving,
+            elastix.GetTransformParameterObject(),
+            output_directory=str(inputs.folder),  # or it would write into the folder that it runs in
+        )
         warp = Warp(itk.array_from_image(image), pair.fixed.grid, pair.moving.grid)
         clock.end("warp")
         settings = {"maps": stages, "iterations": self.iterations, "ct_window": pair.window}

@@ -284,7 +284,7 @@ def processes(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, Callable[[Job, Op
     except BaseException:
         stopped.set()
         for process in list(running):
-            process.kill()
+            _kill(process)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -316,18 +316,27 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stop
                 stdout=stream,
                 stderr=stream,
                 env=_environment(options.threads),
+                start_new_session=True,  # so that the commands that it runs can be ended with it
             )
             running.add(process)
             if stopped.is_set():  # while this one was being started
-                process.kill()
-            try:
-                code = process.wait()
-            finally:
-                running.discard(process)
+                _kill(process)
+            code = process.wait()
+            _kill(process)  # what it left running
+            running.discard(process)
         if result.exists():
             found: Row = json.loads(result.read_text(encoding="utf-8"))
             return found
         return {"status": "failed", "error": _died(code, errors)}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """A process and what it has started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:  # Windows
+        process.kill()
 
 
 def _environment(threads: int) -> dict[str, str]:
