@@ -350,7 +350,10 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _died(code: int, errors: Path) -> str:
-    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    text = ""
+    with suppress(OSError):
+        text = errors.read_text(encoding="utf-8", errors="replace")
+    lines = text.strip().splitlines()
     said = " / ".join(line.strip() for line in lines[-_ERROR_LINES:])
     if code < 0:
         name = signal.Signals(-code).name
