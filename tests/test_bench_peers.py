@@ -152,7 +152,7 @@ def test_goes_on_from_a_start(name: str, case: Case, known: Warp, tmp_path: Path
     assert before > 3 and after < 0.5 * before  # an axis or a sign of the start gone wrong makes it 10 mm
 
 
-@pytest.mark.parametrize("name", ["ants", "greedy", "elastix"])
+@pytest.mark.parametrize("name", PEERS)
 def test_masks_are_used(name: str, case: Case, known: Warp, tmp_path: Path) -> None:
     method = installed(name)
     fixed, moving = (

@@ -21,7 +21,7 @@ from regkit.errors import RegkitError
 VERSIONS = {"regkit": "0.1.0", "commit": "abc1234", "python": "3.11.9"}
 RUN_JSON: dict[str, Any] = {
     "dataset": "l2r-abdomen",
-    "command": "regkit bench run l2r-abdomen -m regkit",
+    "commands": ["regkit bench run l2r-abdomen -m regkit"],
     "versions": VERSIONS,
     "machine": {"cpus": 2, "platform": "Linux", "device": "cpu"},
     "options": {"start": "own", "threads": 1, "device": "cpu", "seed": 0, "methods": ["regkit", "mind"]},

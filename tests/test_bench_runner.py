@@ -114,7 +114,7 @@ def test_all_methods_are_measured_alike_and_failures_are_rows(
         harness.word("dead", "kill"),
     )
     done = run(*words, "--direction", "exchanged", "--pairs", "first", "--jobs", 2)
-    assert "2 runs failed" in done.stderr
+    assert "2 of 3 runs failed" in done.stderr
     rows = {row["method"]: row for row in read_rows(results)}
     assert len(rows) == 3
     exact = rows["exact"]
@@ -155,10 +155,13 @@ def test_a_killed_run_goes_on_and_nothing_is_run_twice(pairs: Path, harness: Har
     other = _words(pairs, results, harness.word("other", 0, 0, 0))
     run(*other, "--resume", "--direction", "given", "--pairs", "second")
     assert harness.calls() == 4
-    assert read_run(results)["options"]["methods"] == ["exact", "other"]
+    assert list(read_run(results)["methods"]) == ["exact", "other"]
 
 
-def test_ctrl_c_ends_the_processes_too(pairs: Path, harness: Harness, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_benchmark(
+    pairs: Path, harness: Harness, tmp_path: Path, number: signal.Signals
+) -> None:
     words = [*_words(pairs, tmp_path / "results", harness.word("slow", "wait")), "--direction", "given"]
     command = [sys.executable, "-m", "regkit", *map(str, words)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
@@ -167,17 +170,59 @@ def test_ctrl_c_ends_the_processes_too(pairs: Path, harness: Harness, tmp_path: 
                 break
             time.sleep(0.1)
         started = [int(pid) for pid in harness.log.read_text().split()]  # the worker and its command
-        process.send_signal(signal.SIGINT)
+        assert "another benchmark" in error_of(*words, "--resume")
+        process.send_signal(number)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"interrupted" in said
-    time.sleep(0.5)
+    if number is not signal.SIGKILL:
+        assert process.returncode == 130
+        assert b"interrupted" in said
+    time.sleep(1)
     assert len(started) == 2
-    assert not any(
-        Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started
-    )
+    places = [Path(f"/proc/{pid}/cmdline") for pid in started]
+    assert not any(place.exists() and place.read_bytes() for place in places)
     assert read_rows(tmp_path / "results") == []
-    assert read_run(tmp_path / "results")["options"]["methods"] == ["slow"]
+    assert read_run(tmp_path / "results")["methods"].keys() == {"slow"}
+
+
+def test_nothing_of_another_kind_is_gone_on_with(pairs: Path, harness: Harness, tmp_path: Path) -> None:
+    """Another command or other images under one name, other options: refused, and nothing lost."""
+    results = tmp_path / "results"
+    words = _words(pairs, results, harness.word("mine", *SHIFT))
+    run(*words, "--pairs", "first", "--direction", "given")
+    before = (results / "run.json").read_bytes()
+    assert "mine was" in error_of(*_words(pairs, results, harness.word("mine", 0, 0, 0)), "--resume")
+    assert "jobs 1 instead of 2" in error_of(*words, "--resume", "--jobs", 2)
+    (pairs / "first" / "landmarks.csv").write_text("fx,fy,fz,mx,my,mz\n0,20,25,4,17.5,29\n")
+    assert "pair first given are others" in error_of(*words, "--resume")
+    assert (results / "run.json").read_bytes() == before
+    run(*words, "--resume", "--pairs", "second", "--direction", "given")
+    assert len(read_run(results)["commands"]) == 2
+    assert len(read_rows(results)) == 2
+
+
+def test_failures_are_run_again_if_one_says_so(pairs: Path, harness: Harness, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    words = [*_words(pairs, results, harness.word("moody", *SHIFT)), "--direction", "given"]
+    script = harness.script.read_text()
+    harness.script.write_text("raise SystemExit('not today')")
+    done = run(*words, "--pairs", "first", code=1)
+    assert "no run succeeded" in done.stderr
+    harness.script.write_text(script)
+    run(*words, "--resume")
+    assert [row["status"] for row in read_rows(results)] == ["failed", "ok"]
+    run(*words, "--resume", "--retry")
+    assert [(row["case"], row["status"]) for row in read_rows(results)] == [("second", "ok"), ("first", "ok")]
+
+
+def test_where_a_benchmark_is_started_is_not_imported_from(
+    pairs: Path, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "random.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path / "here")
+    words = _words(pairs, Path("results"), harness.word("mine", *SHIFT))
+    run(*words, "--pairs", "first", "--direction", "given")
+    assert read_rows(Path("results"))[0]["status"] == "ok"
 
 
 def test_results_of_other_code_are_left_alone(pairs: Path, harness: Harness, tmp_path: Path) -> None:
@@ -188,6 +233,7 @@ def test_results_of_other_code_are_left_alone(pairs: Path, harness: Harness, tmp
     for change, message in (
         ({"schema": 0}, "another version"),
         ({"versions": {**content["versions"], "regkit": "0.0.1"}}, "regkit 0.0.1 instead of"),
+        ({"machine": {**content["machine"], "cpus": 1000}}, "cpus 1000 instead of"),
         ({"dataset": "mmwhs"}, "data set mmwhs"),
     ):
         (results / "run.json").write_text(json.dumps({**content, **change}))
@@ -303,5 +349,10 @@ def test_fields_for_the_challenge(harness: Harness, tmp_path: Path, monkeypatch:
     (tmp_path / "fields" / names[1]).unlink()
     run(*words, "--resume")
     assert harness.calls() == 4
+    (tmp_path / "fields" / names[1]).unlink()
+    other = [*words[:-1], harness.word("other", 0, 0, 0)]
+    assert "made otherwise" in error_of(*other, "--resume")
+    (tmp_path / "fields.json").unlink()
+    assert "does not say" in error_of(*words, "--resume")
     assert "no such luck" in error_of(*words[:5], tmp_path / "more", "--method", harness.word("bad", "fail"))
     assert not any((tmp_path / "more").iterdir())

@@ -72,7 +72,7 @@ class External:
 
     @property
     def note(self) -> str:
-        return f"an external command: `{shlex.join(self.words)}`"
+        return f"`{shlex.join(self.words)}`; its seconds include the start of the program"
 
     def missing(self) -> str | None:
         if shutil.which(self.words[0]):

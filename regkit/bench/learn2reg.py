@@ -8,12 +8,14 @@ The folder is the archive as it unpacks: ``AbdomenMRCT_dataset.json``, ``imagesT
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from regkit.bench.case import Case, Dataset, Request, Side
 from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
 from regkit.errors import RegkitError
+from regkit.geometry import Grid
 from regkit.images import load_grid, load_labels, load_mask
 
 SHAPE = (192, 160, 192)
@@ -45,7 +47,7 @@ def _cases(request: Request) -> list[Case]:
     numbers = list(dict.fromkeys(numbers))
     labels = _names(content)
     sides = {n: {kind: _side(root, "Tr", n, kind) for kind in (_MR, _CT)} for n in numbers}
-    _check([side for pair in sides.values() for side in pair.values()], root)
+    _check([[*pair.values()] for pair in sides.values()], root)
     fixed, moving = {"mr2ct": _CT, "ct2mr": _MR}, {"mr2ct": _MR, "ct2mr": _CT}
     return [
         Case(n, direction, sides[n][fixed[direction]], sides[n][moving[direction]], labels)
@@ -72,7 +74,7 @@ def submission_cases(data: Path, split: str) -> list[Case]:
     pairs = [[_side(root, where, n, kind) for kind in (_MR, _CT)] for n in numbers]
     if split == "test":
         pairs = [[_without_missing(side) for side in pair] for pair in pairs]
-    _check([side for pair in pairs for side in pair], root)
+    _check(pairs, root)
     labels = _names(content)
     return [
         Case(n, "ct2mr", fixed, moving, labels if fixed.labels and moving.labels else {})
@@ -129,23 +131,35 @@ def _without_missing(side: Side) -> Side:
     return Side(side.image, labels, mask)
 
 
-def _check(sides: list[Side], root: Path) -> None:
+def _check(pairs: list[list[Side]], root: Path) -> None:
     """Refuse what is missing, damaged, of another shape or without any label."""
+    sides = [side for pair in pairs for side in pair]
     files = [path for side in sides for path in (side.image, side.labels, side.mask) if path]
     check_present(files, root, f"the archive seems half downloaded; get it again from {_SOURCE}")
-    for side in sides:
-        grid = load_grid(side.image, "image")
-        if grid.size != SHAPE:
-            size, expected = (" x ".join(map(str, n)) for n in (grid.size, SHAPE))
-            raise RegkitError(
-                f"image '{side.image}' has {size} voxels, but those of {_TITLE} have {expected}; use the "
-                f"files as they come from {_SOURCE}"
+    for pair in pairs:
+        grids = [_checked(side) for side in pair]
+        if not grids[0].same_as(grids[1]):
+            warnings.warn(
+                f"the headers of '{pair[0].image}' and '{pair[1].image}' place them on different grids: the "
+                "challenge looks at voxels alone, but methods here begin from what the headers say",
+                stacklevel=2,
             )
-        if side.labels:
-            labels = load_labels(side.labels, "labels", grid)
-            check_labelled(labels, side.labels, dict.fromkeys(_LABELS, ""))
-        if side.mask:
-            load_mask(side.mask, "mask", grid)
+
+
+def _checked(side: Side) -> Grid:
+    grid = load_grid(side.image, "image")
+    if grid.size != SHAPE:
+        size, expected = (" x ".join(map(str, n)) for n in (grid.size, SHAPE))
+        raise RegkitError(
+            f"image '{side.image}' has {size} voxels, but those of {_TITLE} have {expected}; use the "
+            f"files as they come from {_SOURCE}"
+        )
+    if side.labels:
+        labels = load_labels(side.labels, "labels", grid)
+        check_labelled(labels, side.labels, dict.fromkeys(_LABELS, ""))
+    if side.mask:
+        load_mask(side.mask, "mask", grid)
+    return grid
 
 
 DATASET = Dataset(

@@ -15,6 +15,7 @@ spacing_mm  cubic voxels on which all images are registered and measured
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,9 +128,18 @@ def _files(data: Path, modality: str, subject: int) -> tuple[Path, Path]:
 
 def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: float) -> Side:
     """A subject on cubic voxels, made unless it is there."""
-    image, labels = (folder / f"{modality}_{subject}_{what}.nii.gz" for what in ("image", "label"))
+    image_file, label_file = _files(data, modality, subject)
+    # Of other files, other ones are made.
+    source = hashlib.sha256(
+        repr(
+            [
+                (path.absolute(), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in _files(data, modality, subject)
+            ]
+        ).encode()
+    ).hexdigest()[:8]
+    image, labels = (folder / f"{modality}_{subject}_{source}_{what}.nii.gz" for what in ("image", "label"))
     if not (image.is_file() and labels.is_file()):
-        image_file, label_file = _files(data, modality, subject)
         volume = load_image(image_file, "image")
         structures = load_labels(label_file, "labels", volume.grid)
         structures = replace(structures, array=np.where(structures.array == STRAY, MEANT, structures.array))
@@ -137,10 +147,10 @@ def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: fl
         known = np.isin(structures.array, list(LABELS))
         values = np.where(known, structures.array, 0).astype(np.uint16)
         grid = cubic(volume.grid, spacing)
-        source = Source(torch.from_numpy(volume.array), None, volume.grid).smoothed_for(spacing)
+        smooth = Source(torch.from_numpy(volume.array), None, volume.grid).smoothed_for(spacing)
         for array, how, path in (
             (values, sitk.sitkNearestNeighbor, labels),
-            (source.image.numpy(), sitk.sitkLinear, image),
+            (smooth.image.numpy(), sitk.sitkLinear, image),
         ):
             before, border = volume.grid.to_sitk(array), float(array.min())
             save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), how, border), path)

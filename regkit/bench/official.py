@@ -52,7 +52,7 @@ def learn2reg_measures(
             f"Learn2Reg's measures need one grid: fixed labels {shape}, moving labels {moving_labels.shape}, "
             f"field {displacement.shape}"
         )
-    at = np.indices(shape, dtype=np.float32) + np.moveaxis(displacement, -1, 0)
+    at = np.indices(shape, dtype=np.float64) + np.moveaxis(displacement, -1, 0)
     warped = map_coordinates(moving_labels, at, order=0)
     common = [label for label in labels if (fixed_labels == label).any() and (moving_labels == label).any()]
     pairs = [(fixed_labels == label, warped == label) for label in common]

@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 
 from regkit.bench.method import Inputs, Method, Outcome
@@ -140,8 +141,8 @@ class ConvexAdam(Package):
     name, module, distribution = "convexadam", "convexAdam", "convexAdam"
     note = (
         "MIND; no linear stage of its own: the moving image is resampled onto the fixed one by the start (or "
-        "the headers); it counts voxels, so anisotropic ones make its search and smoothness anisotropic; no "
-        f"masks; {_CT}"
+        "the headers), and its mask with it; it counts voxels, so anisotropic ones make its search and "
+        f"smoothness anisotropic; {_CT}"
     )
 
     def register(self, inputs: Inputs) -> Outcome:
@@ -156,30 +157,48 @@ class ConvexAdam(Package):
         grid = pair.fixed.grid
         if min(grid.size) < 12:
             raise RegkitError(f"convexAdam needs 12 voxels along every axis; the fixed image has {grid.size}")
-        seen = sitk.Resample(
-            pair.moving.to_sitk(),
-            grid.blank(),
-            affine_transform(start),
-            sitk.sitkLinear,
-            float(pair.moving.array.min()),
-            sitk.sitkFloat32,
-        )
-        images = [pair.fixed.array.T, sitk.GetArrayFromImage(seen).T]
-        if images[1].min() == images[1].max():
+        seen = _seen(pair.moving, grid, start, sitk.sitkLinear, float(pair.moving.array.min()))
+        images = [pair.fixed.array.T, seen.T]
+        masks: dict[str, Any] = {}
+        if seen.min() == seen.max():
             raise RegkitError(
                 "convexAdam has no linear stage, and the images do not overlap: give it a start"
             )
+        if pair.fixed_mask or pair.moving_mask:
+            # It takes both or none, as files, and with them only even numbers of voxels.
+            inside = [np.ones(grid.shape, np.float32)] * 2
+            if pair.fixed_mask:
+                inside[0] = pair.fixed_mask.array.astype(np.float32)
+            if pair.moving_mask:
+                inside[1] = _seen(pair.moving_mask, grid, start, sitk.sitkNearestNeighbor, 0)
+            odd = [(0, n % 2) for n in grid.size]
+            images = [np.pad(image, odd, mode="edge") for image in images]
+            masks = {"use_mask": True}
+            for role, mask in zip(("fixed", "moving"), inside):
+                path = inputs.folder / f"{role}_mask.nii.gz"
+                sitk.WriteImage(sitk.GetImageFromArray(np.pad(mask.T, odd).T), str(path))
+                masks[f"path_{role}_mask"] = path
         clock.end("load")
         gpu = inputs.device != "cpu" and torch.cuda.is_available()
         found = convex_adam_pt(
             *(np.ascontiguousarray(image) for image in images),
             dtype=torch.float16 if gpu else torch.float32,
             device=torch.device("cuda" if gpu else "cpu"),
+            **masks,
         )
         clock.end("register")
-        warp = then_linear(from_learn2reg(found, grid, grid), start, pair.moving.grid)
+        x, y, z = grid.size
+        warp = then_linear(from_learn2reg(found[:x, :y, :z], grid, grid), start, pair.moving.grid)
         clock.end("warp")
         return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
+
+
+def _seen(volume: Volume, grid: Grid, start: Float64, how: int, border: float) -> npt.NDArray[np.float32]:
+    """What a moving image shows on a fixed grid after the start, (z, y, x)."""
+    image = sitk.Resample(
+        volume.to_sitk(), grid.blank(), affine_transform(start), how, border, sitk.sitkFloat32
+    )
+    return sitk.GetArrayFromImage(image)
 
 
 class Elastix(Package):

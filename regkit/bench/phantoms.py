@@ -20,6 +20,8 @@ _IMAGES = ("fixed", "moving", "fixed_labels", "moving_labels", "landmarks")
 
 
 def _cases(request: Request) -> list[Case]:
+    if request.data is not None:
+        raise RegkitError("the phantoms are drawn here; leave the folder of data out")
     folder = request.scratch / "phantoms"
     names = list(dict.fromkeys(_made(name, folder) for name in request.pairs or _SEEDS))
     wanted = Request(folder, names, request.directions, request.scratch)

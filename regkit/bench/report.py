@@ -110,7 +110,7 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
         parts.append(
             "**The volumes are made up, to rehearse the benchmark. Nothing here is about patients.**"
         )
-    parts.append("    " + str(run.get("command", "")).replace("\n", "\n    "))
+    parts.append("\n".join(f"    {command}" for text in run["commands"] for command in text.splitlines()))
     facts = [f"- data set: {run['dataset']}"]
     for part in ("versions", "machine", "options"):
         facts.append(f"- {part}: " + "; ".join(f"{k} {_listed(v)}" for k, v in (run.get(part) or {}).items()))
@@ -118,7 +118,8 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
     parts.append(
         "Dice and HD95 are of a pair's means over its labels. Medians stand with [quartiles], means with "
         "standard deviations; folding is the mean and the worst pair. A failed run has no measures, so a "
-        "method's numbers are of the pairs that it finished."
+        "method's numbers are of the pairs that it finished, but for the mean in which a failure leaves the "
+        "images as they were."
     )
     if (run.get("options") or {}).get("start") == "linear":
         parts.append("All methods began from one linear start; its time is not counted.")
@@ -215,6 +216,7 @@ def _columns(baseline: str) -> list[Column]:
         ("failed", lambda s: str(s.failed) if s.method != UNREGISTERED else _NONE),
         ("Dice, median", lambda s: _quartiles(s.dice, 3)),
         ("mean", lambda s: _deviation(s.dice, 3)),
+        ("mean, failures as unregistered", lambda s: _number(s.with_failures, 3)),
         ("Dice30", lambda s: _number(s.dice.thirty if s.dice else None, 3)),
         ("HD95 mm, median", lambda s: _quartiles(s.hd95, 1)),
         ("folding %, mean / worst", lambda s: _joined(_percent(s.folding), _percent(s.folding_worst))),

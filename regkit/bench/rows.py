@@ -13,7 +13,7 @@ labels              [{"label", "name", "dice_before", "dice", "hd95_before_mm", 
 folding_percent     voxels of the fixed image whose Jacobian determinant is 0 or less, unclipped
 sd_log_jacobian     of the voxels that do not fold
 learn2reg           {"dice", "hd95_voxels", "sdlogj"} by the challenge's own formulas, where both images
-                    have one grid
+                    have one shape
 tre_mm              {"before", "after"}, means over the landmarks
 seconds             by stage, "total" last
 peak_mb             of the process, before anything was measured
@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,33 @@ def read_rows(folder: Path) -> list[Row]:
             ) from None
         rows.append(row)
     return rows
+
+
+def drop_failed(folder: Path) -> None:
+    """Take the rows of failures out, so that they are run again."""
+    kept = [json.dumps(row) + "\n" for row in read_rows(folder) if row["status"] == "ok"]
+    with atomic_path(folder / ROWS) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a results folder to this process.
+
+    Raises:
+        RegkitError: if another one is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / RUN).open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RegkitError(f"another benchmark is writing to '{folder}'; wait for it or stop it") from None
+        yield
 
 
 def append_row(folder: Path, row: Row) -> None:

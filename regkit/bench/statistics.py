@@ -64,6 +64,8 @@ class Summary:
     Args:
         ok, failed: pairs.
         dice, hd95: of the means over the labels; HD95 in mm.
+        with_failures: mean Dice in which a pair that failed has what the headers alone give; None if none
+            failed.
         before: the same Dice by the headers alone.
         learn2reg: the challenge's own measures, by their names in the rows.
         folding: per cent of voxels; ``folding_worst`` of the worst pair.
@@ -78,6 +80,7 @@ class Summary:
     failed: int = 0
     dice: Spread | None = None
     hd95: Spread | None = None
+    with_failures: float | None = None
     before: float | None = None
     folding: float | None = None
     folding_worst: float | None = None
@@ -202,7 +205,8 @@ def spread(values: Sequence[float], thirty: float = 0.3) -> Spread | None:
 
 def compare(one: Mapping[str, float], other: Mapping[str, float]) -> Comparison | None:
     """Two methods by their Dice of each case; None if they share none."""
-    differences = [value - other[case] for case, value in one.items() if case in other]
+    # Rounded: what differs by the rounding of a mean is a tie.
+    differences = [round(value - other[case], 9) for case, value in one.items() if case in other]
     if not differences:
         return None
     signs = Counter(np.sign(differences).tolist())
@@ -252,6 +256,7 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         len(mine) - len(ok),
         spread(_known(ok, mean_dice)),
         spread(_known(ok, mean_hd95)),
+        _with_failures(rows, mine),
         _median(_known(ok, lambda row: mean_dice(row, "before"))),
         float(np.mean(folding)) if folding else None,
         max(folding, default=None),
@@ -262,6 +267,16 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         max(_known(ok, lambda row: measure(row, "peak_mb")), default=None),
         None if method == baseline else compare(_by_case(rows, method), _by_case(rows, baseline)),
     )
+
+
+def _with_failures(rows: Sequence[Row], mine: Sequence[Row]) -> float | None:
+    """Rows: all of one direction, since only what has finished has measured the headers alone."""
+    before = {row["case"]: dice for row in rows if (dice := mean_dice(row, "before")) is not None}
+    failed = [row["case"] for row in mine if not finished(row)]
+    found = _known([row for row in mine if finished(row)], mean_dice)
+    if not failed or not (found or before):
+        return None
+    return float(np.mean([*found, *(before.get(case, 0.0) for case in failed)]))
 
 
 def _by_case(rows: Iterable[Row], method: str) -> dict[str, float]:

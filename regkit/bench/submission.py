@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import asdict
 from pathlib import Path
 
+from regkit.atomic import atomic_path
 from regkit.bench.case import Case
-from regkit.bench.runner import Job, Options, processes
+from regkit.bench.methods import methods
+from regkit.bench.plan import Options, fingerprint, versions
+from regkit.bench.runner import Job, processes
 from regkit.errors import RegkitError
-
-FORMATS = ("npz", "nii.gz")
+from regkit.jsontext import to_json
 
 
 def submit(
@@ -20,40 +24,50 @@ def submit(
     options: Options,
     format: str = "npz",
     resume: bool = False,
-    jobs: int = 1,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[Path]:
     """Write ``disp_FFFF_MMMM`` for each case, as the official evaluation reads it: float32 (X, Y, Z, 3), in
-    voxels, in nibabel's order of axes.
+    voxels, in nibabel's order of axes. FOLDER.json beside the folder says by what they were made.
 
     Args:
         cases: of the challenge's direction, the MR fixed; named by the number of their pair.
         folder: made if it is not there.
         word: the method, as on the command line.
+        format: "npz" or "nii.gz".
         resume: leave the files that are there already as they are.
-        jobs, progress: as of :func:`regkit.bench.runner.run_cases`.
+        progress: as of :func:`regkit.bench.runner.run_cases`.
 
     Returns:
         The files, one for each case.
 
     Raises:
-        RegkitError: if a file is there already, or a registration fails; the files of the others stay.
+        RegkitError: if the method cannot be run, a file is there already, or was made otherwise, or a
+            registration fails; the files of the others stay.
     """
+    (method,) = methods([word]).values()
+    if reason := method.missing():
+        raise RegkitError(f"{method.name}: {reason}")
     files = [folder / f"disp_{case.name}_{case.name}.{format}" for case in cases]
     there = [path for path in files if path.exists()]
     if there and not resume:
         raise RegkitError(f"'{there[0]}' exists already; add --resume to keep it, or give another folder")
+    made_by = {"method": method.version(), "versions": versions(), "options": asdict(options)}
+    record = folder.with_name(f"{folder.name}.json")
+    inputs = {case.name: fingerprint(case) for case in cases}
+    if there:
+        inputs = _same(record, made_by, inputs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+    with atomic_path(record) as temporary:
+        temporary.write_text(to_json({**made_by, "files": inputs}) + "\n", encoding="utf-8")
     report = progress or (lambda stage, share: None)
     todo = [(case, path) for case, path in zip(cases, files) if not path.exists()]
-    with processes(jobs) as (pool, start_process):
+    with processes(options) as (pool, start_process):
         report("starting", 0.0)
         waiting = {
-            pool.submit(start_process, Job(case, word, None, path, "l2r", False), options): case
-            for case, path in todo
+            pool.submit(start_process, Job(case, word, None, path, "l2r", False)): case for case, path in todo
         }
         while waiting:
             ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -63,3 +77,25 @@ def submit(
                     raise RegkitError(f"pair {case.name}: {found['error']}")
                 report(case.name, 1 - len(waiting) / len(todo))
     return files
+
+
+def _same(record: Path, made_by: Mapping[str, object], inputs: dict[str, str]) -> dict[str, str]:
+    """What all fields were made of, those that are there included.
+
+    Raises:
+        RegkitError: if those were made by something else, of other files, or it is not known.
+    """
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        files = before.pop("files")
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise RegkitError(
+            f"'{record}' does not say what the fields that are there were made by; give another folder"
+        ) from error
+    if before != json.loads(json.dumps(made_by)):
+        raise RegkitError(
+            f"the fields that are there were made otherwise, as '{record}' says; give another folder"
+        )
+    if any(files.get(name, found) != found for name, found in inputs.items()):
+        raise RegkitError("the fields that are there were made of other images; give another folder")
+    return {**files, **inputs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from regkit.images import Volume
 
 MADE_UP = "MADE_UP.txt"
 """A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""
+
+
+def is_made_up(data: Path | None) -> bool:
+    """Whether the folder of a data set, or the archive's own folder in it, is an imitation."""
+    return data is not None and any(path.exists() for path in (data / MADE_UP, *data.glob(f"*/{MADE_UP}")))
 
 
 def data_folder(request: Request, title: str, source: str) -> Path:
@@ -85,14 +91,18 @@ def check_present(files: Sequence[Path], folder: Path, remedy: str) -> None:
 
 
 def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
-    """Refuse a label map that has none of the labels that are scored.
+    """Refuse a label map that has none of the labels that are scored, and warn of one that lacks some.
 
     Raises:
-        RegkitError: if so.
+        RegkitError: if it has none.
     """
-    if not np.isin(volume.array, list(labels)).any():
+    missing = sorted(set(labels) - set(np.unique(volume.array).tolist()))
+    if len(missing) == len(labels):
         found = ", ".join(str(n) for n in np.unique(volume.array)[:10])
         raise RegkitError(
             f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {found}; "
             "put the right file in its place"
         )
+    if missing:
+        names = ", ".join(f"{n} ({labels[n]})" if labels[n] else str(n) for n in missing)
+        warnings.warn(f"labels '{path}' lack {names}, which cannot be scored in this pair", stacklevel=2)

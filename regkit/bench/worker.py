@@ -8,9 +8,12 @@ written beside it.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from regkit.atomic import atomic_path
@@ -22,6 +25,7 @@ from regkit.jsontext import to_json
 
 def main() -> None:
     """Do the job, and write ``result`` or what went wrong."""
+    Thread(target=_end_with_runner, daemon=True).start()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         found = _start(job) if job["method"] is None else _register(job)
@@ -32,6 +36,14 @@ def main() -> None:
         found = {"status": "failed", "error": f"{name}{error}".strip()}
     with atomic_path(job["result"]) as temporary:
         temporary.write_text(to_json(found) + "\n", encoding="utf-8")
+
+
+def _end_with_runner() -> None:
+    """Should the runner be killed, this process and all that it has started end as well."""
+    sys.stdin.buffer.read()
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+    os._exit(1)
 
 
 def _start(job: dict[str, Any]) -> dict[str, Any]:

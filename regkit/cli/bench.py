@@ -102,6 +102,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
     ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="With --resume: run what has failed again.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Register the pairs of a data set by several methods, measure all alike, and write the tables.
@@ -109,35 +110,38 @@ def run(
     FOLDER gets results.jsonl (a line for each run, written when it ends), results.csv, report.md and
     dice.png. A method that fails is a row; one that is not installed is left out, with the reason.
     """
+    from regkit.bench import plan, rows
     from regkit.bench.case import Request
     from regkit.bench.datasets import dataset as named
     from regkit.bench.methods import methods
-    from regkit.bench.rows import write_run
-    from regkit.bench.runner import Options, plan_results, run_cases, scratch
-    from regkit.bench.wanted import MADE_UP
+    from regkit.bench.runner import run_cases
+    from regkit.bench.wanted import is_made_up
 
     benchmark = named(dataset)
     chosen = methods(method or ["regkit"])
     if pairing and dataset != "mmwhs":
         raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
-    options = Options(start, threads or max(1, (os.cpu_count() or 1) // jobs), device, seed)
+    options = plan.Options(start, _threads(threads, jobs), device, seed, jobs)
     names = [name for given in pairs or [] for name in given.split(",")]
-    asked = {"pairs": names, "directions": direction or [], "jobs": [str(jobs)]}
-    planned, done = plan_results(output, dataset, options, chosen, asked, _command(), resume)
-    planned["made_up"] = data is not None and (data / MADE_UP).exists()
-    if baseline and baseline not in planned["options"]["methods"]:
-        raise RegkitError(f"'{baseline}' is none of the methods, so nothing can be compared with it")
+    planned = plan.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
+    if baseline and baseline not in planned["methods"]:
+        raise RegkitError(f"'{baseline}' is none of the methods that are run, to compare with")
     for name, reason in planned["skipped"].items():
         warn(f"{name} is left out: {reason}")
     with progress(quiet) as report:
-        with scratch(output) as place:
+        with plan.scratch(output) as place:
             cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
-        output.mkdir(parents=True, exist_ok=True)
-        write_run(output, planned)
-        failed = run_cases(output, dataset, cases, chosen, options, done, jobs, report)
+            done = plan.begin(output, planned, cases)
+        with rows.locked(output):
+            if retry:
+                rows.drop_failed(output)
+                done = {rows.key(row) for row in rows.read_rows(output)}
+            ran, failed = run_cases(output, dataset, cases, chosen, options, done, report)
     _print_report(output, None, baseline, quiet)
     if failed:
-        warn(f"{failed} runs failed; '{output / 'report.md'}' says why")
+        warn(f"{failed} of {ran} runs failed; '{output / 'report.md'}' says why")
+    if failed and failed == ran:
+        raise RegkitError("no run succeeded")
 
 
 @app.command("report", no_args_is_help=True)
@@ -194,18 +198,14 @@ def submit(
 
     Its direction is fixed: the CT moves onto the MR.
     """
-    from regkit.bench import submission
     from regkit.bench.learn2reg import submission_cases
-    from regkit.bench.methods import methods
-    from regkit.bench.runner import Options
+    from regkit.bench.plan import Options
+    from regkit.bench.submission import submit as fields
 
-    (chosen,) = methods([method]).values()
-    if reason := chosen.missing():
-        raise RegkitError(f"{chosen.name}: {reason}")
     cases = submission_cases(data, split)
-    options = Options("own", threads or max(1, (os.cpu_count() or 1) // jobs), device, seed)
+    options = Options("own", _threads(threads, jobs), device, seed, jobs)
     with progress(quiet) as told:
-        files = submission.submit(cases, output, method, options, format, resume, jobs, told)
+        files = fields(cases, output, method, options, format, resume, told)
     if not quiet:
         for path in files:
             typer.echo(f"wrote {path}")
@@ -254,6 +254,10 @@ def _print_report(results: Path, output: Path | None, baseline: str | None, quie
     if not quiet:
         print_table(*compact(read_rows(results), baseline))
         typer.echo(f"wrote {path}")
+
+
+def _threads(threads: int | None, jobs: int) -> int:
+    return threads or max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _command() -> str:

@@ -1,0 +1,190 @@
+"""What a results folder holds: begun once, gone on with only by the same code on the same data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regkit import __version__
+from regkit.bench.case import Case
+from regkit.bench.method import Method
+from regkit.bench.rows import RUN, Key, key, read_rows, read_run, write_run
+from regkit.errors import RegkitError
+
+SCRATCH = "data"
+ROOT = Path(__file__).resolve().parents[2]
+"""Where this regkit is imported from: a checkout, or the packages of an environment."""
+_LIBRARIES = ("torch", "SimpleITK", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all runs of a results folder have in common.
+
+    Args:
+        start: "own", each method begins as it does by itself; "linear", all begin from the linear start that
+            regkit finds, whose time does not count.
+        threads: CPU threads of each run.
+        device: for the methods that know a GPU.
+        seed: for the methods that draw random numbers.
+        jobs: runs at a time, which the seconds depend on.
+    """
+
+    start: str = "own"
+    threads: int = 1
+    device: str = "auto"
+    seed: int = 0
+    jobs: int = 1
+
+
+def plan_results(
+    folder: Path,
+    dataset: str,
+    options: Options,
+    chosen: Mapping[str, Method],
+    command: str,
+    made_up: bool,
+    resume: bool,
+) -> dict[str, Any]:
+    """What ``run.json`` of a results folder is to say. Writes nothing.
+
+    Args:
+        chosen: the methods, by their words on the command line.
+        command: the command line.
+        made_up: whether the data are an imitation.
+
+    Raises:
+        RegkitError: if the folder holds something else, results that were not asked to be gone on with, or
+            results of other code, methods or options; or if no method can be run.
+    """
+    skipped = {method.name: reason for method in chosen.values() if (reason := method.missing())}
+    if len(skipped) == len(chosen):
+        raise RegkitError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    run: dict[str, Any] = {
+        "dataset": dataset,
+        "made_up": made_up,
+        "commands": [command],
+        "versions": versions(),
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "gpu": _gpu(options.device)},
+        "options": asdict(options),
+        "methods": {m.name: m.version() for m in chosen.values() if m.name not in skipped},
+        "skipped": skipped,
+        "notes": {method.name: method.note for method in chosen.values()},
+        "files": {},
+    }
+    if (folder / RUN).exists():
+        before = read_run(folder)
+        if not resume:
+            raise RegkitError(
+                f"'{folder}' holds results already; add --resume to go on with them, or give another folder"
+            )
+        _check_same(folder, before, run)
+        run["commands"] = [*before["commands"], command]
+        run["made_up"] = made_up or before["made_up"]
+        for part in ("methods", "notes", "files"):
+            run[part] = before[part] | run[part]
+    elif folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {SCRATCH}):
+        raise RegkitError(f"'{folder}' holds something else than results of a benchmark; give a new folder")
+    return run
+
+
+def _check_same(folder: Path, before: dict[str, Any], run: dict[str, Any]) -> None:
+    differs = [] if before["dataset"] == run["dataset"] else [f"data set {before['dataset']}"]
+    for part in ("versions", "machine", "options"):
+        for what, value in run[part].items():
+            if before[part].get(what) != value:
+                differs.append(f"{what} {before[part].get(what)} instead of {value}")
+    for name, version in run["methods"].items():
+        if before["methods"].get(name, version) != version:
+            differs.append(f"{name} was {before['methods'][name]}, not {version}")
+    if differs:
+        raise RegkitError(
+            f"the results in '{folder}' cannot be gone on with, for they were made otherwise: "
+            f"{', '.join(differs)}; give another folder"
+        )
+
+
+def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> set[Key]:
+    """Write ``run.json``, and say what is done already.
+
+    Raises:
+        RegkitError: if a case that was run before has other files now; nothing is changed then.
+    """
+    files = {f"{case.name} {case.direction}": fingerprint(case) for case in cases}
+    for name, found in files.items():
+        if run["files"].get(name, found) != found:
+            raise RegkitError(
+                f"the files of pair {name} are others than those that '{folder}' has results of; "
+                "give another folder"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+    write_run(folder, run | {"files": run["files"] | files})
+    return {key(row) for row in read_rows(folder)}
+
+
+def fingerprint(case: Case) -> str:
+    """Of all that a case is: the content of its files, and what is scored."""
+    found = hashlib.sha256(repr((sorted(case.labels.items()), case.exchanged)).encode())
+    for path in (*vars(case.fixed).values(), *vars(case.moving).values(), case.landmarks):
+        if path is None:
+            found.update(b"none")
+        else:
+            with path.open("rb") as stream:
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """The place in a results folder for what a data set makes; nothing is left if nothing was made."""
+    place = folder / SCRATCH
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{place}': {error.strerror or error}") from error
+    try:
+        yield place
+    finally:
+        for empty in (place, folder):
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def _gpu(device: str) -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
+
+
+def versions() -> dict[str, Any]:
+    """Of regkit, the commit of its checkout if it is one, and of what its numbers depend on."""
+    return {
+        "regkit": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this is, with a mark if its code differs; None for an installed one."""
+    if not (ROOT / ".git").exists():
+        return None
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "regkit", "models"])
+    except OSError:  # without git
+        return None
+    return None if name.returncode else name.stdout.strip() + ("-dirty" if changed.returncode else "")
