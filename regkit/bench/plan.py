@@ -16,7 +16,7 @@ from typing import Any
 from regkit import __version__
 from regkit.bench.case import Case
 from regkit.bench.method import Method
-from regkit.bench.rows import RUN, Key, key, read_rows, read_run, write_run
+from regkit.bench.rows import RUN, read_run, write_run
 from regkit.errors import RegkitError
 
 SCRATCH = "data"
@@ -112,8 +112,8 @@ def _check_same(folder: Path, before: dict[str, Any], run: dict[str, Any]) -> No
         )
 
 
-def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> set[Key]:
-    """Write ``run.json``, and say what is done already.
+def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> None:
+    """Write ``run.json``.
 
     Raises:
         RegkitError: if a case that was run before has other files now; nothing is changed then.
@@ -125,12 +125,7 @@ def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> set[Key]:
                 f"the files of pair {name} are others than those that '{folder}' has results of; "
                 "give another folder"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
     write_run(folder, run | {"files": run["files"] | files})
-    return {key(row) for row in read_rows(folder)}
 
 
 def fingerprint(case: Case) -> str:

@@ -122,12 +122,15 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / RUN).open("rb") as stream:
+    descriptor = os.open(folder, os.O_RDONLY)  # of the folder: files are replaced
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise RegkitError(f"another benchmark is writing to '{folder}'; wait for it or stop it") from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 def append_row(folder: Path, row: Row) -> None:

@@ -21,7 +21,7 @@ from threading import Event, Lock
 from regkit.bench.case import Case
 from regkit.bench.method import Method
 from regkit.bench.plan import ROOT, Options, versions
-from regkit.bench.rows import Key, Row, append_row
+from regkit.bench.rows import Row, append_row, key, read_rows
 from regkit.errors import RegkitError
 
 _ERROR_LINES = 3  # of what a process that died said last
@@ -45,7 +45,6 @@ def run_cases(
     cases: Sequence[Case],
     chosen: Mapping[str, Method],
     options: Options,
-    done: set[Key],
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[int, int]:
     """Run what is not done yet, and add a row for each.
@@ -53,7 +52,6 @@ def run_cases(
     Args:
         folder: that has its ``run.json``.
         chosen: the methods, by their words on the command line; those that are missing are left out.
-        done: what has a row already.
         progress: called with what is run and the share that is done.
 
     Returns:
@@ -64,6 +62,7 @@ def run_cases(
         for word, method in chosen.items()
         if not method.missing()
     }
+    done = {key(row) for row in read_rows(folder)}
     todo = [
         (case, word)
         for case in cases

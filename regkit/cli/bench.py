@@ -128,15 +128,12 @@ def run(
         raise RegkitError(f"'{baseline}' is none of the methods that are run, to compare with")
     for name, reason in planned["skipped"].items():
         warn(f"{name} is left out: {reason}")
-    with progress(quiet) as report:
-        with plan.scratch(output) as place:
-            cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
-            done = plan.begin(output, planned, cases)
-        with rows.locked(output):
-            if retry:
-                rows.drop_failed(output)
-                done = {rows.key(row) for row in rows.read_rows(output)}
-            ran, failed = run_cases(output, dataset, cases, chosen, options, done, report)
+    with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
+        cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
+        plan.begin(output, planned, cases)
+        if retry:
+            rows.drop_failed(output)
+        ran, failed = run_cases(output, dataset, cases, chosen, options, report)
     _print_report(output, None, baseline, quiet)
     if failed:
         warn(f"{failed} of {ran} runs failed; '{output / 'report.md'}' says why")
