@@ -19,13 +19,16 @@ from regkit.bench.case import Case, Request
 from regkit.bench.datasets import DATASETS, dataset
 from regkit.bench.imitation import imitate
 from regkit.bench.learn2reg import submission_cases
+from regkit.bench.measure import measure
 from regkit.bench.mmwhs import LABELS, SUBJECTS, Pairing, cubic
+from regkit.bench.wanted import is_made_up
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_grid, load_image, load_labels
 from regkit.metrics import dice
 from regkit.outputs import save_image
 from regkit.points import read_pairs
+from regkit.warp import Warp
 
 _SHAPE = (48, 40, 48)
 _HEART_SHAPE = (32, 32, 16)
@@ -233,6 +236,37 @@ def test_volumes_that_are_not_those_of_the_archive(
     monkeypatch.setattr(learn2reg, "SHAPE", (192, 160, 192))
     message = error_of(cases, "l2r-abdomen", abdomen, tmp_path, ["1"])
     assert "48 x 40 x 48 voxels, but those of Learn2Reg AbdomenMRCT have 192 x 160 x 192" in message
+
+
+def test_what_may_be_meant_is_warned_of(abdomen: Path, tmp_path: Path) -> None:
+    """Labels that one map lacks, and headers that place MR and CT differently."""
+    copy = tmp_path / "copy"
+    shutil.copytree(abdomen, copy)
+    path = copy / "labelsTr" / "AbdomenMRCT_0001_0001.nii.gz"
+    volume = load_labels(path, "labels")
+    save_image(volume.grid.to_sitk(np.where(volume.array == 2, 0, volume.array)), path)
+    with pytest.warns(UserWarning, match=r"0001_0001.*lack 2, which cannot be scored"):
+        cases("l2r-abdomen", copy, tmp_path, ["1"])
+    for what in ("images", "labels", "masks"):
+        path = copy / f"{what}Tr" / "AbdomenMRCT_0002_0001.nii.gz"
+        image = sitk.ReadImage(str(path))
+        image.SetOrigin((5.0, 0.0, 0.0))
+        save_image(image, path)
+    with pytest.warns(UserWarning, match="different grids"):
+        (case,) = cases("l2r-abdomen", copy, tmp_path, ["2"])
+    grid = load_grid(case.fixed.image, "image")
+    field = np.zeros((*grid.shape, 3), np.float32)
+    field[..., 0] = sitk.ReadImage(str(case.moving.image)).GetOrigin()[0] - grid.origin[0]
+    official = measure(case, Warp(field, grid))["learn2reg"]  # in voxels, the field is 0
+    fixed, moving = (load_labels(side.labels or "", "labels").array for side in (case.fixed, case.moving))
+    expected = np.mean(list(dice(fixed, moving, range(1, 5)).values()))
+    assert official["dice"] == pytest.approx(expected)
+    assert official["sdlogj"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_imitation_is_known_for_one(abdomen: Path, hearts: Path, own_pairs: Path) -> None:
+    assert is_made_up(abdomen) and is_made_up(abdomen.parent) and is_made_up(hearts)
+    assert not is_made_up(own_pairs) and not is_made_up(None)
 
 
 def test_pairing_by_a_seed() -> None:

@@ -158,6 +158,14 @@ def test_ties_count_for_neither_and_too_few_differences_are_not_tested() -> None
         assert found is not None and (found.wins, found.ties, found.p) == (count, 1, p)
 
 
+def test_the_rounding_of_a_mean_is_a_tie() -> None:
+    one = {str(k): 0.1 + 0.2 for k in range(8)}
+    assert one["0"] != 0.3
+    found = statistics.compare(one, dict.fromkeys(one, 0.3))
+    assert found is not None
+    assert (found.ties, found.wins, found.p) == (8, 0, None)
+
+
 def test_differences_of_one_size_are_tested_without_a_warning() -> None:
     cases = [str(k) for k in range(8)]
     found = statistics.compare(dict.fromkeys(cases, 0.75), dict.fromkeys(cases, 0.5))
@@ -190,6 +198,9 @@ def test_failures_are_counted_and_comparisons_are_of_what_both_finished() -> Non
     assert regkit.dice is not None and regkit.dice.median == 0.6
     assert regkit.against is not None and regkit.against.pairs == 2
     assert regkit.against.difference == pytest.approx(0.1)
+    assert regkit.with_failures == pytest.approx((0.6 + 0.1 + 0.8 + 0.13) / 4)  # pair 3 by the headers: 0.13
+    (whole,) = statistics.summary(_rows(mind=(0.5, 0.6)), "mind")
+    assert whole.with_failures is None
     (lost,) = statistics.summary(_rows(mind=(None, None)), "mind")
     assert (lost.ok, lost.failed, lost.dice, lost.seconds, lost.against) == (0, 2, None, None, None)
 
