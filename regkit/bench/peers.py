@@ -132,7 +132,8 @@ class Greedy(Package):
         array = sitk.GetArrayFromImage(greedy["warp"])
         warp = then_linear(Warp(array, pair.fixed.grid), _TO_RAS @ matrix @ _TO_RAS, pair.moving.grid)
         clock.end("warp")
-        return Outcome(warp, clock.seconds, {"commands": commands, "ct_window": pair.window})
+        shown = [command.replace(str(inputs.folder), "{folder}") for command in commands]
+        return Outcome(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
 
 
 class ConvexAdam(Package):
