@@ -209,7 +209,8 @@ class Elastix(Package):
     iterations = 256  # on each of four levels, as in its maps
     note = (
         "its default maps with mutual information; its own geometric centres, rigid and affine stage, or the "
-        f"start, before the B-spline of 10 mm; {_CT}"
+        "start, before the B-spline of 10 mm; one thread, whatever is asked for, since it crashed with two; "
+        f"{_CT}"
     )
 
     def register(self, inputs: Inputs) -> Outcome:
@@ -238,7 +239,10 @@ class Elastix(Package):
             maps.AddParameterMap(chosen)
         elastix = itk.ElastixRegistrationMethod.New(fixed, moving)
         elastix.SetParameterObject(maps)
-        elastix.SetNumberOfThreads(inputs.threads)
+        # With two, 0.25.4 ended in a segmentation fault.
+        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
+        itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)
+        elastix.SetNumberOfThreads(1)
         elastix.SetLogToConsole(False)
         elastix.SetOutputDirectory(str(inputs.folder))
         elastix.SetLogFileName("elastix.log")
