@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -115,10 +114,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def commit() -> str:
     """The commit that is measured, with a mark if anything but earlier results differs from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"])
-    return name.stdout.strip() + ("-dirty" if changed.returncode else "")
+    from regkit import provenance
+
+    return provenance.commit(".", ":(exclude)benchmarks/results") or "unknown"
 
 
 def setting() -> str:

@@ -11,6 +11,18 @@ from pathlib import Path
 from regkit.errors import RegkitError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        RegkitError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same ending, that replaces it if the block succeeds.

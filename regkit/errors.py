@@ -13,6 +13,11 @@ class RegkitError(ValueError):
     """
 
 
+def last_lines(said: str, most: int) -> str:
+    """What a program said last before it failed, in one line."""
+    return " / ".join(line.strip() for line in said.strip().splitlines()[-most:])
+
+
 def reason(error: Exception) -> str:
     """The last line of some library's exception, without the names and addresses that ITK puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

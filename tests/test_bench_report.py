@@ -24,7 +24,7 @@ RUN_JSON: dict[str, Any] = {
     "commands": ["regkit bench run l2r-abdomen -m regkit"],
     "versions": VERSIONS,
     "machine": {"cpus": 2, "platform": "Linux", "device": "cpu"},
-    "options": {"start": "own", "threads": 1, "device": "cpu", "seed": 0, "methods": ["regkit", "mind"]},
+    "options": {"start": "own", "threads": 1, "device": "cpu", "seed": 0, "jobs": 1},
     "skipped": {"unigradicon": "pip install unigradicon"},
     "notes": {"regkit": "as it comes", "mind": "clipped | to <450> HU"},
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regkit.bench.method import Inputs, Outcome
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, last_lines
 from regkit.formats import read_warp, write_linear
 from regkit.images import load_grid
 
@@ -133,8 +133,7 @@ def _run(name: str, words: list[str], folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{name}' cannot be run: {error}") from error
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout).decode("utf-8", "replace").strip().splitlines()
-        said = " / ".join(line.strip() for line in lines[-_ERROR_LINES:])
+        said = last_lines((done.stderr.strip() or done.stdout).decode("utf-8", "replace"), _ERROR_LINES)
         raise RegkitError(f"'{name}' ended with code {done.returncode}: {said or 'it said nothing'}")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
 from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.peers import PEERS
 from regkit.errors import RegkitError
+
+if TYPE_CHECKING:
+    from regkit.registration import Registration
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class Regkit:
     def version(self) -> str:
         return f"regkit {__version__}"
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> Registration:
+        """All that regkit finds, its linear start included."""
         import regkit
         from regkit.features import DEFAULT
 
         case = inputs.case
-        result = regkit.register(
+        return regkit.register(
             case.fixed.image,
             case.moving.image,
             fixed_mask=case.fixed.mask,
@@ -51,6 +55,9 @@ class Regkit:
             threads=inputs.threads,
             seed=inputs.seed,
         )
+
+    def register(self, inputs: Inputs) -> Outcome:
+        result = self.run(inputs)
         seconds = {stage: value for stage, value in result.timings.items() if stage != "total"}
         settings: dict[str, Any] = {
             k: v for k, v in result.settings.items() if k not in ("fixed", "moving", "init")
@@ -58,12 +65,13 @@ class Regkit:
         return Outcome(result.warp, seconds, settings)
 
 
+LINEAR = Regkit("linear", "regkit's rigid and affine stages alone", preset="linear")
 _OWN: tuple[Method, ...] = (
     Regkit("regkit", "as it comes: searches for its start, MIND and the bundled network"),
     Regkit("regkit-fast", "--preset fast", preset="fast"),
     Regkit("mind", "regkit's solver on MIND-SSC alone", features="mind"),
     Regkit("network", "regkit's solver on the bundled network alone", features="network"),
-    Regkit("linear", "regkit's rigid and affine stages alone", preset="linear"),
+    LINEAR,
 )
 METHODS: dict[str, Method] = {method.name: method for method in (*_OWN, *PEERS.values())}
 

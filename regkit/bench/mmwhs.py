@@ -25,6 +25,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from regkit.atomic import make_folder
 from regkit.bench.case import Case, Dataset, Request, Side
 from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
 from regkit.errors import RegkitError
@@ -108,10 +109,7 @@ def _cases(request: Request) -> list[Case]:
     files = [path for subject in subjects for path in _files(data, *subject)]
     check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")
     folder = request.scratch / f"mmwhs-{pairing.spacing_mm:g}mm"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+    make_folder(folder)
     sides = {subject: _prepared(data, folder, *subject, pairing.spacing_mm) for subject in subjects}
     found = []
     for name in names:
@@ -132,10 +130,7 @@ def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: fl
     # Of other files, other ones are made.
     source = hashlib.sha256(
         repr(
-            [
-                (path.absolute(), path.stat().st_size, path.stat().st_mtime_ns)
-                for path in _files(data, modality, subject)
-            ]
+            [(p.absolute(), p.stat().st_size, p.stat().st_mtime_ns) for p in (image_file, label_file)]
         ).encode()
     ).hexdigest()[:8]
     image, labels = (folder / f"{modality}_{subject}_{source}_{what}.nii.gz" for what in ("image", "label"))

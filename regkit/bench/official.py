@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 
 from regkit.errors import RegkitError
 from regkit.jacobian import learn2reg_sdlogj
-from regkit.metrics import summarise
+from regkit.metrics import dice, summarise
 
 Array = npt.NDArray[np.generic]
 
@@ -54,11 +54,11 @@ def learn2reg_measures(
         )
     at = np.indices(shape, dtype=np.float64) + np.moveaxis(displacement, -1, 0)
     warped = map_coordinates(moving_labels, at, order=0)
-    common = [label for label in labels if (fixed_labels == label).any() and (moving_labels == label).any()]
-    pairs = [(fixed_labels == label, warped == label) for label in common]
-    found = {"dice": summarise(2.0 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs)}
+    overlap = dice(fixed_labels, warped, labels, moving_labels)
+    found = {"dice": summarise(overlap.values())}
     if importlib.util.find_spec("surface_distance") is not None:
-        found["hd95_voxels"] = summarise(_hd95(a, b) for a, b in pairs)
+        common = [label for label, value in overlap.items() if not np.isnan(value)]
+        found["hd95_voxels"] = summarise(_hd95(fixed_labels == label, warped == label) for label in common)
     found["sdlogj"] = learn2reg_sdlogj(displacement, mask)
     return found
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from regkit import __version__
+from regkit.atomic import make_folder
 from regkit.bench.case import Case
 from regkit.bench.method import Method
 from regkit.bench.rows import RUN, read_run, write_run
 from regkit.errors import RegkitError
+from regkit.provenance import commit
 
 SCRATCH = "data"
-ROOT = Path(__file__).resolve().parents[2]
-"""Where this regkit is imported from: a checkout, or the packages of an environment."""
 _LIBRARIES = ("torch", "SimpleITK", "numpy", "scipy")
 
 
@@ -144,10 +143,7 @@ def fingerprint(case: Case) -> str:
 def scratch(folder: Path) -> Iterator[Path]:
     """The place in a results folder for what a data set makes; nothing is left if nothing was made."""
     place = folder / SCRATCH
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{place}': {error.strerror or error}") from error
+    make_folder(place)
     try:
         yield place
     finally:
@@ -166,20 +162,7 @@ def versions() -> dict[str, Any]:
     """Of regkit, the commit of its checkout if it is one, and of what its numbers depend on."""
     return {
         "regkit": __version__,
-        "commit": _commit(),
+        "commit": commit("regkit", "models"),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this is, with a mark if its code differs; None for an installed one."""
-    if not (ROOT / ".git").exists():
-        return None
-    git = ["git", "-C", str(ROOT)]
-    try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "regkit", "models"])
-    except OSError:  # without git
-        return None
-    return None if name.returncode else name.stdout.strip() + ("-dirty" if changed.returncode else "")

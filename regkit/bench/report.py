@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from regkit.atomic import atomic_path
+from regkit.atomic import atomic_path, make_folder
 from regkit.bench.boxplot import draw
 from regkit.bench.published import published
 from regkit.bench.rows import Row, key, read_rows, read_run
@@ -62,10 +62,7 @@ def report(folder: Path, output: Path | None = None, baseline: str | None = None
     _check(folder, run, rows)
     baseline = chosen_baseline(rows, baseline)
     place = output or folder
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{place}': {error.strerror or error}") from error
+    make_folder(place)
     table = results_csv(rows)
     drawn = draw(rows, published_for(run), place / PICTURE)
     text = markdown(rows, run, baseline, PICTURE if drawn else None)
@@ -113,7 +110,10 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
     parts.append("\n".join(f"    {command}" for text in run["commands"] for command in text.splitlines()))
     facts = [f"- data set: {run['dataset']}"]
     for part in ("versions", "machine", "options"):
-        facts.append(f"- {part}: " + "; ".join(f"{k} {_listed(v)}" for k, v in (run.get(part) or {}).items()))
+        facts.append(
+            f"- {part}: "
+            + "; ".join(f"{k} {_NONE if v is None else v}" for k, v in (run.get(part) or {}).items())
+        )
     parts.append("\n".join(map(_plain, facts)))
     parts.append(
         "Dice and HD95 are of a pair's means over its labels. Medians stand with [quartiles], means with "
@@ -294,12 +294,6 @@ def _check(folder: Path, run: Mapping[str, Any], rows: Sequence[Row]) -> None:
     (twice, count) = seen.most_common(1)[0]
     if count > 1:
         raise RegkitError(f"'{folder}' has {count} rows of {' '.join(twice)}; delete all but one")
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "default"
-    return _NONE if value is None else value
 
 
 def _first_line(text: object) -> str:

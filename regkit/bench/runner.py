@@ -12,17 +12,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 
+from regkit.atomic import make_folder
 from regkit.bench.case import Case
 from regkit.bench.method import Method
-from regkit.bench.plan import ROOT, Options, versions
-from regkit.bench.rows import Row, append_row, key, read_rows
-from regkit.errors import RegkitError
+from regkit.bench.plan import Options
+from regkit.bench.rows import Row, append_row, key, read_rows, read_run
+from regkit.errors import RegkitError, last_lines
+from regkit.provenance import ROOT
 
 _ERROR_LINES = 3  # of what a process that died said last
 
@@ -41,84 +44,68 @@ class Job:
 
 def run_cases(
     folder: Path,
-    dataset: str,
     cases: Sequence[Case],
     chosen: Mapping[str, Method],
-    options: Options,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[int, int]:
     """Run what is not done yet, and add a row for each.
 
     Args:
-        folder: that has its ``run.json``.
+        folder: that has its ``run.json``, which says how and with what.
         chosen: the methods, by their words on the command line; those that are missing are left out.
         progress: called with what is run and the share that is done.
 
     Returns:
         How many were run, and how many of them failed.
     """
-    of_method = {
-        word: {**versions(), "method": method.version()}
-        for word, method in chosen.items()
-        if not method.missing()
-    }
+    run = read_run(folder)
+    options = Options(**run["options"])
     done = {key(row) for row in read_rows(folder)}
     todo = [
         (case, word)
         for case in cases
-        for word in of_method
-        if (case.name, case.direction, chosen[word].name) not in done
+        for word, method in chosen.items()
+        if method.name not in run["skipped"] and (case.name, case.direction, method.name) not in done
     ]
     report = progress or (lambda stage, share: None)
-    failed = finished = 0
+    report("starting", 0.0)
+    failed = 0
     with processes(options) as (pool, start_process):
-        starts = _Starts(folder / "starts", start_process)
+        starts: dict[tuple[str, str], Path | Row | None] = {}
+        if options.start == "linear":
+            needed = {(case.name, case.direction): case for case, _ in todo}
+            find = partial(_linear_start, folder / "starts", start_process)
+            starts = dict(zip(needed, pool.map(find, needed.values())))
 
         def one(case: Case, word: str) -> Row:
-            start = starts.of(case) if options.start == "linear" else None
+            start, name = starts.get((case.name, case.direction)), chosen[word].name
             found = start if isinstance(start, dict) else start_process(Job(case, word, start))
             return {
-                "dataset": dataset,
+                "dataset": run["dataset"],
                 "case": case.name,
                 "direction": case.direction,
-                "method": chosen[word].name,
-                "versions": of_method[word],
+                "method": name,
+                "versions": {**run["versions"], "method": run["methods"][name]},
                 **found,
             }
 
-        report("starting", 0.0)
-        waiting = {pool.submit(one, case, word) for case, word in todo}
-        while waiting:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ended:
-                row = future.result()
-                append_row(folder, row)
-                finished += 1
-                failed += row["status"] != "ok"
-                report(f"{row['case']} {row['direction']} {row['method']}", finished / len(todo))
-    return finished, failed
+        running = [pool.submit(one, case, word) for case, word in todo]
+        for finished, future in enumerate(as_completed(running), start=1):
+            row = future.result()
+            append_row(folder, row)
+            failed += row["status"] != "ok"
+            report(f"{row['case']} {row['direction']} {row['method']}", finished / len(todo))
+    return len(todo), failed
 
 
-class _Starts:
-    """The linear starts of cases, as files: each found once, whichever method asks first."""
-
-    def __init__(self, folder: Path, start_process: Callable[[Job], Row]) -> None:
-        self.folder, self.start_process = folder, start_process
-        self.lock, self.locks = Lock(), dict[Path, Lock]()
-        self.failures: dict[Path, Row] = {}
-
-    def of(self, case: Case) -> Path | Row:
-        """Its file, or the row of a failure."""
-        path = self.folder / f"{case.name}_{case.direction}.tfm"
-        with self.lock:
-            mine = self.locks.setdefault(path, Lock())
-        with mine:
-            if not path.exists() and path not in self.failures:
-                self.folder.mkdir(exist_ok=True)
-                found = self.start_process(Job(case, None, path))
-                if found["status"] != "ok":
-                    self.failures[path] = {**found, "error": f"no linear start: {found['error']}"}
-        return self.failures.get(path, path)
+def _linear_start(folder: Path, start_process: Callable[[Job], Row], case: Case) -> Path | Row:
+    """The file of the linear start of a case, found unless it is there, or the row of a failure."""
+    path = folder / f"{case.name}_{case.direction}.tfm"
+    if path.exists():
+        return path
+    make_folder(folder)
+    found = start_process(Job(case, None, path))
+    return path if found["status"] == "ok" else {**found, "error": f"no linear start: {found['error']}"}
 
 
 @contextmanager
@@ -223,7 +210,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _died(code: int, said: str) -> str:
-    said = " / ".join(line.strip() for line in said.strip().splitlines()[-_ERROR_LINES:])
+    said = last_lines(said, _ERROR_LINES)
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; memory may have run out" if name == "SIGKILL" else ""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from regkit.atomic import atomic_path
+from regkit.atomic import atomic_path, make_folder
 from regkit.bench.case import Case
 from regkit.bench.methods import methods
 from regkit.bench.plan import Options, fingerprint, versions
@@ -56,26 +56,21 @@ def submit(
     inputs = {case.name: fingerprint(case) for case in cases}
     if there:
         inputs = _same(record, made_by, inputs)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+    make_folder(folder)
     with atomic_path(record) as temporary:
         temporary.write_text(to_json({**made_by, "files": inputs}) + "\n", encoding="utf-8")
     report = progress or (lambda stage, share: None)
     todo = [(case, path) for case, path in zip(cases, files) if not path.exists()]
     with processes(options) as (pool, start_process):
         report("starting", 0.0)
-        waiting = {
+        running = {
             pool.submit(start_process, Job(case, word, None, path, "l2r", False)): case for case, path in todo
         }
-        while waiting:
-            ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ended:
-                case, found = waiting.pop(future), future.result()
-                if found["status"] != "ok":
-                    raise RegkitError(f"pair {case.name}: {found['error']}")
-                report(case.name, 1 - len(waiting) / len(todo))
+        for finished, future in enumerate(as_completed(running), start=1):
+            case, found = running[future], future.result()
+            if found["status"] != "ok":
+                raise RegkitError(f"pair {case.name}: {found['error']}")
+            report(case.name, finished / len(todo))
     return files
 
 

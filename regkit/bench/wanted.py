@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from regkit.bench.case import Request
 from regkit.errors import RegkitError
 from regkit.images import Volume
+from regkit.jsontext import read_json
 
 MADE_UP = "MADE_UP.txt"
 """A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""
@@ -61,12 +61,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     Raises:
         RegkitError: if it cannot be read or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise RegkitError(f"{what} '{path}' cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also what is no UTF-8
-        raise RegkitError(f"{what} '{path}' is not valid JSON: {error}") from error
+    content = read_json(path, what)
     if not isinstance(content, dict):
         raise RegkitError(f"{what} '{path}' must be a JSON object {{...}}, not a {type(content).__name__}")
     return content

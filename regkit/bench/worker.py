@@ -18,9 +18,14 @@ from typing import Any
 
 from regkit.atomic import atomic_path
 from regkit.bench.case import Case
+from regkit.bench.measure import measure
 from regkit.bench.method import Inputs
+from regkit.bench.methods import LINEAR, methods
 from regkit.errors import RegkitError
+from regkit.formats import read_linear, write_linear, write_warp
+from regkit.geometry import Float64
 from regkit.jsontext import to_json
+from regkit.registration import peak_mb, peak_mb_of_children
 
 
 def main() -> None:
@@ -46,60 +51,32 @@ def _end_with_runner() -> None:
     os._exit(1)
 
 
+def _inputs(job: dict[str, Any], start: Float64 | None) -> Inputs:
+    case, folder = Case.from_dict(job["case"]), Path(job["folder"])
+    return Inputs(case, start, job["threads"], job["device"], job["seed"], folder)
+
+
 def _start(job: dict[str, Any]) -> dict[str, Any]:
     """The linear start that all methods are given."""
-    import regkit
-    from regkit.formats import write_linear
-
-    case = Case.from_dict(job["case"])
-    result = regkit.register(
-        case.fixed.image,
-        case.moving.image,
-        fixed_mask=case.fixed.mask,
-        moving_mask=case.moving.mask,
-        preset="linear",
-        device=job["device"],
-        threads=job["threads"],
-        seed=job["seed"],
-    )
-    write_linear(result.linear, job["start"])
+    write_linear(LINEAR.run(_inputs(job, None)).linear, job["start"])
     return {"status": "ok"}
 
 
 def _register(job: dict[str, Any]) -> dict[str, Any]:
-    from regkit.bench.methods import methods
-    from regkit.formats import read_linear, write_warp
-    from regkit.registration import peak_mb
-
     (method,) = methods([job["method"]]).values()
-    case = Case.from_dict(job["case"])
-    start = None if job["start"] is None else read_linear(job["start"])
-    inputs = Inputs(case, start, job["threads"], job["device"], job["seed"], Path(job["folder"]))
+    inputs = _inputs(job, None if job["start"] is None else read_linear(job["start"]))
     outcome = method.register(inputs)
     row: dict[str, Any] = {
         "status": "ok",
         "seconds": outcome.seconds | {"total": sum(outcome.seconds.values())},
-        "peak_mb": max(peak_mb(), _peak_of_commands()),
+        "peak_mb": max(peak_mb(), peak_mb_of_children()),
         "settings": outcome.settings,
     }
     if job["warp"] is not None:
         write_warp(outcome.warp, job["warp"], job["warp_format"])
     if job["measure"]:
-        from regkit.bench.measure import measure
-
-        row |= measure(case, outcome.warp)
+        row |= measure(inputs.case, outcome.warp)
     return row
-
-
-def _peak_of_commands() -> float:
-    """The most memory that one of the commands held that this process has run, MB; 0 where none is known."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
 
 
 if __name__ == "__main__":

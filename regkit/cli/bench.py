@@ -26,6 +26,12 @@ Threads = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that know a GPU.")
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", show_default=False, help="The method to compare with. Default: mind, or the first."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of what methods draw at random.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one, and seconds mean little.")]
 
@@ -91,14 +97,7 @@ def run(
     threads: Threads = None,
     device: Device = "auto",
     seed: Seed = 0,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help="The method to compare with. Default: mind, or the first.",
-        ),
-    ] = None,
+    baseline: Baseline = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
     ] = False,
@@ -133,7 +132,7 @@ def run(
         plan.begin(output, planned, cases)
         if retry:
             rows.drop_failed(output)
-        ran, failed = run_cases(output, dataset, cases, chosen, options, report)
+        ran, failed = run_cases(output, cases, chosen, report)
     _print_report(output, None, baseline, quiet)
     if failed:
         warn(f"{failed} of {ran} runs failed; '{output / 'report.md'}' says why")
@@ -150,14 +149,7 @@ def report(
             "--output", "-o", metavar="FOLDER", show_default=False, help="Where to write. Default: FOLDER."
         ),
     ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help="The method to compare with. Default: mind, or the first.",
-        ),
-    ] = None,
+    baseline: Baseline = None,
     quiet: Quiet = False,
 ) -> None:
     """Make the tables and the box plot of results again, of finished and unfinished runs alike."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regkit.cli.console import warn
 from regkit.errors import RegkitError
+from regkit.jsontext import read_json
 
 if TYPE_CHECKING:
     from regkit.geometry import Float64, Grid
@@ -60,12 +60,7 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     """
     if path is None:
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise RegkitError(f"label names '{path}' cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also what is no UTF-8
-        raise RegkitError(f"label names '{path}' are not valid JSON: {error}") from error
+    content = read_json(path, "the file of label names")
     names: dict[int, str] = {}
     for label, name in content.items() if isinstance(content, dict) else ():
         if not label.strip().isdecimal() or not isinstance(name, str):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regkit.atomic import make_folder
 from regkit.cli.console import progress
 from regkit.cli.files import IMAGES, PICTURES, check_outputs
 from regkit.cli.options import Overwrite, Quiet, Templates
-from regkit.errors import RegkitError
 
 if TYPE_CHECKING:
     from regkit.synthesis.pairs import Pairs
@@ -51,10 +51,7 @@ def command(
 
     Writes pair_000_a.nii.gz, pair_000_b.nii.gz, their labels (voxels of 1 mm) and contact-sheet.png.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{output}': {error.strerror or error}") from error
+    make_folder(output)
     names = [
         [output / f"pair_{k:03d}_{view}{kind}.nii.gz" for view in "ab" for kind in ("", "_labels")]
         for k in range(number)

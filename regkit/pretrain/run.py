@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from regkit.atomic import atomic_path
+from regkit.atomic import atomic_path, make_folder
 from regkit.errors import RegkitError
 from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.plot import plot_losses
@@ -177,10 +177,7 @@ class _Watch:
 
 def _prepare(run: Path, weights: Path) -> None:
     """The folder of the run, and the certainty that both can be written, before any work."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegkitError(f"cannot make the folder '{run}': {error.strerror or error}") from error
+    make_folder(run)
     if weights.suffix != ".safetensors" or weights.is_dir():
         raise RegkitError(f"cannot write '{weights}': give the name of a file that ends in .safetensors")
     for folder in (run, weights.parent):

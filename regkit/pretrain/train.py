@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkp
 from regkit.pretrain.config import Config
 from regkit.pretrain.feed import batches
 from regkit.pretrain.step import Batch, Student, collate
+from regkit.provenance import commit
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
@@ -307,18 +307,10 @@ def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | 
         "config": json.dumps(trainer.config.to_dict()),
         "origin": json.dumps(dict(origin or {})),
         **trainer.config.reading.to_metadata(),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "torch": torch.__version__,
     }
     save_weights(path, trainer.average, provenance)
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _agreed(stop: bool, where: Place) -> bool:

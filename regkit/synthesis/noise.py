@@ -50,6 +50,13 @@ class Dice:
         return torch.randn(shape, generator=self.voxels, device=self.device)
 
 
+def random_turn(dice: Dice, most: float, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """A rotation (3, 3) about any axis by up to ``most`` degrees."""
+    vector = dice.scalars.standard_normal(3)
+    a, b, c = (vector * np.radians(dice.uniform(0, most)) / np.linalg.norm(vector)).tolist()
+    return torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=dtype)).numpy()
+
+
 def normals(dice: Sequence[Dice], shape: Sequence[int]) -> torch.Tensor:
     """Standard normal numbers (V, *shape), those of each sample from its own dice."""
     drawn = torch.empty((len(dice), *shape), device=dice[0].device)

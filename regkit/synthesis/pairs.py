@@ -15,7 +15,7 @@ from regkit.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
-from regkit.synthesis.noise import Dice, onto, smooth_noise, splined_at
+from regkit.synthesis.noise import Dice, onto, random_turn, smooth_noise, splined_at
 from regkit.synthesis.sources import Source
 
 _STRAYS = 4  # times as many as one view has at most, of an anatomy
@@ -259,11 +259,7 @@ def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) 
     extent = np.array(anatomy.labels.shape)[axes]
     first, shift = _places(extent, sides, scale, how, dice)
     origin = (first + 0.5) * scale - 0.5
-    vector = dice.scalars.standard_normal(3)
-    vector *= np.radians(dice.uniform(0, how.turn)) / np.linalg.norm(vector)
-    a, b, c = vector.tolist()
-    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]], dtype=torch.float64)).numpy()
-    turn = turn * np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3))
+    turn = random_turn(dice, how.turn) * np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3))
     middle = (sides[::-1] - 1) / 2
     return _Cut(
         tuple(axes.tolist()),

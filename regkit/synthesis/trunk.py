@@ -14,7 +14,7 @@ import torch
 from regkit.anatomy import TISSUES, draw_tissues, intensities
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Palette, random_palette
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Dice, random_turn, smooth_noise
 
 _SPACING = 2.5  # mm
 _SHAPE = (140, 112, 152)
@@ -79,9 +79,7 @@ def _pose(dice: Dice, fatness: float) -> np.ndarray:
     random = dice.scalars
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(_SPACING) for n in _SHAPE]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
-    vector = random.standard_normal(3)
-    a, b, c = (vector * np.radians(random.uniform(0, 8)) / np.linalg.norm(vector)).tolist()
-    turn = torch.matrix_exp(torch.tensor([[0, -c, b], [c, 0, -a], [-b, a, 0]])).numpy()
+    turn = random_turn(dice, 8, torch.float32)
     size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
     size /= np.array([fatness**0.12, fatness**0.22, 1], np.float32)
     points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
