@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from regkit import native
 from regkit.costvolume import LEAST_WEIGHT, FeatureMap
 from regkit.filters import smooth
 from regkit.folding import CORNERS, Corner, corner_jacobian, unfold
@@ -73,6 +74,109 @@ class _WeightedDifference(torch.autograd.Function):
         return gradient * outputs[0], None, None
 
 
+Comparison = Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor]
+"""From the coordinates of some fixed cells and which they are, slices (z, y, x), to their dissimilarity."""
+
+
+def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
+    """:func:`dissimilarity` of two maps for many fields, with all that can be done beforehand done."""
+    channels = len(fixed.values)
+    if not native.serves(fixed.values, moving.values) or channels >= _MOST_LANES:
+
+        def by_torch(where: torch.Tensor, cells: tuple[slice, ...]) -> torch.Tensor:
+            some = (slice(None), *cells)
+            return dissimilarity(FeatureMap(fixed.values[some], fixed.weight[some]), moving, where)
+
+        return by_torch
+
+    seen = _lanes(moving.values * moving.weight, moving.weight)
+    known = _lanes(fixed.values, torch.ones_like(fixed.weight))
+
+    def by_kernel(where: torch.Tensor, cells: tuple[slice, ...]) -> torch.Tensor:
+        value: torch.Tensor = _NativeDifference.apply(
+            where, known[cells], fixed.weight[0][cells], seen, channels
+        )
+        return value
+
+    return by_kernel
+
+
+_LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
+
+
+def _lanes(values: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """(Z, Y, X, lanes): the channels of each cell together, then ``last``, then zeros up to whole vectors."""
+    channels, *shape = values.shape
+    cells = values.new_zeros((*shape, -(-(channels + 1) // _LANES) * _LANES))
+    cells[..., :channels] = values.movedim(0, -1)
+    cells[..., channels] = last[0]
+    return cells
+
+
+class _NativeDifference(torch.autograd.Function):
+    """:func:`dissimilarity` in one pass, which reads the moving map once and holds no volume of channels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        where: torch.Tensor,
+        fixed: torch.Tensor,
+        weight: torch.Tensor,
+        moving: torch.Tensor,
+        channels: int,
+    ) -> torch.Tensor:
+        where = where.contiguous()
+        gradient = torch.empty_like(where)
+        *size, lanes = moving.shape
+        shape = where.shape[1:]
+        scale = 2 / (shape.numel() * channels)
+        loss = native.run(
+            "difference", shape[0], moving, *size, fixed, weight, *weight.stride(), lanes,
+            channels, scale, where, *shape, gradient,
+        )  # fmt: skip
+        ctx.save_for_backward(gradient)
+        return where.new_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0], None, None, None, None
+
+
+def penalty(field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
+    """Diffusion times ``regularisation``, and the barrier against folds at one corner of every cell.
+
+    Args:
+        field: (3, Z, Y, X) in cells of its own lattice.
+    """
+    if native.serves(field):
+        value: torch.Tensor = _NativePenalty.apply(field, corner, regularisation)
+        return value
+    shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
+    return regularisation * diffusion(field) + _BARRIER_WEIGHT * shortfall.square().mean()
+
+
+class _NativePenalty(torch.autograd.Function):
+    """:func:`penalty` with its gradient in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
+        field = field.contiguous()
+        gradient = torch.empty_like(field)
+        shape = field.shape[1:]
+        value = native.run(
+            "penalty", shape[0], field, *shape, regularisation, _BARRIER_WEIGHT, _LEAST_JACOBIAN, *corner,
+            gradient,
+        )  # fmt: skip
+        ctx.save_for_backward(gradient)
+        return field.new_tensor(value)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0], None, None
+
+
 def refine(
     fixed: FeatureMap,
     moving: FeatureMap,
@@ -99,21 +203,22 @@ def refine(
     cells = start[0].numel()
     coarse, fine = settings.iterations
 
+    compare = comparison(fixed, moving)
+    everything = (slice(None),) * 3
+
     def objective(data: torch.Tensor, field: torch.Tensor, corner: Corner) -> torch.Tensor:
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
-        shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
-        folding = _BARRIER_WEIGHT * shortfall.square().mean()
-        return cells * (_DATA_WEIGHT * data + settings.regularisation * diffusion(field) + folding)
+        return cells * (_DATA_WEIGHT * data + penalty(field, corner, settings.regularisation))
 
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
-        eighth = (slice(None), *(slice(c, None, 2) for c in corner))
-        field = start[eighth] + smooth(parameters, 3)
-        there = FeatureMap(fixed.values[eighth], fixed.weight[eighth])
-        return objective(dissimilarity(there, moving, anchor[eighth] + field), field / 2, corner)
+        eighth = tuple(slice(c, None, 2) for c in corner)
+        field = start[(slice(None), *eighth)] + smooth(parameters, 3)
+        where = anchor[(slice(None), *eighth)] + field
+        return objective(compare(where, eighth), field / 2, corner)
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
-        return objective(dissimilarity(fixed, moving, anchor + field), field, corner)
+        return objective(compare(anchor + field, everything), field, corner)
 
     wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
@@ -130,7 +235,7 @@ def _descend(
 ) -> torch.Tensor:
     """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
     parameters = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([parameters], lr=learning_rate, eps=_GRADIENT_FLOOR)
+    optimiser = torch.optim.Adam([parameters], lr=learning_rate, eps=_GRADIENT_FLOOR, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
     )

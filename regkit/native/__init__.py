@@ -1,0 +1,105 @@
+"""Compiled kernels for the hot loops on the CPU.
+
+Each has a twin in torch, which says what it computes, serves every other device and type, and is what the
+kernels are tested against.
+
+The kernels are C without a dependency, compiled when regkit is installed. Where there was no compiler, regkit
+is slower and says so once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+_pool: ThreadPoolExecutor | None = None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = find_spec("regkit.native._kernels")
+    try:
+        if found is None or found.origin is None:
+            raise OSError("they were not compiled when regkit was installed")
+        return ctypes.CDLL(found.origin)
+    except OSError as error:
+        warnings.warn(
+            f"regkit runs without its compiled kernels and takes several times longer: {error}. Install it "
+            "where there is a C compiler.",
+            stacklevel=2,
+        )
+        return None
+
+
+@cache
+def _suffix() -> str:
+    """What the names of the kernels for this machine's instructions end with."""
+    library = _library()
+    assert library is not None
+    library.suffix.restype = ctypes.c_char_p
+    own: bytes = library.suffix()
+    return own.decode()
+
+
+def serves(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels can work on these: float32 on the CPU, and the library is there."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _library() is not None
+    )
+
+
+def run(kernel: str, count: int, *arguments: torch.Tensor | int | float | None) -> float:
+    """Call a kernel for the ranges that ``count`` falls into, one for each of torch's threads.
+
+    Args:
+        kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
+        arguments: what follows; a tensor is passed as the address of its data, an int as ``int64_t``, a float
+            as ``double``, None as a null pointer.
+
+    Returns:
+        The sum of what the calls return, always added in the same order.
+    """
+    library = _library()
+    assert library is not None
+    function = library[kernel + _suffix()]
+    function.restype = ctypes.c_double
+    passed = [_passed(value) for value in arguments]
+    parts = max(1, min(torch.get_num_threads(), count))
+    ends = [count * part // parts for part in range(parts + 1)]
+
+    def part(k: int) -> float:
+        return float(function(ctypes.c_int64(ends[k]), ctypes.c_int64(ends[k + 1]), *passed))
+
+    others = [_threads().submit(part, k) for k in range(1, parts)]
+    return sum([part(0), *(other.result() for other in others)])
+
+
+def _passed(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "regkit")
+    return _pool
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+# A forked process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

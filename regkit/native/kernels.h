@@ -1,0 +1,55 @@
+/* What all kernels share.
+ *
+ * Arrays are C-contiguous float32 unless a signature says otherwise; fields are (3, Z, Y, X) with components
+ * (x, y, z), in cells. A kernel does a range [first, last) of its outermost axis and is called from several
+ * threads at once, each with another range; it returns a share of a sum, or 0.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define JOINED(a, b) a##b
+#define NAMED(name, suffix) JOINED(name, suffix)
+/* SUFFIX and WIDTH, floats in a register, are those of the instruction set: see base.c, v3.c and v4.c. */
+#define KERNEL(name) __attribute__((visibility("default"))) double NAMED(name, SUFFIX)
+
+/* Floats of a cell come in multiples of this, whatever the width of a register. */
+#define LANES 16
+
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef float loose_vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float vec8 __attribute__((vector_size(32)));
+typedef float vec4 __attribute__((vector_size(16)));
+
+INLINE vec load(const float *at) { return *(const loose_vec *)at; }
+INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
+INLINE vec all(float value) { return (vec){0} + value; }
+
+/* Four floats with the same sum as the lanes. */
+INLINE vec4 quarter(vec v) {
+#if WIDTH == 16
+    const vec8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif WIDTH == 8
+    const vec8 half = v;
+#endif
+#if WIDTH == 4
+    return v;
+#else
+    return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#endif
+}
+
+INLINE float total(vec v) {
+    const vec4 q = quarter(v);
+    return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+/* The sums over the lanes of four vectors. */
+INLINE vec4 totals(vec a, vec b, vec c, vec d) {
+    const vec4 qa = quarter(a), qb = quarter(b), qc = quarter(c), qd = quarter(d);
+    const vec4 ab = __builtin_shufflevector(qa, qb, 0, 4, 1, 5) + __builtin_shufflevector(qa, qb, 2, 6, 3, 7);
+    const vec4 cd = __builtin_shufflevector(qc, qd, 0, 4, 1, 5) + __builtin_shufflevector(qc, qd, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}

@@ -1,0 +1,104 @@
+/* Regularisation of the fine stage: diffusion, and a barrier against small Jacobian determinants. */
+/* Value and gradient for the planes [first, last) of z of a field (3, z, y, x) in cells:
+ *
+ *   diffusion * sum over the axes of sum (forward difference)^2 / (number of them)
+ *   + barrier * sum over the cells of max(least - J, 0)^2 / (number of them)
+ *
+ * with J the determinant of x + field(x) at the corner (cz, cy, cx) of each cell of the lattice, as in
+ * regkit.folding.corner_jacobian. Each call writes its own planes of the gradient alone: cells that straddle
+ * two ranges are computed by both. */
+KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int64_t y, int64_t x,
+                      double diffusion, double barrier, double least, int64_t cz, int64_t cy, int64_t cx,
+                      float *gradient) {
+    const int64_t plane = y * x, component = z * plane;
+    const int64_t size[3] = {x, y, z}, stride[3] = {1, x, plane};
+    double smoothness = 0, folding = 0;
+    float factor[3];
+    for (int axis = 0; axis < 3; axis++) {
+        const double differences = 3.0 * (component / size[axis]) * (size[axis] - 1);
+        factor[axis] = differences ? (float)(diffusion / differences) : 0;
+    }
+    for (int c = 0; c < 3; c++)
+        for (int64_t k = first; k < last; k++)
+            for (int64_t j = 0; j < y; j++) {
+                const float *here = field + c * component + k * plane + j * x;
+                float *out = gradient + c * component + k * plane + j * x;
+                /* At an end of an axis the neighbour beyond it is the cell itself. */
+                const float *y0 = here - (j > 0 ? x : 0), *y1 = here + (j + 1 < y ? x : 0);
+                const float *z0 = here - (k > 0 ? plane : 0), *z1 = here + (k + 1 < z ? plane : 0);
+                const float fx = factor[0], fy = factor[1], fz = factor[2];
+                float sum = 0;
+                for (int64_t i = 0; i < x; i++) {
+                    const float dy = y1[i] - here[i], dz = z1[i] - here[i];
+                    sum += fy * dy * dy + fz * dz * dz;
+                    out[i] = 2 * (fy * (here[i] - y0[i] - dy) + fz * (here[i] - z0[i] - dz));
+                }
+                for (int64_t i = 0; i + 1 < x; i++) {
+                    const float dx = here[i + 1] - here[i];
+                    sum += fx * dx * dx;
+                }
+                if (x > 1) {
+                    for (int64_t i = 1; i + 1 < x; i++) out[i] += 2 * fx * (2 * here[i] - here[i - 1] - here[i + 1]);
+                    out[0] += 2 * fx * (here[0] - here[1]);
+                    out[x - 1] += 2 * fx * (here[x - 1] - here[x - 2]);
+                }
+                smoothness += sum;
+            }
+    if (!(barrier > 0) || z < 2 || y < 2 || x < 2) return smoothness;
+
+    const double cells = (double)(z - 1) * (y - 1) * (x - 1);
+    const int64_t side[3] = {cx, cy, cz};
+    float short_of[x];
+    for (int64_t k = first > 0 ? first - 1 : 0; k < last && k + 1 < z; k++)
+        for (int64_t j = 0; j + 1 < y; j++) {
+            /* edge[a]: where the edge along axis a that meets the corner begins, for the cell (k, j, 0). */
+            int64_t edge[3];
+            const int64_t origin = k * plane + j * x;
+            for (int a = 0; a < 3; a++) {
+                edge[a] = origin;
+                for (int b = 0; b < 3; b++)
+                    if (b != a) edge[a] += side[b] * stride[b];
+            }
+            const float *fx = field, *fy = field + component, *fz = field + 2 * component;
+            const int64_t ex = edge[0], ey = edge[1], ez = edge[2];
+            float most = 0;
+            for (int64_t i = 0; i + 1 < x; i++) {
+                const float xx = fx[ex + i + 1] - fx[ex + i] + 1, yx = fy[ex + i + 1] - fy[ex + i];
+                const float zx = fz[ex + i + 1] - fz[ex + i], xy = fx[ey + i + x] - fx[ey + i];
+                const float yy = fy[ey + i + x] - fy[ey + i] + 1, zy = fz[ey + i + x] - fz[ey + i];
+                const float xz = fx[ez + i + plane] - fx[ez + i], yz = fy[ez + i + plane] - fy[ez + i];
+                const float zz = fz[ez + i + plane] - fz[ez + i] + 1;
+                const float j3 = xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx);
+                const float shortfall = (float)least - j3;
+                short_of[i] = shortfall;
+                most = shortfall > most ? shortfall : most;
+            }
+            if (!(most > 0)) continue;
+            for (int64_t i = 0; i + 1 < x; i++) {
+                if (!(short_of[i] > 0)) continue;
+                if (k >= first) folding += (double)short_of[i] * short_of[i];
+                double m[3][3], cofactor[3][3]; /* [component][axis] */
+                for (int c = 0; c < 3; c++)
+                    for (int a = 0; a < 3; a++) {
+                        const float *at = field + c * component + edge[a] + i;
+                        m[c][a] = at[stride[a]] - at[0] + (c == a);
+                    }
+                for (int c = 0; c < 3; c++)
+                    for (int a = 0; a < 3; a++) {
+                        const int c1 = (c + 1) % 3, c2 = (c + 2) % 3, a1 = (a + 1) % 3, a2 = (a + 2) % 3;
+                        cofactor[c][a] = m[c1][a1] * m[c2][a2] - m[c1][a2] * m[c2][a1];
+                    }
+                const double slope = -2 * barrier / cells * short_of[i];
+                for (int a = 0; a < 3; a++) {
+                    const int64_t low_z = k + (a == 2 ? 0 : cz), high_z = low_z + (a == 2);
+                    for (int c = 0; c < 3; c++) {
+                        float *at = gradient + c * component + edge[a] + i;
+                        const float share = (float)(slope * cofactor[c][a]);
+                        if (high_z >= first && high_z < last) at[stride[a]] += share;
+                        if (low_z >= first && low_z < last) at[0] -= share;
+                    }
+                }
+            }
+        }
+    return smoothness + barrier / cells * folding;
+}
