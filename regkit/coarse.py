@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from regkit.costvolume import FeatureMap, cost_volume, displacements
+from regkit import native
+from regkit.costvolume import BLOCK, LEAST_CELLS, MOST_RADIUS, FeatureMap, cost_volume, displacements
 from regkit.filters import smooth
 from regkit.geometry import index_grid, sample
 
@@ -28,9 +29,16 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
+    field = costs.new_zeros((3, *costs.shape[1:]))
+    cells = field[0].numel()
+    if radius <= MOST_RADIUS and cells >= LEAST_CELLS and native.serves(costs):
+        costs, chosen = costs.contiguous(), torch.empty_like(field)
+        for theta in (_TIE_BREAK, *coupling):
+            native.run("choose", -(-cells // BLOCK), costs, cells, radius, theta, field, chosen)
+            field = smooth(chosen)
+        return field
     steps = displacements(radius, costs.device).to(costs.dtype)
     whole = displacements(radius).tolist()
-    field = costs.new_zeros((3, *costs.shape[1:]))
     for theta in (_TIE_BREAK, *coupling):
         best = torch.full(costs.shape[1:], torch.inf, dtype=costs.dtype, device=costs.device)
         chosen = torch.zeros(costs.shape[1:], dtype=torch.int64, device=costs.device)

@@ -8,11 +8,14 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from regkit import native
 from regkit.filters import box_sum
 from regkit.geometry import sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
+# What the kernels take: cells at once, the largest search range, cells in all.
+BLOCK, MOST_RADIUS, LEAST_CELLS = 2048, 4, 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X).
     """
     channels, *shape = fixed.values.shape
+    if aggregate == 1 and 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
+        return _native_cost_volume(fixed, moving, radius)
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -108,4 +113,18 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     neutral = known_sum.div_(known_count.clamp_min_(1))
     for cost in costs:
         torch.where(cost.isnan(), neutral, cost, out=cost)
+    return costs
+
+
+def _native_cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
+    """:func:`cost_volume` with boxes of 3^3 cells."""
+    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
+    channels, z, y, x = fixed.values.shape
+    costs = native.empty((2 * radius + 1) ** 3, z, y, x)
+    unknown = native.run("costs", z, *maps, channels, z, y, x, radius, costs)
+    if unknown < 0:
+        raise MemoryError("no memory for the costs of displacements")
+    if unknown:
+        cells = z * y * x
+        native.run("fill_unknown", -(-cells // BLOCK), costs, len(costs), cells)
     return costs

@@ -1,6 +1,8 @@
 /* Every kernel, for the instruction set of the file that includes this. */
 #include "kernels.h"
 
+#include "costs.h"
 #include "difference.h"
 #include "penalty.h"
+#include "sample.h"
 #include "smooth.h"
