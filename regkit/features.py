@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from regkit import native
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
 from regkit.filters import box_sum, pool
@@ -35,7 +36,7 @@ def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
-def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, stride: int = 1) -> torch.Tensor:
     """The 12-channel self-similarity descriptor MIND-SSC.
 
     ``D_ab(x)`` is the mean over a box of (2 radius + 1)^3 of ``(I(x + a) - I(x + b))^2`` for the 12
@@ -45,25 +46,23 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.T
 
     Args:
         image: (Z, Y, X), any scale: a linear change of intensities changes nothing.
+        stride: the descriptors are averaged over cells of stride^3 voxels; it divides the sides.
 
     Returns:
-        (12, Z, Y, X) in (0, 1].
+        (12, Z / stride, Y / stride, X / stride) in (0, 1].
     """
+    if radius == 1 and stride in (1, 2) and native.serves(image):
+        return _native_mind_ssc(image, dilation, stride)
     reach = 2 * dilation
     padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
     # D_ab(x) depends on a - b alone up to a shift by b, and the 12 pairs share 6 differences: six box
     # means serve all channels.
-    means: dict[Shift, torch.Tensor] = {}
-    views = []
-    for a, b in _ssc_pairs():
-        step: Shift = tuple(i - j for i, j in zip(a, b))  # type: ignore[assignment]
-        if step < (0, 0, 0):
-            step, b = tuple(-i for i in step), a  # type: ignore[assignment]
-        if step not in means:
-            means[step] = _box_mean_of_squared_difference(
-                padded, [dilation * s for s in step], radius, dilation
-            )
-        views.append(_crop(means[step], [dilation * (1 + s) for s in b], image.shape))
+    steps, begins = _shared_differences()
+    means = [
+        _box_mean_of_squared_difference(padded, [dilation * s for s in step], radius, dilation)
+        for step in steps
+    ]
+    views = [_crop(means[which], [dilation * (1 + s) for s in begin], image.shape) for which, begin in begins]
     lowest = views[0].clone()
     mean = torch.zeros_like(lowest)
     for view in views:
@@ -72,10 +71,51 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.T
     scale = mean.div_(len(views)).sub_(lowest)
     typical = scale.mean().clamp_min(1e-12)
     scale = scale.clamp_(0.001 * typical, 1000 * typical)
-    out = torch.empty((len(views), *image.shape), dtype=image.dtype, device=image.device)
+    out = image.new_empty((len(views), *(n // stride for n in image.shape)))
     for channel, view in zip(out, views):
-        torch.sub(lowest, view, out=channel).div_(scale).exp_()
+        found = torch.sub(lowest, view).div_(scale).exp_()
+        channel.copy_(F.avg_pool3d(found[None], stride)[0] if stride > 1 else found)
     return out
+
+
+def _native_mind_ssc(image: torch.Tensor, dilation: int, stride: int) -> torch.Tensor:
+    """:func:`mind_ssc` with boxes of 3^3 voxels."""
+    margin = 2 * dilation + 1
+    padded = F.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
+    steps, views = _shared_differences()
+    shape = [n + 2 * dilation for n in image.shape]
+    plane, row = shape[1] * shape[2], shape[2]
+    offsets = [dilation * (z * padded.stride(0) + y * padded.stride(1) + x) for z, y, x in steps]
+    starts = [
+        which * shape[0] * plane + dilation * ((1 + z) * plane + (1 + y) * row + 1 + x)
+        for which, (z, y, x) in views
+    ]
+    where = torch.tensor(starts)
+    means = native.empty(len(steps), *shape)
+    native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
+    z, y, x = image.shape
+    typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
+    out = native.empty(len(views), *(n // stride for n in image.shape))
+    native.run(
+        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride, 0.001 * typical,
+        1000 * typical, out,
+    )  # fmt: skip
+    return out
+
+
+def _shared_differences() -> tuple[list[Shift], list[tuple[int, Shift]]]:
+    """The 6 steps (z, y, x) that the 12 pairs (a, b) differ by, up to sign, and for each pair which it is and
+    where it begins: D_ab(x) is the box mean of (I(. + step) - I)^2 at x + begin."""
+    steps: list[Shift] = []
+    views: list[tuple[int, Shift]] = []
+    for a, b in _ssc_pairs():
+        step: Shift = (a[0] - b[0], a[1] - b[1], a[2] - b[2])
+        if step < (0, 0, 0):
+            step, b = (-step[0], -step[1], -step[2]), a
+        if step not in steps:
+            steps.append(step)
+        views.append((steps.index(step), b))
+    return steps, views
 
 
 def _box_mean_of_squared_difference(
@@ -122,7 +162,9 @@ _NETWORK_WEIGHT = 1.0
 # Share of the finest voxels that a network learnt from. At 0.75 of it the bundled one names painted trunks
 # two thirds as well as at 1, at 0.6 not half as well, at 0.5 hardly anything (docs/benchmarks.md).
 _KNOWN_SHARE = 0.7
-MIND = Part(lambda image, spacing: mind_ssc(image), 1, _MIND_WEIGHT, "mind")  # of voxels, whatever their size
+MIND = Part(
+    lambda image, spacing: mind_ssc(image, stride=2), 2, _MIND_WEIGHT, "mind"
+)  # of voxels, whatever their size
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -181,7 +223,8 @@ def feature_maps(
         values = part.extract(image, spacing)
         own = F.avg_pool3d(weight, part.stride)
         for stride in strides:
-            pooled[stride].append(pool(values, own, stride // part.stride)[0])
+            same = stride == part.stride
+            pooled[stride].append(values if same else pool(values, own, stride // part.stride)[0])
         del values  # of full resolution, before the next part computes its own
     channels = [len(found) for found in pooled[strides[0]]]
     for level in pooled.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,41 @@ class _NativeSmooth(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _NativeSmooth.forward(ctx, outputs[0], ctx.passes), None
+
+
+def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
+    """Gaussian blur, the border values going on; the kernel ends at three deviations.
+
+    Args:
+        image: (Z, Y, X).
+        sigma: voxels along (z, y, x); an axis of 0 is left alone.
+    """
+    for axis, deviation in enumerate(sigma):
+        radius = int(3 * deviation + 0.5)
+        if not radius:
+            continue
+        taps = torch.exp(-0.5 * (torch.arange(radius + 1, dtype=torch.float64) / deviation) ** 2)
+        taps = (taps / (2 * taps.sum() - taps[0])).to(image)
+        if native.serves(image):
+            image = _native_blur(image.contiguous(), axis, taps)
+            continue
+        rows = image.movedim(axis, -1)
+        flat = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
+        blurred = F.conv1d(flat, torch.cat([taps[1:].flip(0), taps])[None, None])
+        image = blurred.reshape(rows.shape).movedim(-1, axis)
+    return image
+
+
+def _native_blur(image: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(image)
+    z, y, x = image.shape
+    radius = len(taps) - 1
+    if axis == 2:
+        native.run("blur_rows", z * y, image, out, x, taps, radius)
+    else:
+        n, inner = (z, y * x) if axis == 0 else (y, x)
+        native.run("blur_across", z if axis == 0 else z * y, image, out, n, inner, taps, radius)
+    return out
 
 
 def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:

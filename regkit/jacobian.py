@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from regkit import native
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 
@@ -36,9 +38,13 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
         raise RegkitError(f"a field of shape {field.shape} does not fit a grid of shape {grid.shape}")
     matrix = grid.index_to_world[:3, :3]
     volume = np.linalg.det(matrix)
+    result = np.empty(grid.shape, dtype=np.float32)
+    if field.flags.c_contiguous and native.serves(torch.from_numpy(field)):
+        matrix = np.ascontiguousarray(matrix)
+        native.run("jacobian", grid.shape[0], field, *grid.shape, matrix, float(volume), result)
+        return result
     depth = grid.shape[0]
     step = max(1, _SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
-    result = np.empty(grid.shape, dtype=np.float32)
     for first in range(0, depth, step):
         last = min(first + step, depth)
         low, high = max(first - 1, 0), min(last + 1, depth)  # one slice more, for the differences along z

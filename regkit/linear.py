@@ -25,6 +25,7 @@ _LEAST_OVERLAP = 0.2  # of the smaller image
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 _AFFINE_RIDGE = 0.05
+_MOST_BLOCKS = 20_000
 _SCALES = (0.67, 1.5)
 
 Descriptor = Callable[[torch.Tensor], torch.Tensor]
@@ -53,17 +54,19 @@ class Judge:
 
     The mean squared difference counts over the overlap; what does not overlap counts as much as
     a random shift would give, so that shrinking the overlap buys nothing.
+
+    Args:
+        fixed, moving: smoothed for ``spacing``.
     """
 
     def __init__(
         self, fixed: Source, moving: Source, spacing: float, extract: Descriptor, mismatch: float
     ) -> None:
         self.grid = fixed.grid.working(spacing)
-        self.fixed = fixed.smoothed_for(spacing)
-        self.moving = moving.smoothed_for(spacing)
+        self.moving = moving
         self.extract = extract
         self.mismatch = mismatch
-        self.fixed_map = feature_map(self.fixed, np.eye(4), self.grid, extract)
+        self.fixed_map = feature_map(fixed, np.eye(4), self.grid, extract)
         self.full = min(float(self.fixed_map.weight.sum()), _covered_mm3(moving) / spacing**3)
 
     def moving_map(self, matrix: Float64) -> FeatureMap:
@@ -115,9 +118,12 @@ def align(
         return LinearStart(inverse, start.similarity, start.origin, start.model)
 
     coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
-    shifts, mismatch = search_translation(fixed, moving, coarse_spacing, extract)
-    coarse = Judge(fixed, moving, coarse_spacing, extract, mismatch)
-    fine = Judge(fixed, moving, coarse_spacing / 2, extract, mismatch)
+    fine_spacing = coarse_spacing / 2
+    f, m = fixed.smoothed_for(coarse_spacing), moving.smoothed_for(coarse_spacing)
+    shifts, mismatch = search_translation(f, m, coarse_spacing, extract)
+    coarse = Judge(f, m, coarse_spacing, extract, mismatch)
+    f, m = fixed.smoothed_for(fine_spacing), moving.smoothed_for(fine_spacing)
+    fine = Judge(f, m, fine_spacing, extract, mismatch)
     on_step()
 
     starts = [("header", np.eye(4)), ("centre", _translation(moving.grid.centre - fixed.grid.centre))]
@@ -166,6 +172,9 @@ def search_translation(
     Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M)
     + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
 
+    Args:
+        fixed, moving: smoothed for ``spacing``.
+
     Returns:
         Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
         ``_APART`` cells apart, and the median mean squared difference over the shifts: what a random
@@ -173,8 +182,8 @@ def search_translation(
     """
     grid = fixed.grid.working(spacing)
     lattice = _lattice_over(moving.grid, grid)
-    f = feature_map(fixed.smoothed_for(spacing), np.eye(4), grid, extract)
-    m = feature_map(moving.smoothed_for(spacing), np.eye(4), lattice, extract)
+    f = feature_map(fixed, np.eye(4), grid, extract)
+    m = feature_map(moving, np.eye(4), lattice, extract)
     shape = [a + b - 1 for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
 
     def spectrum(volume: torch.Tensor) -> torch.Tensor:
@@ -304,8 +313,9 @@ def _improve(
     if len(blocks) < 32:
         return start
     to_world = judge.grid.index_to_world
-    points = transform_points(to_world, blocks.cpu())
-    targets = transform_points(to_world, matches.cpu())
+    some = slice(None, None, -(-len(blocks) // _MOST_BLOCKS))  # the rest of them would change next to nothing
+    points = transform_points(to_world, blocks[some].cpu())
+    targets = transform_points(to_world, matches[some].cpu())
     matrix = start.matrix @ least_trimmed_squares(fit, points, targets)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):

@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit import __version__
+from regkit import __version__, native
 from regkit.deformable import (
     STRIDE,
     coarse_field,
@@ -181,8 +182,7 @@ def register(
             del fixed_pyramid, moving_pyramid
 
         with stages("warp"):
-            warp = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
-            determinant = jacobian_determinant(warp.field, warp.grid)
+            warp, determinant = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
             metrics: dict[str, Any] = {
                 "folding_percent": folding_percent(determinant),
                 "sd_log_jacobian": sd_log_jacobian(determinant),
@@ -384,7 +384,9 @@ def _linear_start(
     return LinearStart(read_linear(os.fspath(init)), np.nan, "file", "given")
 
 
-def _warp(displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, moving: Grid) -> Warp:
+def _warp(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, moving: Grid
+) -> tuple[Warp, npt.NDArray[np.float32]]:
     """The displacement of the deformable stage and the linear start as one field on the fixed grid.
 
     T(p) = A(p + d(p)). Sampling on another lattice may fold where the cells did not; such places are
@@ -392,25 +394,47 @@ def _warp(displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid, 
 
     Args:
         displacement: (3, Z, Y, X) in cells.
+
+    Returns:
+        The warp and its Jacobian determinant.
     """
-    displacement = displacement.cpu()
-    field = np.empty((*grid.shape, 3), dtype=np.float32)
-    for first, last in slabs(grid):
-        index = slab_index(grid, first, last)
-        where = transform_points(cells.world_to_index @ grid.index_to_world, index)
-        found = sample(displacement, torch.from_numpy(where.astype(np.float32)).movedim(-1, 0))
-        local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
-        points = transform_points(grid.index_to_world, index)
-        field[first:last] = transform_points(matrix, points + local) - points
-    warp = Warp(field, grid, moving)
-    if (jacobian_determinant(field, grid) > 0).all():
-        return warp
+    field = _dense_field(displacement.cpu(), cells, matrix, grid)
+    determinant = jacobian_determinant(field, grid)
+    if (determinant > 0).all():
+        return Warp(field, grid, moving), determinant
     index = slab_index(grid, 0, grid.shape[0])
     points = transform_points(grid.index_to_world, index)
     in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
     flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
     target = transform_points(matrix @ grid.index_to_world, index + flat)
-    return Warp((target - points).astype(np.float32), grid, moving)
+    field = (target - points).astype(np.float32)
+    return Warp(field, grid, moving), jacobian_determinant(field, grid)
+
+
+def _dense_field(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
+) -> npt.NDArray[np.float32]:
+    """A(p + d(p)) - p at the voxels of a grid, (z, y, x, 3) LPS mm, for a displacement in cells."""
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    to_cells = cells.world_to_index @ grid.index_to_world
+    if native.serves(displacement):
+        whole = matrix @ grid.index_to_world - grid.index_to_world
+        part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
+        matrices = [np.ascontiguousarray(m) for m in (to_cells[:3], part, whole[:3])]
+        displacement = displacement.contiguous()
+        native.run(
+            "displacement_field", grid.shape[0], displacement, *displacement.shape[1:], *matrices,
+            *grid.shape[1:], field,
+        )  # fmt: skip
+        return field
+    for first, last in slabs(grid):
+        index = slab_index(grid, first, last)
+        where = transform_points(to_cells, index)
+        found = sample(displacement, torch.from_numpy(where.astype(np.float32)).movedim(-1, 0))
+        local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
+        points = transform_points(grid.index_to_world, index)
+        field[first:last] = transform_points(matrix, points + local) - points
+    return field
 
 
 def _label_metrics(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
+from regkit import native
+from regkit.filters import blur
 from regkit.geometry import Float64, Grid, index_grid, map_index, sample
 
 
@@ -30,8 +31,7 @@ class Source:
         sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
         if sigma.max() < 0.25:
             return self
-        blurred = gaussian_filter(self.image.cpu().numpy(), sigma, mode="nearest", truncate=3)
-        return Source(torch.from_numpy(blurred).to(self.image.device), self.mask, self.grid)
+        return Source(blur(self.image, sigma.tolist()), self.mask, self.grid)
 
 
 def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +45,8 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
+    if source.mask is None and native.serves(source.image):
+        return _native_resample(source, to_source, grid)
     where = map_index(to_source, index_grid(grid.shape, source.image.device))
     image = sample(source.image[None], where)[0]
     weight = torch.ones_like(image)
@@ -52,4 +54,14 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         weight *= (where[axis] >= -0.5) & (where[axis] <= n - 0.5)
     if source.mask is not None:
         weight *= sample(source.mask[None], where, mode="nearest")[0]
+    return image, weight
+
+
+def _native_resample(source: Source, to_source: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`resample` without a mask; no coordinates are held."""
+    image, weight = native.empty(*grid.shape), native.empty(*grid.shape)
+    source_image, matrix = source.image.contiguous(), np.ascontiguousarray(to_source[:3])
+    native.run(
+        "resample", grid.shape[0], source_image, *source_image.shape, matrix, *grid.shape[1:], image, weight
+    )
     return image, weight

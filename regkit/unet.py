@@ -209,7 +209,8 @@ def fused(network: UNet) -> UNet:
 
 def _convolution(inputs: int, outputs: int, padding: Padding) -> nn.Conv3d:
     layer = nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode=padding, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    if not layer.weight.is_meta:  # where there is nothing to fill in, torch would take a second for it
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
     return layer
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from regkit.errors import RegkitError
 from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc, parts_for
@@ -78,7 +79,7 @@ def test_unknown_features_are_named_with_those_there_are() -> None:
 def test_the_parts_of_every_name(random_weights: Path) -> None:
     found = {name: feature_parts(name, random_weights) for name in NAMES if name != "mind"}
     assert [part.stride for part in found["network"][1]] == [2]
-    assert [part.stride for part in found["network+mind"][1]] == [2, 1]
+    assert [part.stride for part in found["network+mind"][1]] == [2, 2]
     for name, _, record in found.values():
         assert name in found
         assert record == {
@@ -103,10 +104,12 @@ def test_mind_alone_is_pooled_and_no_more(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.random((8, 12, 16)))
     weight = torch.from_numpy(rng.integers(0, 2, (1, 8, 12, 16)).astype(np.float64))
     maps = feature_maps(image, weight, 1.0, [MIND], (4, 2))
-    for stride, found in maps.items():
-        values, share = pool(mind_ssc(image), weight, stride)
-        assert torch.equal(found.values, values)
-        assert torch.equal(found.weight, share)
+    cells, share = mind_ssc(image, stride=2), F.avg_pool3d(weight, 2)
+    assert torch.equal(maps[2].values, cells)
+    assert torch.equal(maps[2].weight, share)
+    values, share = pool(cells, share, 2)
+    assert torch.equal(maps[4].values, values)
+    torch.testing.assert_close(maps[4].weight, share)
 
 
 def _levels(image: torch.Tensor, spacing: float = 1.0) -> torch.Tensor:

@@ -8,15 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from regkit import native
 from regkit import network as module
 from regkit.equalise import equalised
 from regkit.errors import RegkitError
+from regkit.filters import smooth
 from regkit.geometry import index_grid
 from regkit.network import NetworkFeatures
 from regkit.unet import Architecture, UNet
-from regkit.weights import Channels, Reading, save_weights, sha256
+from regkit.weights import Channels, Reading, bundled_weights, save_weights, sha256
 
 pytestmark = pytest.mark.usefixtures("seeded")
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on every machine."""
+    monkeypatch.setattr(native, "fast_bfloat16", lambda: False)
+
+
+def test_half_precision_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, as the bundled network runs where the processor multiplies in it."""
+    image = smooth(torch.rand(1, 48, 64, 56), 6)[0]
+    image = (image - image.min()) / (image.max() - image.min())
+    expected = NetworkFeatures(bundled_weights())(image)
+    monkeypatch.setattr(native, "fast_bfloat16", lambda: True)
+    found = NetworkFeatures(bundled_weights())(image)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert not torch.equal(found, expected)
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def _file(folder: Path, architecture: Architecture, **provenance: str) -> Path:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
+Argument = torch.Tensor | np.ndarray | int | float
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -55,6 +56,12 @@ def serves(*tensors: torch.Tensor) -> bool:
     )
 
 
+def fast_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 faster than float32."""
+    library = _library()
+    return library is not None and bool(library.fast_bfloat16())
+
+
 def empty(*shape: int) -> torch.Tensor:
     """Uninitialised float32. Unlike torch, numpy asks the system for huge pages, which for the largest arrays
     saves much of the time that they take to be had and read.
@@ -62,13 +69,13 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, dtype=np.float32))
 
 
-def run(kernel: str, count: int, *arguments: torch.Tensor | int | float | None) -> float:
+def run(kernel: str, count: int, *arguments: Argument) -> float:
     """Call a kernel for the ranges that ``count`` falls into, one for each of torch's threads.
 
     Args:
         kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
-        arguments: what follows; a tensor is passed as the address of its data, an int as ``int64_t``, a float
-            as ``double``, None as a null pointer.
+        arguments: what follows. A tensor or array, which lies in memory in the order of its axes, is passed
+            as the address of its data, an int as ``int64_t``, a float as ``double``.
 
     Returns:
         The sum of what the calls return, always added in the same order.
@@ -88,11 +95,11 @@ def run(kernel: str, count: int, *arguments: torch.Tensor | int | float | None) 
     return sum([part(0), *(other.result() for other in others)])
 
 
-def _passed(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+def _passed(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
     if isinstance(value, torch.Tensor):
         return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
     return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
 
 

@@ -1,5 +1,4 @@
 /* The coarse stage: costs of every displacement in a cube, and which of them a smooth field would choose. */
-#include <stdlib.h>
 
 /* Rows of y that are worked on at once: what they need stays in the cache. */
 #define TILE 8

@@ -1,0 +1,117 @@
+/* The self-similarity descriptor MIND-SSC in three passes; see regkit.features.mind_ssc. */
+
+#define STEPS 6
+#define PAIRS 12
+
+/* Planes [first, last) of means (STEPS, z, y, x): for each step the mean over 3^3 voxels of
+ * (I(p + step) - I(p))^2. padded: I with `margin` voxels more on every side, at least one more than a step
+ * reaches; steps: offsets in it. */
+KERNEL(mind_differences)(int64_t first, int64_t last, const float *padded, const int64_t *steps, int64_t margin,
+                         int64_t z, int64_t y, int64_t x, float *means) {
+    const int64_t row = x + 2 * margin, plane = (y + 2 * margin) * row, area = y * x;
+    float *scratch = malloc((3 * area + (y + 2) * x + x + 2) * sizeof(float));
+    if (!scratch) return -1;
+    float *ring = scratch, *rows = ring + 3 * area, *squares = rows + (y + 2) * x;
+    for (int s = 0; s < STEPS; s++)
+        for (int64_t k = first - 1; k <= last; k++) {
+            for (int64_t j = 0; j < y + 2; j++) {
+                const float *here = padded + (k + margin) * plane + (j - 1 + margin) * row + margin - 1;
+                const float *there = here + steps[s];
+                float *sum = rows + j * x;
+                for (int64_t i = 0; i < x + 2; i++) squares[i] = (there[i] - here[i]) * (there[i] - here[i]);
+                for (int64_t i = 0; i < x; i++) sum[i] = squares[i] + squares[i + 1] + squares[i + 2];
+            }
+            float *own = ring + (k + 3) % 3 * area;
+            for (int64_t i = 0; i < area; i++) own[i] = rows[i] + rows[i + x] + rows[i + 2 * x];
+            if (k <= first) continue;
+            float *mean = means + (s * z + k - 1) * area;
+            for (int64_t i = 0; i < area; i++) mean[i] = (ring[i] + ring[area + i] + ring[2 * area + i]) * (1.0f / 27);
+        }
+    free(scratch);
+    return 0;
+}
+
+/* A row of the descriptor's V, before it is limited, and of the least of its differences. */
+INLINE void mind_row(const float *const *views, int64_t x, float *scale, float *least) {
+    for (int64_t i = 0; i < x; i++) {
+        float low = views[0][i], sum = views[0][i];
+        for (int p = 1; p < PAIRS; p++) {
+            const float v = views[p][i];
+            low = v < low ? v : low;
+            sum += v;
+        }
+        least[i] = low;
+        scale[i] = sum * (1.0f / PAIRS) - low;
+    }
+}
+
+INLINE void mind_views(const float *means, const int64_t *views, int64_t at, const float **rows) {
+    for (int p = 0; p < PAIRS; p++) rows[p] = means + views[p] + at;
+}
+
+/* Sum of V over the planes [first, last) of an image (z, y, x). views: where in `means` the first value of
+ * each of the pairs is; a row of it is `row` floats, a plane `plane`. */
+KERNEL(mind_scale)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
+                   int64_t row, int64_t y, int64_t x) {
+    float scale[x], least[x];
+    const float *rows[PAIRS];
+    double sum = 0;
+    for (int64_t k = first; k < last; k++)
+        for (int64_t j = 0; j < y; j++) {
+            mind_views(means, views, k * plane + j * row, rows);
+            mind_row(rows, x, scale, least);
+            float part = 0;
+            for (int64_t i = 0; i < x; i++) part += scale[i];
+            sum += part;
+        }
+    return sum;
+}
+
+/* exp(v) for v <= 0, to 2e-7 of itself; 0 below -87. */
+INLINE float exponential(float v) {
+    const float t = v * 1.44269504f, whole = floorf(t + 0.5f), u = (t - whole) * 0.69314718f;
+    const float p = 1 + u * (1 + u * (0.5f + u * (0.16666667f + u * (0.041666667f + u * (8.3333333e-3f + u * 1.3888889e-3f)))));
+    const int32_t power = ((int32_t)(whole < -126 ? -127 : whole) + 127) << 23;
+    float two;
+    memcpy(&two, &power, sizeof two);
+    return p * two;
+}
+
+/* Planes [first, last) of cells of out (PAIRS, z / stride, y / stride, x / stride): exp(-(D - least) / V), V
+ * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2. */
+KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
+                      int64_t row, int64_t z, int64_t y, int64_t x, int64_t stride, double least_scale,
+                      double most_scale, float *out) {
+    const int64_t cy = y / stride, cx = x / stride, channel = z / stride * cy * cx;
+    float inverse[x], least[x], found[x];
+    const float *rows[PAIRS];
+    const float low = (float)least_scale, high = (float)most_scale, share = 1.0f / (stride * stride * stride);
+    for (int64_t k = first; k < last; k++)
+        for (int64_t j = 0; j < cy; j++) {
+            float *cells = out + (k * cy + j) * cx;
+            for (int64_t sub = 0; sub < stride * stride; sub++) {
+                const int64_t at = (k * stride + sub / stride) * plane + (j * stride + sub % stride) * row;
+                mind_views(means, views, at, rows);
+                mind_row(rows, x, inverse, least);
+                for (int64_t i = 0; i < x; i++) {
+                    float v = inverse[i] > low ? inverse[i] : low;
+                    v = v < high ? v : high;
+                    inverse[i] = 1 / v;
+                }
+                for (int p = 0; p < PAIRS; p++) {
+                    float *to = cells + p * channel;
+                    const float *from = rows[p];
+                    if (stride == 1) {
+                        for (int64_t i = 0; i < x; i++) to[i] = exponential((least[i] - from[i]) * inverse[i]);
+                        continue;
+                    }
+                    for (int64_t i = 0; i < x; i++) found[i] = exponential((least[i] - from[i]) * inverse[i]) * share;
+                    if (sub == 0)
+                        for (int64_t i = 0; i < cx; i++) to[i] = found[2 * i] + found[2 * i + 1];
+                    else
+                        for (int64_t i = 0; i < cx; i++) to[i] += found[2 * i] + found[2 * i + 1];
+                }
+            }
+        }
+    return 0;
+}
