@@ -88,8 +88,8 @@ def sd_log_jacobian(determinant: np.ndarray, mask: np.ndarray | None = None) -> 
         RegkitError: if the mask has another shape or no voxel.
     """
     values = _inside(determinant, mask)
-    values = values[values > 0].astype(np.float64)
-    return float(np.log(np.maximum(values, 1e-9)).std()) if values.size else float("nan")
+    values = values[values > 0]
+    return float(np.log(np.maximum(values, 1e-9)).std(dtype=np.float64)) if values.size else float("nan")
 
 
 def learn2reg_sdlogj(displacement_voxels: np.ndarray, mask: np.ndarray | None = None) -> float:

@@ -249,13 +249,14 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
     if not usable.any():
         return torch.empty(0, 3), torch.empty(0, 3)
     usable &= gain >= gain[usable].median()
-    at, lowest, costs = at[usable], lowest[usable], costs[:, usable]
+    cells = usable.flatten().nonzero()[:, 0]
+    at, lowest, costs = at[usable], lowest[usable], costs.flatten(1)
     steps = displacements(radius, costs.device)
     found = steps[at].float()
     for axis, stride in enumerate((1, side, side * side)):
         inside = steps[at, axis].abs() < radius
-        below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
-        above = costs.gather(0, (at + stride).clamp_max(len(steps) - 1)[None])[0]
+        below = costs[(at - stride).clamp_min(0), cells]
+        above = costs[(at + stride).clamp_max(len(steps) - 1), cells]
         fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
         found[:, axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
     blocks = index_grid(fixed.weight.shape[1:], costs.device)[:, usable].T

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import SimpleITK as sitk
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -48,12 +51,35 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     """
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), True)
-        except RuntimeError as error:
-            raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
-        if not _is_complete(temporary, image):
-            raise RegkitError(f"could not write all of '{path}'; is the disk full?")
+        if path.name.endswith(".nii.gz"):
+            plain = temporary.with_suffix("")
+            try:
+                _write(image, plain, path)
+                _compress(plain, temporary)
+            finally:
+                with suppress(OSError):
+                    plain.unlink()
+        else:
+            _write(image, temporary, path)
+
+
+def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(temporary), temporary.suffix != ".nii")
+    except RuntimeError as error:
+        raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
+    if not _is_complete(temporary, image):
+        raise RegkitError(f"could not write all of '{path}'; is the disk full?")
+
+
+def _compress(plain: Path, compressed: Path) -> None:
+    """Gzip without a name or a time, so that the same image gives the same file."""
+    with (
+        open(plain, "rb") as source,
+        open(compressed, "wb") as sink,
+        igzip.IGzipFile("", "wb", 1, sink, mtime=0) as stream,
+    ):
+        shutil.copyfileobj(source, stream, 1 << 20)
 
 
 def _is_complete(path: Path, image: sitk.Image) -> bool:

@@ -1,6 +1,7 @@
 /* Every kernel, for the instruction set of the file that includes this. */
 #include "kernels.h"
 
+#include "adam.h"
 #include "blur.h"
 #include "costs.h"
 #include "difference.h"
