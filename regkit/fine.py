@@ -74,8 +74,14 @@ class _WeightedDifference(torch.autograd.Function):
         return gradient * outputs[0], None, None
 
 
-Comparison = Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor]
-"""From the coordinates of some fixed cells and which they are, slices (z, y, x), to their dissimilarity."""
+Comparison = Callable[[torch.Tensor, Corner], torch.Tensor]
+"""From where one of the eight cells in each 2^3 is seen, (3, Z / 2, Y / 2, X / 2), to their dissimilarity."""
+
+
+def _eighth(volume: torch.Tensor, corner: Corner) -> torch.Tensor:
+    """One of the eight cells in each 2^3 of a volume (C, Z, Y, X)."""
+    z, y, x = (slice(side, None, 2) for side in corner)
+    return volume[:, z, y, x]
 
 
 def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
@@ -83,18 +89,19 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     channels = len(fixed.values)
     if not native.serves(fixed.values, moving.values) or channels >= _MOST_LANES:
 
-        def by_torch(where: torch.Tensor, cells: tuple[slice, ...]) -> torch.Tensor:
-            some = (slice(None), *cells)
-            return dissimilarity(FeatureMap(fixed.values[some], fixed.weight[some]), moving, where)
+        def by_torch(where: torch.Tensor, corner: Corner) -> torch.Tensor:
+            some = FeatureMap(_eighth(fixed.values, corner), _eighth(fixed.weight, corner))
+            return dissimilarity(some, moving, where)
 
         return by_torch
 
     seen = _lanes(moving.values * moving.weight, moving.weight)
     known = _lanes(fixed.values, torch.ones_like(fixed.weight))
 
-    def by_kernel(where: torch.Tensor, cells: tuple[slice, ...]) -> torch.Tensor:
+    def by_kernel(where: torch.Tensor, corner: Corner) -> torch.Tensor:
+        z, y, x = (slice(side, None, 2) for side in corner)
         value: torch.Tensor = _NativeDifference.apply(
-            where, known[cells], fixed.weight[0][cells], seen, channels
+            where, known[z, y, x], fixed.weight[0, z, y, x], seen, channels
         )
         return value
 
@@ -187,8 +194,8 @@ def refine(
 ) -> torch.Tensor:
     """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
 
-    The coarse level has cells twice as large, and each of its steps compares the features of one of the eight
-    cells in each, all eight in turn.
+    The coarse level has cells twice as large. Each step of either compares the features of one of the eight
+    cells in each 2^3, all eight in turn: the box means reach further than from one such cell to the next.
 
     Args:
         fixed: map on the grid of the displacements, its sides even.
@@ -204,21 +211,19 @@ def refine(
     coarse, fine = settings.iterations
 
     compare = comparison(fixed, moving)
-    everything = (slice(None),) * 3
 
     def objective(data: torch.Tensor, field: torch.Tensor, corner: Corner) -> torch.Tensor:
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
         return cells * (_DATA_WEIGHT * data + penalty(field, corner, settings.regularisation))
 
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
-        eighth = tuple(slice(c, None, 2) for c in corner)
-        field = start[(slice(None), *eighth)] + smooth(parameters, 3)
-        where = anchor[(slice(None), *eighth)] + field
-        return objective(compare(where, eighth), field / 2, corner)
+        field = _eighth(start, corner) + smooth(parameters, 3)
+        return objective(compare(_eighth(anchor, corner) + field, corner), field / 2, corner)
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
-        return objective(compare(anchor + field, everything), field, corner)
+        where = _eighth(anchor, corner) + _eighth(field, corner)
+        return objective(compare(where, corner), field, corner)
 
     wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)

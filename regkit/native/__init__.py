@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float
+_PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -70,7 +71,7 @@ def empty(*shape: int) -> torch.Tensor:
 
 
 def run(kernel: str, count: int, *arguments: Argument) -> float:
-    """Call a kernel for the ranges that ``count`` falls into, one for each of torch's threads.
+    """Call a kernel for ranges that make up ``count``, on as many threads as torch uses.
 
     Args:
         kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
@@ -85,14 +86,22 @@ def run(kernel: str, count: int, *arguments: Argument) -> float:
     function = library[kernel + _suffix()]
     function.restype = ctypes.c_double
     passed = [_passed(value) for value in arguments]
-    parts = max(1, min(torch.get_num_threads(), count))
-    ends = [count * part // parts for part in range(parts + 1)]
+    threads = max(1, min(torch.get_num_threads(), count))
+    # More parts than threads, so that one that is held up leaves its share to the others.
+    parts = 1 if threads == 1 else min(count, _PARTS_PER_THREAD * threads)
+    found = [0.0] * parts
+    left = iter(range(parts))  # next() of it is atomic
 
-    def part(k: int) -> float:
-        return float(function(ctypes.c_int64(ends[k]), ctypes.c_int64(ends[k + 1]), *passed))
+    def work() -> None:
+        for k in left:
+            first, last = count * k // parts, count * (k + 1) // parts
+            found[k] = float(function(ctypes.c_int64(first), ctypes.c_int64(last), *passed))
 
-    others = [_threads().submit(part, k) for k in range(1, parts)]
-    return sum([part(0), *(other.result() for other in others)])
+    others = [_threads().submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+    return sum(found)
 
 
 def _passed(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
