@@ -24,7 +24,7 @@ from regkit.filters import box_sum, pool
 from regkit.network import NetworkFeatures
 from regkit.weights import bundled_weights
 
-Extractor = Callable[[torch.Tensor, float], torch.Tensor]
+Extractor = Callable[..., torch.Tensor]
 Shift = tuple[int, int, int]
 
 
@@ -36,7 +36,13 @@ def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
-def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, stride: int = 1) -> torch.Tensor:
+def mind_ssc(
+    image: torch.Tensor,
+    radius: int = 1,
+    dilation: int = 2,
+    stride: int = 1,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The 12-channel self-similarity descriptor MIND-SSC.
 
     ``D_ab(x)`` is the mean over a box of (2 radius + 1)^3 of ``(I(x + a) - I(x + b))^2`` for the 12
@@ -47,12 +53,13 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, stride: in
     Args:
         image: (Z, Y, X), any scale: a linear change of intensities changes nothing.
         stride: the descriptors are averaged over cells of stride^3 voxels; it divides the sides.
+        weight: (1, Z, Y, X), of the voxels in these averages; by default all count alike.
 
     Returns:
         (12, Z / stride, Y / stride, X / stride) in (0, 1].
     """
     if radius == 1 and stride in (1, 2) and native.serves(image):
-        return _native_mind_ssc(image, dilation, stride)
+        return _native_mind_ssc(image, dilation, stride, weight)
     reach = 2 * dilation
     padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
     # D_ab(x) depends on a - b alone up to a shift by b, and the 12 pairs share 6 differences: six box
@@ -72,13 +79,16 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, stride: in
     typical = scale.mean().clamp_min(1e-12)
     scale = scale.clamp_(0.001 * typical, 1000 * typical)
     out = image.new_empty((len(views), *(n // stride for n in image.shape)))
+    weight = torch.ones_like(image[None]) if weight is None else weight
     for channel, view in zip(out, views):
         found = torch.sub(lowest, view).div_(scale).exp_()
-        channel.copy_(F.avg_pool3d(found[None], stride)[0] if stride > 1 else found)
+        channel.copy_(pool(found[None], weight, stride)[0][0] if stride > 1 else found)
     return out
 
 
-def _native_mind_ssc(image: torch.Tensor, dilation: int, stride: int) -> torch.Tensor:
+def _native_mind_ssc(
+    image: torch.Tensor, dilation: int, stride: int, weight: torch.Tensor | None
+) -> torch.Tensor:
     """:func:`mind_ssc` with boxes of 3^3 voxels."""
     margin = 2 * dilation + 1
     padded = F.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
@@ -96,9 +106,10 @@ def _native_mind_ssc(image: torch.Tensor, dilation: int, stride: int) -> torch.T
     z, y, x = image.shape
     typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
+    weight = torch.ones_like(image) if weight is None else weight.contiguous()
     native.run(
-        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride, 0.001 * typical,
-        1000 * typical, out,
+        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride, weight,
+        0.001 * typical, 1000 * typical, out,
     )  # fmt: skip
     return out
 
@@ -147,6 +158,7 @@ class Part:
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
+        weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
     extract: Extractor
@@ -154,6 +166,7 @@ class Part:
     weight: float = 1.0
     name: str = ""
     finest: float = 0.0
+    weighs: bool = False
 
 
 # The weights of the parts, of whatever they are combined with.
@@ -163,8 +176,12 @@ _NETWORK_WEIGHT = 1.0
 # two thirds as well as at 1, at 0.6 not half as well, at 0.5 hardly anything (docs/benchmarks.md).
 _KNOWN_SHARE = 0.7
 MIND = Part(
-    lambda image, spacing: mind_ssc(image, stride=2), 2, _MIND_WEIGHT, "mind"
-)  # of voxels, whatever their size
+    lambda image, spacing, weight: mind_ssc(image, stride=2, weight=weight),
+    stride=2,
+    weight=_MIND_WEIGHT,
+    name="mind",
+    weighs=True,
+)
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -220,7 +237,7 @@ def feature_maps(
     """
     pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
     for part in parts:
-        values = part.extract(image, spacing)
+        values = part.extract(image, spacing, weight) if part.weighs else part.extract(image, spacing)
         own = F.avg_pool3d(weight, part.stride)
         for stride in strides:
             same = stride == part.stride

@@ -194,8 +194,9 @@ def refine(
 ) -> torch.Tensor:
     """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
 
-    The coarse level has cells twice as large. Each step of either compares the features of one of the eight
-    cells in each 2^3, all eight in turn: the box means reach further than from one such cell to the next.
+    The coarse level has cells twice as large. Each of its steps compares the features of one of the eight cells
+    in each 2^3, and each fine step of two, all eight in turn: the box means reach further than from one such
+    cell to the next.
 
     Args:
         fixed: map on the grid of the displacements, its sides even.
@@ -222,8 +223,11 @@ def refine(
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
-        where = _eighth(anchor, corner) + _eighth(field, corner)
-        return objective(compare(where, corner), field, corner)
+        # Two opposite cells: with one alone, thin structures of small images lose a little.
+        z, y, x = corner
+        both = corner, (1 - z, 1 - y, 1 - x)
+        data = [compare(_eighth(anchor, each) + _eighth(field, each), each) for each in both]
+        return objective((data[0] + data[1]) / 2, field, corner)
 
     wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)

@@ -16,8 +16,8 @@ class Settings:
         max_voxels: the working grid is made coarser until it has no more voxels than this.
         search_range: mm, each way along each axis, that the coarse stage looks for a match in; never
             more than half the shortest side of the field of view.
-        iterations: Adam steps of the fine stage on its two levels, coarse and fine; a coarse step costs an
-            eighth of a fine one.
+        iterations: Adam steps of the fine stage on its two levels, coarse and fine; a coarse step costs about
+            a quarter of a fine one.
         regularisation: weight of the diffusion term of the fine stage.
         deformable: False stops after the linear start.
     """

@@ -78,26 +78,27 @@ INLINE float exponential(float v) {
 }
 
 /* Planes [first, last) of cells of out (PAIRS, z / stride, y / stride, x / stride): exp(-(D - least) / V), V
- * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2. */
+ * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2, by their weight (z, y, x). */
 KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
-                      int64_t row, int64_t z, int64_t y, int64_t x, int64_t stride, double least_scale,
-                      double most_scale, float *out) {
+                      int64_t row, int64_t z, int64_t y, int64_t x, int64_t stride, const float *weight,
+                      double least_scale, double most_scale, float *out) {
     const int64_t cy = y / stride, cx = x / stride, channel = z / stride * cy * cx;
-    float inverse[x], least[x], found[x];
+    float inverse[x], least[x], found[x], known[cx];
     const float *rows[PAIRS];
-    const float low = (float)least_scale, high = (float)most_scale, share = 1.0f / (stride * stride * stride);
+    const float low = (float)least_scale, high = (float)most_scale;
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j < cy; j++) {
             float *cells = out + (k * cy + j) * cx;
             for (int64_t sub = 0; sub < stride * stride; sub++) {
-                const int64_t at = (k * stride + sub / stride) * plane + (j * stride + sub % stride) * row;
-                mind_views(means, views, at, rows);
+                const int64_t vz = k * stride + sub / stride, vy = j * stride + sub % stride;
+                mind_views(means, views, vz * plane + vy * row, rows);
                 mind_row(rows, x, inverse, least);
                 for (int64_t i = 0; i < x; i++) {
                     float v = inverse[i] > low ? inverse[i] : low;
                     v = v < high ? v : high;
                     inverse[i] = 1 / v;
                 }
+                const float *w = weight + (vz * y + vy) * x;
                 for (int p = 0; p < PAIRS; p++) {
                     float *to = cells + p * channel;
                     const float *from = rows[p];
@@ -105,13 +106,20 @@ KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int
                         for (int64_t i = 0; i < x; i++) to[i] = exponential((least[i] - from[i]) * inverse[i]);
                         continue;
                     }
-                    for (int64_t i = 0; i < x; i++) found[i] = exponential((least[i] - from[i]) * inverse[i]) * share;
+                    for (int64_t i = 0; i < x; i++) found[i] = exponential((least[i] - from[i]) * inverse[i]) * w[i];
                     if (sub == 0)
                         for (int64_t i = 0; i < cx; i++) to[i] = found[2 * i] + found[2 * i + 1];
                     else
                         for (int64_t i = 0; i < cx; i++) to[i] += found[2 * i] + found[2 * i + 1];
                 }
+                if (stride == 1) continue;
+                for (int64_t i = 0; i < cx; i++) known[i] = (sub ? known[i] : 0) + w[2 * i] + w[2 * i + 1];
             }
+            if (stride == 1) continue;
+            /* A cell without data has a sum of 0, and may be divided by anything. */
+            for (int64_t i = 0; i < cx; i++) known[i] = 1 / (known[i] > 1e-6f ? known[i] : 1);
+            for (int p = 0; p < PAIRS; p++)
+                for (int64_t i = 0; i < cx; i++) cells[p * channel + i] *= known[i];
         }
     return 0;
 }
