@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 
 from regkit import native
-from regkit.costvolume import BLOCK, LEAST_CELLS, MOST_RADIUS, FeatureMap, cost_volume, displacements
+from regkit.costvolume import (
+    LEAST_ROW,
+    MOST_RADIUS,
+    FeatureMap,
+    displacements,
+    known_costs,
+    native_costs,
+    of_the_way_back,
+    with_neutral,
+)
 from regkit.filters import smooth
 from regkit.geometry import index_grid, sample
 
@@ -29,14 +38,9 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
+    if _kernels_serve(costs, costs.shape[-1], radius):
+        return _native_coupled_convex(costs.contiguous(), radius, coupling, 0, False)
     field = costs.new_zeros((3, *costs.shape[1:]))
-    cells = field[0].numel()
-    if radius <= MOST_RADIUS and cells >= LEAST_CELLS and native.serves(costs):
-        costs, chosen = costs.contiguous(), torch.empty_like(field)
-        for theta in (_TIE_BREAK, *coupling):
-            native.run("choose", -(-cells // BLOCK), costs, cells, radius, theta, field, chosen)
-            field = smooth(chosen)
-        return field
     steps = displacements(radius, costs.device).to(costs.dtype)
     whole = displacements(radius).tolist()
     for theta in (_TIE_BREAK, *coupling):
@@ -51,6 +55,26 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
             best = torch.where(better, total, best)
             chosen[better] = k
         field = smooth(steps[chosen].movedim(-1, 0))
+    return field
+
+
+def _kernels_serve(costs: torch.Tensor, row: int, radius: int) -> bool:
+    return 1 <= radius <= MOST_RADIUS and row >= LEAST_ROW and native.serves(costs)
+
+
+def _native_coupled_convex(
+    costs: torch.Tensor, radius: int, coupling: tuple[float, ...], margin: int, back: bool
+) -> torch.Tensor:
+    """:func:`coupled_convex` of costs that may be NaN, with ``margin`` cells more at both ends of x; of the
+    way back, for costs of the way there, if ``back``."""
+    _, z, y, wide = costs.shape
+    shape = z, y, wide - 2 * margin
+    neutral = costs.new_empty(shape)
+    native.run("neutral", z, costs, *shape, margin, radius, int(back), neutral)
+    field, chosen = costs.new_zeros((3, *shape)), costs.new_empty((3, *shape))
+    for theta in (_TIE_BREAK, *coupling):
+        native.run("choose", z, costs, *shape, margin, radius, int(back), neutral, theta, field, chosen)
+        field = smooth(chosen)
     return field
 
 
@@ -84,6 +108,14 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    forward = coupled_convex(cost_volume(fixed, moving, radius), radius)
-    backward = coupled_convex(cost_volume(moving.cropped(radius), fixed.padded(radius), radius), radius)
+    if _kernels_serve(fixed.values, fixed.values.shape[-1], radius):
+        costs = native_costs(fixed, moving, radius, radius)
+        forward, backward = (
+            _native_coupled_convex(costs, radius, COUPLING, radius, back) for back in (False, True)
+        )
+    else:
+        costs = known_costs(fixed, moving, radius)
+        backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
+        forward = coupled_convex(with_neutral(costs), radius)
+    del costs
     return inverse_consistent(forward, backward)[0]

@@ -14,8 +14,8 @@ from regkit.geometry import sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
-# What the kernels take: cells at once, the largest search range, cells in all.
-BLOCK, MOST_RADIUS, LEAST_CELLS = 2048, 4, 16
+# What the kernels take: cells at once, the largest search range, the shortest row.
+_BLOCK, MOST_RADIUS, LEAST_ROW = 2048, 4, 16
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tens
 def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
     """Mean squared feature difference per displacement, averaged over a box of cells.
 
-    ``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``. Where
-    less than a quarter of the box has data on both sides, the cost is the mean over the displacements
-    that have it (0 if none has): missing data neither attract nor repel.
+    That of :func:`known_costs`; where it is not known, the mean over the displacements for which it is (0 if
+    there is none): missing data neither attract nor repel.
+    """
+    return with_neutral(known_costs(fixed, moving, radius, aggregate))
+
+
+def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    """``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``.
 
     Args:
         fixed: map of shape (C, Z, Y, X).
@@ -80,19 +85,17 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         aggregate: box radius in cells.
 
     Returns:
-        (D, Z, Y, X).
+        (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
     """
     channels, *shape = fixed.values.shape
     if aggregate == 1 and 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
-        return _native_cost_volume(fixed, moving, radius)
+        return native_costs(fixed, moving, radius, 0)
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
     moving_square = moving.values.square().sum(0)
     steps = displacements(radius)
     costs = fixed.values.new_empty((len(steps), *shape))
-    known_sum = torch.zeros_like(costs[0])
-    known_count = torch.zeros_like(costs[0])
     least = 0.25 * (2 * aggregate + 1) ** 3
     padded = costs.new_zeros((2, *(n + 2 * aggregate for n in shape)))
     difference, weight = padded[(slice(None), *(slice(aggregate, aggregate + n) for n in shape))]
@@ -108,23 +111,45 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         known = count > least
         torch.div(total, count.clamp_(min=1e-6).mul_(channels), out=cost)
         cost.masked_fill_(~known, torch.nan)
-        known_sum += torch.where(known, cost, 0)
-        known_count += known
-    neutral = known_sum.div_(known_count.clamp_min_(1))
+    return costs
+
+
+def native_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, margin: int) -> torch.Tensor:
+    """:func:`known_costs` with boxes of 3^3 cells and NaN beyond both ends of x, (D, Z, Y, X + 2 margin)."""
+    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
+    channels, z, y, x = fixed.values.shape
+    costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * margin)
+    if native.run("costs", z, *maps, channels, z, y, x, radius, margin, costs) < 0:
+        raise MemoryError("no memory for the costs of displacements")
+    return costs
+
+
+def with_neutral(costs: torch.Tensor) -> torch.Tensor:
+    """Costs (D, Z, Y, X) with the mean of those known where they are NaN, 0 if none is; in place."""
+    if native.serves(costs):
+        cells = costs[0].numel()
+        native.run("fill_unknown", -(-cells // _BLOCK), costs, len(costs), cells)
+        return costs
+    total, count = torch.zeros_like(costs[0]), torch.zeros_like(costs[0])
+    for cost in costs:
+        total += cost.nan_to_num()
+        count += ~cost.isnan()
+    neutral = total.div_(count.clamp_min_(1))
     for cost in costs:
         torch.where(cost.isnan(), neutral, cost, out=cost)
     return costs
 
 
-def _native_cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
-    """:func:`cost_volume` with boxes of 3^3 cells."""
-    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
-    channels, z, y, x = fixed.values.shape
-    costs = native.empty((2 * radius + 1) ** 3, z, y, x)
-    unknown = native.run("costs", z, *maps, channels, z, y, x, radius, costs)
-    if unknown < 0:
-        raise MemoryError("no memory for the costs of displacements")
-    if unknown:
-        cells = z * y * x
-        native.run("fill_unknown", -(-cells // BLOCK), costs, len(costs), cells)
-    return costs
+def of_the_way_back(costs: torch.Tensor, radius: int) -> torch.Tensor:
+    """From the known costs of the way there, at its cells, to those of the way back.
+
+    A displacement from the moving image costs what the opposite one costs at the cell that it leads to; NaN
+    where that lies beyond the ends.
+    """
+    back = torch.full_like(costs, torch.nan)
+    for found, cost, step in zip(back, costs.flip(0), displacements(radius).tolist()):
+        ends = list(zip(step[::-1], found.shape))  # from where to where on each axis, z first
+        here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in ends)
+        there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in ends)
+        found[here] = cost[there]
+    return back

@@ -194,9 +194,9 @@ def refine(
 ) -> torch.Tensor:
     """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
 
-    The coarse level has cells twice as large. Each of its steps compares the features of one of the eight cells
-    in each 2^3, and each fine step of two, all eight in turn: the box means reach further than from one such
-    cell to the next.
+    The coarse level has cells twice as large. Each of its steps compares the features of one of the eight
+    cells in each 2^3, and each fine step of two, all eight in turn: the box means reach further than from one
+    such cell to the next.
 
     Args:
         fixed: map on the grid of the displacements, its sides even.

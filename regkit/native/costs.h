@@ -48,13 +48,14 @@ INLINE void gather(const float *volume, const float *weight, int64_t channels, i
     memcpy(weights, weight + start, count * sizeof(float));
 }
 
-/* Planes [first, last) of costs (side^3, z, y, x), side = 2 radius + 1, for boxes of 3^3 cells as in
- * regkit.costvolume.cost_volume; NaN where less than a quarter of the box has data. fixed (channels, z, y, x);
- * moving the same with radius cells more on every side; their weights without the channels. Returns how many
- * costs are NaN, or -infinity if there is no memory. */
+/* Planes [first, last) of costs (side^3, z, y, margin + x + margin), side = 2 radius + 1, for boxes of 3^3 cells
+ * as in regkit.costvolume.cost_volume; NaN where less than a quarter of the box has data, and in the margins.
+ * fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without the
+ * channels. Returns -infinity if there is no memory. */
 INLINE double cost_planes(const int side, int64_t first, int64_t last, const float *fixed,
                           const float *fixed_weight, const float *moving, const float *moving_weight,
-                          int64_t channels, int64_t z, int64_t y, int64_t x, float *costs) {
+                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t margin, float *costs) {
+    const int64_t pitch = x + 2 * margin;
     const int64_t wide_y = y + side - 1, wide_x = x + side - 1, wide_z = z + side - 1;
     const int64_t rows = TILE + 2, wide_rows = rows + side - 1, block = TILE * x, cells = z * y * x;
     const int64_t sizes[] = {(channels + 2) * rows * x, (channels + 2) * wide_rows * wide_x, side * x,
@@ -66,7 +67,6 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
     float *here = scratch, *there = here + sizes[0], *dots = there + sizes[1], *difference = dots + sizes[2];
     float *boxed = difference + sizes[3], *ring = boxed + sizes[4], *weight = difference + x + 2;
     const float mean = 1.0f / channels, least = 0.25f * 27;
-    int64_t unknown = 0;
     difference[0] = difference[x + 1] = weight[0] = weight[x + 1] = 0;
     for (int64_t top = 0; top < y; top += TILE) {
         const int64_t end = top + TILE < y ? top + TILE : y;
@@ -120,24 +120,29 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                     for (int dx = 0; dx < side; dx++) {
                         const float *a = ring + (dy * side + dx) * 2 * block;
                         const float *b = a + 2 * side * side * block, *c = b + 2 * side * side * block;
-                        float *cost = costs + ((dz * side + dy) * side + dx) * cells + (k - 1) * y * x + top * x;
-                        for (int64_t i = 0; i < (end - top) * x; i++) {
-                            const float w = a[block + i] + b[block + i] + c[block + i];
-                            const float found = (a[i] + b[i] + c[i]) * mean / w;
-                            cost[i] = w > least ? found : NAN;
-                            unknown += !(w > least);
+                        float *rows_of = costs + ((((dz * side + dy) * side + dx) * z + k - 1) * y + top) * pitch;
+                        for (int64_t j = 0; j < end - top; j++) {
+                            float *cost = rows_of + j * pitch + margin;
+                            const float *p = a + j * x, *q = b + j * x, *r = c + j * x;
+                            for (int64_t i = 0; i < x; i++) {
+                                const float w = p[block + i] + q[block + i] + r[block + i];
+                                const float found = (p[i] + q[i] + r[i]) * mean / w;
+                                cost[i] = w > least ? found : NAN;
+                            }
+                            for (int64_t i = 0; i < margin; i++) cost[i - margin] = cost[x + i] = NAN;
                         }
                     }
             }
     }
     free(scratch);
-    return (double)unknown;
+    return 0;
 }
 
 KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
               const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
-              float *costs) {
-#define OF(side) cost_planes(side, first, last, fixed, fixed_weight, moving, moving_weight, channels, z, y, x, costs)
+              int64_t margin, float *costs) {
+#define OF(side) \
+    cost_planes(side, first, last, fixed, fixed_weight, moving, moving_weight, channels, z, y, x, margin, costs)
     switch (radius) {
     case 1: return OF(3);
     case 2: return OF(5);
@@ -175,15 +180,70 @@ KERNEL(fill_unknown)(int64_t first, int64_t last, float *costs, int64_t displace
     return 0;
 }
 
-/* Where each of `side` displacements along x beats the best so far, for WIDTH cells. */
-INLINE void challenge(const int side, const float *costs, int64_t cells, vec ux, vec part, float theta, int32_t k,
-                      float *best_at, int32_t *which_at) {
+/* Costs (side^3, z, y, margin + x + margin), NaN where not known, and which way they are read. The way there
+ * takes those of a displacement at its cell. The way back, from the other image, takes those of the opposite
+ * displacement at the cell that it leads to; for that the margin is the radius. */
+typedef struct {
+    const float *costs;
+    int64_t z, y, x, margin;
+    int back;
+} Costs;
+
+/* The cost of the row j of the plane k for dz, dy and the least displacement along x, and the step to the next one.
+ * NULL beyond the ends. */
+INLINE const float *cost_row(const Costs *c, int side, int64_t k, int64_t j, int dz, int dy, int64_t *step) {
+    const int64_t r = side / 2, pitch = c->x + 2 * c->margin, volume = c->z * c->y * pitch;
+    const int64_t number = ((dz + r) * side + dy + r) * side;
+    if (!c->back) {
+        *step = volume;
+        return c->costs + number * volume + (k * c->y + j) * pitch + c->margin;
+    }
+    const int64_t to_z = k + dz, to_y = j + dy;
+    *step = 1 - volume;
+    if (to_z < 0 || to_z >= c->z || to_y < 0 || to_y >= c->y) return NULL;
+    return c->costs + ((int64_t)side * side * side - 1 - number) * volume + (to_z * c->y + to_y) * pitch;
+}
+
+/* Planes [first, last) of neutral (z, y, x): the mean of a cell's costs that are known, 0 if none is. Costs that are
+ * not known count as this. */
+KERNEL(neutral)(int64_t first, int64_t last, const float *costs, int64_t z, int64_t y, int64_t x, int64_t margin,
+                int64_t radius, int64_t back, float *neutral) {
+    const Costs all_costs = {costs, z, y, x, margin, (int)back};
+    const int side = 2 * (int)radius + 1, r = (int)radius;
+    float count[x];
+    for (int64_t k = first; k < last; k++)
+        for (int64_t j = 0; j < y; j++) {
+            float *sum = neutral + (k * y + j) * x;
+            for (int64_t i = 0; i < x; i++) sum[i] = count[i] = 0;
+            for (int dz = -r; dz <= r; dz++)
+                for (int dy = -r; dy <= r; dy++) {
+                    int64_t step;
+                    const float *row = cost_row(&all_costs, side, k, j, dz, dy, &step);
+                    if (!row) continue;
+                    for (int dx = 0; dx < side; dx++, row += step)
+                        for (int64_t i = 0; i < x; i++) {
+                            const int known = row[i] == row[i];
+                            sum[i] += known ? row[i] : 0;
+                            count[i] += known ? 1 : 0;
+                        }
+                }
+            for (int64_t i = 0; i < x; i++) sum[i] /= count[i] > 1 ? count[i] : 1;
+        }
+    return 0;
+}
+
+/* Which of `side` displacements along x beats the best so far, for WIDTH cells. */
+INLINE void challenge(const int side, const float *costs, int64_t step, vec neutral, vec ux, vec part, float theta,
+                      int32_t k, float *best_at, int32_t *which_at) {
     const int r = side / 2;
     vec best = load(best_at);
     ivec which = *(const loose_ivec *)which_at;
     for (int d = 0; d < side; d++) {
         const float dx = (float)(d - r);
-        const vec sum = load(costs + d * cells) + (part + (theta * dx * dx - 2 * theta * dx * ux));
+        const vec found = costs ? load(costs + d * step) : neutral;
+        const ivec known = found == found;
+        const vec cost = (vec)(((ivec)found & known) | ((ivec)neutral & ~known));
+        const vec sum = cost + (part + (theta * dx * dx - 2 * theta * dx * ux));
         const ivec better = sum < best;
         best = (vec)(((ivec)sum & better) | ((ivec)best & ~better));
         which = ((k + d) & better) | (which & ~better);
@@ -192,50 +252,57 @@ INLINE void challenge(const int side, const float *costs, int64_t cells, vec ux,
     *(loose_ivec *)which_at = which;
 }
 
-INLINE void choose_cells(const int side, int64_t start, int64_t n, const float *costs, int64_t cells, float theta,
-                         const float *field, float *chosen) {
+/* Rows of y that all displacements are tried on at once. */
+#define BLOCK_ROWS 16
+
+INLINE void choose_planes(const int side, int64_t first, int64_t last, const Costs *c, const float *neutral, float theta,
+                          const float *field, float *chosen) {
     const int r = side / 2;
-    float best[BLOCK];
-    int32_t which[BLOCK];
-    const float *ux = field, *uy = ux + cells, *uz = uy + cells;
-    for (int64_t i = 0; i < n; i++) best[i] = INFINITY, which[i] = 0;
-    for (int dz = -r; dz <= r; dz++)
-        for (int dy = -r; dy <= r; dy++) {
-            const int32_t k = ((dz + r) * side + dy + r) * side;
-            /* |u|^2 is the same for every displacement, so it is left out. */
-            const float square = theta * (dz * dz + dy * dy), along_y = -2 * theta * dy, along_z = -2 * theta * dz;
-            for (int64_t i = 0;;) {
-                const int64_t at = start + i;
-                challenge(side, costs + k * cells + at, cells, load(ux + at),
-                          square + along_y * load(uy + at) + along_z * load(uz + at), theta, k, best + i, which + i);
-                if (i + WIDTH >= n) break;
-                /* The last vector ends with the block; what it does twice comes to the same. */
-                i = i + 2 * WIDTH <= n ? i + WIDTH : n - WIDTH;
+    const int64_t x = c->x, y = c->y, cells = c->z * y * x;
+    float best[BLOCK_ROWS * x];
+    int32_t which[BLOCK_ROWS * x];
+    for (int64_t k = first; k < last; k++)
+        for (int64_t top = 0; top < y; top += BLOCK_ROWS) {
+            const int64_t rows = top + BLOCK_ROWS < y ? BLOCK_ROWS : y - top, start = (k * y + top) * x;
+            for (int64_t i = 0; i < rows * x; i++) best[i] = INFINITY, which[i] = 0;
+            for (int dz = -r; dz <= r; dz++)
+                for (int dy = -r; dy <= r; dy++) {
+                    const int32_t number = ((dz + r) * side + dy + r) * side;
+                    /* |u|^2 is the same for every displacement, so it is left out. */
+                    const float square = theta * (dz * dz + dy * dy);
+                    const float along_y = -2 * theta * dy, along_z = -2 * theta * dz;
+                    for (int64_t j = 0; j < rows; j++) {
+                        int64_t step;
+                        const float *row = cost_row(c, side, k, top + j, dz, dy, &step);
+                        const float *ux = field + start + j * x, *uy = ux + cells, *uz = uy + cells;
+                        for (int64_t i = 0;;) {
+                            challenge(side, row ? row + i : NULL, step, load(neutral + start + j * x + i), load(ux + i),
+                                      square + along_y * load(uy + i) + along_z * load(uz + i), theta, number,
+                                      best + j * x + i, which + j * x + i);
+                            if (i + WIDTH >= x) break;
+                            /* The last vector ends with the row; what it does twice comes to the same. */
+                            i = i + 2 * WIDTH <= x ? i + WIDTH : x - WIDTH;
+                        }
+                    }
+                }
+            for (int64_t i = 0; i < rows * x; i++) {
+                chosen[start + i] = (float)(which[i] % side - r);
+                chosen[cells + start + i] = (float)(which[i] / side % side - r);
+                chosen[2 * cells + start + i] = (float)(which[i] / (side * side) - r);
             }
         }
-    for (int64_t i = 0; i < n; i++) {
-        chosen[start + i] = (float)(which[i] % side - r);
-        chosen[cells + start + i] = (float)(which[i] / side % side - r);
-        chosen[2 * cells + start + i] = (float)(which[i] / (side * side) - r);
-    }
 }
 
-/* Blocks [first, last) of BLOCK cells, of which there are 16 at least: chosen (3, cells) is the displacement d,
- * components (x, y, z), that minimises cost + theta |d - field|^2, the first of equals. */
-KERNEL(choose)(int64_t first, int64_t last, const float *costs, int64_t cells, int64_t radius, double theta,
-               const float *field, float *chosen) {
-    for (int64_t b = first; b < last; b++) {
-        int64_t start = b * BLOCK, n = cells - start < BLOCK ? cells - start : BLOCK;
-        if (n < WIDTH) {
-            start = cells - WIDTH;
-            n = WIDTH;
-        }
-        switch (radius) {
-        case 1: choose_cells(3, start, n, costs, cells, (float)theta, field, chosen); break;
-        case 2: choose_cells(5, start, n, costs, cells, (float)theta, field, chosen); break;
-        case 3: choose_cells(7, start, n, costs, cells, (float)theta, field, chosen); break;
-        default: choose_cells(9, start, n, costs, cells, (float)theta, field, chosen); break;
-        }
+/* Planes [first, last) of chosen (3, z, y, x): the displacement d, components (x, y, z), that minimises cost +
+ * theta |d - field|^2, the first of equals. Rows have at least 16 cells. */
+KERNEL(choose)(int64_t first, int64_t last, const float *costs, int64_t z, int64_t y, int64_t x, int64_t margin,
+               int64_t radius, int64_t back, const float *neutral, double theta, const float *field, float *chosen) {
+    const Costs c = {costs, z, y, x, margin, (int)back};
+    switch (radius) {
+    case 1: choose_planes(3, first, last, &c, neutral, (float)theta, field, chosen); break;
+    case 2: choose_planes(5, first, last, &c, neutral, (float)theta, field, chosen); break;
+    case 3: choose_planes(7, first, last, &c, neutral, (float)theta, field, chosen); break;
+    default: choose_planes(9, first, last, &c, neutral, (float)theta, field, chosen); break;
     }
     return 0;
 }
