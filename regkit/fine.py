@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -95,14 +96,13 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
         return by_torch
 
-    seen = _lanes(moving.values * moving.weight, moving.weight)
-    known = _lanes(fixed.values, torch.ones_like(fixed.weight))
+    seen = _Lanes.of(moving.values * moving.weight, moving.weight)
+    known = _Lanes.of(fixed.values, torch.ones_like(fixed.weight))
 
     def by_kernel(where: torch.Tensor, corner: Corner) -> torch.Tensor:
         z, y, x = (slice(side, None, 2) for side in corner)
-        value: torch.Tensor = _NativeDifference.apply(
-            where, known[z, y, x], fixed.weight[0, z, y, x], seen, channels
-        )
+        some = _Lanes(known.cells[z, y, x], known.unit)
+        value: torch.Tensor = _NativeDifference.apply(where, some, fixed.weight[0, z, y, x], seen, channels)
         return value
 
     return by_kernel
@@ -111,13 +111,26 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 _LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
 
 
-def _lanes(values: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """(Z, Y, X, lanes): the channels of each cell together, then ``last``, then zeros up to whole vectors."""
-    channels, *shape = values.shape
-    cells = values.new_zeros((*shape, -(-(channels + 1) // _LANES) * _LANES))
-    cells[..., :channels] = values.movedim(0, -1)
-    cells[..., channels] = last[0]
-    return cells
+@dataclass(frozen=True)
+class _Lanes:
+    """A map with all that a cell has in one place, and in half the bytes.
+
+    Args:
+        cells: (Z, Y, X, lanes) int16: the channels, one more, then zeros up to whole vectors.
+        unit: what 1 stands for, a power of two.
+    """
+
+    cells: torch.Tensor
+    unit: float
+
+    @classmethod
+    def of(cls, values: torch.Tensor, last: torch.Tensor) -> _Lanes:
+        channels, *shape = values.shape
+        unit = 2.0 ** (math.frexp(max(float(values.abs().max()), 1.0))[1] - 15)
+        cells = torch.zeros((*shape, -(-(channels + 1) // _LANES) * _LANES), dtype=torch.int16)
+        for lane, channel in enumerate((*values, *last)):
+            cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
+        return cls(cells, unit)
 
 
 class _NativeDifference(torch.autograd.Function):
@@ -127,19 +140,19 @@ class _NativeDifference(torch.autograd.Function):
     def forward(
         ctx: Any,
         where: torch.Tensor,
-        fixed: torch.Tensor,
+        fixed: _Lanes,
         weight: torch.Tensor,
-        moving: torch.Tensor,
+        moving: _Lanes,
         channels: int,
     ) -> torch.Tensor:
         where = where.contiguous()
         gradient = torch.empty_like(where)
-        *size, lanes = moving.shape
+        *size, lanes = moving.cells.shape
         shape = where.shape[1:]
         scale = 2 / (shape.numel() * channels)
         loss = native.run(
-            "difference", shape[0], moving, *size, fixed, weight, *weight.stride(), lanes,
-            channels, scale, where, *shape, gradient,
+            "difference", shape[0], moving.cells, moving.unit, *size, fixed.cells, fixed.unit, weight,
+            *weight.stride(), lanes, channels, scale, where, *shape, gradient,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
         return where.new_tensor(loss)

@@ -83,9 +83,10 @@ def test_penalty(
 
 
 def _map(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) -> FeatureMap:
-    """With cells of no weight, of the full weight, and between."""
-    weight = (rng.random((1, *shape)) * 2).clip(0, 1) * (rng.random((1, *shape)) > 0.2)
-    return FeatureMap(torch.from_numpy(rng.random((channels, *shape))), torch.from_numpy(weight))
+    """With cells of no weight, of the full weight, and between; exact in the 16 bits of the kernel."""
+    weight = rng.choice([0, 0.25, 0.5, 1, 1, 1], size=(1, *shape))
+    values = rng.integers(-500, 2000, size=(channels, *shape)) / 1024
+    return FeatureMap(torch.from_numpy(values), torch.from_numpy(weight))
 
 
 @pytest.mark.parametrize("channels", [1, 14, 16, 26, 40, 63, 64])

@@ -1,13 +1,14 @@
 /* The data term of the fine stage: what trilinear sampling of the moving features costs, and its gradient. */
-/* Cells between what is worked on and what is fetched from memory; the other rows are in the cache. */
+/* Cells between what is worked on and what is fetched from memory. */
 #define AHEAD 16
 #define MOST_LANES (4 * LANES)
 #define MOST_VECTORS (MOST_LANES / WIDTH)
 
 typedef struct {
-    const float *moving, *fixed, *weight;
+    const int16_t *moving, *fixed;
+    const float *weight;
     int64_t z_moving, y_moving, x_moving, y, x, component, plane_step, row_step, step, weight_lane;
-    float scale;
+    float moving_unit, fixed_unit, scale;
     const float *where;
     float *gradient;
 } Difference;
@@ -15,7 +16,7 @@ typedef struct {
 /* Sum over a row of scale w_F w |v / w - F|^2 / 2. The eight corners are read once: value and derivatives of
  * v come from one tree of linear interpolations, and only they meet the residual. */
 INLINE double difference_row(const int lanes, const Difference *d, int64_t z, int64_t y) {
-    static const float nothing[MOST_LANES] __attribute__((aligned(64)));
+    static const int16_t nothing[MOST_LANES] __attribute__((aligned(64)));
     const int vectors = lanes / WIDTH;
     const int64_t at_row = (z * d->y + y) * d->x;
     double sum = 0;
@@ -31,8 +32,8 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
         const float fx = floorf(px), fy = floorf(py), fz = floorf(pz);
         const int64_t ix = (int64_t)fx, iy = (int64_t)fy, iz = (int64_t)fz;
         const float tx = px - fx, ty = py - fy, tz = pz - fz;
-        const float *corner[8];
-        const float *first = d->moving + ((iz * d->y_moving + iy) * d->x_moving + ix) * lanes;
+        const int16_t *corner[8];
+        const int16_t *first = d->moving + ((iz * d->y_moving + iy) * d->x_moving + ix) * lanes;
         for (int k = 0; k < 8; k++) corner[k] = first + (((k >> 2) * d->y_moving + ((k >> 1) & 1)) * d->x_moving + (k & 1)) * lanes;
         if (ix < 0 || iy < 0 || iz < 0 || ix + 1 >= d->x_moving || iy + 1 >= d->y_moving || iz + 1 >= d->z_moving)
             for (int k = 0; k < 8; k++) {
@@ -40,16 +41,16 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
                 if (cx < 0 || cy < 0 || cz < 0 || cx >= d->x_moving || cy >= d->y_moving || cz >= d->z_moving)
                     corner[k] = nothing;
             }
-        for (int k = 0; k < lanes; k += LANES) {
-            __builtin_prefetch(corner[6] + AHEAD * lanes + k);
-            __builtin_prefetch(d->fixed + (cell + AHEAD * d->step) * lanes + k);
-        }
+        for (int k = 0; k < lanes; k += 2 * LANES)
+            for (int row = 0; row < 8; row += 2)
+                for (int64_t ahead = AHEAD; ahead < AHEAD + d->step; ahead++)
+                    __builtin_prefetch(corner[row] + ahead * lanes + k);
         vec value[MOST_VECTORS], along_x[MOST_VECTORS], along_y[MOST_VECTORS], along_z[MOST_VECTORS];
         for (int v = 0; v < vectors; v++) {
             vec edge[4], slope[4];
             for (int k = 0; k < 4; k++) {
-                const vec low = load(corner[2 * k] + v * WIDTH);
-                slope[k] = load(corner[2 * k + 1] + v * WIDTH) - low;
+                const vec low = load_shorts(corner[2 * k] + v * WIDTH);
+                slope[k] = load_shorts(corner[2 * k + 1] + v * WIDTH) - low;
                 edge[k] = low + tx * slope[k];
             }
             const vec y0 = edge[1] - edge[0], y1 = edge[3] - edge[2];
@@ -61,13 +62,13 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
             along_x[v] = x0 + tz * (x1 - x0);
         }
         const int64_t of = d->weight_lane / WIDTH, lane = d->weight_lane % WIDTH;
-        const float w = value[of][lane];
+        const float w = d->moving_unit * value[of][lane];
         if (!(w > 1e-6f)) continue;
-        const float inverse = 1 / w;
-        const float *fixed = d->fixed + cell * lanes;
+        const float inverse = d->moving_unit / w;
+        const int16_t *fixed = d->fixed + cell * lanes;
         vec squares = all(0), seen_part = all(0), sx = all(0), sy = all(0), sz = all(0);
         for (int v = 0; v < vectors; v++) {
-            const vec seen = value[v] * inverse, residual = seen - load(fixed + v * WIDTH);
+            const vec seen = value[v] * inverse, residual = seen - d->fixed_unit * load_shorts(fixed + v * WIDTH);
             squares += residual * residual;
             seen_part += residual * seen;
             sx += residual * along_x[v];
@@ -77,27 +78,30 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
         const vec4 sums = totals(seen_part, sx, sy, sz);
         sum += 0.5f * factor * w * total(squares);
         /* The weight stays a constant as a factor, but v / w moves with it. */
-        gradient[0] = factor * (sums[1] - sums[0] * along_x[of][lane]);
-        gradient[d->component] = factor * (sums[2] - sums[0] * along_y[of][lane]);
-        gradient[2 * d->component] = factor * (sums[3] - sums[0] * along_z[of][lane]);
+        const float slope = factor * d->moving_unit;
+        gradient[0] = slope * (sums[1] - sums[0] * along_x[of][lane]);
+        gradient[d->component] = slope * (sums[2] - sums[0] * along_y[of][lane]);
+        gradient[2 * d->component] = slope * (sums[3] - sums[0] * along_z[of][lane]);
     }
     return sum;
 }
 
 /* Loss of the planes [first, last) of z, and its gradient with respect to `where`.
  *
- * moving (z_moving, y_moving, x_moving, lanes): features times weight, then the weight in weight_lane,
- * then zeros. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x:
- * features, then 1 in weight_lane, then zeros; weight: of the same cells. where, gradient (3, z, y, x): where
- * each fixed cell is seen, as an index (x, y, z) of the moving cells, 0 beyond them. A weight below 1e-6 is
- * none. */
-KERNEL(difference)(int64_t first, int64_t last, const float *moving, int64_t z_moving, int64_t y_moving,
-                         int64_t x_moving, const float *fixed, const float *weight, int64_t plane_step,
-                         int64_t row_step, int64_t step, int64_t lanes, int64_t weight_lane, double scale,
-                         const float *where, int64_t z, int64_t y, int64_t x, float *gradient) {
-    const Difference d = {moving,   fixed, weight,      z_moving,     y_moving, x_moving,
-                          y,        x,     z * y * x,   plane_step,   row_step, step,
-                          weight_lane, (float)scale, where, gradient};
+ * moving (z_moving, y_moving, x_moving, lanes): features times weight, then the weight in weight_lane, then zeros,
+ * all in moving_unit. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x:
+ * features, then 1 in weight_lane, then zeros, in fixed_unit; weight: of the same cells. where, gradient (3, z, y,
+ * x): where each fixed cell is seen, as an index (x, y, z) of the moving cells, 0 beyond them. A weight below 1e-6
+ * is none. */
+KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double moving_unit, int64_t z_moving,
+                   int64_t y_moving, int64_t x_moving, const int16_t *fixed, double fixed_unit, const float *weight,
+                   int64_t plane_step, int64_t row_step, int64_t step, int64_t lanes, int64_t weight_lane, double scale,
+                   const float *where, int64_t z, int64_t y, int64_t x, float *gradient) {
+    const Difference d = {.moving = moving, .fixed = fixed, .weight = weight, .z_moving = z_moving,
+                          .y_moving = y_moving, .x_moving = x_moving, .y = y, .x = x, .component = z * y * x,
+                          .plane_step = plane_step, .row_step = row_step, .step = step, .weight_lane = weight_lane,
+                          .moving_unit = (float)moving_unit, .fixed_unit = (float)fixed_unit, .scale = (float)scale,
+                          .where = where, .gradient = gradient};
     double sum = 0;
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j < y; j++)

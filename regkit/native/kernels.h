@@ -25,7 +25,12 @@ typedef int32_t loose_ivec __attribute__((vector_size(4 * WIDTH), aligned(4), ma
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
 
+typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+
 INLINE vec load(const float *at) { return *(const loose_vec *)at; }
+INLINE vec load_shorts(const int16_t *at) {
+    return __builtin_convertvector(__builtin_convertvector(*(const loose_shorts *)at, ivec), vec);
+}
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
 
