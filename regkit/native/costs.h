@@ -40,6 +40,7 @@ INLINE void gather(const float *volume, const float *weight, int64_t channels, i
     for (int64_t c = 0; c < channels; c++) {
         const float *from = volume + c * channel + start;
         float *to = rows + c * count;
+        INDEPENDENT
         for (int64_t i = 0; i < count; i++) {
             to[i] = from[i];
             squares[i] += from[i] * from[i];
@@ -92,6 +93,7 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                             products(side, here + own, count * x, there + other, wide_count, channels, x, dots);
                             for (int dx = 0; dx < side; dx++) {
                                 const float *square = there_squares + other + dx;
+                                INDEPENDENT
                                 for (int64_t i = 0; i < x; i++) {
                                     const float w = here_weights[own + i] * there_weights[other + dx + i];
                                     const float d = here_squares[own + i] + square[i] - 2 * dots[dx * x + i];
@@ -101,6 +103,7 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                                 }
                                 float *row = boxed + (2 * dx * rows + j - top + 1) * x;
                                 float *weights = row + rows * x;
+                                INDEPENDENT
                                 for (int64_t i = 0; i < x; i++) {
                                     row[i] = difference[i] + difference[i + 1] + difference[i + 2];
                                     weights[i] = weight[i] + weight[i + 1] + weight[i + 2];
@@ -110,6 +113,7 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                         for (int q = 0; q < 2 * side; q++) {
                             const float *row = boxed + q * rows * x;
                             float *sum = sums + (dy * 2 * side + q) * block;
+                            INDEPENDENT
                             for (int64_t i = 0; i < (end - top) * x; i++)
                                 sum[i] = row[i] + row[i + x] + row[i + 2 * x];
                         }
@@ -124,6 +128,7 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                         for (int64_t j = 0; j < end - top; j++) {
                             float *cost = rows_of + j * pitch + margin;
                             const float *p = a + j * x, *q = b + j * x, *r = c + j * x;
+                            INDEPENDENT
                             for (int64_t i = 0; i < x; i++) {
                                 const float w = p[block + i] + q[block + i] + r[block + i];
                                 const float found = (p[i] + q[i] + r[i]) * mean / w;

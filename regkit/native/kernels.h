@@ -15,6 +15,13 @@
 /* SUFFIX and WIDTH, floats in a register, are those of the instruction set: see base.c, v3.c and v4.c. */
 #define KERNEL(name) __attribute__((visibility("default"))) double NAMED(name, SUFFIX)
 
+/* Before a loop whose arrays do not overlap. */
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 /* Floats of a cell come in multiples of this, whatever the width of a register. */
 #define LANES 16
 
