@@ -11,8 +11,8 @@ from regkit.costvolume import (
     FeatureMap,
     displacements,
     known_costs,
-    native_costs,
     of_the_way_back,
+    short_costs,
     with_neutral,
 )
 from regkit.filters import smooth
@@ -38,8 +38,6 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    if _kernels_serve(costs, costs.shape[-1], radius):
-        return _native_coupled_convex(costs.contiguous(), radius, coupling, 0, False)
     field = costs.new_zeros((3, *costs.shape[1:]))
     steps = displacements(radius, costs.device).to(costs.dtype)
     whole = displacements(radius).tolist()
@@ -58,22 +56,14 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     return field
 
 
-def _kernels_serve(costs: torch.Tensor, row: int, radius: int) -> bool:
-    return 1 <= radius <= MOST_RADIUS and row >= LEAST_ROW and native.serves(costs)
-
-
-def _native_coupled_convex(
-    costs: torch.Tensor, radius: int, coupling: tuple[float, ...], margin: int, back: bool
-) -> torch.Tensor:
-    """:func:`coupled_convex` of costs that may be NaN, with ``margin`` cells more at both ends of x; of the
-    way back, for costs of the way there, if ``back``."""
+def _native_coupled_convex(costs: torch.Tensor, radius: int, back: bool) -> torch.Tensor:
+    """:func:`coupled_convex` of :func:`short_costs`; ``back`` for those of the way back."""
     _, z, y, wide = costs.shape
-    shape = z, y, wide - 2 * margin
-    neutral = costs.new_empty(shape)
-    native.run("neutral", z, costs, *shape, margin, radius, int(back), neutral)
-    field, chosen = costs.new_zeros((3, *shape)), costs.new_empty((3, *shape))
-    for theta in (_TIE_BREAK, *coupling):
-        native.run("choose", z, costs, *shape, margin, radius, int(back), neutral, theta, field, chosen)
+    shape = z, y, wide - 2 * radius
+    neutral, field, chosen = torch.empty(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
+    native.run("neutral", z, costs, *shape, radius, int(back), neutral)
+    for theta in (_TIE_BREAK, *COUPLING):
+        native.run("choose", z, costs, *shape, radius, int(back), neutral, theta, field, chosen)
         field = smooth(chosen)
     return field
 
@@ -108,11 +98,10 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    if _kernels_serve(fixed.values, fixed.values.shape[-1], radius):
-        costs = native_costs(fixed, moving, radius, radius)
-        forward, backward = (
-            _native_coupled_convex(costs, radius, COUPLING, radius, back) for back in (False, True)
-        )
+    long_enough = fixed.values.shape[-1] >= LEAST_ROW and 1 <= radius <= MOST_RADIUS
+    if long_enough and native.serves(fixed.values, moving.values):
+        costs = short_costs(fixed, moving, radius)
+        forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
     else:
         costs = known_costs(fixed, moving, radius)
         backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)

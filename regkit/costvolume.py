@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from regkit import native
 from regkit.filters import box_sum
-from regkit.geometry import sample
+from regkit.geometry import POINTS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
@@ -46,9 +47,23 @@ class FeatureMap:
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
+        if native.serves(self.values, where) and not where.requires_grad:
+            return self._at_by_kernel(where.contiguous())
         found = self.sampled(where)
         weight = found[-1:]
         return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
+
+    def _at_by_kernel(self, where: torch.Tensor) -> FeatureMap:
+        channels, *size = self.values.shape
+        shape = where.shape[1:]
+        seen = FeatureMap(native.empty(channels, *shape), native.empty(1, *shape))
+        maps = self.values.contiguous(), self.weight.contiguous()
+        count = shape.numel()
+        native.run(
+            "sample_known", -(-count // POINTS), *maps, channels, *size, where, count, LEAST_WEIGHT,
+            seen.values, seen.weight,
+        )  # fmt: skip
+        return seen
 
     def sampled(self, where: torch.Tensor) -> torch.Tensor:
         """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
@@ -89,7 +104,9 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     """
     channels, *shape = fixed.values.shape
     if aggregate == 1 and 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
-        return native_costs(fixed, moving, radius, 0)
+        costs = native.empty((2 * radius + 1) ** 3, *shape)
+        _run_costs(fixed, moving, radius, (0, shape[0]), costs, None)
+        return costs
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -114,14 +131,31 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return costs
 
 
-def native_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, margin: int) -> torch.Tensor:
-    """:func:`known_costs` with boxes of 3^3 cells and NaN beyond both ends of x, (D, Z, Y, X + 2 margin)."""
-    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
-    channels, z, y, x = fixed.values.shape
-    costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * margin)
-    if native.run("costs", z, *maps, channels, z, y, x, radius, margin, costs) < 0:
-        raise MemoryError("no memory for the costs of displacements")
+def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
+    """:func:`known_costs` by the kernel, in half the memory.
+
+    Returns:
+        (D, Z, Y, X + 2 radius), 16 bits in steps of 2^-14; 65535 where not known and beyond both ends of x.
+    """
+    _, z, y, x = fixed.values.shape
+    costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * radius, dtype=np.uint16)
+    _run_costs(fixed, moving, radius, (0, z), None, costs)
     return costs
+
+
+def _run_costs(
+    fixed: FeatureMap,
+    moving: FeatureMap,
+    radius: int,
+    planes: tuple[int, int],
+    whole: torch.Tensor | None,
+    short: torch.Tensor | None,
+) -> None:
+    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
+    first, last = planes
+    size = fixed.values.shape
+    if native.run("costs", last - first, *maps, *size, radius, first, last - first, whole, short) < 0:
+        raise MemoryError("no memory for the costs of displacements")
 
 
 def with_neutral(costs: torch.Tensor) -> torch.Tensor:

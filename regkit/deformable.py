@@ -145,10 +145,17 @@ def fine_field(
 
 
 def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> float:
-    """Mean squared feature difference over the overlap, for a field in cells of ``STRIDE`` voxels."""
-    seen, fixed_map = moving.seen_through(displacement, STRIDE, 0), fixed.maps[STRIDE]
-    weight = fixed_map.weight * seen.weight
-    difference = (fixed_map.values - seen.values).square().mean(0, keepdim=True)
+    """Mean squared feature difference over the overlap, of every second cell along each axis.
+
+    Args:
+        displacement: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+    """
+    some = (slice(None), *(slice(None, None, 2),) * 3)
+    shift = moving.offset(STRIDE).to(displacement.device).view(3, 1, 1, 1)
+    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some] + shift
+    seen, fixed_map = moving.maps[STRIDE].at(where), fixed.maps[STRIDE]
+    weight = fixed_map.weight[some] * seen.weight
+    difference = (fixed_map.values[some] - seen.values).square().mean(0, keepdim=True)
     return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
 
 

@@ -30,7 +30,7 @@ from regkit.errors import RegkitError
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
-_POINTS = 128  # that the kernel interpolates at once
+POINTS = 128  # that the kernel interpolates at once
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def sample(
         volume, coordinates = volume.contiguous(), coordinates.contiguous()
         count = coordinates[0].numel()
         out = volume.new_empty((len(volume), *coordinates.shape[1:]))
-        blocks = -(-count // _POINTS)
+        blocks = -(-count // POINTS)
         native.run("sample", blocks, volume, *volume.shape, coordinates, count, int(outside == "zeros"), out)
         return out
     last = torch.tensor(

@@ -172,6 +172,9 @@ def command(
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
 
+    from regkit.process import tune
+
+    tune()
     import regkit
     from regkit.results import write_results
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-Argument = torch.Tensor | np.ndarray | int | float
+Argument = torch.Tensor | np.ndarray | int | float | None
 _PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 
@@ -63,11 +63,11 @@ def fast_bfloat16() -> bool:
     return library is not None and bool(library.fast_bfloat16())
 
 
-def empty(*shape: int) -> torch.Tensor:
-    """Uninitialised float32. Unlike torch, numpy asks the system for huge pages, which for the largest arrays
-    saves much of the time that they take to be had and read.
+def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
+    """Uninitialised. Unlike torch, numpy asks the system for huge pages, which for the largest arrays saves
+    much of the time that they take to be had and read.
     """
-    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+    return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
 def run(kernel: str, count: int, *arguments: Argument) -> float:
@@ -76,7 +76,7 @@ def run(kernel: str, count: int, *arguments: Argument) -> float:
     Args:
         kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
         arguments: what follows. A tensor or array, which lies in memory in the order of its axes, is passed
-            as the address of its data, an int as ``int64_t``, a float as ``double``.
+            as the address of its data, an int as ``int64_t``, a float as ``double``, None as a null pointer.
 
     Returns:
         The sum of what the calls return, always added in the same order.
@@ -109,6 +109,8 @@ def _passed(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_doub
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
+    if value is None:
+        return ctypes.c_void_p(None)
     return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
 
 

@@ -49,14 +49,20 @@ INLINE void gather(const float *volume, const float *weight, int64_t channels, i
     memcpy(weights, weight + start, count * sizeof(float));
 }
 
-/* Planes [first, last) of costs (side^3, z, y, margin + x + margin), side = 2 radius + 1, for boxes of 3^3 cells
- * as in regkit.costvolume.cost_volume; NaN where less than a quarter of the box has data, and in the margins.
- * fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without the
+/* A cost in 16 bits: in steps of 2^-14 up to nearly 4, where all costs are the same, and UNKNOWN. */
+#define STEP (1.0f / 16384)
+#define MOST 65534.0f
+#define UNKNOWN 65535
+
+/* Planes [first, last) of costs, side = 2 radius + 1, for boxes of 3^3 cells as in regkit.costvolume.known_costs:
+ * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `costs` (side^3, z, y,
+ * radius + x + radius) in 16 bits, UNKNOWN there and in the margins; planes [start, ...) of them, z in all. fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without the
  * channels. Returns -infinity if there is no memory. */
 INLINE double cost_planes(const int side, int64_t first, int64_t last, const float *fixed,
                           const float *fixed_weight, const float *moving, const float *moving_weight,
-                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t margin, float *costs) {
-    const int64_t pitch = x + 2 * margin;
+                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t start, int64_t planes, float *whole,
+                          uint16_t *costs) {
+    const int64_t margin = side / 2, pitch = x + 2 * margin;
     const int64_t wide_y = y + side - 1, wide_x = x + side - 1, wide_z = z + side - 1;
     const int64_t rows = TILE + 2, wide_rows = rows + side - 1, block = TILE * x, cells = z * y * x;
     const int64_t sizes[] = {(channels + 2) * rows * x, (channels + 2) * wide_rows * wide_x, side * x,
@@ -124,17 +130,28 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                     for (int dx = 0; dx < side; dx++) {
                         const float *a = ring + (dy * side + dx) * 2 * block;
                         const float *b = a + 2 * side * side * block, *c = b + 2 * side * side * block;
-                        float *rows_of = costs + ((((dz * side + dy) * side + dx) * z + k - 1) * y + top) * pitch;
+                        const int64_t row = (((dz * side + dy) * side + dx) * planes + k - 1 - start) * y + top;
                         for (int64_t j = 0; j < end - top; j++) {
-                            float *cost = rows_of + j * pitch + margin;
                             const float *p = a + j * x, *q = b + j * x, *r = c + j * x;
+                            if (whole) {
+                                float *cost = whole + (row + j) * x;
+                                INDEPENDENT
+                                for (int64_t i = 0; i < x; i++) {
+                                    const float w = p[block + i] + q[block + i] + r[block + i];
+                                    const float found = (p[i] + q[i] + r[i]) * mean / w;
+                                    cost[i] = w > least ? found : NAN;
+                                }
+                                continue;
+                            }
+                            uint16_t *cost = costs + (row + j) * pitch + margin;
                             INDEPENDENT
                             for (int64_t i = 0; i < x; i++) {
                                 const float w = p[block + i] + q[block + i] + r[block + i];
-                                const float found = (p[i] + q[i] + r[i]) * mean / w;
-                                cost[i] = w > least ? found : NAN;
+                                const float found = (p[i] + q[i] + r[i]) * (mean / STEP) / w + 0.5f;
+                                const int32_t steps = (int32_t)(found < MOST ? found : MOST);
+                                cost[i] = (uint16_t)(w > least ? steps : UNKNOWN);
                             }
-                            for (int64_t i = 0; i < margin; i++) cost[i - margin] = cost[x + i] = NAN;
+                            for (int64_t i = 0; i < margin; i++) cost[i - margin] = cost[x + i] = UNKNOWN;
                         }
                     }
             }
@@ -145,9 +162,10 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
 
 KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
               const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
-              int64_t margin, float *costs) {
-#define OF(side) \
-    cost_planes(side, first, last, fixed, fixed_weight, moving, moving_weight, channels, z, y, x, margin, costs)
+              int64_t start, int64_t planes, float *whole, uint16_t *costs) {
+#define OF(side)                                                                                                \
+    cost_planes(side, start + first, start + last, fixed, fixed_weight, moving, moving_weight, channels, z, y, x, \
+                start, planes, whole, costs)
     switch (radius) {
     case 1: return OF(3);
     case 2: return OF(5);
@@ -185,23 +203,23 @@ KERNEL(fill_unknown)(int64_t first, int64_t last, float *costs, int64_t displace
     return 0;
 }
 
-/* Costs (side^3, z, y, margin + x + margin), NaN where not known, and which way they are read. The way there
- * takes those of a displacement at its cell. The way back, from the other image, takes those of the opposite
- * displacement at the cell that it leads to; for that the margin is the radius. */
+/* Costs (side^3, z, y, radius + x + radius) in 16 bits, and which way they are read. The way there takes those of a
+ * displacement at its cell. The way back, from the other image, takes those of the opposite displacement at the
+ * cell that it leads to. */
 typedef struct {
-    const float *costs;
-    int64_t z, y, x, margin;
+    const uint16_t *costs;
+    int64_t z, y, x;
     int back;
 } Costs;
 
 /* The cost of the row j of the plane k for dz, dy and the least displacement along x, and the step to the next one.
  * NULL beyond the ends. */
-INLINE const float *cost_row(const Costs *c, int side, int64_t k, int64_t j, int dz, int dy, int64_t *step) {
-    const int64_t r = side / 2, pitch = c->x + 2 * c->margin, volume = c->z * c->y * pitch;
+INLINE const uint16_t *cost_row(const Costs *c, int side, int64_t k, int64_t j, int dz, int dy, int64_t *step) {
+    const int64_t r = side / 2, pitch = c->x + 2 * r, volume = c->z * c->y * pitch;
     const int64_t number = ((dz + r) * side + dy + r) * side;
     if (!c->back) {
         *step = volume;
-        return c->costs + number * volume + (k * c->y + j) * pitch + c->margin;
+        return c->costs + number * volume + (k * c->y + j) * pitch + r;
     }
     const int64_t to_z = k + dz, to_y = j + dy;
     *step = 1 - volume;
@@ -211,43 +229,46 @@ INLINE const float *cost_row(const Costs *c, int side, int64_t k, int64_t j, int
 
 /* Planes [first, last) of neutral (z, y, x): the mean of a cell's costs that are known, 0 if none is. Costs that are
  * not known count as this. */
-KERNEL(neutral)(int64_t first, int64_t last, const float *costs, int64_t z, int64_t y, int64_t x, int64_t margin,
-                int64_t radius, int64_t back, float *neutral) {
-    const Costs all_costs = {costs, z, y, x, margin, (int)back};
+KERNEL(neutral)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
+                int64_t back, float *neutral) {
+    const Costs c = {costs, z, y, x, (int)back};
     const int side = 2 * (int)radius + 1, r = (int)radius;
-    float count[x];
+    int32_t sum[x], count[x];
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j < y; j++) {
-            float *sum = neutral + (k * y + j) * x;
             for (int64_t i = 0; i < x; i++) sum[i] = count[i] = 0;
             for (int dz = -r; dz <= r; dz++)
                 for (int dy = -r; dy <= r; dy++) {
                     int64_t step;
-                    const float *row = cost_row(&all_costs, side, k, j, dz, dy, &step);
+                    const uint16_t *row = cost_row(&c, side, k, j, dz, dy, &step);
                     if (!row) continue;
                     for (int dx = 0; dx < side; dx++, row += step)
                         for (int64_t i = 0; i < x; i++) {
-                            const int known = row[i] == row[i];
-                            sum[i] += known ? row[i] : 0;
-                            count[i] += known ? 1 : 0;
+                            const int32_t cost = row[i], known = cost != UNKNOWN;
+                            sum[i] += known ? cost : 0; /* at most 729 of 2^16 */
+                            count[i] += known;
                         }
                 }
-            for (int64_t i = 0; i < x; i++) sum[i] /= count[i] > 1 ? count[i] : 1;
+            float *mean = neutral + (k * y + j) * x;
+            for (int64_t i = 0; i < x; i++) mean[i] = STEP * (float)sum[i] / (float)(count[i] > 1 ? count[i] : 1);
         }
     return 0;
 }
 
 /* Which of `side` displacements along x beats the best so far, for WIDTH cells. */
-INLINE void challenge(const int side, const float *costs, int64_t step, vec neutral, vec ux, vec part, float theta,
+INLINE void challenge(const int side, const uint16_t *costs, int64_t step, vec neutral, vec ux, vec part, float theta,
                       int32_t k, float *best_at, int32_t *which_at) {
     const int r = side / 2;
     vec best = load(best_at);
     ivec which = *(const loose_ivec *)which_at;
     for (int d = 0; d < side; d++) {
         const float dx = (float)(d - r);
-        const vec found = costs ? load(costs + d * step) : neutral;
-        const ivec known = found == found;
-        const vec cost = (vec)(((ivec)found & known) | ((ivec)neutral & ~known));
+        vec cost = neutral;
+        if (costs) {
+            const ivec steps = __builtin_convertvector(*(const loose_ushorts *)(costs + d * step), ivec);
+            const ivec unknown = steps == UNKNOWN;
+            cost = (vec)(((ivec)neutral & unknown) | ((ivec)(STEP * __builtin_convertvector(steps, vec)) & ~unknown));
+        }
         const vec sum = cost + (part + (theta * dx * dx - 2 * theta * dx * ux));
         const ivec better = sum < best;
         best = (vec)(((ivec)sum & better) | ((ivec)best & ~better));
@@ -278,7 +299,7 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
                     const float along_y = -2 * theta * dy, along_z = -2 * theta * dz;
                     for (int64_t j = 0; j < rows; j++) {
                         int64_t step;
-                        const float *row = cost_row(c, side, k, top + j, dz, dy, &step);
+                        const uint16_t *row = cost_row(c, side, k, top + j, dz, dy, &step);
                         const float *ux = field + start + j * x, *uy = ux + cells, *uz = uy + cells;
                         for (int64_t i = 0;;) {
                             challenge(side, row ? row + i : NULL, step, load(neutral + start + j * x + i), load(ux + i),
@@ -300,9 +321,9 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
 
 /* Planes [first, last) of chosen (3, z, y, x): the displacement d, components (x, y, z), that minimises cost +
  * theta |d - field|^2, the first of equals. Rows have at least 16 cells. */
-KERNEL(choose)(int64_t first, int64_t last, const float *costs, int64_t z, int64_t y, int64_t x, int64_t margin,
-               int64_t radius, int64_t back, const float *neutral, double theta, const float *field, float *chosen) {
-    const Costs c = {costs, z, y, x, margin, (int)back};
+KERNEL(choose)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
+               int64_t back, const float *neutral, double theta, const float *field, float *chosen) {
+    const Costs c = {costs, z, y, x, (int)back};
     switch (radius) {
     case 1: choose_planes(3, first, last, &c, neutral, (float)theta, field, chosen); break;
     case 2: choose_planes(5, first, last, &c, neutral, (float)theta, field, chosen); break;

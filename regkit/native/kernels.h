@@ -33,6 +33,7 @@ typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
 
 typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+typedef uint16_t loose_ushorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
 INLINE vec load(const float *at) { return *(const loose_vec *)at; }
 INLINE vec load_shorts(const int16_t *at) {

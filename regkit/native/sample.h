@@ -60,6 +60,28 @@ KERNEL(sample)(int64_t first, int64_t last, const float *volume, int64_t channel
     return 0;
 }
 
+/* The same of a map whose cells count by their weight (z, y, x), 0 beyond it; known (count): the weight there. */
+KERNEL(sample_known)(int64_t first, int64_t last, const float *volume, const float *weights, int64_t channels, int64_t z,
+                     int64_t y, int64_t x, const float *where, int64_t count, double least, float *out, float *known) {
+    int32_t at[8][POINTS];
+    float weight[8][POINTS];
+    const int64_t size[3] = {x, y, z};
+    for (int64_t b = first; b < last; b++) {
+        const int64_t start = b * POINTS, n = count - start < POINTS ? count - start : POINTS;
+        const float *const place[3] = {where + start, where + count + start, where + 2 * count + start};
+        float *sum = known + start;
+        corners(place, n, size, 1, at, weight);
+        for (int64_t i = 0; i < n; i++) sum[i] = 0;
+        for (int k = 0; k < 8; k++)
+            for (int64_t i = 0; i < n; i++) sum[i] += weight[k][i] *= weights[at[k][i]];
+        for (int k = 0; k < 8; k++)
+            for (int64_t i = 0; i < n; i++) weight[k][i] /= sum[i] > (float)least ? sum[i] : (float)least;
+        for (int64_t c = 0; c < channels; c++)
+            interpolate(volume + c * z * y * x, n, at, weight, out + c * count + start);
+    }
+    return 0;
+}
+
 /* matrix (x, y, z, 1) for n voxels of a row, the first at (x, y, z); matrix (3, 4). */
 INLINE void mapped(const double *matrix, int64_t x, int64_t y, int64_t z, int64_t n, float (*out)[POINTS]) {
     for (int axis = 0; axis < 3; axis++) {
