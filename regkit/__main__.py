@@ -1,5 +1,5 @@
 """``python -m regkit`` is ``regkit``."""
 
-from regkit.cli import app
+from regkit.cli import main
 
-app(prog_name="regkit")
+main()

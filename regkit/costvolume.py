@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ from regkit.geometry import POINTS, sample
 LEAST_WEIGHT = 1e-6
 # What the kernels take: cells at once, the largest search range, the shortest row.
 _BLOCK, MOST_RADIUS, LEAST_ROW = 2048, 4, 16
+_SLAB = 16  # planes of costs that are held at once
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,19 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         torch.div(total, count.clamp_(min=1e-6).mul_(channels), out=cost)
         cost.masked_fill_(~known, torch.nan)
     return costs
+
+
+def cost_slabs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> Iterator[torch.Tensor]:
+    """:func:`cost_volume` in slabs (D, z, Y, X) that follow one another, for who needs each cost but once."""
+    if not (1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values)):
+        yield cost_volume(fixed, moving, radius)
+        return
+    _, z, y, x = fixed.values.shape
+    for first in range(0, z, _SLAB):
+        last = min(first + _SLAB, z)
+        costs = native.empty((2 * radius + 1) ** 3, last - first, y, x)
+        _run_costs(fixed, moving, radius, (first, last), costs, None)
+        yield with_neutral(costs)
 
 
 def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from regkit.costvolume import FeatureMap, cost_volume, displacements
+from regkit.costvolume import FeatureMap, cost_slabs, displacements
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, index_grid, transform_points
 from regkit.resample import Source, resample
@@ -240,27 +240,29 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
         Index coordinates of the blocks (n, 3) and of their matches (n, 3), with fractions of a
         cell from a parabola through the costs.
     """
-    costs = cost_volume(fixed, moving.padded(radius), radius)
     side = 2 * radius + 1
-    lowest, at = costs.min(0)
-    gain = costs.mean(0) - lowest
+    steps = displacements(radius, fixed.values.device).T.float()
+    found, gain = [], []
+    for costs in cost_slabs(fixed, moving.padded(radius), radius):
+        costs = costs.flatten(1)
+        lowest, at = costs.min(0)
+        gain.append(costs.mean(0) - lowest)
+        step = steps[:, at]
+        for axis, stride in enumerate((1, side, side * side)):
+            inside = step[axis].abs() < radius
+            below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
+            above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
+            fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
+            step[axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
+        found.append(step)
+    distinct = torch.cat(gain)
     # A block that no displacement finds data for has the same cost for all of them.
-    usable = (fixed.weight[0] > 0.5) & (gain > 1e-6)
+    usable = (fixed.weight.flatten() > 0.5) & (distinct > 1e-6)
     if not usable.any():
         return torch.empty(0, 3), torch.empty(0, 3)
-    usable &= gain >= gain[usable].median()
-    cells = usable.flatten().nonzero()[:, 0]
-    at, lowest, costs = at[usable], lowest[usable], costs.flatten(1)
-    steps = displacements(radius, costs.device)
-    found = steps[at].float()
-    for axis, stride in enumerate((1, side, side * side)):
-        inside = steps[at, axis].abs() < radius
-        below = costs[(at - stride).clamp_min(0), cells]
-        above = costs[(at + stride).clamp_max(len(steps) - 1), cells]
-        fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
-        found[:, axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
-    blocks = index_grid(fixed.weight.shape[1:], costs.device)[:, usable].T
-    return blocks, blocks + found
+    usable &= distinct >= distinct[usable].median()
+    blocks = index_grid(fixed.weight.shape[1:], fixed.values.device).flatten(1)[:, usable].T
+    return blocks, blocks + torch.cat(found, dim=1)[:, usable].T
 
 
 def fit_rigid(points: Float64, targets: Float64) -> Float64:

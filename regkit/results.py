@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regkit.figure import registration_figure
 from regkit.formats import write_linear, write_warp
 from regkit.images import load_image, load_labels
 from regkit.outputs import save_image
@@ -48,6 +47,8 @@ def write_results(
     for name, volume in volumes.items():
         save_image(volume.to_sitk(), files[name])
     if "figure" in files:
+        from regkit.figure import registration_figure
+
         registration_figure(
             load_image(fixed, "fixed image"),
             result.moving,

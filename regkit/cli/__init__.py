@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from regkit import __version__
 from regkit.cli import bench, demo, evaluate, features, info, pretrain, register, synthesize, warps
 from regkit.cli.console import Commands
+from regkit.process import leave
 
 app = typer.Typer(
     name="regkit",
@@ -46,3 +47,12 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def main() -> NoReturn:
+    """The program ``regkit``."""
+    try:
+        app(prog_name="regkit")
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+    leave(0)
