@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +17,6 @@ from regkit.geometry import POINTS, sample
 LEAST_WEIGHT = 1e-6
 # What the kernels take: cells at once, the largest search range, the shortest row.
 _BLOCK, MOST_RADIUS, LEAST_ROW = 2048, 4, 16
-_SLAB = 16  # planes of costs that are held at once
 
 
 @dataclass(frozen=True)
@@ -133,17 +131,18 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return costs
 
 
-def cost_slabs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> Iterator[torch.Tensor]:
-    """:func:`cost_volume` in slabs (D, z, Y, X) that follow one another, for who needs each cost but once."""
-    if not (1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values)):
-        yield cost_volume(fixed, moving, radius)
-        return
-    _, z, y, x = fixed.values.shape
-    for first in range(0, z, _SLAB):
-        last = min(first + _SLAB, z)
+def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
+    """Planes [first, last) of z of :func:`cost_volume`, (D, last - first, Y, X)."""
+    _, depth, y, x = fixed.values.shape
+    if 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
         costs = native.empty((2 * radius + 1) ** 3, last - first, y, x)
         _run_costs(fixed, moving, radius, (first, last), costs, None)
-        yield with_neutral(costs)
+        return with_neutral(costs)
+    low, high = max(first - 1, 0), min(last + 1, depth)  # what the boxes reach
+    here, there = slice(low, high), slice(low, high + 2 * radius)
+    one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
+    other = FeatureMap(moving.values[:, there], moving.weight[:, there])
+    return cost_volume(one, other, radius)[:, first - low : last - low]
 
 
 def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:

@@ -107,6 +107,12 @@ def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch
         weight: (1, Z, Y, X) in [0, 1]; voxels of weight 0 leave the mean untouched.
     """
     mean_weight = F.avg_pool3d(weight, stride)
+    if native.serves(values, weight):
+        values, weight = values.contiguous(), weight.contiguous()
+        channels, (z, y, x) = len(values), mean_weight.shape[1:]
+        means = native.empty(channels, z, y, x)
+        native.run("pool", channels * z, values, weight, z, y, x, stride, means)
+        return means, mean_weight
     # Channel by channel: the product with the weight is never held for all of them.
     means = torch.stack([F.avg_pool3d(channel[None] * weight, stride)[0] for channel in values])
     return means / mean_weight.clamp_min(1e-6), mean_weight

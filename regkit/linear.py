@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from regkit.costvolume import FeatureMap, cost_slabs, displacements
+from regkit.costvolume import FeatureMap, cost_slab, displacements
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, index_grid, transform_points
 from regkit.resample import Source, resample
@@ -25,7 +25,8 @@ _LEAST_OVERLAP = 0.2  # of the smaller image
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 _AFFINE_RIDGE = 0.05
-_MOST_BLOCKS = 20_000
+# Blocks are from slabs of so many planes, with so many cells in all; a fit is to no more blocks than this.
+_SLAB, _MOST_CELLS, _MOST_BLOCKS = 4, 100_000, 20_000
 _SCALES = (0.67, 1.5)
 
 Descriptor = Callable[[torch.Tensor], torch.Tensor]
@@ -230,7 +231,9 @@ def _lowest(score: torch.Tensor, count: int, apart: int) -> Iterator[list[int]]:
 
 
 def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the block around each cell lies in the moving map, for the more distinctive half of blocks.
+    """Where the block around a cell lies in the moving map, for the more distinctive half of blocks.
+
+    Of a large map, for the cells of some slabs of it.
 
     Args:
         fixed, moving: maps on one grid.
@@ -242,9 +245,13 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
     """
     side = 2 * radius + 1
     steps = displacements(radius, fixed.values.device).T.float()
-    found, gain = [], []
-    for costs in cost_slabs(fixed, moving.padded(radius), radius):
-        costs = costs.flatten(1)
+    wide = moving.padded(radius)
+    depth, height, width = fixed.weight.shape[1:]
+    apart = max(_SLAB, depth * height * width * _SLAB // _MOST_CELLS)
+    found, gain, blocks = [], [], []
+    for first in range(0, depth, apart):
+        last = min(first + _SLAB, depth)
+        costs = cost_slab(fixed, wide, radius, first, last).flatten(1)
         lowest, at = costs.min(0)
         gain.append(costs.mean(0) - lowest)
         step = steps[:, at]
@@ -254,15 +261,17 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
             above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
             fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
             step[axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
-        found.append(step)
-    distinct = torch.cat(gain)
-    # A block that no displacement finds data for has the same cost for all of them.
-    usable = (fixed.weight.flatten() > 0.5) & (distinct > 1e-6)
-    if not usable.any():
+        # A block that no displacement finds data for has the same cost for all of them.
+        usable = (fixed.weight[0, first:last].flatten() > 0.5) & (gain[-1] > 1e-6)
+        gain[-1] = gain[-1][usable]
+        found.append(step[:, usable])
+        cells = index_grid((last - first, height, width), step.device).flatten(1)
+        blocks.append(cells[:, usable] + cells.new_tensor([[0.0], [0.0], [first]]))
+    distinct, at = torch.cat(gain), torch.cat(blocks, dim=1)
+    if not len(distinct):
         return torch.empty(0, 3), torch.empty(0, 3)
-    usable &= distinct >= distinct[usable].median()
-    blocks = index_grid(fixed.weight.shape[1:], fixed.values.device).flatten(1)[:, usable].T
-    return blocks, blocks + torch.cat(found, dim=1)[:, usable].T
+    better = distinct >= distinct.median()
+    return at[:, better].T, (at + torch.cat(found, dim=1))[:, better].T
 
 
 def fit_rigid(points: Float64, targets: Float64) -> Float64:

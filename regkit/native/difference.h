@@ -7,7 +7,8 @@
 typedef struct {
     const int16_t *moving, *fixed;
     const float *weight;
-    int64_t z_moving, y_moving, x_moving, y, x, component, plane_step, row_step, step, weight_lane;
+    int64_t z_moving, y_moving, x_moving, x, plane_step, row_step, step, weight_lane;
+    int64_t component, where_plane, where_row, where_step;
     float moving_unit, fixed_unit, scale;
     const float *where;
     float *gradient;
@@ -18,15 +19,15 @@ typedef struct {
 INLINE double difference_row(const int lanes, const Difference *d, int64_t z, int64_t y) {
     static const int16_t nothing[MOST_LANES] __attribute__((aligned(64)));
     const int vectors = lanes / WIDTH;
-    const int64_t at_row = (z * d->y + y) * d->x;
+    const int64_t at_row = z * d->where_plane + y * d->where_row;
     double sum = 0;
     for (int64_t x = 0; x < d->x; x++) {
-        float *gradient = d->gradient + at_row + x;
+        float *gradient = d->gradient + at_row + x * d->where_step;
         gradient[0] = gradient[d->component] = gradient[2 * d->component] = 0;
         const int64_t cell = z * d->plane_step + y * d->row_step + x * d->step;
         const float factor = d->scale * d->weight[cell];
         if (!(factor > 0)) continue;
-        const float *where = d->where + at_row + x;
+        const float *where = d->where + at_row + x * d->where_step;
         const float px = where[0], py = where[d->component], pz = where[2 * d->component];
         if (!(px > -1 && py > -1 && pz > -1 && px < d->x_moving && py < d->y_moving && pz < d->z_moving)) continue;
         const float fx = floorf(px), fy = floorf(py), fz = floorf(pz);
@@ -91,25 +92,33 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
  * moving (z_moving, y_moving, x_moving, lanes): features times weight, then the weight in weight_lane, then zeros,
  * all in moving_unit. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x:
  * features, then 1 in weight_lane, then zeros, in fixed_unit; weight: of the same cells. where, gradient (3, z, y,
- * x): where each fixed cell is seen, as an index (x, y, z) of the moving cells, 0 beyond them. A weight below 1e-6
- * is none. */
+ * x), component, where_plane, where_row and where_step floats apart: where each fixed cell is seen, as an index (x, y,
+ * z) of the moving cells, 0 beyond them. A weight below 1e-6 is none. With other_fixed or other_where a second set
+ * of cells, so many cells and floats further, is done beside the first: it reads much of the same moving cells. */
 KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double moving_unit, int64_t z_moving,
                    int64_t y_moving, int64_t x_moving, const int16_t *fixed, double fixed_unit, const float *weight,
                    int64_t plane_step, int64_t row_step, int64_t step, int64_t lanes, int64_t weight_lane, double scale,
-                   const float *where, int64_t z, int64_t y, int64_t x, float *gradient) {
-    const Difference d = {.moving = moving, .fixed = fixed, .weight = weight, .z_moving = z_moving,
-                          .y_moving = y_moving, .x_moving = x_moving, .y = y, .x = x, .component = z * y * x,
-                          .plane_step = plane_step, .row_step = row_step, .step = step, .weight_lane = weight_lane,
-                          .moving_unit = (float)moving_unit, .fixed_unit = (float)fixed_unit, .scale = (float)scale,
-                          .where = where, .gradient = gradient};
+                   const float *where, float *gradient, int64_t component, int64_t where_plane, int64_t where_row,
+                   int64_t where_step, int64_t y, int64_t x, int64_t other_fixed, int64_t other_where) {
+    Difference d[2] = {{.moving = moving, .fixed = fixed, .weight = weight, .z_moving = z_moving, .y_moving = y_moving,
+                        .x_moving = x_moving, .x = x, .plane_step = plane_step, .row_step = row_step, .step = step,
+                        .weight_lane = weight_lane, .component = component, .where_plane = where_plane,
+                        .where_row = where_row, .where_step = where_step, .moving_unit = (float)moving_unit,
+                        .fixed_unit = (float)fixed_unit, .scale = (float)scale, .where = where, .gradient = gradient}};
+    d[1] = d[0];
+    d[1].fixed += other_fixed * lanes;
+    d[1].weight += other_fixed;
+    d[1].where += other_where;
+    d[1].gradient += other_where;
+    const int sets = other_fixed || other_where ? 2 : 1;
     double sum = 0;
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j < y; j++)
-            switch (lanes / LANES) {
-            case 1: sum += difference_row(LANES, &d, k, j); break;
-            case 2: sum += difference_row(2 * LANES, &d, k, j); break;
-            case 3: sum += difference_row(3 * LANES, &d, k, j); break;
-            default: sum += difference_row(MOST_LANES, &d, k, j); break;
-            }
+            for (int s = 0; s < sets; s++) switch (lanes / LANES) {
+                case 1: sum += difference_row(LANES, d + s, k, j); break;
+                case 2: sum += difference_row(2 * LANES, d + s, k, j); break;
+                case 3: sum += difference_row(3 * LANES, d + s, k, j); break;
+                default: sum += difference_row(MOST_LANES, d + s, k, j); break;
+                }
     return sum;
 }

@@ -50,3 +50,29 @@ KERNEL(smooth_columns)(int64_t first, int64_t last, float *volume, int64_t chann
             for (int64_t k = 0; k < passes; k++) pass(volume + (c * z * y + j) * x, z, y * x, x, before, now);
     return 0;
 }
+
+/* Means over stride^3 voxels by their weight: planes [first, last) of out (channels * z, y, x), each channel's one
+ * after the other; volume (channels, z stride, y stride, x stride), weight of one channel. */
+KERNEL(pool)(int64_t first, int64_t last, const float *volume, const float *weight, int64_t z, int64_t y, int64_t x,
+             int64_t stride, float *out) {
+    const int64_t row = x * stride, plane = y * stride * row;
+    float sum[x], known[x];
+    for (int64_t p = first; p < last; p++)
+        for (int64_t j = 0; j < y; j++) {
+            for (int64_t i = 0; i < x; i++) sum[i] = known[i] = 0;
+            for (int64_t sub = 0; sub < stride * stride; sub++) {
+                const int64_t in_plane = (j * stride + sub % stride) * row;
+                const float *v = volume + (p * stride + sub / stride) * plane + in_plane;
+                const float *w = weight + (p % z * stride + sub / stride) * plane + in_plane;
+                for (int64_t k = 0; k < stride; k++)
+                    for (int64_t i = 0; i < x; i++) {
+                        sum[i] += w[i * stride + k] * v[i * stride + k];
+                        known[i] += w[i * stride + k];
+                    }
+            }
+            /* Without data the sum is 0, and may be divided by anything. */
+            float *to = out + (p * y + j) * x;
+            for (int64_t i = 0; i < x; i++) to[i] = sum[i] / (known[i] > 1e-6f ? known[i] : 1);
+        }
+    return 0;
+}
