@@ -25,8 +25,8 @@ _LEAST_OVERLAP = 0.2  # of the smaller image
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 _AFFINE_RIDGE = 0.05
-# Blocks are from slabs of so many planes, with so many cells in all; a fit is to no more blocks than this.
-_SLAB, _MOST_CELLS, _MOST_BLOCKS = 4, 100_000, 20_000
+# Blocks are taken from slabs of so many planes, with so many cells in all.
+_SLAB, _MOST_CELLS = 8, 150_000
 _SCALES = (0.67, 1.5)
 
 Descriptor = Callable[[torch.Tensor], torch.Tensor]
@@ -325,9 +325,8 @@ def _improve(
     if len(blocks) < 32:
         return start
     to_world = judge.grid.index_to_world
-    some = slice(None, None, -(-len(blocks) // _MOST_BLOCKS))  # the rest of them would change next to nothing
-    points = transform_points(to_world, blocks[some].cpu())
-    targets = transform_points(to_world, matches[some].cpu())
+    points = transform_points(to_world, blocks.cpu())
+    targets = transform_points(to_world, matches.cpu())
     matrix = start.matrix @ least_trimmed_squares(fit, points, targets)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
