@@ -1,0 +1,338 @@
+"""What regkit takes: by stage, beside the limits of the machine; beside its peers; by size of the images.
+
+    python benchmarks/speed.py stages [--runs 3] [--threads N] [--shape Z Y X] [-o FILE]
+    python -m venv peer
+    peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0 antspyx
+    python benchmarks/speed.py peers --peer-python peer/bin/python [as above]
+    python benchmarks/speed.py sizes [--sizes 64 96 128 192 256 384] [--runs 3] [--threads N] [-o FILE]
+
+All are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The files are two phantom images of
+192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam takes no other.
+
+stages: the seconds of each stage, and those that its work would take at the ceilings of this machine, which
+are measured between the runs with as many threads; the work is counted in benchmarks/limits.py. Not counted are loading
+and writing (gzip, the disk), resampling, and the linear start, whose rounds hang on the images.
+
+peers: in turn. convexAdam and antspyx do not search for a start, nor does the third regkit, on MIND as
+convexAdam is. antspyx also writes the inverse warp, and warps both images.
+
+sizes: cubes of one field of view. Beyond the preset's max_voxels, which no option sets, the working grid is
+coarser than the images and the cost levels off, so the exponents are given for the sizes up to there too.
+CPU seconds are those of all cores; other programs on the machine change them less than those on the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from limits import at_ceiling, ceilings, needs
+from open_pairs import ROOT, apart, setting, write_rows
+
+# The system counts the peak of a process from what its parent held when it started it. So this one stays
+# small: what needs torch or images is done apart.
+
+SHAPE, SPACING = (192, 160, 192), 2.0
+SIZES, FIELD_OF_VIEW = (64, 96, 128, 192, 256, 384), 384.0
+STAGES = ("start", "load", "linear", "features", "coarse", "fine", "warp", "write")
+# All that a registration imports and reads before its first stage.
+START = (
+    "from regkit.process import leave, tune; tune(); "
+    "import regkit.cli, regkit.registration as r, regkit.results; r.feature_parts(); leave(0)"
+)
+OWN = ((), ("--preset", "fast"), ("--features", "mind", "--init", "none"))
+PEERS = {  # the package, what to import and what to run
+    "convexAdam": (
+        "import sys, nibabel, numpy; from convexAdam.convex_adam_MIND import convex_adam_pt",
+        """
+fixed, moving = (nibabel.load(path) for path in sys.argv[1:3])
+field = convex_adam_pt(*(image.get_fdata(dtype=numpy.float32) for image in (fixed, moving)))
+nibabel.save(nibabel.Nifti1Image(field.astype(numpy.float32), fixed.affine), sys.argv[3] + "Warp.nii.gz")
+""",
+    ),
+    "antspyx": (
+        "import sys, ants",
+        """
+fixed, moving = (ants.image_read(path) for path in sys.argv[1:3])
+ants.registration(fixed, moving, type_of_transform="SyNOnly", syn_metric="mattes", outprefix=sys.argv[3])
+""",
+    ),
+}
+
+
+def write_pair(folder: Path, shape: Sequence[int], spacing: float) -> None:
+    """Both phantom images on one grid, shape (z, y, x), the moving one shifted into the fixed frame."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from regkit.geometry import Grid
+    from regkit.phantom import torso
+
+    phantom = torso(3, spacing=2.0)
+    z, y, x = shape
+    size = (x, y, z)
+    origin = phantom.fixed.grid.centre - 0.5 * spacing * (np.asarray(size) - 1)
+    grid = Grid(size, (spacing,) * 3, tuple(origin))
+    shift = sitk.TranslationTransform(3, tuple(phantom.moving.grid.centre - phantom.fixed.grid.centre))
+    sides = (("fixed", phantom.fixed, sitk.Transform()), ("moving", phantom.moving, shift))
+    for name, volume, transform in sides:
+        image, background = volume.to_sitk(), float(volume.array.min())
+        seen = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
+        sitk.WriteImage(seen, str(folder / f"{name}.nii.gz"))
+
+
+def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, float], str]:
+    """Seconds on the clock, CPU seconds and peak MB of a process by the system's account, and its output."""
+    # Each library that counts threads reads one of these.
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        errors.seek(0)
+        if status:
+            raise SystemExit(f"{' '.join(command[:4])} failed:\n{errors.read()[-2000:]}")
+        return {
+            "seconds": seconds,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        }, said.read()
+
+
+def regkit(folder: Path, *options: str) -> list[str]:
+    pair = (str(folder / f"{name}.nii.gz") for name in ("fixed", "moving"))
+    output = ("-o", str(folder / "Warp.nii.gz"), "--overwrite", "--quiet", "--json")
+    return [sys.executable, "-m", "regkit", "register", *pair, *output, *options]
+
+
+def empty(threads: int | None) -> dict[str, float]:
+    """A process that imports what a registration does, reads the weights of the network, and ends."""
+    return measure([sys.executable, "-c", START], threads)[0]
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    found = list(values)
+    return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    apart(write_pair, folder, arguments.shape, SPACING)
+    runs: list[dict[str, Any]] = []
+    rates: dict[str, float] = {}
+    for _ in range(arguments.runs):
+        start = empty(arguments.threads)["seconds"]
+        whole, said = measure(regkit(folder), arguments.threads)
+        result = json.loads(said)
+        settings, seconds = result["settings"], {"start": start, **result["seconds"]}
+        seconds["write"] = whole["seconds"] - start - seconds.pop("total")
+        runs.append({**whole, "stages": seconds})
+        print(*(f"{stage} {value:.2f}" for stage, value in seconds.items()), flush=True)
+        for name, rate in apart(ceilings, settings["threads"]).items():
+            rates[name] = max(rate, rates.get(name, 0))
+    counted = apart(needs, settings, math.prod(arguments.shape))
+    rows = []
+    for stage in STAGES:
+        median = statistics.median(run["stages"][stage] for run in runs)
+        own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
+        limit = sum(least for _, least, _ in own)
+        share = [f"{limit:.2f}", f"{100 * limit / median:.0f} %"] if own else ["", ""]
+        rows.append([stage, f"{median:.2f}", "", "", "", *share])
+        for need, least, which in own:
+            work = [f"{need['bytes'] / 1e9:.2f}", f"{need['operations'] / 1e9:.1f} {need['kind']}", which]
+            rows.append([f"- {need['part']}", "", *work, f"{least:.2f}", ""])
+    rows.append(["whole process", spread((run["seconds"] for run in runs), 2), *[""] * 5])
+    columns = ["stage", "seconds, median", "needs GB", "10^9 operations", "its ceiling", "seconds there"]
+    reached = ", ".join(f"{kind} matrices {rates[kind] / 1e9:.0f}" for kind in ("float32", "bfloat16"))
+    text = f"""{markdown([*columns, "share of the limit reached"], rows)}
+
+Ceilings, threads {settings["threads"]}: copying {rates["memory"] / 1e9:.1f} GB/s (read and written),
+products of {reached} * 10^9 operations/s. *start* is a process that imports and reads what a registration
+does before its first stage, and ends; *write* is what remains, with the end of the process."""
+    return {"runs": runs, "ceilings": rates, "needs": counted, "settings": settings}, text
+
+
+def peer_version(python: str, package: str, imports: str) -> str | None:
+    """Of a package that can be imported, which also brings it into memory before it is timed."""
+    asked = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
+    found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    return None if found.returncode else found.stdout.split()[-1]
+
+
+def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    apart(write_pair, folder, arguments.shape, SPACING)
+    commands = {" ".join(("regkit", *options)): regkit(folder, *options) for options in OWN}
+    missing = []
+    files = [*(str(folder / f"{name}.nii.gz") for name in ("fixed", "moving")), f"{folder}/"]
+    for name, (imports, program) in PEERS.items():
+        version = arguments.peer_python and peer_version(arguments.peer_python, name, imports)
+        if version:
+            commands[f"{name} {version}"] = [arguments.peer_python, "-c", imports + program, *files]
+        else:
+            missing.append(f"{name} is skipped: it is not in the environment of --peer-python.")
+            print(missing[-1], flush=True)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    for _ in range(arguments.runs):
+        for name, command in commands.items():
+            found[name].append(measure(command, arguments.threads)[0])
+            print(name, *(f"{value:.1f}" for value in found[name][-1].values()), flush=True)
+            warps = list(folder.glob("*Warp.nii.gz"))
+            if not warps:
+                raise SystemExit(f"{name} wrote no warp")
+            for path in warps:
+                path.unlink()
+    references = [next(iter(commands)), list(commands)[len(OWN) - 1]]
+    columns = ["program", "seconds, median (range)", "CPU seconds", "peak MB"]
+    columns += [f"seconds / {name}'s, run by run" for name in references]
+    rows = []
+    for name, runs in found.items():
+        cells = [spread(run[what] for run in runs) for what in ("seconds", "cpu_seconds")]
+        cells.append(f"{max(run['peak_mb'] for run in runs):.0f}")
+        for reference in references:
+            ratios = (run["seconds"] / other["seconds"] for run, other in zip(runs, found[reference]))
+            cells.append("" if name == reference else spread(ratios, 2))
+        rows.append([name, *cells])
+    return {"runs": found, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
+
+
+def exponent(rows: Sequence[dict[str, Any]], what: str, base: float) -> float:
+    """a of what is measured above ``base`` ~ voxels^a, by least squares of the logarithms."""
+    above = [row[what] - base for row in rows]
+    if len(rows) < 2 or min(above) <= 0:
+        return math.nan
+    voxels = [math.log(row["side"] ** 3) for row in rows]
+    return statistics.linear_regression(voxels, [math.log(value) for value in above]).slope
+
+
+def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {what: statistics.median(run[what] for run in runs) for what in runs[0]}
+
+
+def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    base = medians([empty(arguments.threads) for _ in range(arguments.runs)])
+    rows: list[dict[str, Any]] = []
+    for side in arguments.sizes:
+        apart(write_pair, folder, (side,) * 3, FIELD_OF_VIEW / side)
+        runs = []
+        for _ in range(arguments.runs):
+            run, said = measure(regkit(folder), arguments.threads)
+            runs.append(run)
+            print(side, *(f"{value:.1f}" for value in run.values()), flush=True)
+        settings = json.loads(said)["settings"]
+        coarsened = settings["working_spacing_mm"] > 1.001 * FIELD_OF_VIEW / side
+        found = {"runs": runs, "coarsened": coarsened, "settings": settings}
+        rows.append({"side": side, **medians(runs), **found})
+    fits = {
+        "seconds": ("seconds", 0.0),
+        "seconds above those of an empty process": ("seconds", base["seconds"]),
+        "peak MB above that of an empty process": ("peak_mb", base["peak_mb"]),
+    }
+    kept = [row for row in rows if not row["coarsened"]]
+    exponents = {name: (exponent(rows, *fit), exponent(kept, *fit)) for name, fit in fits.items()}
+    cells = [["an empty process", "", "", *(f"{value:.1f}" for value in base.values())]]
+    for row in rows:
+        spacing, working = FIELD_OF_VIEW / row["side"], row["settings"]["working_spacing_mm"]
+        seconds = spread(run["seconds"] for run in row["runs"])
+        numbers = (f"{row['side'] ** 3 / 1e6:.2f}", f"{working:.2f}", seconds, f"{row['cpu_seconds']:.1f}")
+        cells.append([f"{row['side']}^3 of {spacing:.2f} mm", *numbers, f"{row['peak_mb']:.0f}"])
+    columns = ("voxels", "10^6", "working grid, mm", "seconds, median (range)", "CPU seconds", "peak MB")
+    powers = [[name, *(f"{a:.2f}" for a in found)] for name, found in exponents.items()]
+    text = f"""{markdown(columns, cells)}
+
+The exponent a of voxels^a, by least squares of the logarithms:
+
+{markdown(("", "all sizes", "those whose working grid is not coarsened"), powers)}
+
+An empty process imports what a registration does, reads the weights of the network, and ends."""
+    draw(rows, base, arguments.output.with_suffix(".png"))
+    return {"empty": base, "sizes": rows, "exponents": exponents}, text
+
+
+def draw(rows: Sequence[dict[str, Any]], base: dict[str, float], picture: Path) -> None:
+    """Seconds and peak MB against voxels, a dot for each run, hollow where the working grid is coarsened."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from regkit.atomic import atomic_path
+    from regkit.colours import DIM, INK, PALE
+
+    figure = Figure((8, 3.2), dpi=120, facecolor=INK, layout="constrained")
+    FigureCanvasAgg(figure)
+    voxels = [row["side"] ** 3 for row in rows]
+    panels = (("seconds", "seconds", "#7ad7f0"), ("peak_mb", "peak MB", "#ffb454"))
+    for ax, (what, title, colour) in zip(figure.subplots(1, 2), panels):
+        ax.plot(voxels, [row[what] for row in rows], color=colour, linewidth=1.4, zorder=2)
+        for count, row in zip(voxels, rows):
+            values, face = [run[what] for run in row["runs"]], INK if row["coarsened"] else colour
+            ax.scatter([count] * len(values), values, s=18, facecolor=face, edgecolor=colour, zorder=3)
+        ax.axhline(base[what], color=DIM, linewidth=0.8, linestyle="--")
+        ax.text(voxels[0], base[what], "an empty process", color=DIM, size=7, va="bottom")
+        ax.set(facecolor=INK, xscale="log", yscale="log")
+        low, high = ax.get_ylim()
+        heights = [k * 10**n for n in range(6) for k in (1, 2, 3, 5, 7) if low <= k * 10**n <= high]
+        ax.set_xticks(voxels, [f"{row['side']}³" for row in rows])
+        ax.set_yticks(heights, map(str, heights))
+        ax.minorticks_off()
+        ax.set_title(title, color=PALE, size=10)
+        ax.set_xlabel("voxels; hollow: working grid coarser than the images", color=DIM, size=8)
+        ax.tick_params(colors=DIM, labelsize=8)
+        ax.spines[:].set_visible(False)
+        ax.grid(color=DIM, alpha=0.2, linewidth=0.5)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, facecolor=INK)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for work in (stages, peers, sizes):
+        name = work.__name__
+        one = commands.add_parser(name)
+        one.set_defaults(work=work)
+        one.add_argument("--runs", type=int, default=3)
+        one.add_argument("--threads", type=int, help="of each program; by default each takes what it likes")
+        output = ROOT / "benchmarks" / "results" / f"speed_{name}"
+        one.add_argument("-o", "--output", type=Path, default=output)
+        if work is sizes:
+            one.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="voxels a side")
+        else:
+            one.add_argument("--shape", type=int, nargs=3, default=list(SHAPE), metavar=("Z", "Y", "X"))
+        if work is peers:
+            one.add_argument("--peer-python", help="of an environment that holds convexAdam and antspyx")
+    arguments = parser.parse_args()
+    empty(None)  # what all processes read from the disk is in memory from here on
+    with tempfile.TemporaryDirectory() as name:
+        found, text = arguments.work(arguments, Path(name))
+    used = f"python benchmarks/speed.py {arguments.command} --runs {arguments.runs}"
+    for option in ("threads", "shape", "sizes"):
+        value = getattr(arguments, option, None)
+        if value and value not in (list(SHAPE), list(SIZES)):
+            used += f" --{option} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value))
+    write_rows(found, arguments.output, f"`{used}`, {setting()}\n\n{text}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
