@@ -89,10 +89,10 @@ def costs(case: Case) -> Need:
 
 
 def choices(case: Case) -> Need:
-    """Each round reads all costs and smooths three components, both ways; then 15 rounds of consistency."""
+    """Each round reads all costs and smooths three components, both ways; then 8 rounds of consistency."""
     from regkit.coarse import COUPLING
 
-    rounds, consistency = 1 + len(COUPLING), 15
+    rounds, consistency = 1 + len(COUPLING), 8
     bytes_moved = operations = 0
     for stride, radius in case.levels:
         cells, cube = case.cells(stride), (2 * radius + 1) ** 3

@@ -69,7 +69,7 @@ def _native_coupled_convex(costs: torch.Tensor, radius: int, back: bool) -> torc
 
 
 def inverse_consistent(
-    forward: torch.Tensor, backward: torch.Tensor, iterations: int = 15
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both fields moved towards being each other's inverse.
 

@@ -174,7 +174,7 @@ class _NativeDifference(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None, None, None, None
+        return gradient.mul_(outputs[0]), None, None, None, None, None
 
 
 def penalty(field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
@@ -208,7 +208,7 @@ class _NativePenalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None
+        return gradient.mul_(outputs[0]), None, None
 
 
 def refine(

@@ -57,15 +57,32 @@ def unfold(field: torch.Tensor, rounds: int = 200) -> torch.Tensor:
     Returns:
         The field with positive determinants at all corners of all cells.
     """
+    folded = folded_points(field)
+    if folded.any():
+        field = field.clone()
     for round_ in range(rounds):
-        folded = folded_points(field)
         if not folded.any():
             return field
         # Folds that resist are smoothed over an ever wider surrounding.
         reach = 1 + round_ // 10
-        share = smooth(F.max_pool3d(folded[None], 2 * reach + 1, 1, reach))
-        field = field + share * (smooth(field, 3) - field)
+        # What changes lies within reach + 1 of a fold, and depends on three points more.
+        box = _box_around(folded, reach + 5)
+        here = (slice(None), *box)
+        part, near = field[here], F.max_pool3d(folded[box][None], 2 * reach + 1, 1, reach)
+        field[here] += smooth(near) * (smooth(part, 3) - part)
+        folded = torch.zeros_like(folded)
+        folded[box] = folded_points(field[here])
     # Out of rounds: shrinking towards the identity always ends.
     while folded_points(field).any():
         field = 0.9 * field
     return field
+
+
+def _box_around(marked: torch.Tensor, margin: int) -> tuple[slice, slice, slice]:
+    """The slices of a volume (Z, Y, X) that hold all that is not 0, and a margin within its ends."""
+    found = []
+    for axis, n in enumerate(marked.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        at = marked.amax(others).nonzero()[:, 0]
+        found.append(slice(max(int(at[0]) - margin, 0), min(int(at[-1]) + margin + 1, n)))
+    return found[0], found[1], found[2]
