@@ -265,7 +265,7 @@ INLINE void challenge(const int side, const uint16_t *costs, int64_t step, vec n
         const float dx = (float)(d - r);
         vec cost = neutral;
         if (costs) {
-            const ivec steps = __builtin_convertvector(*(const loose_ushorts *)(costs + d * step), ivec);
+            const ivec steps = widen_unsigned(costs + d * step);
             const ivec unknown = steps == UNKNOWN;
             cost = (vec)(((ivec)neutral & unknown) | ((ivec)(STEP * __builtin_convertvector(steps, vec)) & ~unknown));
         }

@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define JOINED(a, b) a##b
@@ -36,9 +39,26 @@ typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), 
 typedef uint16_t loose_ushorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
 INLINE vec load(const float *at) { return *(const loose_vec *)at; }
-INLINE vec load_shorts(const int16_t *at) {
-    return __builtin_convertvector(__builtin_convertvector(*(const loose_shorts *)at, ivec), vec);
+/* GCC would widen 16 bits by halves of a register. */
+INLINE ivec widen(const int16_t *at) {
+#if WIDTH == 16
+    return (ivec)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)at));
+#elif WIDTH == 8
+    return (ivec)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)at));
+#else
+    return __builtin_convertvector(*(const loose_shorts *)at, ivec);
+#endif
 }
+INLINE ivec widen_unsigned(const uint16_t *at) {
+#if WIDTH == 16
+    return (ivec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
+#elif WIDTH == 8
+    return (ivec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
+#else
+    return __builtin_convertvector(*(const loose_ushorts *)at, ivec);
+#endif
+}
+INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen(at), vec); }
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
 
