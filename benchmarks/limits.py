@@ -1,7 +1,7 @@
 """What the work of a registration needs, counted by hand, and what this machine can do at most.
 
-The bytes and operations are those that the algorithm itself needs: what an implementation does beyond it lowers
-the share of the limit that it reaches. ``benchmarks/speed.py stages`` puts them beside the seconds taken.
+The bytes and operations are those that the algorithm itself needs: what an implementation does beyond it
+lowers the share of the limit that it reaches. ``benchmarks/speed.py stages`` puts them beside the seconds.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ COMPARED = (1 / 8, 1 / 4)
 
 
 def descent(case: Case) -> Need:
-    """Each step reads the channels and a weight of both maps, in 16 bits; field and gradient go there and back
-    once each, and Adam reads and writes three volumes of three components.
+    """Each step reads the channels and a weight of both maps, in 16 bits; field and gradient go there and
+    back once each, and Adam reads and writes three volumes of three components.
 
     A compared cell reads eight of the moving map, so that an eighth of them reads all of it.
     """

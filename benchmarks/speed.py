@@ -10,8 +10,8 @@ All are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The fi
 192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam takes no other.
 
 stages: the seconds of each stage, and those that its work would take at the ceilings of this machine, which
-are measured between the runs with as many threads; the work is counted in benchmarks/limits.py. Not counted are loading
-and writing (gzip, the disk), resampling, and the linear start, whose rounds hang on the images.
+are measured between the runs with as many threads; the work is counted in benchmarks/limits.py. Not counted
+are loading and writing (gzip, the disk), resampling, and the linear start, whose rounds hang on the images.
 
 peers: in turn. convexAdam and antspyx do not search for a start, nor does the third regkit, on MIND as
 convexAdam is. antspyx also writes the inverse warp, and warps both images.
