@@ -196,7 +196,9 @@ def of_the_way_back(costs: torch.Tensor, radius: int) -> torch.Tensor:
     """
     back = torch.full_like(costs, torch.nan)
     for found, cost, step in zip(back, costs.flip(0), displacements(radius).tolist()):
-        ends = list(zip(step[::-1], found.shape))  # from where to where on each axis, z first
+        ends = list(zip(step[::-1], found.shape))  # how far, and of how many cells, z first
+        if any(abs(s) >= n for s, n in ends):
+            continue
         here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in ends)
         there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in ends)
         found[here] = cost[there]

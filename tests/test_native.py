@@ -5,16 +5,36 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
-from regkit import native
-from regkit.costvolume import FeatureMap
-from regkit.filters import smooth
-from regkit.fine import comparison, dissimilarity, penalty
+import regkit
+from regkit import coarse, native
+from regkit.coarse import _native_coupled_convex, coupled_convex, match
+from regkit.costvolume import (
+    FeatureMap,
+    cost_slab,
+    displacements,
+    known_costs,
+    of_the_way_back,
+    short_costs,
+    with_neutral,
+)
+from regkit.features import mind_ssc
+from regkit.filters import blur, pool, smooth
+from regkit.fine import _GRADIENT_FLOOR, _Adam, comparison, dissimilarity, penalty
 from regkit.folding import CORNERS, Corner
+from regkit.geometry import Float64, Grid, sample
+from regkit.jacobian import jacobian_determinant
+from regkit.phantom import torso
+from regkit.registration import _dense_field
+from regkit.resample import Source, resample
 
 SHAPES = [(9, 8, 11), (1, 5, 40), (7, 1, 1)]
 
@@ -40,11 +60,40 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """To roundings of float32, in terms of the largest value."""
+@contextmanager
+def _calls(*names: str) -> Iterator[None]:
+    """See to it that these kernels do the work, and no others."""
+    run, called = native.run, set()
+
+    def recorded(kernel: str, count: int, *arguments: native.Argument) -> float:
+        called.add(kernel)
+        return run(kernel, count, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "run", recorded)
+        yield
+    assert called == set(names)
+
+
+@contextmanager
+def _by_torch() -> Iterator[None]:
+    """Without the library, for twins that are not run in float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_library", lambda: None)
+        yield
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, part: float = 1e-5) -> None:
+    """To roundings of float32, in terms of the largest value; NaN in the same places."""
     assert found.dtype == torch.float32
-    largest = float(expected.detach().abs().max())
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * max(largest, 1e-30))
+    largest = float(expected.detach().nan_to_num().abs().max())
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=0, atol=part * max(largest, 1e-30), equal_nan=True
+    )
+
+
+def _single(one: FeatureMap) -> FeatureMap:
+    return FeatureMap(one.values.float(), one.weight.float())
 
 
 def _both(function: object, at: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -116,6 +165,398 @@ def test_difference(
         found, expected = _both(compared, where[:, z, y, x])
         for one, other in zip(found, expected):
             _close(one, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sigma", [(0.7, 0, 2.4), (4.0, 0.3, 0), (0, 3.1, 6.0)])
+def test_blur(
+    kernels: str,
+    threads: int,
+    shape: tuple[int, int, int],
+    sigma: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> None:
+    """By kernels that reach further than the image, too; of an image that lies otherwise in memory."""
+    image = torch.from_numpy(rng.normal(size=shape[::-1])).permute(2, 1, 0)
+    with _calls(*(["blur_rows"] if sigma[2] else []), "blur_across"):
+        found = blur(image.float(), sigma)
+    _close(found, blur(image, sigma))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_pooling(kernels: str, threads: int, stride: int, rng: np.random.Generator) -> None:
+    """Of values of any size where there is no data, and of cells without any."""
+    for cells in ((3, 2, 5), (1, 1, 1), (2, 3, 19)):
+        shape = tuple(stride * n for n in cells)
+        one = _map(rng, 3, shape)
+        one.weight[:, :stride, :stride, :stride] = 0
+        values = torch.where(one.weight > 0, one.values, 1e6)
+        with _calls("pool"):
+            found = pool(values.float(), one.weight.float(), stride)
+        for ours, expected in zip(found, pool(values, one.weight, stride)):
+            assert torch.equal(ours[:, 0, 0, 0], torch.zeros(len(ours)))
+            _close(ours, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_self_similarity(
+    kernels: str, threads: int, stride: int, dilation: int, rng: np.random.Generator
+) -> None:
+    """With and without weights, cells that have none, and a patch where the image does not change."""
+    for shape in ((8, 6, 38), (4, 12, 2), (2, 2, 2)):
+        image = torch.from_numpy(rng.integers(0, 256, size=shape) / 256)
+        image[: shape[0] // 2, :, : shape[2] // 2] = 0.5
+        weight = torch.from_numpy(rng.choice([0, 0.5, 1], size=(1, *shape)))
+        weight[:, :2, :2, :2] = 0
+        for counted in (None, weight):
+            with _calls("mind_differences", "mind_scale", "mind_channels"):
+                found = mind_ssc(
+                    image.float(), 1, dilation, stride, None if counted is None else counted.float()
+                )
+            _close(found, mind_ssc(image, 1, dilation, stride, counted))
+
+
+def test_self_similarity_of_a_constant_image(kernels: str, threads: int) -> None:
+    with _calls("mind_differences", "mind_scale", "mind_channels"):
+        found = mind_ssc(torch.full((4, 4, 20), 0.3), stride=2)
+    assert torch.equal(found, torch.ones(12, 2, 2, 10))
+
+
+# Of one plane, of more rows than the kernel takes at once, and of rows shorter than a vector and just longer.
+COSTS = [
+    (1, (3, 9, 40), 1.0),
+    (14, (4, 3, 17), 2.0),
+    (3, (2, 18, 7), 1.0),
+    (5, (1, 1, 1), 1.0),
+    (2, (5, 8, 16), 1.0),
+]
+
+
+@cache
+def _pairs(radius: int) -> list[tuple[FeatureMap, FeatureMap, torch.Tensor]]:
+    """Two maps, with a block of no data, and what torch says that displacements cost."""
+    found = []
+    for channels, shape, scale in COSTS:
+        random = np.random.default_rng(radius)
+        fixed = _map(random, channels, shape)
+        moving = _map(random, channels, tuple(n + 2 * radius for n in shape))
+        moving.weight[:, :, : radius + 4, : radius + 3] = 0
+        one, other = (FeatureMap(m.values * scale, m.weight) for m in (fixed, moving))
+        found.append((one, other, known_costs(one, other, radius)))
+    return found
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4])
+def test_costs(kernels: str, threads: int, radius: int) -> None:
+    for fixed, moving, expected in _pairs(radius):
+        with _calls("costs"):
+            _close(known_costs(_single(fixed), _single(moving), radius), expected)
+        assert expected.isnan().any()
+    assert not expected.isnan().all()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4])
+def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
+    """To the nearest step, the largest of them for all that is more; unknown ones, and the margins, apart."""
+    most, unknown, saturated = 65534, 65535, False
+    for fixed, moving, expected in _pairs(radius):
+        with _calls("costs"):
+            found = short_costs(_single(fixed), _single(moving), radius).to(torch.int32)
+        end = found.shape[-1] - radius
+        assert (found[..., :radius] == unknown).all() and (found[..., end:] == unknown).all()
+        inner = found[..., radius:end]
+        assert torch.equal(inner == unknown, expected.isnan())
+        known = ~expected.isnan()
+        exact = (expected[known] * 2**14).clamp(max=most)
+        assert ((inner[known] - exact).abs() <= 0.5 + 1e-5 * exact).all()
+        saturated |= bool((inner == most).any())
+    assert saturated
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_slabs_of_costs(kernels: str, threads: int, radius: int) -> None:
+    """By the kernel and by torch, at the ends and between, as parts of the whole."""
+    for fixed, moving, costs in _pairs(radius):
+        whole = with_neutral(costs.clone())
+        depth = whole.shape[1]
+        for first, last in {(0, 1), (depth - 1, depth), (0, depth), (depth // 3, -(-2 * depth // 3))}:
+            expected = whole[:, first:last]
+            with _calls("costs", "fill_unknown"):
+                _close(cost_slab(_single(fixed), _single(moving), radius, first, last), expected)
+            torch.testing.assert_close(cost_slab(fixed, moving, radius, first, last), expected)
+
+
+def test_neutral_costs(kernels: str, threads: int, rng: np.random.Generator) -> None:
+    """Of fewer cells than the kernel takes at once, and of more; of some cells no cost is known."""
+    for shape in ((3, 5, 7), (2, 3, 1000), (1, 32, 64)):
+        costs = torch.from_numpy(rng.integers(0, 2**14, size=(27, *shape)) / 2**12)
+        costs[torch.from_numpy(rng.random(costs.shape) < 0.3)] = torch.nan
+        costs[:, :, -1, 1:4] = torch.nan
+        with _calls("fill_unknown"):
+            found = with_neutral(costs.float())
+        assert torch.equal(found[:, :, -1, 1:4], torch.zeros(27, shape[0], 3))
+        _close(found, with_neutral(costs))
+
+
+@cache
+def _steps(radius: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Costs in whole steps, in 16 bits and in float64, and the fields that torch finds, there and back."""
+    found = []
+    # Of rows as long as the largest vector, and not much longer; of more rows than are tried at once.
+    for shape in ((4, 18, 16), (5, 4, 37)):
+        random = np.random.default_rng(radius)
+        goal = gaussian_filter(random.normal(size=(3, *shape)), (0, 2, 2, 2))
+        goal = torch.from_numpy(goal / np.abs(goal).max() * radius)
+        away = displacements(radius).double()[:, :, None, None, None] - goal
+        noise = torch.from_numpy(random.uniform(0, 0.5, size=(len(away), *shape)))
+        steps = ((0.03 * away.square().sum(1) + noise) * 2**14).round().clamp(max=65534)
+        steps[torch.from_numpy(random.random(steps.shape) < 0.2)] = 65535
+        steps[:, :, 2:4, 3:8] = 65535
+        short = torch.nn.functional.pad(steps, (radius, radius), value=65535).numpy().astype(np.uint16)
+        costs = torch.where(steps < 65535, steps / 2**14, torch.nan)
+        back = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
+        forward = coupled_convex(with_neutral(costs.clone()), radius)
+        found.append((torch.from_numpy(short), costs, forward, back))
+    return found
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4])
+@pytest.mark.parametrize("back", [False, True])
+def test_coupled_convex(kernels: str, threads: int, radius: int, back: bool) -> None:
+    """One other choice of one cell in any round would be a ninth of a cell at the least."""
+    for short, _, *fields in _steps(radius):
+        with _calls("neutral", "choose", "smooth_planes", "smooth_columns"):
+            found = _native_coupled_convex(short, radius, back)
+        _close(found, fields[back])
+        assert fields[back].abs().max() > 0.5 * radius
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4])
+@pytest.mark.parametrize("back", [0, 1])
+def test_choices_one_by_one(kernels: str, threads: int, radius: int, back: int) -> None:
+    """Around fields that are not smooth. Of two that come to the same but for roundings, either may be."""
+    for short, known, *_ in _steps(radius):
+        costs = with_neutral(of_the_way_back(known, radius) if back else known.clone())
+        shape = costs.shape[1:]
+        neutral, chosen = torch.empty(shape), torch.empty((3, *shape))
+        whole = displacements(radius).double()[:, :, None, None, None]
+        for theta in (1e-6, 0.03, 1.0):
+            field = torch.from_numpy(np.random.default_rng(7).normal(0, radius, size=(3, *shape))).float()
+            with _calls("neutral", "choose"):
+                native.run("neutral", shape[0], short, *shape, radius, back, neutral)
+                native.run("choose", shape[0], short, *shape, radius, back, neutral, theta, field, chosen)
+            total = costs + theta * (whole * whole - 2 * whole * field).sum(1)
+            side = 2 * radius + 1
+            x, y, z = (chosen + radius).long()
+            found = total.gather(0, ((z * side + y) * side + x)[None])[0]
+            largest = float(costs.max() + theta * whole.square().sum(1).max())
+            assert (found - total.amin(0)).max() <= 1e-6 * largest
+
+
+@pytest.mark.parametrize("back", [0, 1])
+def test_of_equal_costs_the_first_is_chosen(kernels: str, threads: int, back: int) -> None:
+    shape, radius = (2, 3, 21), 2
+    costs = torch.from_numpy(np.full((125, 2, 3, 25), 2**14, dtype=np.uint16))
+    neutral, field, chosen = torch.ones(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
+    native.run("choose", 2, costs, *shape, radius, back, neutral, 0.0, field, chosen)
+    assert torch.equal(chosen, torch.full((3, *shape), -2.0))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 17), (5, 2, 17)])
+def test_the_way_back_across_fewer_cells_than_the_range(
+    kernels: str, threads: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    steps = rng.integers(0, 2**14, size=(343, *shape))
+    short = np.pad(steps, ((0, 0),) * 3 + ((3, 3),), constant_values=65535).astype(np.uint16)
+    costs = of_the_way_back(torch.from_numpy(steps / 2**14), 3)
+    found = _native_coupled_convex(torch.from_numpy(short), 3, True)
+    _close(found, coupled_convex(with_neutral(costs), 3))
+
+
+@cache
+def _textures(radius: int, x: int) -> tuple[FeatureMap, FeatureMap, torch.Tensor]:
+    """A texture, the same bent, and how torch matches them."""
+    random = np.random.default_rng(radius)
+    shape = (7, 9, x)
+    wide = tuple(n + 2 * radius for n in shape)
+    texture = torch.from_numpy(gaussian_filter(random.normal(size=(6, *wide)), (0, 1, 1, 1)))
+    texture /= 2 * texture.std()
+    inner = (slice(None), *(slice(radius, radius + n) for n in shape))
+    shift = gaussian_filter(random.normal(size=(3, *shape)), (0, 3, 3, 3))
+    shift = torch.from_numpy(shift / np.abs(shift).max() * 0.6 * radius)
+    grid = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) + radius for n in shape], indexing="ij")
+    fixed = sample(texture, torch.stack(grid[::-1]) + shift)
+    weight = torch.ones(1, *wide, dtype=torch.float64)
+    weight[:, : radius + 2, :, : radius + 2] = 0
+    one, other = FeatureMap(fixed, weight[inner].clone()), FeatureMap(texture, weight)
+    return one, other, match(one, other, radius)
+
+
+@pytest.mark.parametrize("radius", [2, 4])
+@pytest.mark.parametrize("x", [16, 25])
+def test_matching(kernels: str, threads: int, radius: int, x: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does with costs rounded to 16 bits, and nearly as with those that are not."""
+    fixed, moving, unrounded = _textures(radius, x)
+    with _calls("costs", "neutral", "choose", "smooth_planes", "smooth_columns", "sample"):
+        found = match(_single(fixed), _single(moving), radius)
+    assert unrounded.abs().max() > 0.4 * radius
+    assert (found - unrounded).abs().mean() < 0.01
+    short = short_costs(_single(fixed), _single(moving), radius).double()[..., radius:-radius]
+    rounded = torch.where(short < 65535, short / 2**14, torch.nan)
+    monkeypatch.setattr(coarse, "known_costs", lambda *_: rounded)
+    _close(found, match(fixed, moving, radius))
+
+
+def test_matching_rows_that_are_too_short(kernels: str, threads: int) -> None:
+    """Of whose costs torch makes the fields."""
+    fixed, moving, expected = _textures(2, 12)
+    with _calls("costs", "fill_unknown", "smooth_planes", "smooth_columns", "sample"):
+        _close(match(_single(fixed), _single(moving), 2), expected)
+
+
+def _places(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:
+    """Index coordinates, exact in float32, some of them whole, up to three cells beyond the ends."""
+    ends = np.array(shape[::-1]).reshape(3, 1, 1, 1) + 2
+    return torch.from_numpy(np.floor(rng.uniform(-3 * 32, ends * 32, size=(3, *size))) / 32)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 11), (2, 5, 40)])
+@pytest.mark.parametrize("outside", ["border", "zeros"])
+def test_sampling(
+    kernels: str, threads: int, shape: tuple[int, int, int], outside: str, rng: np.random.Generator
+) -> None:
+    """At more places than the kernel takes at once, and fewer; in volumes that lie otherwise in memory."""
+    volume = torch.from_numpy(rng.normal(size=(*shape, 3))).movedim(-1, 0)
+    for size in ((5, 7, 29), (1, 1, 3)):
+        where = _places(rng, shape, size)
+        with _calls("sample"):
+            found = sample(volume.float(), where.float(), outside=outside)
+        _close(found, sample(volume, where, outside=outside))
+
+
+def test_sampling_along_an_axis_of_one_voxel(kernels: str, threads: int, rng: np.random.Generator) -> None:
+    """With the border going on, it is the same everywhere."""
+    for shape in ((1, 5, 40), (7, 1, 1)):
+        volume = torch.from_numpy(rng.normal(size=(2, *shape)))
+        where = _places(rng, shape, (4, 5, 6))
+        _close(sample(volume.float(), where.float()), sample(volume, where))
+
+
+@pytest.mark.parametrize("outside", ["border", "zeros"])
+def test_places_that_are_no_numbers_or_far_away(
+    kernels: str, threads: int, outside: str, rng: np.random.Generator
+) -> None:
+    """Are sampled where the volume ends, those that are no numbers at its first voxels."""
+    volume = torch.from_numpy(rng.normal(size=(2, 4, 5, 6))).float()
+    where = torch.full((3, 1, 1, 5), 2.0)
+    where[0, 0, 0] = torch.tensor([torch.nan, -torch.inf, torch.inf, -1e30, 1e30])
+    found = sample(volume, where, outside=outside)[:, 0, 0]
+    low, high = (volume[:, 2, 2, x] if outside == "border" else torch.zeros(2) for x in (0, -1))
+    assert torch.equal(found, torch.stack([low, low, high, low, high], dim=1))
+
+
+@pytest.mark.parametrize("channels", [1, 14])
+def test_sampling_what_is_known(kernels: str, threads: int, channels: int, rng: np.random.Generator) -> None:
+    """Beside cells without data, whose values are far off, and beyond the ends."""
+    one = _map(rng, channels, (9, 8, 11))
+    one.weight[:, 2:6, :, 3:7] = 0
+    one = FeatureMap(torch.where(one.weight > 0, one.values, 1e3), one.weight)
+    for size in ((5, 7, 29), (1, 1, 3)):
+        where = _places(rng, (9, 8, 11), size)
+        with _calls("sample_known"):
+            found = _single(one).at(where.float())
+        expected = one.at(where)
+        _close(found.weight, expected.weight)
+        _close(found.values, expected.values)
+        assert expected.values.abs().max() < 3
+
+
+# A grid of rows longer than the kernels take at once.
+LONG = Grid((150, 6, 5), (0.4, 3.0, 2.0), (-31.0, 12.0, 100.0))
+
+
+def _linear(grid: Grid, other: Grid) -> Float64:
+    """A map that is nothing simple, from the centre of a grid to that of another."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("xyz", (11, -8, 23), degrees=True).as_matrix() * [1.06, 0.93, 1.0]
+    turn[:3, 3] = other.centre - turn[:3, :3] @ grid.centre + (0.7, -1.9, 0.4)
+    return turn
+
+
+def test_resampling(kernels: str, threads: int, oblique_grid: Grid, rng: np.random.Generator) -> None:
+    """A mask of ones says nothing, and is taken by torch alone."""
+    for grid, other in ((LONG, oblique_grid), (oblique_grid, LONG)):
+        image = torch.from_numpy(rng.random(other.shape)).float()
+        matrix = _linear(grid, other)
+        with _calls("resample"):
+            found = resample(Source(image, None, other), matrix, grid)
+        with _by_torch():
+            expected = resample(Source(image, None, other), matrix, grid)
+        _close(found[0], expected[0], 1e-4)  # torch takes coordinates in float32
+        assert torch.equal(found[1], expected[1])
+        assert 0 < found[1].mean() < 1
+        with _calls("sample"):
+            masked = resample(Source(image, torch.ones(other.shape), other), matrix, grid)
+        _close(found[0], masked[0], 1e-4)
+        assert torch.equal(found[1], masked[1])
+
+
+def test_displacement_fields(
+    kernels: str, threads: int, oblique_grid: Grid, rng: np.random.Generator
+) -> None:
+    for grid, other in ((LONG, oblique_grid), (oblique_grid, LONG), (oblique_grid, oblique_grid.pooled(2))):
+        displacement = torch.from_numpy(rng.normal(0, 2, size=(3, *other.shape))).float()
+        matrix = _linear(grid, other)
+        with _calls("displacement_field"):
+            found = _dense_field(displacement, other, matrix, grid)
+        with _by_torch():
+            expected = _dense_field(displacement, other, matrix, grid)
+        _close(torch.from_numpy(found), torch.from_numpy(expected))
+
+
+def test_jacobians(kernels: str, threads: int, oblique_grid: Grid, rng: np.random.Generator) -> None:
+    """Of fields rough enough to fold; a single slice says nothing about change across it."""
+    flat = [Grid(size, oblique_grid.spacing) for size in ((1, 5, 6), (7, 1, 40), (5, 8, 1), (2, 2, 2))]
+    for grid in (oblique_grid, LONG, *flat):
+        field = rng.normal(0, 0.5, size=(*grid.shape, 3)).astype(np.float32)
+        with _calls("jacobian"):
+            found = jacobian_determinant(field, grid)
+        with _calls():  # of numbers in float64, not by the kernel
+            expected = jacobian_determinant(field.astype(np.float64), grid)
+        _close(torch.from_numpy(found), torch.from_numpy(expected), 1e-6)
+        assert (expected <= 0).any() or grid.size[0] < 14
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6, 7), (3, 13, 22, 31)])
+def test_adam(kernels: str, threads: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """As torch's own, over several steps; of gradients that lie otherwise in memory."""
+    start = torch.from_numpy(rng.normal(size=shape))
+    theirs = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theirs], betas=_Adam.BETAS, eps=_GRADIENT_FLOOR)
+    parameters = start.float()
+    ours, twin = _Adam(parameters), _Adam(start.clone())
+    for k in range(12):
+        rate = 0.3 / (k + 1)
+        gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
+        theirs.grad, optimiser.param_groups[0]["lr"] = gradient, rate
+        optimiser.step()
+        with _calls("adam"):
+            ours.step(gradient.float(), rate)
+        twin.step(gradient, rate)
+        _close(parameters, theirs.detach())
+        torch.testing.assert_close(twin.parameters, theirs.detach())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_threads_give_the_same_warp(threads: int) -> None:
+    """To the last bit: sums are added in one order, whichever thread is first."""
+    phantom = torso(0, 12.0)
+    once, again = (regkit.register(phantom.fixed, phantom.moving, threads=threads) for _ in range(2))
+    assert np.abs(once.warp.field).max() > 10
+    np.testing.assert_array_equal(once.warp.field, again.warp.field)
+    np.testing.assert_array_equal(once.linear, again.linear)
+    assert once.metrics == again.metrics
 
 
 def test_without_the_library_torch_does_the_work_and_one_warning_says_so(

@@ -278,18 +278,20 @@ INLINE void challenge(const int side, const uint16_t *costs, int64_t step, vec n
     *(loose_ivec *)which_at = which;
 }
 
-/* Rows of y that all displacements are tried on at once. */
+/* Rows of y that all displacements are tried on at once, fewer if they are long. */
 #define BLOCK_ROWS 16
+#define BLOCK_CELLS 8192
 
 INLINE void choose_planes(const int side, int64_t first, int64_t last, const Costs *c, const float *neutral, float theta,
                           const float *field, float *chosen) {
     const int r = side / 2;
     const int64_t x = c->x, y = c->y, cells = c->z * y * x;
-    float best[BLOCK_ROWS * x];
-    int32_t which[BLOCK_ROWS * x];
+    const int64_t fitting = BLOCK_CELLS / x, most = fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
+    float best[most * x];
+    int32_t which[most * x];
     for (int64_t k = first; k < last; k++)
-        for (int64_t top = 0; top < y; top += BLOCK_ROWS) {
-            const int64_t rows = top + BLOCK_ROWS < y ? BLOCK_ROWS : y - top, start = (k * y + top) * x;
+        for (int64_t top = 0; top < y; top += most) {
+            const int64_t rows = top + most < y ? most : y - top, start = (k * y + top) * x;
             for (int64_t i = 0; i < rows * x; i++) best[i] = INFINITY, which[i] = 0;
             for (int dz = -r; dz <= r; dz++)
                 for (int dy = -r; dy <= r; dy++) {

@@ -1,0 +1,92 @@
+"""What a process that runs nothing but regkit sets up, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
+
+import pytest
+
+from regkit import process
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _python(
+    code: str, stdout: int | IO[str] = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, whose environment says no more of these settings than is given."""
+    others = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_", "PYTHONUNBUFFERED"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", f"from regkit.process import leave, tune\n{code}"],
+        env=others | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_idle_threads_sleep_unless_the_environment_says_otherwise(
+    environment: dict[str, str], expected: str
+) -> None:
+    """Before torch is there, which reads it once."""
+    code = "import os, sys\ntune()\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    found = _python(code, **environment)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.split() == [expected, "False"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By glibc's numbers for M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD."""
+    called: dict[int, int] = {}
+    monkeypatch.setattr(os, "environ", dict(environment))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=called.__setitem__))
+    process.tune()
+    assert called == ({} if environment else {-4: 0, -1: 2**30, -2: 2**24})
+
+
+def test_a_system_without_these_settings_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one with another C library is."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: SimpleNamespace())
+    process.tune()
+    assert os.environ == {"OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_leaving_does_what_was_to_be_done_at_the_end_and_says_what_was_said(code: int) -> None:
+    """What is taken down piece by piece elsewhere is not."""
+    found = _python(
+        "import atexit, sys\n"
+        "class Late:\n"
+        "    def __del__(self): print('taken down')\n"
+        "kept = Late()\n"
+        "atexit.register(print, 'first registered')\n"
+        "atexit.register(print, 'at the end', file=sys.stderr)\n"
+        "print('said', end=' ')\n"
+        f"leave({code})"
+    )
+    assert found.returncode == code
+    assert found.stdout == "said first registered\n"
+    assert found.stderr == "at the end\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no file that is always full")
+@pytest.mark.parametrize(("code", "expected"), [(0, 120), (3, 3)])
+def test_output_that_cannot_be_written_is_a_failure(code: int, expected: int) -> None:
+    """With the code that Python itself ends with, unless there was a failure before."""
+    with open("/dev/full", "w") as full:
+        found = _python(f"print('lost')\nleave({code})", stdout=full)
+    assert found.returncode == expected
