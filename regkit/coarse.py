@@ -6,13 +6,12 @@ import torch
 
 from regkit import native
 from regkit.costvolume import (
-    LEAST_ROW,
-    MOST_RADIUS,
     FeatureMap,
     displacements,
     known_costs,
     of_the_way_back,
     short_costs,
+    short_costs_serve,
     with_neutral,
 )
 from regkit.filters import smooth
@@ -98,8 +97,7 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    long_enough = fixed.values.shape[-1] >= LEAST_ROW and 1 <= radius <= MOST_RADIUS
-    if long_enough and native.serves(fixed.values, moving.values):
+    if short_costs_serve(fixed, moving, radius):
         costs = short_costs(fixed, moving, radius)
         forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
     else:

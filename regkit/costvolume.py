@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from regkit import native
 from regkit.filters import box_sum
-from regkit.geometry import POINTS, sample
+from regkit.geometry import MOST_VOXELS, POINTS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
@@ -47,7 +47,8 @@ class FeatureMap:
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
-        if native.serves(self.values, where) and not where.requires_grad:
+        small = self.weight.numel() < MOST_VOXELS and not where.requires_grad
+        if small and native.serves(self.values, self.weight, where):
             return self._at_by_kernel(where.contiguous())
         found = self.sampled(where)
         weight = found[-1:]
@@ -103,7 +104,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
     """
     channels, *shape = fixed.values.shape
-    if aggregate == 1 and 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
+    if aggregate == 1 and 1 <= radius <= MOST_RADIUS and _served(fixed, moving):
         costs = native.empty((2 * radius + 1) ** 3, *shape)
         _run_costs(fixed, moving, radius, (0, shape[0]), costs, None)
         return costs
@@ -134,7 +135,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
 def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     """Planes [first, last) of z of :func:`cost_volume`, (D, last - first, Y, X)."""
     _, depth, y, x = fixed.values.shape
-    if 1 <= radius <= MOST_RADIUS and native.serves(fixed.values, moving.values):
+    if 1 <= radius <= MOST_RADIUS and _served(fixed, moving):
         costs = native.empty((2 * radius + 1) ** 3, last - first, y, x)
         _run_costs(fixed, moving, radius, (first, last), costs, None)
         return with_neutral(costs)
@@ -143,6 +144,18 @@ def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, la
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
     other = FeatureMap(moving.values[:, there], moving.weight[:, there])
     return cost_volume(one, other, radius)[:, first - low : last - low]
+
+
+def _served(fixed: FeatureMap, moving: FeatureMap) -> bool:
+    return native.serves(fixed.values, fixed.weight, moving.values, moving.weight)
+
+
+def short_costs_serve(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
+    """Whether :func:`short_costs` can be had: a row is long enough, and no cost is beyond 16 bits."""
+    if not (1 <= radius <= MOST_RADIUS and fixed.values.shape[-1] >= LEAST_ROW and _served(fixed, moving)):
+        return False
+    low, high = zip(fixed.values.aminmax(), moving.values.aminmax())
+    return float(max(high) - min(low)) ** 2 < 65534 / 2**14
 
 
 def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:

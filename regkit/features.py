@@ -58,7 +58,7 @@ def mind_ssc(
     Returns:
         (12, Z / stride, Y / stride, X / stride) in (0, 1].
     """
-    if radius == 1 and stride in (1, 2) and native.serves(image):
+    if radius == 1 and stride in (1, 2) and native.serves(image, image if weight is None else weight):
         return _native_mind_ssc(image, dilation, stride, weight)
     reach = 2 * dilation
     padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
@@ -102,7 +102,11 @@ def _native_mind_ssc(
     ]
     where = torch.tensor(starts)
     means = native.empty(len(steps), *shape)
-    native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
+    if (
+        native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
+        < 0
+    ):
+        raise MemoryError("no memory for MIND")
     z, y, x = image.shape
     typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
@@ -245,8 +249,8 @@ def feature_maps(
         del values  # of full resolution, before the next part computes its own
     channels = [len(found) for found in pooled[strides[0]]]
     for level in pooled.values():
-        for part, count, found in zip(parts, channels, level):
-            found *= math.sqrt(part.weight * sum(channels) / count)
+        for k, (part, count) in enumerate(zip(parts, channels)):
+            level[k] = level[k] * math.sqrt(part.weight * sum(channels) / count)
     return {
         stride: FeatureMap(torch.cat(level), F.avg_pool3d(weight, stride)) for stride, level in pooled.items()
     }

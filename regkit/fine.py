@@ -91,7 +91,8 @@ def _eighth(volume: torch.Tensor, corner: Corner) -> torch.Tensor:
 def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     """:func:`dissimilarity` of two maps for many fields, with all that can be done beforehand done."""
     channels = len(fixed.values)
-    if not native.serves(fixed.values, moving.values) or channels >= _MOST_LANES:
+    maps = fixed.values, fixed.weight, moving.values, moving.weight
+    if not native.serves(*maps) or channels >= _MOST_LANES:
 
         def by_torch(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
             losses = []
@@ -105,9 +106,10 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
     seen = _Lanes.of(moving.values * moving.weight, moving.weight)
     known = _Lanes.of(fixed.values, torch.ones_like(fixed.weight))
+    weight = fixed.weight[0].contiguous()
 
     def by_kernel(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
-        value: torch.Tensor = _NativeDifference.apply(where, corners, known, fixed.weight[0], seen, channels)
+        value: torch.Tensor = _NativeDifference.apply(where, corners, known, weight, seen, channels)
         return value
 
     return by_kernel
@@ -269,7 +271,7 @@ def _descend(
     on_step: Callable[[], None],
 ) -> torch.Tensor:
     """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
-    parameters = start.clone().requires_grad_()
+    parameters = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     adam = _Adam(parameters)
     for step in range(steps):
         (gradient,) = torch.autograd.grad(loss(parameters, CORNERS[3 * step % 8]), parameters)

@@ -30,7 +30,8 @@ from regkit.errors import RegkitError
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
-POINTS = 128  # that the kernel interpolates at once
+# What the kernel takes: places at once, and fewer voxels than this, which it counts in 32 bits.
+POINTS, MOST_VOXELS = 128, 2**31
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,10 @@ def sample(
         (C, Z', Y', X'), differentiable in both arguments.
     """
     graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
-    if mode == "bilinear" and not graph and native.serves(volume, coordinates):
-        volume, coordinates = volume.contiguous(), coordinates.contiguous()
+    # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
+    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
+    if mode == "bilinear" and not graph and usable and native.serves(volume, coordinates):
+        coordinates = coordinates.contiguous()
         count = coordinates[0].numel()
         out = volume.new_empty((len(volume), *coordinates.shape[1:]))
         blocks = -(-count // POINTS)

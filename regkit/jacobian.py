@@ -39,7 +39,8 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
     matrix = grid.index_to_world[:3, :3]
     volume = np.linalg.det(matrix)
     result = np.empty(grid.shape, dtype=np.float32)
-    if field.flags.c_contiguous and native.serves(torch.from_numpy(field)):
+    plain = field.dtype == np.float32 and field.flags.c_contiguous and field.flags.aligned
+    if plain and native.serves(torch.from_numpy(result)):
         matrix = np.ascontiguousarray(matrix)
         native.run("jacobian", grid.shape[0], field, *grid.shape, matrix, float(volume), result)
         return result

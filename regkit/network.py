@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from regkit.equalise import equalised
 from regkit.filters import smooth
 from regkit.geometry import resize
 from regkit.images import check_fits_memory
-from regkit.unet import fused
+from regkit.unet import UNet, fused
 from regkit.weights import load_network, reading, sha256
 
 # Cells of the finest level that are computed at once.
@@ -83,7 +85,8 @@ class NetworkFeatures:
     def _of_its_spacing(self, image: torch.Tensor) -> torch.Tensor:
         dtype = self.type if image.device.type == "cpu" else torch.float32
         order = self.network.architecture.memory_format if dtype == torch.float32 else torch.channels_last_3d
-        self.network.to(image.device, dtype, memory_format=order)  # type: ignore[call-overload]
+        network = self._half if dtype == torch.bfloat16 else self.network
+        network.to(image.device, memory_format=order)  # type: ignore[call-overload]
         if self.reading.input == "equalised":
             image = equalised(image)
         multiple = self.network.multiple
@@ -98,12 +101,16 @@ class NetworkFeatures:
         if image.device.type == "cpu":
             check_fits_memory(cells, "the network", self.network.architecture.width * bytes_each)
         volume = volume.to(dtype=dtype, memory_format=order)
-        out = self.network(volume) if whole else self._by_slabs(volume)
+        out = network(volume) if whole else self._by_slabs(volume, network)
         z, y, x = (-(-n // self.stride) for n in image.shape)
         out = out[:, :, :z, :y, :x].to(torch.float32, memory_format=torch.contiguous_format)
         return self.reading.read(out)[0]
 
-    def _by_slabs(self, volume: torch.Tensor) -> torch.Tensor:
+    @cached_property
+    def _half(self) -> UNet:
+        return copy.deepcopy(self.network).to(torch.bfloat16)
+
+    def _by_slabs(self, volume: torch.Tensor, network: UNet) -> torch.Tensor:
         """What the network gives for a volume (1, 1, Z, Y, X), the finest level a slab of z at a time."""
         shape = [n // self.stride for n in volume.shape[2:]]
         architecture = self.network.architecture
@@ -121,11 +128,11 @@ class NetworkFeatures:
             for start in range(0, depth, thickness)
         ]
         for start, end, first, last in slabs:
-            found = self.network.enter(volume[:, :, first * self.stride : last * self.stride])
+            found = network.enter(volume[:, :, first * self.stride : last * self.stride])
             skip[:, :, start:end] = found[:, :, start - first : end - first]
-        below = self.network.deepen(skip)[-1]
+        below = network.deepen(skip)[-1]
         for start, end, first, last in slabs:
-            found, _ = self.network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
+            found, _ = network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
             out[:, :, start:end] = found[:, :, start - first : end - first]
         return out
 

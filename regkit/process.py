@@ -32,8 +32,11 @@ def leave(code: int) -> NoReturn:
     """End the process at once: taking down what torch has loaded piece by piece takes Python 0.4 s."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            code = code or 120  # as Python ends where its last output cannot be written
+        if stream is not None and not stream.closed:
+            try:
+                stream.flush()
+            except OSError:
+                code = code or 120  # as Python ends where its last output cannot be written
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)  # what libraries of C have printed
     os._exit(code)

@@ -9,7 +9,7 @@ import torch
 
 from regkit import native
 from regkit.filters import blur
-from regkit.geometry import Float64, Grid, index_grid, map_index, sample
+from regkit.geometry import MOST_VOXELS, Float64, Grid, index_grid, map_index, sample
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
-    if source.mask is None and native.serves(source.image):
+    if source.mask is None and source.image.numel() < MOST_VOXELS and native.serves(source.image):
         return _native_resample(source, to_source, grid)
     where = map_index(to_source, index_grid(grid.shape, source.image.device))
     image = sample(source.image[None], where)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -17,17 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _python(
-    code: str, stdout: int | IO[str] = subprocess.PIPE, **environment: str
+    code: str, environment: dict[str, str] | None = None, stdout: int | IO[str] = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, whose environment says no more of these settings than is given."""
-    others = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "OMP_", "PYTHONUNBUFFERED"))
-    }
+    said = ("MALLOC_", "OMP_", "PYTHONUNBUFFERED")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(said)}
     return subprocess.run(
         [sys.executable, "-c", f"from regkit.process import leave, tune\n{code}"],
-        env=others | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8",
-    )  # fmt: skip
+        env=others | {"PYTHONPATH": str(ROOT)} | (environment or {}),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(
 ) -> None:
     """Before torch is there, which reads it once."""
     code = "import os, sys\ntune()\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    found = _python(code, **environment)
+    found = _python(code, environment)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.split() == [expected, "False"]
 
@@ -51,7 +53,7 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
     called: dict[int, int] = {}
     monkeypatch.setattr(os, "environ", dict(environment))
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=called.__setitem__))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=called.__setitem__))
     process.tune()
     assert called == ({} if environment else {-4: 0, -1: 2**30, -2: 2**24})
 
@@ -60,7 +62,7 @@ def test_a_system_without_these_settings_is_left_as_it_is(monkeypatch: pytest.Mo
     """As one with another C library is."""
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     process.tune()
     assert os.environ == {"OMP_WAIT_POLICY": "passive"}
 
@@ -81,6 +83,16 @@ def test_leaving_does_what_was_to_be_done_at_the_end_and_says_what_was_said(code
     assert found.returncode == code
     assert found.stdout == "said first registered\n"
     assert found.stderr == "at the end\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the C library has no name that is the same elsewhere")
+def test_leaving_writes_what_libraries_of_c_have_printed() -> None:
+    found = _python("import ctypes\nctypes.CDLL(None).printf(b'by C')\nleave(0)")
+    assert (found.returncode, found.stdout) == (0, "by C")
+
+
+def test_a_closed_output_is_no_failure() -> None:
+    assert _python("import sys\nsys.stdout.close()\nleave(0)").returncode == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no file that is always full")

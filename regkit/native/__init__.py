@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -90,17 +91,21 @@ def run(kernel: str, count: int, *arguments: Argument) -> float:
     # More parts than threads, so that one that is held up leaves its share to the others.
     parts = 1 if threads == 1 else min(count, _PARTS_PER_THREAD * threads)
     found = [0.0] * parts
-    left = iter(range(parts))  # next() of it is atomic
+    left: Iterator[int] = iter(range(parts))  # next() of it is atomic
 
     def work() -> None:
-        for k in left:
+        while (k := next(left, None)) is not None:
             first, last = count * k // parts, count * (k + 1) // parts
             found[k] = float(function(ctypes.c_int64(first), ctypes.c_int64(last), *passed))
 
     others = [_threads().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    try:
+        work()
+    finally:
+        # Interrupted or not: nobody writes to the arguments once they are the caller's again.
+        left = iter(())
+        for other in others:
+            other.result()
     return sum(found)
 
 
@@ -111,7 +116,7 @@ def _passed(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_doub
         return ctypes.c_void_p(value.ctypes.data)
     if value is None:
         return ctypes.c_void_p(None)
-    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+    return ctypes.c_int64(int(value)) if isinstance(value, (int, np.integer)) else ctypes.c_double(value)
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -64,18 +64,29 @@ INLINE vec all(float value) { return (vec){0} + value; }
 
 /* Four floats with the same sum as the lanes. */
 INLINE vec4 quarter(vec v) {
-#if WIDTH == 16
-    const vec8 half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-#elif WIDTH == 8
-    const vec8 half = v;
-#endif
 #if WIDTH == 4
     return v;
 #else
-    return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#if WIDTH == 16
+    vec8 halves[2];
+    memcpy(halves, &v, sizeof v);
+    const vec8 half = halves[0] + halves[1];
+#else
+    const vec8 half = v;
+#endif
+    vec4 quarters[2];
+    memcpy(quarters, &half, sizeof half);
+    return quarters[0] + quarters[1];
 #endif
 }
+
+/* GCC has the builtin of clang's name from 12 on. */
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t ivec4 __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (ivec4){i, j, k, l})
+#endif
 
 INLINE float total(vec v) {
     const vec4 q = quarter(v);
@@ -85,7 +96,7 @@ INLINE float total(vec v) {
 /* The sums over the lanes of four vectors. */
 INLINE vec4 totals(vec a, vec b, vec c, vec d) {
     const vec4 qa = quarter(a), qb = quarter(b), qc = quarter(c), qd = quarter(d);
-    const vec4 ab = __builtin_shufflevector(qa, qb, 0, 4, 1, 5) + __builtin_shufflevector(qa, qb, 2, 6, 3, 7);
-    const vec4 cd = __builtin_shufflevector(qc, qd, 0, 4, 1, 5) + __builtin_shufflevector(qc, qd, 2, 6, 3, 7);
-    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    const vec4 ab = SHUFFLE(qa, qb, 0, 4, 1, 5) + SHUFFLE(qa, qb, 2, 6, 3, 7);
+    const vec4 cd = SHUFFLE(qc, qd, 0, 4, 1, 5) + SHUFFLE(qc, qd, 2, 6, 3, 7);
+    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
