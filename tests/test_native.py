@@ -590,3 +590,15 @@ def test_without_the_library_torch_does_the_work_and_one_warning_says_so(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         native.serves(volume)
+
+
+def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.serves(torch.zeros(1)):
+        pytest.skip("the kernels were not compiled")
+    monkeypatch.setattr(native, "_VERSION", -1)
+    native._library.cache_clear()
+    with pytest.warns(UserWarning, match="another version"):
+        assert not native.serves(torch.zeros(1))
+    monkeypatch.undo()
+    native._library.cache_clear()
+    assert native.serves(torch.zeros(1))

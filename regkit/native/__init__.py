@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
+_VERSION = 1  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 
@@ -31,7 +32,11 @@ def _library() -> ctypes.CDLL | None:
     try:
         if found is None or found.origin is None:
             raise OSError("they were not compiled when regkit was installed")
-        return ctypes.CDLL(found.origin)
+        library = ctypes.CDLL(found.origin)
+        # As after a pull into an editable install: other arguments would be written over who knows what.
+        if not hasattr(library, "version") or library.version() != _VERSION:
+            raise OSError("they were compiled for another version of regkit")
+        return library
     except OSError as error:
         warnings.warn(
             f"regkit runs without its compiled kernels and takes several times longer: {error}. Install it "
