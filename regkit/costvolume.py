@@ -104,10 +104,8 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
     """
     channels, *shape = fixed.values.shape
-    if aggregate == 1 and 1 <= radius <= MOST_RADIUS and _served(fixed, moving):
-        costs = native.empty((2 * radius + 1) ** 3, *shape)
-        _run_costs(fixed, moving, radius, (0, shape[0]), costs, None)
-        return costs
+    if aggregate == 1 and _served(fixed, moving, radius):
+        return _native_costs(fixed, moving, radius, 0, shape[0])
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -134,25 +132,30 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
 
 def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     """Planes [first, last) of z of :func:`cost_volume`, (D, last - first, Y, X)."""
-    _, depth, y, x = fixed.values.shape
-    if 1 <= radius <= MOST_RADIUS and _served(fixed, moving):
-        costs = native.empty((2 * radius + 1) ** 3, last - first, y, x)
-        _run_costs(fixed, moving, radius, (first, last), costs, None)
-        return with_neutral(costs)
-    low, high = max(first - 1, 0), min(last + 1, depth)  # what the boxes reach
+    if _served(fixed, moving, radius):
+        return with_neutral(_native_costs(fixed, moving, radius, first, last))
+    low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
     here, there = slice(low, high), slice(low, high + 2 * radius)
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
     other = FeatureMap(moving.values[:, there], moving.weight[:, there])
     return cost_volume(one, other, radius)[:, first - low : last - low]
 
 
-def _served(fixed: FeatureMap, moving: FeatureMap) -> bool:
-    return native.serves(fixed.values, fixed.weight, moving.values, moving.weight)
+def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
+    maps = fixed.values, fixed.weight, moving.values, moving.weight
+    return 1 <= radius <= MOST_RADIUS and native.serves(*maps)
+
+
+def _native_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
+    """Planes [first, last) of z of :func:`known_costs` with boxes of 3^3 cells."""
+    costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
+    _run_costs(fixed, moving, radius, (first, last), costs, None)
+    return costs
 
 
 def short_costs_serve(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
     """Whether :func:`short_costs` can be had: a row is long enough, and no cost is beyond 16 bits."""
-    if not (1 <= radius <= MOST_RADIUS and fixed.values.shape[-1] >= LEAST_ROW and _served(fixed, moving)):
+    if fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
         return False
     low, high = zip(fixed.values.aminmax(), moving.values.aminmax())
     return float(max(high) - min(low)) ** 2 < 65534 / 2**14

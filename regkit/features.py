@@ -110,10 +110,11 @@ def _native_mind_ssc(
     z, y, x = image.shape
     typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
-    weight = torch.ones_like(image) if weight is None else weight.contiguous()
+    if weight is None and stride > 1:
+        weight = torch.ones_like(image)
     native.run(
-        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride, weight,
-        0.001 * typical, 1000 * typical, out,
+        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride,
+        None if weight is None else weight.contiguous(), 0.001 * typical, 1000 * typical, out,
     )  # fmt: skip
     return out
 

@@ -26,8 +26,7 @@ INLINE void products(const int side, const float *fixed, int64_t fixed_channel, 
         }
         for (int d = 0; d < side; d++) store(out + d * x + i, sums[d]);
         if (i + WIDTH >= x) break;
-        /* The last block ends with the row, and does some cells again. */
-        i = i + 2 * WIDTH <= x ? i + WIDTH : x - WIDTH;
+        i = next_vector(i, x);
     }
 }
 
@@ -56,8 +55,9 @@ INLINE void gather(const float *volume, const float *weight, int64_t channels, i
 
 /* Planes [first, last) of costs, side = 2 radius + 1, for boxes of 3^3 cells as in regkit.costvolume.known_costs:
  * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `costs` (side^3, z, y,
- * radius + x + radius) in 16 bits, UNKNOWN there and in the margins; planes [start, ...) of them, z in all. fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without the
- * channels. Returns -infinity if there is no memory. */
+ * radius + x + radius) in 16 bits, UNKNOWN there and in the margins. Of their z planes they hold `planes` from
+ * `start` on. fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without
+ * the channels. Returns -infinity if there is no memory. */
 INLINE double cost_planes(const int side, int64_t first, int64_t last, const float *fixed,
                           const float *fixed_weight, const float *moving, const float *moving_weight,
                           int64_t channels, int64_t z, int64_t y, int64_t x, int64_t start, int64_t planes, float *whole,
@@ -308,8 +308,7 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
                                       square + along_y * load(uy + i) + along_z * load(uz + i), theta, number,
                                       best + j * x + i, which + j * x + i);
                             if (i + WIDTH >= x) break;
-                            /* The last vector ends with the row; what it does twice comes to the same. */
-                            i = i + 2 * WIDTH <= x ? i + WIDTH : x - WIDTH;
+                            i = next_vector(i, x);  /* what is done twice comes to the same */
                         }
                     }
                 }

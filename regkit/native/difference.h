@@ -1,4 +1,5 @@
 /* The data term of the fine stage: what trilinear sampling of the moving features costs, and its gradient. */
+
 /* Cells between what is worked on and what is fetched from memory. */
 #define AHEAD 16
 #define MOST_LANES (4 * LANES)

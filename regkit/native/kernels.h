@@ -39,6 +39,7 @@ typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), 
 typedef uint16_t loose_ushorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 
 INLINE vec load(const float *at) { return *(const loose_vec *)at; }
+
 /* GCC would widen 16 bits by halves of a register. */
 INLINE ivec widen(const int16_t *at) {
 #if WIDTH == 16
@@ -61,6 +62,10 @@ INLINE ivec widen_unsigned(const uint16_t *at) {
 INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen(at), vec); }
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
+
+/* Where the vector after the one at i begins in a row of n >= WIDTH floats: the last one ends with the row, and does
+ * some of it again. */
+INLINE int64_t next_vector(int64_t i, int64_t n) { return i + 2 * WIDTH <= n ? i + WIDTH : n - WIDTH; }
 
 /* Four floats with the same sum as the lanes. */
 INLINE vec4 quarter(vec v) {

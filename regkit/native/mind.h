@@ -78,7 +78,8 @@ INLINE float exponential(float v) {
 }
 
 /* Planes [first, last) of cells of out (PAIRS, z / stride, y / stride, x / stride): exp(-(D - least) / V), V
- * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2, by their weight (z, y, x). */
+ * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2, by their weight (z, y, x), which
+ * is not read where the stride is 1. */
 KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
                       int64_t row, int64_t z, int64_t y, int64_t x, int64_t stride, const float *weight,
                       double least_scale, double most_scale, float *out) {
@@ -98,7 +99,7 @@ KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int
                     v = v < high ? v : high;
                     inverse[i] = 1 / v;
                 }
-                const float *w = weight + (vz * y + vy) * x;
+                const float *w = stride > 1 ? weight + (vz * y + vy) * x : NULL;
                 for (int p = 0; p < PAIRS; p++) {
                     float *to = cells + p * channel;
                     const float *from = rows[p];

@@ -43,6 +43,15 @@ INLINE void interpolate(const float *volume, int64_t n, int32_t (*at)[POINTS], f
     }
 }
 
+/* corners() of the places of where (3, count) from `start` on, POINTS of them or what is left; returns how many. */
+INLINE int64_t block_corners(const float *where, int64_t count, int64_t start, const int64_t size[3], int zeros,
+                             int32_t (*at)[POINTS], float (*weight)[POINTS]) {
+    const int64_t n = count - start < POINTS ? count - start : POINTS;
+    const float *const place[3] = {where + start, where + count + start, where + 2 * count + start};
+    corners(place, n, size, zeros, at, weight);
+    return n;
+}
+
 /* Blocks [first, last) of POINTS places of where (3, count), index coordinates (x, y, z): out (channels, count)
  * of volume (channels, z, y, x), which has less than 2^31 voxels. */
 KERNEL(sample)(int64_t first, int64_t last, const float *volume, int64_t channels, int64_t z, int64_t y,
@@ -51,9 +60,8 @@ KERNEL(sample)(int64_t first, int64_t last, const float *volume, int64_t channel
     float weight[8][POINTS];
     const int64_t size[3] = {x, y, z};
     for (int64_t b = first; b < last; b++) {
-        const int64_t start = b * POINTS, n = count - start < POINTS ? count - start : POINTS;
-        const float *const place[3] = {where + start, where + count + start, where + 2 * count + start};
-        corners(place, n, size, (int)zeros, at, weight);
+        const int64_t start = b * POINTS;
+        const int64_t n = block_corners(where, count, start, size, (int)zeros, at, weight);
         for (int64_t c = 0; c < channels; c++)
             interpolate(volume + c * z * y * x, n, at, weight, out + c * count + start);
     }
@@ -67,10 +75,9 @@ KERNEL(sample_known)(int64_t first, int64_t last, const float *volume, const flo
     float weight[8][POINTS];
     const int64_t size[3] = {x, y, z};
     for (int64_t b = first; b < last; b++) {
-        const int64_t start = b * POINTS, n = count - start < POINTS ? count - start : POINTS;
-        const float *const place[3] = {where + start, where + count + start, where + 2 * count + start};
+        const int64_t start = b * POINTS;
+        const int64_t n = block_corners(where, count, start, size, 1, at, weight);
         float *sum = known + start;
-        corners(place, n, size, 1, at, weight);
         for (int64_t i = 0; i < n; i++) sum[i] = 0;
         for (int k = 0; k < 8; k++)
             for (int64_t i = 0; i < n; i++) sum[i] += weight[k][i] *= weights[at[k][i]];

@@ -1,4 +1,5 @@
 /* Box means of width 3 with replicated borders, which are symmetric: they are their own adjoint. */
+
 /* One pass over `count` rows of `width` floats, `stride` apart, in place; `before` and `now` hold a row each. */
 INLINE void pass(float *rows, int64_t count, int64_t stride, int64_t width, float *before, float *now) {
     const float third = 1.0f / 3;
