@@ -25,6 +25,7 @@ class Case:
     network: Any  # the extractor, None if it was left out
     levels: Sequence[Sequence[int]]  # of the coarse stage: stride in voxels, radius in cells
     iterations: Sequence[int]  # of the two levels of the fine stage
+    on_gpu: bool
 
     def cells(self, stride: int) -> int:
         return math.prod(self.size) // stride**3
@@ -60,7 +61,8 @@ def network(case: Case) -> Need:
 
     if case.network is None:
         return Need(0, 0)
-    unet, kind, moved = copy.deepcopy(case.network.network).to("meta"), case.network.type, 0
+    unet, moved = copy.deepcopy(case.network.network).to("meta"), 0
+    kind = torch.float32 if case.on_gpu else case.network.type
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal moved
@@ -72,7 +74,9 @@ def network(case: Case) -> Need:
     shape = [max(2, -(-n // unet.multiple)) * unet.multiple for n in reversed(case.size)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(torch.empty(1, 1, *shape, device="meta", dtype=next(unet.parameters()).dtype))
-    return Need(2 * moved * kind.itemsize, 2 * counter.get_total_flops(), str(kind).removeprefix("torch."))
+    # cuDNN multiplies float32 in TF32 unless it is told not to.
+    name = "tf32" if case.on_gpu else str(kind).removeprefix("torch.")
+    return Need(2 * moved * kind.itemsize, 2 * counter.get_total_flops(), name)
 
 
 def costs(case: Case) -> Need:
@@ -152,6 +156,7 @@ def needs(settings: dict[str, Any], voxels: int) -> list[dict[str, Any]]:
         next((part.extract for part in parts if part.name == "network"), None),
         settings["levels"],
         settings["iterations"],
+        settings["device"].startswith("cuda"),
     )
     return [{"stage": stage, "part": part, **vars(count(case))} for stage, part, count in NEEDS]
 
@@ -169,11 +174,34 @@ def ceilings(threads: int) -> dict[str, float]:
     for kind in ("float32", "bfloat16"):
         a = torch.ones(2048, 2048, dtype=getattr(torch, kind))
         works[kind] = (2 * 2048**3, partial(torch.matmul, a, a))
+    return _fastest(works, lambda: None)
+
+
+def ceilings_of_gpu() -> dict[str, float]:
+    """The same of a GPU, by copies of 1 GB and products of 8192^2 random numbers, in float32 and TF32."""
+    import torch
+
+    one = torch.ones(2**28, device="cuda")
+    other, a = torch.zeros_like(one), torch.randn(8192, 8192, device="cuda")
+
+    def product(in_tf32: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = in_tf32
+        torch.matmul(a, a)
+
+    works: dict[str, tuple[float, Callable[[], Any]]]
+    works = {"memory": (2 * one.nbytes, lambda: other.copy_(one))}
+    works |= {k: (2 * 8192**3, partial(product, k == "tf32")) for k in ("float32", "tf32")}
+    return _fastest(works, torch.cuda.synchronize)
+
+
+def _fastest(works: dict[str, tuple[float, Callable[[], Any]]], wait: Callable[[], None]) -> dict[str, float]:
     rates = dict.fromkeys(works, 0.0)
     for name, (amount, work) in works.items():
         for _ in range(5):
+            wait()
             start = time.perf_counter()
             work()
+            wait()
             rates[name] = max(rates[name], amount / (time.perf_counter() - start))
     return rates
 

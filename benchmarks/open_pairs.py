@@ -1,6 +1,6 @@
 """Register every open pair from its native files, both ways, and write what came of it.
 
-    python benchmarks/open_pairs.py [--preset default] [-o benchmarks/results/open_pairs]
+    python benchmarks/open_pairs.py [--preset default] [--device cpu] [-o benchmarks/results/open_pairs]
 
 The pairs lie in ``../shared/data/pairs`` from the project's root, or under the folder that the
 environment variable REGKIT_SHARED names. Each run is a process of its own, so that peak memory is its
@@ -140,9 +140,10 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=pair_names())
     parser.add_argument("--preset", default="default")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "open_pairs")
     arguments = parser.parse_args()
-    options = {"preset": arguments.preset, "threads": arguments.threads}
+    options = {"preset": arguments.preset, "threads": arguments.threads, "device": arguments.device}
     rows = []
     for name in arguments.pairs:
         for direction in ("as given", "exchanged"):
@@ -151,6 +152,8 @@ def main() -> None:
     command = f"python benchmarks/open_pairs.py --preset {arguments.preset}"
     if arguments.threads:
         command += f" --threads {arguments.threads}"
+    if arguments.device != "cpu":
+        command += f" --device {arguments.device}"
     write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(rows)}")
 
 

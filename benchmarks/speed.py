@@ -5,9 +5,10 @@
     peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0 antspyx
     python benchmarks/speed.py peers --peer-python peer/bin/python [as above]
     python benchmarks/speed.py sizes [--sizes 64 96 128 192 256 384] [--runs 3] [--threads N] [-o FILE]
+    python benchmarks/speed.py gpu [--runs 10] [--shape Z Y X] [-o FILE]
 
-All are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The files are two phantom images of
-192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam takes no other.
+All but the last are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The files are two
+phantom images of 192x160x192 voxels of 2 mm on one grid, near each other, since convexAdam takes no other.
 
 stages: the seconds of each stage, and those that its work would take at the ceilings of this machine, which
 are measured between the runs with as many threads; the work is counted in benchmarks/limits.py. Not counted
@@ -19,6 +20,9 @@ convexAdam is. antspyx also writes the inverse warp, and warps both images.
 sizes: cubes of one field of view. Beyond the preset's max_voxels, which no option sets, the working grid is
 coarser than the images and the cost levels off, so the exponents are given for the sizes up to there too.
 CPU seconds are those of all cores; other programs on the machine change them less than those on the clock.
+
+gpu: a process registers the pair on the GPU once, in which kernels are compiled or read from Triton's cache,
+and then again and again; what the GPU works on in each stage is from one more run under torch's profiler.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limits import at_ceiling, ceilings, needs
+from limits import at_ceiling, ceilings, ceilings_of_gpu, needs
 from open_pairs import ROOT, apart, setting, write_rows
 
 # The system counts the peak of a process from what its parent held when it started it. So this one stays
@@ -214,6 +218,92 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     return {"runs": found, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
 
 
+def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    apart(write_pair, folder, arguments.shape, SPACING)
+    found = apart(warm_runs, folder, arguments.runs)
+    runs, rates, settings = found["runs"], found["ceilings"], found["settings"]
+    counted = apart(needs, settings, math.prod(arguments.shape))
+    rows = []
+    for stage in STAGES[1:-1]:
+        median = 1e3 * statistics.median(run["stages"][stage] for run in runs)
+        own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
+        own = own if stage != "warp" else []  # which is made on the CPU
+        limit = 1e3 * sum(least for _, least, _ in own)
+        busy = found["busy"].get(stage, 0.0)
+        share = [f"{limit:.2f}", f"{100 * limit / busy:.0f} %"] if own else ["", ""]
+        rows.append([stage, f"{median:.0f}", f"{busy:.1f}", *share])
+    columns = ["stage", "ms, median", "of them the GPU works", "at its ceiling", "share of the limit reached"]
+    totals = [
+        [name, spread((run[what] for run in runs), 3), f"{found['first'][what]:.1f}"]
+        for what, name in (
+            ("seconds", "files in, warp in memory"),
+            ("plain", "and written as .nii"),
+            ("gzip", "or as .nii.gz"),
+        )
+    ]
+    text = f"""{markdown(("seconds", "warm, median (range)", "the first in its process"), totals)}
+
+GPU memory at its peak: {max(run["gpu_mb"] for run in runs):.0f} MB. By stage:
+
+{markdown(columns, rows)}
+
+Ceilings: copying {rates["memory"] / 1e9:.0f} GB/s (read and written), products of float32 matrices
+{rates["float32"] / 1e12:.0f}, in TF32 {rates["tf32"] / 1e12:.0f} * 10^12 operations/s. {found["gpu"]}."""
+    return {**found, "needs": counted}, text
+
+
+def warm_runs(folder: Path, count: int) -> dict[str, Any]:
+    import torch
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    import regkit as package
+
+    pair = [folder / f"{name}.nii.gz" for name in ("fixed", "moving")]
+
+    def run() -> dict[str, Any]:
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        result = package.register(*pair, device="cuda")
+        seconds, took = time.perf_counter() - start, {}
+        for what, suffix in (("plain", ".nii"), ("gzip", ".nii.gz")):
+            start = time.perf_counter()
+            result.warp.save(folder / f"Warp{suffix}")
+            took[what] = seconds + time.perf_counter() - start
+        memory = torch.cuda.max_memory_reserved() / 2**20
+        return {"seconds": seconds, **took, "gpu_mb": memory, "stages": result.timings}
+
+    first, runs = run(), [run() for _ in range(count)]
+    stage: list[Any] = [None]
+
+    def note(name: str, done: float) -> None:
+        if stage[0] is None or stage[0].name != name:
+            if stage[0] is not None:
+                stage[0].__exit__(None, None, None)
+            stage[0] = record_function(name)
+            stage[0].__enter__()
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        result = package.register(*pair, device="cuda", progress=note)
+        stage[0].__exit__(None, None, None)
+    on_gpu = torch.autograd.DeviceType.CUDA
+    events = profiled.events()
+    spans = {e.name: e.time_range for e in events if e.name in STAGES and e.device_type != on_gpu}
+    busy = dict.fromkeys(spans, 0.0)
+    for event in events:
+        for name, span in spans.items():
+            own = event.device_type == on_gpu and event.name not in STAGES
+            if own and span.start <= event.time_range.start < span.end:
+                busy[name] += (event.time_range.end - event.time_range.start) / 1e3
+    return {
+        "first": first,
+        "runs": runs,
+        "busy": busy,
+        "settings": result.settings,
+        "ceilings": ceilings_of_gpu(),
+        "gpu": torch.cuda.get_device_name(),
+    }
+
+
 def exponent(rows: Sequence[dict[str, Any]], what: str, base: float) -> float:
     """a of what is measured above ``base`` ~ voxels^a, by least squares of the logarithms."""
     above = [row[what] - base for row in rows]
@@ -307,12 +397,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for work in (stages, peers, sizes):
+    for work in (stages, peers, sizes, gpu):
         name = work.__name__
         one = commands.add_parser(name)
         one.set_defaults(work=work)
-        one.add_argument("--runs", type=int, default=3)
-        one.add_argument("--threads", type=int, help="of each program; by default each takes what it likes")
+        one.add_argument("--runs", type=int, default=10 if work is gpu else 3)
+        if work is not gpu:
+            one.add_argument(
+                "--threads", type=int, help="of each program; by default each takes what it likes"
+            )
         output = ROOT / "benchmarks" / "results" / f"speed_{name}"
         one.add_argument("-o", "--output", type=Path, default=output)
         if work is sizes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from regkit import native
+from regkit import gpu, native
 from regkit.costvolume import (
     FeatureMap,
     displacements,
@@ -100,6 +100,12 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     if short_costs_serve(fixed, moving, radius):
         costs = short_costs(fixed, moving, radius)
         forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
+    elif gpu.serves(fixed.values):
+        from regkit.gpu import kernels
+
+        costs = known_costs(fixed, moving, radius)
+        couplings = (_TIE_BREAK, *COUPLING)
+        forward, backward = (kernels.coupled_convex(costs, radius, back, couplings) for back in (False, True))
     else:
         costs = known_costs(fixed, moving, radius)
         backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit import native
+from regkit import gpu, native
 from regkit.filters import box_sum
 from regkit.geometry import MOST_VOXELS, POINTS, sample
 
@@ -105,7 +105,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     """
     channels, *shape = fixed.values.shape
     if aggregate == 1 and _served(fixed, moving, radius):
-        return _native_costs(fixed, moving, radius, 0, shape[0])
+        return _costs_by_kernel(fixed, moving, radius, 0, shape[0])
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -133,7 +133,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
 def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     """Planes [first, last) of z of :func:`cost_volume`, (D, last - first, Y, X)."""
     if _served(fixed, moving, radius):
-        return with_neutral(_native_costs(fixed, moving, radius, first, last))
+        return with_neutral(_costs_by_kernel(fixed, moving, radius, first, last))
     low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
     here, there = slice(low, high), slice(low, high + 2 * radius)
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
@@ -143,11 +143,18 @@ def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, la
 
 def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
     maps = fixed.values, fixed.weight, moving.values, moving.weight
-    return 1 <= radius <= MOST_RADIUS and native.serves(*maps)
+    return 1 <= radius <= MOST_RADIUS and (gpu.serves(*maps) or native.serves(*maps))
 
 
-def _native_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
+def _costs_by_kernel(
+    fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int
+) -> torch.Tensor:
     """Planes [first, last) of z of :func:`known_costs` with boxes of 3^3 cells."""
+    if gpu.serves(fixed.values):
+        from regkit.gpu import kernels
+
+        maps = fixed.values, fixed.weight, moving.values, moving.weight
+        return kernels.costs(*maps, radius, (first, last))
     costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
     _run_costs(fixed, moving, radius, (first, last), costs, None)
     return costs
@@ -155,7 +162,8 @@ def _native_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int
 
 def short_costs_serve(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
     """Whether :func:`short_costs` can be had: a row is long enough, and no cost is beyond 16 bits."""
-    if fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
+    on_gpu = gpu.serves(fixed.values)
+    if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
         return False
     low, high = zip(fixed.values.aminmax(), moving.values.aminmax())
     return float(max(high) - min(low)) ** 2 < 65534 / 2**14
@@ -194,6 +202,8 @@ def with_neutral(costs: torch.Tensor) -> torch.Tensor:
         cells = costs[0].numel()
         native.run("fill_unknown", -(-cells // _BLOCK), costs, len(costs), cells)
         return costs
+    if costs.is_cuda:  # at once: there is memory for it, and each step costs a launch
+        return torch.where(costs.isnan(), costs.nanmean(0).nan_to_num(), costs)
     total, count = torch.zeros_like(costs[0]), torch.zeros_like(costs[0])
     for cost in costs:
         total += cost.nan_to_num()

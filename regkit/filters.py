@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from regkit import native
+from regkit import gpu, native
 
 
 def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
@@ -34,8 +34,8 @@ def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
         volume: (C, Z, Y, X); differentiable.
         passes: three passes are close to a cubic B-spline kernel.
     """
-    if native.serves(volume):
-        smoothed: torch.Tensor = _NativeSmooth.apply(volume, passes)
+    if gpu.serves(volume) or native.serves(volume):
+        smoothed: torch.Tensor = _Smooth.apply(volume, passes)
         return smoothed
     for _ in range(passes):
         padded = F.pad(volume[None], (1,) * 6, mode="replicate")
@@ -46,12 +46,16 @@ def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
     return volume
 
 
-class _NativeSmooth(torch.autograd.Function):
+class _Smooth(torch.autograd.Function):
     """A box mean with replicated borders is symmetric, so that the gradient is smoothed as the volume is."""
 
     @staticmethod
     def forward(ctx: Any, volume: torch.Tensor, passes: int) -> torch.Tensor:
         ctx.passes = passes
+        if gpu.serves(volume):
+            from regkit.gpu import kernels
+
+            return kernels.smooth(volume, passes)
         volume = volume.contiguous()
         out = torch.empty_like(volume)
         channels, z, y, x = volume.shape
@@ -61,7 +65,7 @@ class _NativeSmooth(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _NativeSmooth.forward(ctx, outputs[0], ctx.passes), None
+        return _Smooth.forward(ctx, outputs[0], ctx.passes), None
 
 
 def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
@@ -82,7 +86,8 @@ def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
             continue
         rows = image.movedim(axis, -1)
         flat = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
-        blurred = F.conv1d(flat, torch.cat([taps[1:].flip(0), taps])[None, None])
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which keeps ten bits
+            blurred = F.conv1d(flat, torch.cat([taps[1:].flip(0), taps])[None, None])
         image = blurred.reshape(rows.shape).movedim(-1, axis)
     return image
 

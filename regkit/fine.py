@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from regkit import native
+from regkit import gpu, native
 from regkit.costvolume import LEAST_WEIGHT, FeatureMap
 from regkit.filters import smooth
 from regkit.folding import CORNERS, Corner, corner_jacobian, unfold
@@ -92,7 +92,7 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     """:func:`dissimilarity` of two maps for many fields, with all that can be done beforehand done."""
     channels = len(fixed.values)
     maps = fixed.values, fixed.weight, moving.values, moving.weight
-    if not native.serves(*maps) or channels >= _MOST_LANES:
+    if channels >= _MOST_LANES or not (gpu.serves(*maps) or native.serves(*maps)):
 
         def by_torch(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
             losses = []
@@ -109,7 +109,7 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     weight = fixed.weight[0].contiguous()
 
     def by_kernel(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
-        value: torch.Tensor = _NativeDifference.apply(where, corners, known, weight, seen, channels)
+        value: torch.Tensor = _Difference.apply(where, corners, known, weight, seen, channels)
         return value
 
     return by_kernel
@@ -134,13 +134,16 @@ class _Lanes:
     def of(cls, values: torch.Tensor, last: torch.Tensor) -> _Lanes:
         channels, *shape = values.shape
         unit = 2.0 ** (math.frexp(max(float(values.abs().max()), 1.0))[1] - 15)
-        cells = torch.zeros((*shape, -(-(channels + 1) // _LANES) * _LANES), dtype=torch.int16)
+        lanes = -(-(channels + 1) // _LANES) * _LANES
+        if gpu.serves(values):
+            lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
+        cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
         for lane, channel in enumerate((*values, *last)):
             cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
         return cls(cells, unit)
 
 
-class _NativeDifference(torch.autograd.Function):
+class _Difference(torch.autograd.Function):
     """:func:`dissimilarity` in one pass, which reads the moving map once and holds no volume of channels."""
 
     @staticmethod
@@ -153,6 +156,14 @@ class _NativeDifference(torch.autograd.Function):
         moving: _Lanes,
         channels: int,
     ) -> torch.Tensor:
+        if gpu.serves(where):
+            from regkit.gpu import kernels
+
+            loss, gradient = kernels.difference(
+                where, corners, fixed.cells, fixed.unit, weight, moving.cells, moving.unit, channels
+            )
+            ctx.save_for_backward(gradient)
+            return loss
         where = where.contiguous()
         gradient = torch.zeros_like(where)
         whole = where.shape[1:] == weight.shape
@@ -165,13 +176,13 @@ class _NativeDifference(torch.autograd.Function):
         )
         *size, lanes = moving.cells.shape
         scale = 2 / (weights.numel() * channels * len(corners))
-        loss = native.run(
+        value = native.run(
             "difference", len(weights), moving.cells, moving.unit, *size, cells, fixed.unit, weights,
             *weights.stride(), lanes, channels, scale, seen, slope, *seen.stride(), *weights.shape[1:],
             other_cells, other_seen if whole else 0,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
-        return where.new_tensor(loss)
+        return where.new_tensor(value)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
@@ -185,18 +196,24 @@ def penalty(field: torch.Tensor, corner: Corner, regularisation: float) -> torch
     Args:
         field: (3, Z, Y, X) in cells of its own lattice.
     """
-    if native.serves(field):
-        value: torch.Tensor = _NativePenalty.apply(field, corner, regularisation)
+    if gpu.serves(field) or native.serves(field):
+        value: torch.Tensor = _Penalty.apply(field, corner, regularisation)
         return value
     shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
     return regularisation * diffusion(field) + _BARRIER_WEIGHT * shortfall.square().mean()
 
 
-class _NativePenalty(torch.autograd.Function):
+class _Penalty(torch.autograd.Function):
     """:func:`penalty` with its gradient in one pass."""
 
     @staticmethod
     def forward(ctx: Any, field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
+        if gpu.serves(field):
+            from regkit.gpu import kernels
+
+            loss, gradient = kernels.penalty(field, corner, regularisation, _BARRIER_WEIGHT, _LEAST_JACOBIAN)
+            ctx.save_for_backward(gradient)
+            return loss
         field = field.contiguous()
         gradient = torch.empty_like(field)
         shape = field.shape[1:]
@@ -272,37 +289,78 @@ def _descend(
 ) -> torch.Tensor:
     """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
     parameters = start.clone(memory_format=torch.contiguous_format).requires_grad_()
-    adam = _Adam(parameters)
-    for step in range(steps):
-        (gradient,) = torch.autograd.grad(loss(parameters, CORNERS[3 * step % 8]), parameters)
-        adam.step(gradient, learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    rates = [learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+    adam = _Adam(parameters, rates)
+
+    def advance(corner: Corner) -> None:
+        (gradient,) = torch.autograd.grad(loss(parameters, corner), parameters)
+        adam.step(gradient)
+
+    order = [CORNERS[3 * step % len(CORNERS)] for step in range(steps)]
+    if gpu.serves(parameters):
+        rounds, rest = divmod(steps, len(CORNERS))
+
+        def turn() -> None:
+            for corner in order[: len(CORNERS)]:
+                advance(corner)
+
+        def on_turn() -> None:
+            for _ in CORNERS:
+                on_step()
+
+        gpu.repeat(turn, rounds, on_turn)
+        order = order[:rest]
+    for corner in order:
+        advance(corner)
         on_step()
     return parameters.detach()
 
 
 class _Adam:
-    """Adam (Kingma and Ba, ICLR 2015) with its usual rates. torch's own takes a second to import."""
+    """Adam (Kingma and Ba, ICLR 2015) with its usual rates. torch's own takes a second to import.
+
+    Args:
+        parameters: changed in place.
+        learning_rates: of all steps.
+    """
 
     BETAS = (0.9, 0.999)
 
-    def __init__(self, parameters: torch.Tensor) -> None:
+    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float]) -> None:
         self.parameters = parameters.detach()
         self.mean, self.squares = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
-        self.count = 0
-
-    def step(self, gradient: torch.Tensor, learning_rate: float) -> None:
-        self.count += 1
         beta1, beta2 = self.BETAS
-        step = learning_rate / (1 - beta1**self.count)
-        spread = math.sqrt(1 - beta2**self.count)
+        # Of each step its length and the root of the correction of its squares.
+        self.rates = [
+            (rate / (1 - beta1**count), math.sqrt(1 - beta2**count))
+            for count, rate in enumerate(learning_rates, 1)
+        ]
+        self.count = 0
+        if gpu.serves(self.parameters):  # where a captured step finds them
+            self.rates_there = self.parameters.new_tensor(self.rates)
+            self.count_there = torch.zeros((), dtype=torch.int64, device=self.parameters.device)
+
+    def step(self, gradient: torch.Tensor) -> None:
+        if gpu.serves(self.parameters, gradient):
+            from regkit.gpu import kernels
+
+            kernels.adam(
+                self.parameters, gradient, self.mean, self.squares, self.rates_there, self.count_there,
+                self.BETAS, _GRADIENT_FLOOR,
+            )  # fmt: skip
+            self.count_there += 1
+            return
+        beta1, beta2 = self.BETAS
+        length, spread = self.rates[self.count]
+        self.count += 1
         if native.serves(self.parameters, gradient):
             size = self.parameters.numel()
             native.run(
                 "adam", -(-size // 4096), size, self.parameters, gradient.contiguous(), self.mean,
-                self.squares, beta1, beta2, step, spread, _GRADIENT_FLOOR,
+                self.squares, beta1, beta2, length, spread, _GRADIENT_FLOOR,
             )  # fmt: skip
             return
         self.mean.lerp_(gradient, 1 - beta1)
         self.squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = self.squares.sqrt().div_(spread).add_(_GRADIENT_FLOOR)
-        self.parameters.addcdiv_(self.mean, root, value=-step)
+        self.parameters.addcdiv_(self.mean, root, value=-length)

@@ -29,6 +29,7 @@ _AFFINE_RIDGE = 0.05
 _SLAB, _MOST_CELLS = 8, 150_000
 _SCALES = (0.67, 1.5)
 
+Fit = Callable[["Moments"], Float64]
 Descriptor = Callable[[torch.Tensor], torch.Tensor]
 """From an image (Z, Y, X) in [0, 1] to channels (C, Z, Y, X)."""
 
@@ -161,7 +162,6 @@ def align(
 
 
 STEPS = 4
-Fit = Callable[[Float64, Float64], Float64]
 
 
 def search_translation(
@@ -240,7 +240,7 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
         radius: cells.
 
     Returns:
-        Index coordinates of the blocks (n, 3) and of their matches (n, 3), with fractions of a
+        Index coordinates of the blocks (3, n) and of their matches (3, n), with fractions of a
         cell from a parabola through the costs.
     """
     side = 2 * radius + 1
@@ -269,52 +269,88 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
         blocks.append(cells[:, usable] + cells.new_tensor([[0.0], [0.0], [first]]))
     distinct, at = torch.cat(gain), torch.cat(blocks, dim=1)
     if not len(distinct):
-        return torch.empty(0, 3), torch.empty(0, 3)
+        return torch.empty(3, 0), torch.empty(3, 0)
     better = distinct >= distinct.median()
-    return at[:, better].T, (at + torch.cat(found, dim=1))[:, better].T
+    return at[:, better], (at + torch.cat(found, dim=1))[:, better]
 
 
-def fit_rigid(points: Float64, targets: Float64) -> Float64:
-    """The rotation and translation of least squared error (Kabsch, 1976); points of shape (n, 3)."""
-    a, b = points.mean(0), targets.mean(0)
-    u, _, vt = np.linalg.svd((targets - b).T @ (points - a))
+@dataclass(frozen=True)
+class Moments:
+    """What least squares need to know of points and their targets.
+
+    Args:
+        points, targets: (3,), their means.
+        spread: (3, 3), sum of (p - mean)(p - mean)^T.
+        cross: (3, 3), sum of (t - mean)(p - mean)^T.
+    """
+
+    points: Float64
+    targets: Float64
+    spread: Float64
+    cross: Float64
+
+    @classmethod
+    def of(cls, sums: Float64) -> Moments:
+        """From the sum (7, 4) of (1, p, t)^T (1, p)."""
+        count, p, t = sums[0, 0], sums[1:4, 0] / sums[0, 0], sums[4:, 0] / sums[0, 0]
+        return cls(p, t, sums[1:4, 1:] - count * np.outer(p, p), sums[4:, 1:] - count * np.outer(t, p))
+
+
+def fit_rigid(of: Moments) -> Float64:
+    """The rotation and translation of least squared error (Kabsch, 1976)."""
+    u, _, vt = np.linalg.svd(of.cross)
     matrix = np.eye(4)
     matrix[:3, :3] = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
-    matrix[:3, 3] = b - matrix[:3, :3] @ a
+    matrix[:3, 3] = of.targets - matrix[:3, :3] @ of.points
     return matrix
 
 
-def fit_affine(points: Float64, targets: Float64) -> Float64:
+def fit_affine(of: Moments) -> Float64:
     """The affine map of least squared error, drawn towards the rigid one by a ridge.
 
     The ridge keeps directions that the points hardly span (a thin slab's normal) from being scaled.
     """
-    matrix = fit_rigid(points, targets)
-    centre = points.mean(0)
-    spread = points - centre
-    left = targets - transform_points(matrix, points)
-    ridge = _AFFINE_RIDGE * float((spread**2).sum()) / 3
-    linear = np.linalg.solve(spread.T @ spread + ridge * np.eye(3), spread.T @ left).T
-    shift = left.mean(0) - linear @ centre
+    matrix = fit_rigid(of)
+    left = of.cross - matrix[:3, :3] @ of.spread
+    ridge = _AFFINE_RIDGE * float(np.trace(of.spread)) / 3
+    linear = np.linalg.solve(of.spread + ridge * np.eye(3), left.T).T
     matrix[:3, :3] += linear
-    matrix[:3, 3] += shift
+    matrix[:3, 3] -= linear @ of.points
     return matrix
 
 
 def least_trimmed_squares(
-    fit: Fit, points: Float64, targets: Float64, keep: float = 0.5, rounds: int = 20
+    fit: Fit, points: torch.Tensor, targets: torch.Tensor, keep: float = 0.5, rounds: int = 20
 ) -> Float64:
-    """A fit to the ``keep`` share of the points that it explains best (Rousseeuw, 1984)."""
-    matrix = fit(points, targets)
-    kept = None
+    """A fit to the ``keep`` share of the points that it explains best (Rousseeuw, 1984).
+
+    Args:
+        points, targets: (3, n).
+    """
+    points, targets = points.double(), targets.double()
+    middle, goal = points.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    # About their means, so that nothing is lost where sums are subtracted.
+    both = torch.cat([torch.ones_like(points[:1]), points - middle, targets - goal])
+    own, theirs = both[:4], both[4:]
+    sums = (both @ own.T).cpu().numpy()
     for _ in range(rounds):
-        error = ((transform_points(matrix, points) - targets) ** 2).sum(1)
-        chosen = error <= np.quantile(error, keep)
-        if kept is not None and (chosen == kept).all():
+        matrix = fit(Moments.of(sums))
+        columns = torch.from_numpy(matrix[:3, [3, 0, 1, 2]]).to(both.device)
+        error = torch.mm(columns, own).sub_(theirs).square_().sum(0)
+        kept = (error <= _ranked(error, int(keep * (len(error) - 1)))).to(both.dtype)
+        before, sums = sums, (both @ (own * kept).T).cpu().numpy()
+        if (sums == before).all():
             break
-        kept = chosen
-        matrix = fit(points[kept], targets[kept])
+    matrix = fit(Moments.of(sums))
+    matrix[:3, 3] += (goal[:, 0] - torch.from_numpy(matrix[:3, :3]).to(goal) @ middle[:, 0]).cpu().numpy()
     return matrix
+
+
+def _ranked(values: torch.Tensor, rank: int) -> torch.Tensor:
+    """The value that so many others are below, ()."""
+    if values.device.type == "cpu":  # numpy finds it fifty times as fast
+        return torch.from_numpy(np.partition(values.numpy(), rank)[rank : rank + 1])
+    return values.kthvalue(rank + 1).values
 
 
 def _improve(
@@ -322,12 +358,11 @@ def _improve(
 ) -> LinearStart:
     """One round of block matching on ``judge``'s grid, kept if ``final`` finds it better."""
     blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), radius)
-    if len(blocks) < 32:
+    if blocks.shape[1] < 32:
         return start
-    to_world = judge.grid.index_to_world
-    points = transform_points(to_world, blocks.cpu())
-    targets = transform_points(to_world, matches.cpu())
-    matrix = start.matrix @ least_trimmed_squares(fit, points, targets)
+    # The grid is isotropic, so that to fit its indices is to fit mm.
+    found = least_trimmed_squares(fit, blocks, matches)
+    matrix = start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
         return start

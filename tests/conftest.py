@@ -15,6 +15,10 @@ from regkit.geometry import Grid
 from regkit.unet import Architecture, UNet
 from regkit.weights import save_weights
 
+# Before Triton is imported, by whomever: without a GPU its interpreter runs the kernels of regkit.gpu.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Degrees about x, y, z; the axes that run backwards; mm. All sizes differ, so that a swapped axis shows.
 _GRIDS = {
     "oblique": ((20, -35, 50), (), (1.0, 1.0, 1.0)),

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from kernel_cases import SHAPES, both, close, convex_steps, cost_pairs, feature_map, single
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -35,8 +36,6 @@ from regkit.jacobian import jacobian_determinant
 from regkit.phantom import torso
 from regkit.registration import _dense_field
 from regkit.resample import Source, resample
-
-SHAPES = [(9, 8, 11), (1, 5, 40), (7, 1, 1)]
 
 
 @pytest.fixture(params=["_base", "_v3", "_v4"])
@@ -83,40 +82,15 @@ def _by_torch() -> Iterator[None]:
         yield
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor, part: float = 1e-5) -> None:
-    """To roundings of float32, in terms of the largest value; NaN in the same places."""
-    assert found.dtype == torch.float32
-    largest = float(expected.detach().nan_to_num().abs().max())
-    torch.testing.assert_close(
-        found.double(), expected.double(), rtol=0, atol=part * max(largest, 1e-30), equal_nan=True
-    )
-
-
-def _single(one: FeatureMap) -> FeatureMap:
-    return FeatureMap(one.values.float(), one.weight.float())
-
-
-def _both(function: object, at: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Value and gradient in float32, by the kernel, and in float64, by torch."""
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = at.to(dtype).requires_grad_()
-        value = function(leaf)  # type: ignore[operator]
-        weight = torch.linspace(-1, 2, value.numel(), dtype=dtype).view(value.shape)
-        (gradient,) = torch.autograd.grad((value * weight).sum() if value.ndim else value, leaf)
-        found.append((value, gradient))
-    return found[0], found[1]
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("passes", [1, 3])
 def test_smoothing(
     kernels: str, threads: int, shape: tuple[int, int, int], passes: int, rng: np.random.Generator
 ) -> None:
     volume = torch.from_numpy(rng.normal(size=(2, *shape)))
-    found, expected = _both(lambda at: smooth(at, passes), volume)
+    found, expected = both(lambda at: smooth(at, passes), volume)
     for one, other in zip(found, expected):
-        _close(one, other)
+        close(one, other)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], (2, 2, 2), (4, 17, 6)])
@@ -126,16 +100,9 @@ def test_penalty(
 ) -> None:
     """Of a field rough enough that many cells are below the least determinant."""
     field = torch.from_numpy(rng.normal(0, 0.5, size=(3, *shape)))
-    found, expected = _both(lambda at: penalty(at, corner, 1.3), field)
+    found, expected = both(lambda at: penalty(at, corner, 1.3), field)
     for one, other in zip(found, expected):
-        _close(one, other)
-
-
-def _map(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) -> FeatureMap:
-    """With cells of no weight, of the full weight, and between; exact in the 16 bits of the kernel."""
-    weight = rng.choice([0, 0.25, 0.5, 1, 1, 1], size=(1, *shape))
-    values = rng.integers(-500, 2000, size=(channels, *shape)) / 1024
-    return FeatureMap(torch.from_numpy(values), torch.from_numpy(weight))
+        close(one, other)
 
 
 @pytest.mark.parametrize("channels", [1, 14, 16, 26, 40, 63, 64])
@@ -144,7 +111,7 @@ def test_difference(
     kernels: str, threads: int, channels: int, corners: list[Corner], rng: np.random.Generator
 ) -> None:
     """On both sides of the moving map's ends; of 64 channels, which are too many for the kernel, by torch."""
-    fixed, moving = _map(rng, channels, (8, 6, 10)), _map(rng, channels, (9, 7, 5))
+    fixed, moving = feature_map(rng, channels, (8, 6, 10)), feature_map(rng, channels, (9, 7, 5))
     # Exact in float32, and off whole numbers, where the derivative has two values.
     where = torch.from_numpy(rng.integers(-2 * 64, 9 * 64, size=(3, 8, 6, 10)) / 64 + 1 / 128)
 
@@ -152,9 +119,9 @@ def test_difference(
         one, other = (FeatureMap(m.values.to(at.dtype), m.weight.to(at.dtype)) for m in (fixed, moving))
         return comparison(one, other)(at, corners)
 
-    found, expected = _both(compared, where)
+    found, expected = both(compared, where)
     for one, other in zip(found, expected):
-        _close(one, other)
+        close(one, other)
     plain = []
     for corner in corners:
         z, y, x = (slice(side, None, 2) for side in corner)
@@ -162,9 +129,9 @@ def test_difference(
         plain.append(dissimilarity(some, moving, where[:, z, y, x]))
     torch.testing.assert_close(expected[0], torch.stack(plain).mean())
     if len(corners) == 1:  # the places of these cells alone give the same
-        found, expected = _both(compared, where[:, z, y, x])
+        found, expected = both(compared, where[:, z, y, x])
         for one, other in zip(found, expected):
-            _close(one, other)
+            close(one, other)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -180,7 +147,7 @@ def test_blur(
     image = torch.from_numpy(rng.normal(size=shape[::-1])).permute(2, 1, 0)
     with _calls(*(["blur_rows"] if sigma[2] else []), "blur_across"):
         found = blur(image.float(), sigma)
-    _close(found, blur(image, sigma))
+    close(found, blur(image, sigma))
 
 
 @pytest.mark.parametrize("stride", [2, 3, 4])
@@ -188,7 +155,7 @@ def test_pooling(kernels: str, threads: int, stride: int, rng: np.random.Generat
     """Of values of any size where there is no data, and of cells without any."""
     for cells in ((3, 2, 5), (1, 1, 1), (2, 3, 19)):
         shape = tuple(stride * n for n in cells)
-        one = _map(rng, 3, shape)
+        one = feature_map(rng, 3, shape)
         one.weight[:, :stride, :stride, :stride] = 0
         if cells[-1] > 1:  # next to the one without any data, a cell with a little
             one.weight[:, :stride, :stride, stride : 2 * stride] = 0
@@ -198,7 +165,7 @@ def test_pooling(kernels: str, threads: int, stride: int, rng: np.random.Generat
             found = pool(values.float(), one.weight.float(), stride)
         for ours, expected in zip(found, pool(values, one.weight, stride)):
             assert torch.equal(ours[:, 0, 0, 0], torch.zeros(len(ours)))
-            _close(ours, expected)
+            close(ours, expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -217,7 +184,7 @@ def test_self_similarity(
                 found = mind_ssc(
                     image.float(), 1, dilation, stride, None if counted is None else counted.float()
                 )
-            _close(found, mind_ssc(image, 1, dilation, stride, counted))
+            close(found, mind_ssc(image, 1, dilation, stride, counted))
 
 
 def test_self_similarity_of_a_constant_image(kernels: str, threads: int) -> None:
@@ -226,35 +193,11 @@ def test_self_similarity_of_a_constant_image(kernels: str, threads: int) -> None
     assert torch.equal(found, torch.ones(12, 2, 2, 10))
 
 
-# Of one plane, of more rows than the kernel takes at once, and of rows shorter than a vector and just longer.
-COSTS = [
-    (1, (3, 9, 40), 1.0),
-    (14, (4, 3, 17), 2.0),
-    (3, (2, 18, 7), 1.0),
-    (5, (1, 1, 1), 1.0),
-    (2, (5, 8, 16), 1.0),
-]
-
-
-@cache
-def _pairs(radius: int) -> list[tuple[FeatureMap, FeatureMap, torch.Tensor]]:
-    """Two maps, with a block of no data, and what torch says that displacements cost."""
-    found = []
-    for channels, shape, scale in COSTS:
-        random = np.random.default_rng(radius)
-        fixed = _map(random, channels, shape)
-        moving = _map(random, channels, tuple(n + 2 * radius for n in shape))
-        moving.weight[:, :, : radius + 4, : radius + 3] = 0
-        one, other = (FeatureMap(m.values * scale, m.weight) for m in (fixed, moving))
-        found.append((one, other, known_costs(one, other, radius)))
-    return found
-
-
 @pytest.mark.parametrize("radius", [1, 2, 3, 4])
 def test_costs(kernels: str, threads: int, radius: int) -> None:
-    for fixed, moving, expected in _pairs(radius):
+    for fixed, moving, expected in cost_pairs(radius):
         with _calls("costs"):
-            _close(known_costs(_single(fixed), _single(moving), radius), expected)
+            close(known_costs(single(fixed), single(moving), radius), expected)
         assert expected.isnan().any()
     assert not expected.isnan().all()
 
@@ -263,9 +206,9 @@ def test_costs(kernels: str, threads: int, radius: int) -> None:
 def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
     """To the nearest step, the largest of them for all that is more; unknown ones, and the margins, apart."""
     most, unknown, saturated = 65534, 65535, False
-    for fixed, moving, expected in _pairs(radius):
+    for fixed, moving, expected in cost_pairs(radius):
         with _calls("costs"):
-            found = short_costs(_single(fixed), _single(moving), radius).to(torch.int32)
+            found = short_costs(single(fixed), single(moving), radius).to(torch.int32)
         end = found.shape[-1] - radius
         assert (found[..., :radius] == unknown).all() and (found[..., end:] == unknown).all()
         inner = found[..., radius:end]
@@ -280,13 +223,13 @@ def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
 @pytest.mark.parametrize("radius", [1, 2])
 def test_slabs_of_costs(kernels: str, threads: int, radius: int) -> None:
     """By the kernel and by torch, at the ends and between, as parts of the whole."""
-    for fixed, moving, costs in _pairs(radius):
+    for fixed, moving, costs in cost_pairs(radius):
         whole = with_neutral(costs.clone())
         depth = whole.shape[1]
         for first, last in {(0, 1), (depth - 1, depth), (0, depth), (depth // 3, -(-2 * depth // 3))}:
             expected = whole[:, first:last]
             with _calls("costs", "fill_unknown"):
-                _close(cost_slab(_single(fixed), _single(moving), radius, first, last), expected)
+                close(cost_slab(single(fixed), single(moving), radius, first, last), expected)
             torch.testing.assert_close(cost_slab(fixed, moving, radius, first, last), expected)
 
 
@@ -301,39 +244,17 @@ def test_neutral_costs(kernels: str, threads: int, rng: np.random.Generator) -> 
         with _calls("fill_unknown"):
             found = with_neutral(costs.float())
         assert torch.equal(found[:, :, -1, 1:4], torch.zeros(27, shape[0], 3))
-        _close(found, with_neutral(costs))
-
-
-@cache
-def _steps(radius: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Costs in whole steps, in 16 bits and in float64, and the fields that torch finds, there and back."""
-    found = []
-    # Of rows as long as the largest vector, and not much longer; of more rows than are tried at once.
-    for shape in ((4, 18, 16), (5, 4, 37)):
-        random = np.random.default_rng(radius)
-        goal = gaussian_filter(random.normal(size=(3, *shape)), (0, 2, 2, 2))
-        goal = torch.from_numpy(goal / np.abs(goal).max() * radius)
-        away = displacements(radius).double()[:, :, None, None, None] - goal
-        noise = torch.from_numpy(random.uniform(0, 0.5, size=(len(away), *shape)))
-        steps = ((0.03 * away.square().sum(1) + noise) * 2**14).round().clamp(max=65534)
-        steps[torch.from_numpy(random.random(steps.shape) < 0.2)] = 65535
-        steps[:, :, 2:4, 3:8] = 65535
-        short = torch.nn.functional.pad(steps, (radius, radius), value=65535).numpy().astype(np.uint16)
-        costs = torch.where(steps < 65535, steps / 2**14, torch.nan)
-        back = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
-        forward = coupled_convex(with_neutral(costs.clone()), radius)
-        found.append((torch.from_numpy(short), costs, forward, back))
-    return found
+        close(found, with_neutral(costs))
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 4])
 @pytest.mark.parametrize("back", [False, True])
 def test_coupled_convex(kernels: str, threads: int, radius: int, back: bool) -> None:
     """One other choice of one cell in any round would be a ninth of a cell at the least."""
-    for short, _, *fields in _steps(radius):
+    for short, _, *fields in convex_steps(radius):
         with _calls("neutral", "choose", "smooth_planes", "smooth_columns"):
             found = _native_coupled_convex(short, radius, back)
-        _close(found, fields[back])
+        close(found, fields[back])
         assert fields[back].abs().max() > 0.5 * radius
 
 
@@ -341,7 +262,7 @@ def test_coupled_convex(kernels: str, threads: int, radius: int, back: bool) -> 
 @pytest.mark.parametrize("back", [0, 1])
 def test_choices_one_by_one(kernels: str, threads: int, radius: int, back: int) -> None:
     """Around fields that are not smooth. Of two that come to the same but for roundings, either may be."""
-    for short, known, *_ in _steps(radius):
+    for short, known, *_ in convex_steps(radius):
         costs = with_neutral(of_the_way_back(known, radius) if back else known.clone())
         shape = costs.shape[1:]
         neutral, chosen = torch.empty(shape), torch.empty((3, *shape))
@@ -376,7 +297,7 @@ def test_the_way_back_across_fewer_cells_than_the_range(
     short = np.pad(steps, ((0, 0),) * 3 + ((3, 3),), constant_values=65535).astype(np.uint16)
     costs = of_the_way_back(torch.from_numpy(steps / 2**14), 3)
     found = _native_coupled_convex(torch.from_numpy(short), 3, True)
-    _close(found, coupled_convex(with_neutral(costs), 3))
+    close(found, coupled_convex(with_neutral(costs), 3))
 
 
 @cache
@@ -404,7 +325,7 @@ def test_matching(kernels: str, threads: int, radius: int, x: int) -> None:
     """Costs are rounded to 16 bits, and where two nearly tie the other may be chosen: few cells are."""
     fixed, moving, expected = _textures(radius, x)
     with _calls("costs", "neutral", "choose", "smooth_planes", "smooth_columns", "sample"):
-        found = match(_single(fixed), _single(moving), radius)
+        found = match(single(fixed), single(moving), radius)
     assert found.dtype == torch.float32
     assert (found - expected).abs().mean() < 0.005
     assert expected.abs().max() > 0.25 * radius
@@ -416,8 +337,8 @@ def test_matching_without_16_bits(kernels: str, threads: int, x: int, scale: flo
     one, other, _ = _textures(2, x)
     fixed, moving = (FeatureMap(m.values * scale, m.weight) for m in (one, other))
     with _calls("costs", "fill_unknown", "smooth_planes", "smooth_columns", "sample"):
-        found = match(_single(fixed), _single(moving), 2)
-    _close(found, match(fixed, moving, 2))
+        found = match(single(fixed), single(moving), 2)
+    close(found, match(fixed, moving, 2))
 
 
 def _places(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:
@@ -438,9 +359,9 @@ def test_sampling(
         where = _places(rng, shape, size)
         expected = sample(volume, where, outside=outside)
         with _calls("sample"):
-            _close(sample(volume.float(), where.float(), outside=outside), expected)
+            close(sample(volume.float(), where.float(), outside=outside), expected)
         with _calls():
-            _close(sample(turned, where.float(), outside=outside), expected)
+            close(sample(turned, where.float(), outside=outside), expected)
 
 
 def test_sampling_along_an_axis_of_one_voxel(kernels: str, threads: int, rng: np.random.Generator) -> None:
@@ -448,9 +369,9 @@ def test_sampling_along_an_axis_of_one_voxel(kernels: str, threads: int, rng: np
     for shape in ((1, 5, 40), (7, 1, 1)):
         volume = torch.from_numpy(rng.normal(size=(2, *shape)))
         where = _places(rng, shape, (4, 5, 6))
-        _close(sample(volume.float(), where.float()), sample(volume, where))
+        close(sample(volume.float(), where.float()), sample(volume, where))
         wide = torch.nn.functional.pad(volume, (1,) * 6)
-        _close(sample(volume.float(), where.float(), outside="zeros"), sample(wide, where + 1))
+        close(sample(volume.float(), where.float(), outside="zeros"), sample(wide, where + 1))
 
 
 @pytest.mark.parametrize("outside", ["border", "zeros"])
@@ -469,16 +390,16 @@ def test_places_that_are_no_numbers_or_far_away(
 @pytest.mark.parametrize("channels", [1, 14])
 def test_sampling_what_is_known(kernels: str, threads: int, channels: int, rng: np.random.Generator) -> None:
     """Beside cells without data, whose values are far off, and beyond the ends."""
-    one = _map(rng, channels, (9, 8, 11))
+    one = feature_map(rng, channels, (9, 8, 11))
     one.weight[:, 2:6, :, 3:7] = 0
     one = FeatureMap(torch.where(one.weight > 0, one.values, 1e3), one.weight)
     for size in ((5, 7, 29), (1, 1, 3)):
         where = _places(rng, (9, 8, 11), size)
         with _calls("sample_known"):
-            found = _single(one).at(where.float())
+            found = single(one).at(where.float())
         expected = one.at(where)
-        _close(found.weight, expected.weight)
-        _close(found.values, expected.values)
+        close(found.weight, expected.weight)
+        close(found.values, expected.values)
         assert expected.values.abs().max() < 3
 
 
@@ -503,12 +424,12 @@ def test_resampling(kernels: str, threads: int, oblique_grid: Grid, rng: np.rand
             found = resample(Source(image, None, other), matrix, grid)
         with _by_torch():
             expected = resample(Source(image, None, other), matrix, grid)
-        _close(found[0], expected[0], 1e-4)  # torch takes coordinates in float32
+        close(found[0], expected[0], 1e-4)  # torch takes coordinates in float32
         assert torch.equal(found[1], expected[1])
         assert 0 < found[1].mean() < 1
         with _calls("sample"):
             masked = resample(Source(image, torch.ones(other.shape), other), matrix, grid)
-        _close(found[0], masked[0], 1e-4)
+        close(found[0], masked[0], 1e-4)
         assert torch.equal(found[1], masked[1])
 
 
@@ -522,7 +443,7 @@ def test_displacement_fields(
             found = _dense_field(displacement, other, matrix, grid)
         with _by_torch():
             expected = _dense_field(displacement, other, matrix, grid)
-        _close(torch.from_numpy(found), torch.from_numpy(expected))
+        close(torch.from_numpy(found), torch.from_numpy(expected))
 
 
 def test_jacobians(kernels: str, threads: int, oblique_grid: Grid, rng: np.random.Generator) -> None:
@@ -534,7 +455,7 @@ def test_jacobians(kernels: str, threads: int, oblique_grid: Grid, rng: np.rando
             found = jacobian_determinant(field, grid)
         with _calls():  # of numbers in float64, not by the kernel
             expected = jacobian_determinant(field.astype(np.float64), grid)
-        _close(torch.from_numpy(found), torch.from_numpy(expected), 1e-6)
+        close(torch.from_numpy(found), torch.from_numpy(expected), 1e-6)
         assert (expected <= 0).any() or grid.size[0] < 14
 
 
@@ -545,16 +466,16 @@ def test_adam(kernels: str, threads: int, shape: tuple[int, ...], rng: np.random
     theirs = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([theirs], betas=_Adam.BETAS, eps=_GRADIENT_FLOOR)
     parameters = start.float()
-    ours, twin = _Adam(parameters), _Adam(start.clone())
-    for k in range(12):
-        rate = 0.3 / (k + 1)
+    rates = [0.3 / (k + 1) for k in range(12)]
+    ours, twin = _Adam(parameters, rates), _Adam(start.clone(), rates)
+    for rate in rates:
         gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
         theirs.grad, optimiser.param_groups[0]["lr"] = gradient, rate
         optimiser.step()
         with _calls("adam"):
-            ours.step(gradient.float(), rate)
-        twin.step(gradient, rate)
-        _close(parameters, theirs.detach())
+            ours.step(gradient.float())
+        twin.step(gradient)
+        close(parameters, theirs.detach())
         torch.testing.assert_close(twin.parameters, theirs.detach())
 
 
