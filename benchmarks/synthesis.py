@@ -1,12 +1,12 @@
 """How fast pairs are drawn, and what share of a training step that takes.
 
-    python benchmarks/synthesis.py [--config FILE] [--templates FILE.npz] [--device cuda --workers 15]
-        [--threads N] [-o FILE]
+    python benchmarks/synthesis.py [--config FILE] [--templates FILE.npz] [--threads N] [-o FILE]
+    python benchmarks/synthesis.py --device cuda --workers 15 --batch 1 4 8 [--reuse N]
 
 Pairs of 64^3 and 128^3 voxels, and steps of the configuration: the seconds to draw a step's pairs, and to
 train on them, one after the other. In a run the next pairs are drawn while the last ones train, by another
 thread; with ``--workers`` processes draw their anatomies, and what a step of a run takes beyond the training
-is measured too.
+is measured too. Steps are of each number of pairs that ``--batch`` names, by default the configuration's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from open_pairs import ROOT, setting, write_rows
 
-from regkit.pretrain.config import load_config
+from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.feed import batches
 from regkit.pretrain.train import Place, Trainer
 from regkit.synthesis.mixture import mixture
@@ -30,7 +30,7 @@ from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
 
 SIDES = (64, 128)
-STEPS_OF_A_RUN = 3000
+STEPS_OF_A_RUN = 1000
 
 
 def seconds(work: Callable[[int], object], times: int, device: torch.device) -> float:
@@ -77,6 +77,31 @@ def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], de
     return seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
 
 
+def steps(
+    config: Config, bank: int, sources: Sequence[tuple[Source, float]], workers: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows for a step of a configuration: its drawing, its training, and with workers both in a run."""
+    trainer = Trainer(config, sources, Place(0, 1, device))
+    of = f"the {config.batch} pairs of a step"
+    batch = trainer.batch(0)
+    step = seconds(lambda k: trainer.advance(batch), 20, device)
+    rows: list[dict[str, Any]] = []
+    if workers:
+        # Of one anatomy, which is there.
+        draw = seconds(lambda k: trainer.batch(0), 20, device)
+        rows.append({"what": f"cutting and rendering {of}", "seconds": draw, "share": draw / step})
+    else:
+        draw = seconds(trainer.batch, 2 * config.pairs.reuse, device)
+        rows.append({"what": f"drawing {of}", "seconds": draw, "share": draw / step})
+    rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
+    if workers:
+        whole = replace(config, pairs=replace(config.pairs, bank=bank))
+        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device)), workers)
+        what = f"a step of a run, {workers} processes draw anatomies"
+        rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,12 +110,15 @@ def main() -> None:
     parser.add_argument("--templates", type=Path, action="append", default=[])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--reuse", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "synthesis")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     given = load_config(arguments.config)
+    given = replace(given, pairs=replace(given.pairs, reuse=arguments.reuse or given.pairs.reuse))
     # From the first pair on as many anatomies per pair as a bank draws in the long run.
     config = replace(given, pairs=replace(given.pairs, bank=1))
     if not arguments.templates:
@@ -101,19 +129,8 @@ def main() -> None:
     for side in SIDES:
         pair = drawing(config.pairs, side, sources, device)
         rows.append({"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair})
-    trainer = Trainer(config, sources, Place(0, 1, device))
-    draw = seconds(trainer.batch, 2 * config.pairs.reuse, device)
-    batch = trainer.batch(0)
-    step = seconds(lambda k: trainer.advance(batch), 20, device)
-    rows.append(
-        {"what": f"drawing the {config.batch} pairs of a step", "seconds": draw, "share": draw / step}
-    )
-    rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
-    if arguments.workers:
-        whole = replace(config, pairs=replace(config.pairs, bank=given.pairs.bank))
-        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device)), arguments.workers)
-        what = f"a step of a run, {arguments.workers} processes draw anatomies"
-        rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
+    for batch in arguments.batch or (config.batch,):
+        rows += steps(replace(config, batch=batch), given.pairs.bank, sources, arguments.workers, device)
     lines = ["| | seconds | per second | beside the training |", "|---|--:|--:|--:|"]
     for row in rows:
         rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
@@ -125,6 +142,8 @@ def main() -> None:
     command = f"python benchmarks/synthesis.py --device {arguments.device}"
     command += f" --workers {arguments.workers}" if arguments.workers else ""
     command += f" --threads {arguments.threads}" if arguments.threads else ""
+    command += f" --batch {' '.join(map(str, arguments.batch))}" if arguments.batch else ""
+    command += f" --reuse {arguments.reuse}" if arguments.reuse else ""
     command += "".join(f" --templates {path.name}" for path in arguments.templates)
     write_rows(rows, arguments.output, f"`{command}`, {setting()}{gpu}\n\n{table}")
 

@@ -17,7 +17,7 @@ import torch
 from test_pretrain_train import CONFIG
 
 from regkit.errors import RegkitError
-from regkit.pretrain.feed import batches
+from regkit.pretrain.feed import _groups, batches
 from regkit.pretrain.run import _spare_cores
 from regkit.pretrain.train import Place, Trainer, train
 from regkit.synthesis.shapes import Shape
@@ -44,6 +44,17 @@ class Fatal(Procedural):
 
 def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
     return Trainer(TURNS, [(source or Procedural(), 1.0)], where)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_groups_begin_at_multiples_wherever_a_run_goes_on(first: int) -> None:
+    """On a GPU; elsewhere a step is drawn by itself."""
+    trainer = _trainer()
+    trainer.step = first
+    assert list(_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
+    trainer.where = replace(HERE, device=torch.device("cuda"))
+    assert trainer.together == 4
+    assert list(_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
 
 
 def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
@@ -116,7 +127,7 @@ def test_processes_leave_with_a_run_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from regkit.pretrain.feed import batches\n"
+        "from regkit.pretrain.feed import _groups, batches\n"
         "from test_pretrain_feed import _trainer\n"
         "if __name__ == '__main__':\n"
         "    with batches(_trainer(), 2) as received:\n"

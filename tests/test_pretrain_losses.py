@@ -68,6 +68,33 @@ def test_structure_loss_is_its_definition(rng: np.random.Generator) -> None:
     assert float(structure_loss(certain, structures, seen)) == pytest.approx(0, abs=1e-6)
 
 
+def _structure_loss_of_chosen(
+    logits: torch.Tensor, structures: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """The same over the cells that are seen, taken out of the others."""
+    logits, truth = logits.movedim(1, -1)[seen], structures[seen].long()
+    shares, present = logits.softmax(1), torch.bincount(truth, minlength=logits.shape[1])
+    hits = torch.zeros_like(shares[0]).index_add(0, truth, shares.gather(1, truth[:, None])[:, 0])
+    dice = (2 * hits + 1) / (shares.sum(0) + present + 1)
+    return torch.nn.functional.cross_entropy(logits, truth) + 1 - dice[present > 0].mean()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_structure_loss_of_masked_cells_is_that_of_chosen_ones(
+    rng: np.random.Generator, dtype: torch.dtype, tolerance: float
+) -> None:
+    logits = torch.from_numpy(rng.normal(0, 5, (3, 7, 6, 5, 4))).requires_grad_()
+    structures = torch.from_numpy(rng.choice([0, 1, 3, 6], (3, 6, 5, 4))).to(torch.uint8)
+    seen = torch.from_numpy(rng.random((3, 6, 5, 4)) < 0.6)
+    seen[1] = False
+    expected = _structure_loss_of_chosen(logits, structures, seen)
+    found = structure_loss(logits.to(dtype), structures, seen)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=0)
+    slopes = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=tolerance)
+    assert not slopes[0].movedim(1, -1)[~seen].any()
+
+
 def test_structure_loss_of_nothing_seen_is_none() -> None:
     logits = torch.ones((1, 3, 2, 2, 2), requires_grad=True)
     loss = structure_loss(logits, torch.zeros((1, 2, 2, 2)), torch.zeros((1, 2, 2, 2), dtype=torch.bool))

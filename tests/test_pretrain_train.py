@@ -264,10 +264,10 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str) -> None:
 
 
 def test_an_error_in_making_pairs_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Trainer, step: int) -> None:
+    def broken(self: Trainer, steps: range) -> None:
         raise RegkitError("no shapes")
 
-    monkeypatch.setattr(Trainer, "batch", broken)
+    monkeypatch.setattr(Trainer, "batches", broken)
     with pytest.raises(RegkitError, match="no shapes"):
         _train(tmp_path)
 
@@ -324,6 +324,18 @@ def test_processes_share_the_pairs_of_a_step() -> None:
     halves = [_trainer(config, Place(rank, 2, HERE.device)).batch(2) for rank in range(2)]
     for name in ("images", "labels", "seen", "partner"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
+
+
+def test_steps_that_are_drawn_at_once_get_their_own_pairs() -> None:
+    """Of volumes whose shapes take turns, each for as many steps as have eight pairs."""
+    config = replace(CONFIG, pairs=replace(CONFIG.pairs, shapes=((8, 16, 24), (16, 16, 8), (24, 8, 16))))
+    trainer = _trainer(config)
+    shapes = [trainer.pairs_of(step)[1] for step in range(64)]
+    assert all(len(set(shapes[k : k + 4])) == 1 for k in range(0, 64, 4))
+    assert len(set(shapes)) == 3
+    for step, batch in zip(range(5, 8), trainer.batches(range(5, 8)), strict=True):
+        for name, expected in vars(trainer.batch(step)).items():
+            torch.testing.assert_close(getattr(batch, name), expected, atol=1e-4, rtol=0)
 
 
 def test_pairs_that_do_not_divide_among_the_processes() -> None:

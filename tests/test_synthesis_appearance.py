@@ -258,7 +258,7 @@ def test_texture_has_no_mean_of_its_own() -> None:
 def test_rescaling_spans_0_to_1() -> None:
     image = smooth_noise(Dice.of(3), 1, (5, 6, 7), 2.0)[0] * 4 - 9
     found = torch.stack([image, image, torch.full_like(image, 5.0)])
-    _rescale(found, [True, False, True])
+    _rescale(found, torch.tensor([False, True, False]).view(-1, 1, 1, 1))
     assert float(found[0].min()) == 0
     assert float(found[0].max()) == 1
     torch.testing.assert_close(found[0], (image - image.min()) / (image.max() - image.min()))

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import BSpline
+from scipy.spatial.transform import Rotation
 
-from regkit.synthesis.noise import Dice, _spline, smooth_noise, splined, splined_at
+from regkit.synthesis.noise import (
+    Dice,
+    _spline,
+    random_turn,
+    smooth_noise,
+    smooth_noises,
+    splined,
+    splined_at,
+)
 
 
 def _numbers(dice: Dice) -> tuple[list[float], torch.Tensor]:
@@ -78,8 +87,41 @@ def test_splines_at_places_are_those_of_a_finer_grid() -> None:
     fine = splined(values, (21, 31, 41))
     steps = (slice(3, None, 4), slice(None, None, 5), slice(1, 38, 6))
     places = [np.linspace(0, 1, n)[step].astype(np.float32) for n, step in zip((21, 31, 41), steps)]
-    found = splined_at(values, places)
+    coarse = values[:, :, ::2, 1:].contiguous()
+    found, other = splined_at([values, coarse], places)
     torch.testing.assert_close(found, fine[(slice(None), *steps)], rtol=0, atol=2e-4)
+    torch.testing.assert_close(other, splined_at([coarse], places)[0], rtol=0, atol=1e-6)
+
+
+def test_noises_drawn_together_are_those_drawn_alone() -> None:
+    shape, scales = (24, 30, 18), (4.0, 9.0, 9.0, 40.0)
+    alone = [smooth_noise(Dice.of(7, k), 2, shape, scale) for k, scale in enumerate(scales)]
+    together = smooth_noises([Dice.of(7, k) for k in range(4)], 2, shape, scales)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-5)
+
+
+def test_a_turn_is_a_rotation_by_its_angle() -> None:
+    angles = []
+    for seed in range(200):
+        turn = random_turn(Dice.of(seed), 30)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-14)
+        assert np.linalg.det(turn) == pytest.approx(1)
+        angles.append(np.degrees(np.arccos((np.trace(turn) - 1) / 2)))
+        random = Dice.of(seed).scalars
+        axis = random.standard_normal(3)
+        rotation = Rotation.from_rotvec(axis / np.linalg.norm(axis) * random.uniform(0, np.radians(30)))
+        np.testing.assert_allclose(turn, rotation.as_matrix(), atol=1e-14)
+    assert max(angles) < 30
+    assert np.mean(angles) == pytest.approx(15, abs=2)
+
+
+def test_one_of_several_is_what_numpy_chooses() -> None:
+    shares = (0.35, 0.1, 0.2, 0.35)
+    for seed in range(50):
+        one, other = Dice.of(seed), Dice.of(seed).scalars
+        assert one.one_of(4, shares) == other.choice(4, p=shares)
+        assert one.one_of(3) == other.choice(3)
+        assert one.uniform(0, 1) == other.uniform(0, 1)
 
 
 @pytest.mark.parametrize("scale", [2.0, 5.0, 16.0, 40.0])

@@ -39,27 +39,38 @@ def batches(trainer: Trainer, workers: int = 0) -> Iterator[Iterator[Batch]]:
     Args:
         workers: processes that draw their anatomies; with 0 the thread does that draws the batches.
     """
-    steps = range(trainer.step, trainer.config.steps)
     with ThreadPoolExecutor(1) as thread:
         if workers:
             with _Workers(trainer, workers) as drawing:
-                yield _in_turn(thread, partial(trainer.batch, synthesiser=drawing.synthesiser), steps)
+                yield _in_turn(
+                    thread, partial(trainer.batches, synthesiser=drawing.synthesiser), _groups(trainer)
+                )
         else:
-            yield _in_turn(thread, trainer.batch, steps)
+            yield _in_turn(thread, trainer.batches, _groups(trainer))
+
+
+def _groups(trainer: Trainer) -> Iterator[range]:
+    """The steps to come, those together that a GPU draws at once."""
+    at_once = trainer.together if trainer.where.device.type == "cuda" else 1
+    first, last = trainer.step, trainer.config.steps
+    while first < last:
+        end = min(first // at_once * at_once + at_once, last)
+        yield range(first, end)
+        first = end
 
 
 def _in_turn(
-    thread: ThreadPoolExecutor, draw: Callable[[int], Batch], steps: Iterable[int]
+    thread: ThreadPoolExecutor, draw: Callable[[range], list[Batch]], groups: Iterable[range]
 ) -> Iterator[Batch]:
-    """Each batch while the one before it trains."""
+    """Each batch, the following group drawn while those of one train."""
     drawn = None
-    for step in steps:
-        following = thread.submit(draw, step)
+    for group in groups:
+        following = thread.submit(draw, group)
         if drawn:
-            yield drawn.result()
+            yield from drawn.result()
         drawn = following
     if drawn:
-        yield drawn.result()
+        yield from drawn.result()
 
 
 class _Workers:

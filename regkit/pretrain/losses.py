@@ -33,16 +33,18 @@ def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.T
         structures: (N, Z, Y, X) uint8, numbers below C.
         seen: (N, Z, Y, X) bool.
     """
-    logits = logits.movedim(1, -1)[seen]
-    truth = structures[seen].long()
-    if not len(truth):
-        return logits.sum()
-    entropy = F.cross_entropy(logits, truth)
-    present = torch.bincount(truth, minlength=logits.shape[1])
-    found = logits.softmax(1)
-    hits = torch.zeros_like(found[0]).index_add(0, truth, found.gather(1, truth[:, None])[:, 0])
-    dice = (2 * hits + 1) / (found.sum(0) + present + 1)
-    return entropy + 1 - (dice * (present > 0)).sum() / (present > 0).sum()
+    numbers = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1, 1)
+    # By masks, as a GPU would have to be waited for to know how many cells are seen.
+    looked_at = seen[:, None]
+    truth = looked_at & (structures[:, None] == numbers)
+    logarithms = logits.log_softmax(1)
+    found = logarithms.exp()
+    cells = (0, 2, 3, 4)
+    sizes, hits = truth.sum(cells), (found * truth).sum(cells)
+    dice = (2 * hits + 1) / ((found * looked_at).sum(cells) + sizes + 1)
+    present = sizes > 0
+    entropy = -(logarithms * truth).sum() / sizes.sum().clamp_min(1)
+    return entropy + ((1 - dice) * present).sum() / present.sum().clamp_min(1)
 
 
 def label_contrast(
@@ -118,7 +120,8 @@ def draw(weights: torch.Tensor, count: int, dice: Dice) -> torch.Tensor:
 
 def balance(labels: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
     """Weights (M,) under which each label (M,) is drawn as often as any other; 0 where not usable."""
-    frequency = torch.bincount(labels, usable.float(), minlength=256)
+    # Not a bincount, which a GPU is waited for with.
+    frequency = torch.zeros(256, device=labels.device).index_add_(0, labels, usable.float())
     return usable / frequency.clamp_min(1)[labels]
 
 

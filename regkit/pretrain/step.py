@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,7 +24,7 @@ from regkit.pretrain.losses import (
     structure_loss,
 )
 from regkit.pretrain.targets import targets_of
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Dice, onto
 from regkit.synthesis.pairs import Views
 from regkit.unet import UNet
 from regkit.weights import unit
@@ -48,6 +49,11 @@ class Batch:
     seen: torch.Tensor
     partner: torch.Tensor
     structures: torch.Tensor
+
+    def split(self, count: int) -> list[Batch]:
+        """So many batches of equal size, which share its memory."""
+        parts = (getattr(self, field.name).chunk(count) for field in fields(Batch))
+        return [Batch(*part) for part in zip(*parts)]
 
     def partners(self, pair: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Where the M cells of a pair's second view lie in the first, (3, M) in cells; the numbers (M,) of
@@ -171,11 +177,9 @@ class Student(nn.Module):
             # A cell of the second view is another than that of the same number in the first.
             numbers = torch.stack([index + labels.shape[1] * (k % 2) for k, index in enumerate(chosen)])
             numbers = numbers.view(len(vectors), -1)
-            both_seen = seen.any(1).view(-1, 2).all(1).tolist()
+            both_seen = seen.any(1).view(-1, 2).all(1)
             for vector, label, cell, usable in zip(vectors, drawn, numbers, both_seen):
-                values.append(
-                    label_contrast(vector, label, cell, how.label_temperature) if usable else vector.sum() * 0
-                )
+                values.append(usable * label_contrast(vector, label, cell, how.label_temperature))
         return torch.stack(values).mean()
 
 
@@ -186,7 +190,7 @@ def _quick_in_bfloat16() -> bool:
 
 def _extent(volume: torch.Tensor) -> torch.Tensor:
     """Cells of a volume (C, Z, Y, X) along x, y and z, (3, 1)."""
-    return torch.tensor(volume.shape[1:], device=volume.device).flip(0)[:, None]
+    return onto(volume.device, volume.shape[:0:-1], np.int64)[:, None]
 
 
 def _flat_index(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from regkit.errors import RegkitError
 from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from regkit.pretrain.config import Config
 from regkit.pretrain.feed import batches
+from regkit.pretrain.passes import passes_of
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.provenance import commit
 from regkit.synthesis.noise import Dice
@@ -69,6 +70,10 @@ def place(device: str = "auto") -> Iterator[Place]:
         dist.destroy_process_group()
 
 
+# A GPU is done with the kernels of a pair before they are launched, and with those of eight hardly later.
+_PAIRS_AT_ONCE = 8
+
+
 class Trainer:
     """The state of a run: student, averaged network, optimiser and the number of the next step.
 
@@ -106,8 +111,12 @@ class Trainer:
         self.student.network.to(memory_format=config.architecture.memory_format)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.student.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.student.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=where.device.type == "cuda",  # one launch
         )
+        self.passes = passes_of(self.student.train())
         self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device)
         self.step = 0
 
@@ -115,23 +124,31 @@ class Trainer:
         """The numbers of this process's share of the pairs of a step, and the shape of their volumes."""
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
-        # All pairs of a step have one shape: they lie in one tensor.
-        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step))
+        # Those that are drawn at once have one shape: they lie in one tensor.
+        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step // self.together))
         return range(first, first + share), shape
+
+    @property
+    def together(self) -> int:
+        """Steps whose pairs have one shape: from a multiple of so many on."""
+        return max(1, _PAIRS_AT_ONCE // self.config.batch)
 
     def batch(self, step: int, synthesiser: Synthesiser | None = None) -> Batch:
         """This process's share of the pairs of a step, drawn by its own synthesiser or a given one."""
-        numbers, shape = self.pairs_of(step)
-        return collate((synthesiser or self.synthesiser).draw(numbers, shape), self.config.stride)
+        return self.batches(range(step, step + 1), synthesiser)[0]
+
+    def batches(self, steps: range, synthesiser: Synthesiser | None = None) -> list[Batch]:
+        """The same of several steps of one shape, drawn at once."""
+        shares, shapes = zip(*map(self.pairs_of, steps))
+        numbers = [number for share in shares for number in share]
+        drawn = collate((synthesiser or self.synthesiser).draw(numbers, shapes[0]), self.config.stride)
+        return drawn.split(len(steps))
 
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
         config = self.config
-        self.student.train()
         dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
-        losses = self.student.losses(batch, dice)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.student.total(losses).backward()
+        losses = self.passes(batch, dice)
         _average_over_processes([p.grad for p in self.student.parameters() if p.grad is not None], self.where)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip)
         for group in self.optimiser.param_groups:
@@ -140,10 +157,11 @@ class Trainer:
         # A short memory at first, so that the random start is forgotten.
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for kept, new in zip(self.average.parameters(), self.student.network.parameters()):
-                kept.lerp_(new, 1 - keep)
+            kept: list[torch.Tensor] = list(self.average.parameters())
+            new: list[torch.Tensor] = list(self.student.network.parameters())
+            torch._foreach_lerp_(kept, new, 1 - keep)
         self.step += 1
-        return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
+        return losses | {"gradient": norm.detach()}
 
     def save(self, run: Path) -> None:
         """A checkpoint of the whole state."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.synthesis.noise import Dice, knots, normals, onto, smooth_noise, splined
+from regkit.synthesis.noise import Dice, knots, normals, onto, smooth_noises, splined
 
+_TEXTURES = (2, 4, 8, 16)  # voxels over which they vary
 _EACH = (-1, 1, 1, 1)  # a number for each volume
 
 
@@ -103,12 +105,14 @@ def render(
     if uneven := _chosen(dice, 0.7):
         deviations = looked_up([palettes[v].deviations for v in uneven], _some(labels, uneven))
         deviations *= normals([dice[v] for v in uneven], shape)
-        _change(images, uneven, deviations.add_)
+        _add(images, uneven, deviations)
     soft = _chosen(dice, 0.8)
     sigmas = [dice[v].scalars.uniform(0.2, 0.9, 3) for v in soft]
     _change(images, soft, lambda some: blurred(some, sigmas))
-    for v in _chosen(dice, 0.5, scanned):
-        images[v] *= bias(shape, dice[v].uniform(0, 0.4), dice[v])
+    if biased := _chosen(dice, 0.5, scanned):
+        drawn = [(dice[v].uniform(0, 0.4), max(shape) / dice[v].uniform(1, 3)) for v in biased]
+        strengths, scales = zip(*drawn)
+        _change(images, biased, _biases(shape, strengths, scales, [dice[v] for v in biased]).mul_)
     for v in _chosen(dice, 0.1):
         images[v] = _thick_slices(images[v], dice[v])
     for v in _chosen(dice, 0.05):
@@ -138,12 +142,20 @@ def _change(
     """Put in the place of the volumes of some numbers what a step makes of them."""
     if not numbers:
         return
-    some = _some(volumes, numbers)
-    changed = step(some)
     if _in_a_row(numbers):
-        some.copy_(changed)  # free, if the step was in place
+        some = _some(volumes, numbers)
+        some.copy_(step(some))  # free, if the step was in place
     else:
-        volumes.index_copy_(0, onto(volumes.device, numbers, np.int64), changed)
+        at = onto(volumes.device, numbers, np.int64)
+        volumes.index_copy_(0, at, step(volumes.index_select(0, at)))
+
+
+def _add(volumes: torch.Tensor, numbers: Sequence[int], summands: torch.Tensor) -> None:
+    """Add to the volumes of some numbers, in place."""
+    if _in_a_row(numbers):
+        _some(volumes, numbers).add_(summands)
+    else:
+        volumes.index_add_(0, onto(volumes.device, numbers, np.int64), summands)
 
 
 def _in_a_row(numbers: Sequence[int]) -> bool:
@@ -165,16 +177,21 @@ def looked_up(
         labels: (V, Z, Y, X) uint8.
     """
     table = onto(labels.device, np.concatenate(tables), dtype)
-    index = labels.int()
-    index += 256 * torch.arange(len(labels), dtype=torch.int32, device=labels.device).view(_EACH)
+    index = labels + _starts(len(labels), labels.device)
     # A third of the time of indexing on a CPU.
     return table.index_select(0, index.view(-1)).view(labels.shape)
+
+
+@lru_cache(maxsize=64)
+def _starts(count: int, device: torch.device) -> torch.Tensor:
+    """Where the tables of so many volumes begin."""
+    return torch.arange(0, 256 * count, 256, dtype=torch.int32, device=device).view(_EACH)
 
 
 def random_palette(dice: Dice) -> Palette:
     """Random contrasts: any, few that many structures share, or close ones."""
     random = dice.scalars
-    kind = random.choice(3, p=(0.8, 0.15, 0.05))
+    kind = dice.one_of(3, (0.8, 0.15, 0.05))
     means = random.uniform(0, 1, 256)
     if kind == 1:
         # Few tissues: many structures look alike here, and need not in the other view.
@@ -186,7 +203,7 @@ def random_palette(dice: Dice) -> Palette:
         centre, width = random.uniform(0.3, 0.7), random.uniform(0.04, 0.2)
         means = np.where(random.random(256) < 0.7, centre + width * random.uniform(-1, 1, 256), means)
     if dice.chance(0.6):
-        means[0] = random.choice([0.0, 0.0, means.max()])
+        means[0] = (0.0, 0.0, means.max())[dice.one_of(3)]
     deviations = random.uniform(0, 0.08, 256) * random.uniform(0.1, 1)
     return Palette(means, deviations)
 
@@ -207,47 +224,63 @@ def _add_grain(
     theirs = [dice[v] for v in shown for _ in range(2)]
     strengths = [d.scalars.random(256) ** 2 * d.uniform(-0.2, 0.2) for d in theirs]
     waved = _chosen(theirs, 0.5)  # other levels are bright, and not only the other way round
-    steepness = _each(images.device, [theirs[k].uniform(1, 3) for k in waved])
-    phases = _each(images.device, [theirs[k].uniform(0, 2 * np.pi) for k in waved])
-    _change(fields, waved, lambda some: some.mul_(steepness).add_(phases).sin_())
+    steepness = [theirs[k].uniform(1, 3) for k in waved]
+    phases = [theirs[k].uniform(0, 2 * np.pi) for k in waved]
+    waves = onto(images.device, [steepness, phases])[..., None, None, None]
+    _change(fields, waved, lambda some: some.mul_(waves[0]).add_(waves[1]).sin_())
     fields *= looked_up(strengths, _some(labels, shown).repeat_interleave(2, dim=0))
     grainy = fields[::2].add_(fields[1::2])
-    _change(images, shown, grainy.add_)
+    _add(images, shown, grainy)
 
 
 def _add_texture(images: torch.Tensor, dice: Sequence[Dice]) -> None:
     """Noise of several scales, added to most of the images (V, Z, Y, X)."""
     shape = images.shape[1:]
     strengths = [d.uniform(0.0, 0.05) if d.chance(0.8) else 0.0 for d in dice]
-    for scale in (2, 4, 8, 16):
-        textured = _chosen(dice, 0.5, [strength > 0 for strength in strengths])
-        if textured:
-            amounts = _each(images.device, [strengths[v] * dice[v].uniform(0, 1) for v in textured])
-            values = normals([dice[v] for v in textured], knots(shape, scale)) * amounts
-            _change(images, textured, splined(values, shape).add_)
+    there = [strength > 0 for strength in strengths]
+    textured: list[list[int]] = []
+    amounts: list[float] = []
+    for _ in _TEXTURES:
+        textured.append(_chosen(dice, 0.5, there))
+        amounts += [strengths[v] * dice[v].uniform(0, 1) for v in textured[-1]]
+    each = _each(images.device, amounts).split([len(some) for some in textured])
+    for scale, some, theirs in zip(_TEXTURES, textured, each):
+        if some:
+            values = normals([dice[v] for v in some], knots(shape, scale)).mul_(theirs)
+            _add(images, some, splined(values, shape))
 
 
 def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
     """A smooth positive factor (Z, Y, X), its logarithm with a deviation near ``strength``."""
-    return smooth_noise(dice, 1, shape, max(shape) / dice.uniform(1, 3))[0].mul_(strength).exp_()
+    return _biases(shape, [strength], [max(shape) / dice.uniform(1, 3)], [dice])[0]
 
 
-def blurred(images: torch.Tensor, sigmas: Sequence[Sequence[float] | np.ndarray]) -> torch.Tensor:
+def _biases(
+    shape: tuple[int, ...], strengths: Sequence[float], scales: Sequence[float], dice: Sequence[Dice]
+) -> torch.Tensor:
+    """The same of several images, (V, Z, Y, X), each of its own scale."""
+    noise = smooth_noises(dice, 1, shape, scales)[:, 0]
+    return noise.mul_(_each(noise.device, strengths)).exp_()
+
+
+def blurred(images: torch.Tensor, sigmas: npt.ArrayLike) -> torch.Tensor:
     """Gaussian blur of (V, Z, Y, X), borders replicated; a sigma, voxels, for each axis of each."""
-    for axis, of_axis in enumerate(np.asarray(sigmas, dtype=np.float64).T):
-        reach = np.maximum(1, np.round(2.5 * of_axis))[:, None]
-        most = int(reach.max())
-        at = np.arange(-most, most + 1)
-        taps = np.exp(-0.5 * (at / np.maximum(of_axis, 1e-3)[:, None]) ** 2) * (np.abs(at) <= reach)
-        taps /= taps.sum(1, keepdims=True)
-        weights = onto(images.device, taps.T, np.float64).to(images.dtype).view(len(at), *_EACH)
+    sigma = np.asarray(sigmas, np.float64).T[:, None]
+    reach = np.maximum(1, np.round(2.5 * sigma))
+    most = [int(of_axis.max()) for of_axis in reach]
+    at = np.arange(-max(most), max(most) + 1)[:, None]
+    taps = np.exp(-0.5 * (at / np.maximum(sigma, 1e-3)) ** 2) * (np.abs(at) <= reach)
+    # Two axes (for each axis of the images, each tap) and those of the images.
+    weights = onto(images.device, taps / taps.sum(1, keepdims=True)).view(*taps.shape, 1, 1, 1)
+    for axis, far in enumerate(most):
         pad = [0, 0, 0, 0, 0, 0]
-        pad[4 - 2 * axis] = pad[5 - 2 * axis] = most
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = far
         padded = F.pad(images[None], pad, mode="replicate")[0]
         n = images.shape[1 + axis]
-        images = padded.narrow(1 + axis, 0, n) * weights[0]
-        for k in range(1, len(weights)):
-            images.addcmul_(padded.narrow(1 + axis, k, n), weights[k])
+        first, *others = weights[axis, max(most) - far : max(most) + far + 1]
+        images = padded.narrow(1 + axis, 0, n) * first
+        for k, weight in enumerate(others, 1):
+            images.addcmul_(padded.narrow(1 + axis, k, n), weight)
     return images
 
 
@@ -285,16 +318,18 @@ def _scan(images: torch.Tensor, dice: Sequence[Dice], scanned: Sequence[bool]) -
     own range, and some a window that cuts off the ends, as percentiles do.
     """
     device = images.device
-    _rescale(images, scanned)
+    as_it_is = onto(device, np.logical_not(scanned), np.bool_).view(_EACH)
+    _rescale(images, as_it_is)
     curved = _chosen(dice, 0.5, scanned)
     gammas = _each(device, [np.exp(dice[v].uniform(-0.7, 0.7)) for v in curved])
     _change(images, curved, lambda some: some.clamp_(min=0).pow_(gammas))
     _add_noise(images, dice, scanned)
-    _rescale(images, scanned)
+    _rescale(images, as_it_is)
     cut_off = _chosen(dice, 0.4, scanned)
-    low = _each(device, [dice[v].uniform(-0.02, 0.2) for v in cut_off])
-    high = _each(device, [dice[v].uniform(0.7, 1.02) for v in cut_off])
-    _change(images, cut_off, lambda some: some.sub_(low).div_(high - low))
+    low = [dice[v].uniform(-0.02, 0.2) for v in cut_off]
+    high = [dice[v].uniform(0.7, 1.02) for v in cut_off]
+    ends = onto(device, [low, high])[..., None, None, None]
+    _change(images, cut_off, lambda some: some.sub_(ends[0]).div_(ends[1] - ends[0]))
     images.clamp_(0, 1)
 
 
@@ -308,7 +343,7 @@ def _add_noise(images: torch.Tensor, dice: Sequence[Dice], magnitude: Sequence[b
     of_plain, of_rectified = (_each(images.device, [levels[v] for v in some]) for some in (plain, rectified))
     if plain:
         noise = normals([dice[v] for v in plain], images.shape[1:]).mul_(of_plain)
-        _change(images, plain, noise.add_)
+        _add(images, plain, noise)
     _change(images, rectified, lambda some: rician(some, of_rectified, [dice[v] for v in rectified]))
 
 
@@ -318,11 +353,11 @@ def rician(images: torch.Tensor, level: torch.Tensor | float, dice: Sequence[Dic
     return torch.hypot(images + real, imaginary)
 
 
-def _rescale(images: torch.Tensor, among: Sequence[bool]) -> None:
-    """From 0 to 1, each for which ``among`` is true, in place."""
+def _rescale(images: torch.Tensor, but: torch.Tensor) -> None:
+    """From 0 to 1, in place, each but those for which ``but`` (V, 1, 1, 1) is true."""
     low, high = images.amin((1, 2, 3), True), images.amax((1, 2, 3), True)
-    which = onto(images.device, among, np.bool_).view(_EACH)
-    images.sub_(low.where(which, 0)).div_((high - low).clamp_min(1e-6).where(which, 1))
+    width = (high - low).clamp_min_(1e-6)
+    images.sub_(low.masked_fill_(but, 0)).div_(width.masked_fill_(but, 1))
 
 
 def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> None:

@@ -23,10 +23,11 @@ from regkit.synthesis.sources import Source
 
 _SMALLEST = 8  # voxels
 _LAST_LABEL = 255
+_AXES = np.arange(3)[None]
 MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
 _COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
 
-Stray = npt.NDArray[np.int64]
+Stray = npt.NDArray[np.int16]
 """(n, 3): the voxels (z, y, x) of a detail, from its middle."""
 
 
@@ -118,7 +119,7 @@ def draw_strays(
         first, inside = _inside(
             _draw(sources, dice), radius, np.zeros(3), (-endless, endless), how.bend, dice
         )
-        strays.append(inside.nonzero().cpu().numpy() + first)
+        strays.append((inside.nonzero().cpu().numpy() + first).astype(np.int16))
     return tuple(strays)
 
 
@@ -132,25 +133,37 @@ def paste_strays(
         strays: for each map, those there are.
     """
     shape = np.array(labels.shape[1:])
-    # Found on the host, as so many small steps would keep a GPU waiting.
-    found, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    drawn: list[tuple[Stray, np.ndarray, np.ndarray, np.ndarray]] = []
+    numbers: list[int] = []
+    values: list[int] = []
     for v, (those, d) in enumerate(zip(strays, dice, strict=True)):
         if not those:
             continue
         random, count = d.scalars, int(d.scalars.integers(most + 1))
         which = random.integers(len(those), size=count)
-        axes = random.permuted(np.tile(np.arange(3), (count, 1)), axis=1)
-        signs = 1 - 2 * random.integers(2, size=(count, 3))
-        middles = random.integers(shape, size=(count, 3))
-        for k, number in enumerate(which):
-            voxels = those[number][:, axes[k]] * signs[k] + middles[k]
-            voxels = voxels[((voxels >= 0) & (voxels < shape)).all(1)]
-            found.append(np.ravel_multi_index((np.full(len(voxels), v), *voxels.T), tuple(labels.shape)))
-            values.append(np.full(len(voxels), _LAST_LABEL - k, np.uint8))
-    # Of several strays at one place the last one stays.
-    at, last = np.unique(np.concatenate(found[::-1]), return_index=True)
-    latest = np.concatenate(values[::-1])[last]
-    labels.view(-1)[onto(labels.device, at, np.int64)] = onto(labels.device, latest, np.uint8)
+        axes = random.permuted(_AXES.repeat(count, 0), axis=1)
+        signs = (1 - 2 * random.integers(2, size=(count, 3))).astype(np.int16)
+        middles = random.integers(shape, size=(count, 3)).astype(np.int16)
+        drawn += zip([those[number] for number in which.tolist()], axes, signs, middles)
+        numbers += [v] * count
+        values += range(_LAST_LABEL, _LAST_LABEL - count, -1)
+    if not drawn:
+        return
+    # Found on the host, as so many small steps would keep a GPU waiting.
+    counts = [len(stray) for stray, *_ in drawn]
+    voxels, end = np.empty((4, sum(counts)), np.int16), 0
+    for (stray, order, sign, middle), v, count in zip(drawn, numbers, counts):
+        part, end = voxels[:, end : end + count], end + count
+        part[0] = v
+        np.multiply(stray.T[order], sign[:, None], out=part[1:])
+        part[1:] += middle[:, None]
+    inside = ((voxels[1:] >= 0) & (voxels[1:] < shape[:, None].astype(np.int16))).all(0)
+    at = onto(
+        labels.device, np.ravel_multi_index(tuple(voxels.compress(inside, 1)), tuple(labels.shape)), np.int64
+    )
+    value = onto(labels.device, np.repeat(np.array(values, np.uint8), counts)[inside], np.uint8)
+    # Of several strays at one place the last one, of the lowest label, stays.
+    labels.view(-1).index_fill_(0, at, _LAST_LABEL).scatter_reduce_(0, at, value, "amin")
 
 
 def _draw(sources: Sequence[tuple[Source, float]], dice: Dice) -> Shape:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -15,7 +14,7 @@ from regkit.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
-from regkit.synthesis.noise import Dice, onto, random_turn, smooth_noise, splined_at
+from regkit.synthesis.noise import Dice, onto, random_turn, smooth_noises, splined_at
 from regkit.synthesis.sources import Source
 
 _STRAYS = 4  # times as many as one view has at most, of an anatomy
@@ -197,7 +196,7 @@ class _Cut:
 
     Args:
         axes: which axis of the anatomy's arrays each axis (Z, Y, X) of the views is.
-        extent: voxels of the anatomy.
+        last: (3,) the last voxel of the anatomy.
         strides: (3,) elements between its voxels.
         scale, origin: (3,) coordinates in the anatomy are scale * those in the first view + origin.
         turn, shift: (3, 3) and (3,), those in the first view turn @ those in the second + shift, but for a
@@ -205,7 +204,7 @@ class _Cut:
     """
 
     axes: tuple[int, ...]
-    extent: tuple[int, ...]
+    last: np.ndarray
     strides: np.ndarray
     scale: np.ndarray
     origin: np.ndarray
@@ -226,11 +225,11 @@ def cut_and_render(
     shape = shape or (how.size,) * 3
     count, device = len(anatomies), dice[0].device
     cuts = [_draw_cut(anatomy, how, d, shape) for anatomy, d in zip(anatomies, dice, strict=True)]
-    partner = _partner(cuts, how, dice, shape)
-    where = partner * _vectors(device, [cut.scale for cut in cuts])
-    where += _vectors(device, [cut.origin for cut in cuts])  # of the second views, in the anatomies
+    *turned, scale, origin, last, strides = _vectors(cuts, device)
+    partner = _partner(turned, how, dice, shape)
+    where = (partner * scale).add_(origin)  # of the second views, in the anatomies
     labels = torch.empty((count, 2, *shape), dtype=torch.uint8, device=device)
-    cells = torch.stack([_upright_cells(cuts, shape, device), _cells(cuts, where)], dim=1)
+    cells = torch.stack([_upright_cells(cuts, shape, device), _cells(where, last, strides)], dim=1)
     for anatomy, theirs, found in zip(anatomies, cells, labels):
         torch.index_select(anatomy.labels.view(-1), 0, theirs.view(-1), out=found.view(-1))
     labels = labels.flatten(0, 1)
@@ -263,7 +262,7 @@ def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) 
     middle = (sides[::-1] - 1) / 2
     return _Cut(
         tuple(axes.tolist()),
-        tuple(extent[::-1].tolist()),
+        extent[::-1] - 1,
         np.array(anatomy.labels.stride())[axes][::-1],
         np.where(flips, -scale, scale)[::-1],
         np.where(flips, extent - 1 - origin, origin)[::-1],
@@ -287,42 +286,49 @@ def _places(
     return dice.scalars.integers(low, high + 1), shift
 
 
-def _partner(cuts: Sequence[_Cut], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...]) -> torch.Tensor:
-    """Where the voxels of the second views lie in the first ones, (N, 3, Z, Y, X)."""
-    device = dice[0].device
-    z, y, x = (torch.arange(n, device=device, dtype=torch.float32) for n in shape)
-    across, down, along = (_vectors(device, [cut.turn[:, axis] for cut in cuts]) for axis in range(3))
-    where = across * x + (down * y[:, None] + _vectors(device, [cut.shift for cut in cuts]))
-    where = where + along * z[:, None, None]
-    for of_pair, d in zip(where, dice):
-        length = max(shape) / d.uniform(1.5, 4)
-        of_pair.add_(smooth_noise(d, 3, shape, length), alpha=length * d.uniform(0, how.bend))
-    return where
+def _vectors(cuts: Sequence[_Cut], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Columns of turns, shifts, scales, origins, last voxels and strides of cuts, (N, 3, 1, 1, 1) each."""
+    vectors = [(*cut.turn.T, cut.shift, cut.scale, cut.origin, cut.last, cut.strides) for cut in cuts]
+    return onto(device, vectors)[..., None, None, None].unbind(1)
 
 
-def _vectors(
-    device: torch.device, values: Sequence[np.ndarray], dtype: npt.DTypeLike = np.float32
+def _partner(
+    turned: Sequence[torch.Tensor], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """A vector for each pair, (N, 3, 1, 1, 1)."""
-    return onto(device, np.stack(values), dtype).view(-1, 3, 1, 1, 1)
+    """Where the voxels of the second views lie in the first ones, (N, 3, Z, Y, X).
+
+    Args:
+        turned: steps along x, y and z of the second views, and where they begin, (N, 3, 1, 1, 1) each.
+    """
+    across, down, along, shift = turned
+    z, y, x = (_counted(n, shift.device) for n in shape)
+    where = across * x + (down * y[:, None] + shift)
+    where = where + along * z[:, None, None]
+    lengths = [max(shape) / d.uniform(1.5, 4) for d in dice]
+    bends = [length * d.uniform(0, how.bend) for length, d in zip(lengths, dice)]
+    bent = smooth_noises(dice, 3, shape, lengths)
+    return where.addcmul_(bent, onto(shift.device, bends).view(-1, 1, 1, 1, 1))
 
 
-def _cells(cuts: Sequence[_Cut], where: torch.Tensor) -> torch.Tensor:
+@lru_cache(maxsize=64)
+def _counted(n: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(n, device=device, dtype=torch.float32)
+
+
+def _cells(where: torch.Tensor, last: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
     """Elements (N, Z, Y, X) of the anatomies that are nearest to coordinates (N, 3, Z, Y, X) in them."""
-    last = _vectors(where.device, [np.array(cut.extent) - 1 for cut in cuts])
     cells = torch.minimum(where.round().clamp_(min=0), last).int()
-    cells *= _vectors(where.device, [cut.strides for cut in cuts], np.int32)
+    cells *= strides.int()
     return cells.sum(1, dtype=torch.int32)
 
 
 def _upright_cells(cuts: Sequence[_Cut], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The same of the first views, whose axes are the anatomies'."""
-
-    def cells(axis: int, n: int) -> torch.Tensor:
-        along = [_along(cut, axis, n).round().clip(0, cut.extent[axis] - 1) for cut in cuts]
-        return onto(device, [at * cut.strides[axis] for at, cut in zip(along, cuts)], np.int32)
-
-    z, y, x = (cells(axis, n) for axis, n in zip((2, 1, 0), shape))
+    nearest = [
+        [_along(cut, axis, n).round().clip(0, cut.last[axis]) * cut.strides[axis] for cut in cuts]
+        for axis, n in zip((2, 1, 0), shape)
+    ]
+    z, y, x = onto(device, np.concatenate(nearest, axis=1), np.int32).split(shape, dim=1)
     return z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
 
 
@@ -333,16 +339,14 @@ def _along(cut: _Cut, axis: int, n: int) -> np.ndarray:
 
 def _upright_grain(grain: Grain, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
     """Grain (2, Z, Y, X) as the first view has it."""
-    last = np.array(cut.extent[::-1], np.float32) - 1
-    places = [
-        _along(cut, 2 - axis, n).clip(0, last[axis]) / last[axis] for axis, n in enumerate(where.shape[1:])
-    ]
+    last = cut.last.astype(np.float32)
+    places = [_along(cut, 2 - k, n).clip(0, last[2 - k]) / last[2 - k] for k, n in enumerate(where.shape[1:])]
     order = (0, *(1 + axis for axis in cut.axes))
-    return torch.cat([splined_at(values.permute(order), places) for values in grain.knots])
+    return torch.cat(splined_at([values.permute(order) for values in grain.knots], places))
 
 
 def _grain(grain: Grain, cut: _Cut, where: torch.Tensor) -> torch.Tensor:
     """Grain (2, Z, Y, X) at coordinates (3, Z, Y, X) in the anatomy, beyond its border as at the border."""
     volume = grain.volume.permute(0, *(1 + axis for axis in cut.axes))
-    ratios = where.movedim(0, -1) * onto(volume.device, [2 / (n - 1) for n in cut.extent]) - 1
+    ratios = where.movedim(0, -1) * onto(volume.device, 2 / cut.last) - 1
     return F.grid_sample(volume[None], ratios[None], padding_mode="border", align_corners=True)[0]

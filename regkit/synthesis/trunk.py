@@ -6,7 +6,7 @@ neighbours, whatever the contrast. Drawing needs scipy.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ _FAT_SHARE = {
     "marrow": (0.3, 0.7), "rib": (0.15, 0.5), "liver": (0.03, 0.3), "pancreas": (0.05, 0.4),
     "muscle": (0.02, 0.15), "stool": (0.02, 0.2),
 }  # fmt: skip
-_FAT_ELSEWHERE = (0.01, 0.12)
+_FAT_SHARES = np.array([_FAT_SHARE.get(name, (0.01, 0.12)) for name in _NUMBERS]).T
 
 
 def draw_trunk(dice: Dice) -> Anatomy:
@@ -79,7 +79,7 @@ def _pose(dice: Dice, fatness: float) -> np.ndarray:
     random = dice.scalars
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(_SPACING) for n in _SHAPE]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
-    turn = random_turn(dice, 8, torch.float32)
+    turn = random_turn(dice, 8).astype(np.float32)
     size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
     size /= np.array([fatness**0.12, fatness**0.22, 1], np.float32)
     points = np.einsum("ij,jzyx->izyx", (turn * size).astype(np.float32), points)
@@ -115,6 +115,14 @@ def _lay_on_couch(tissues: np.ndarray, structures: np.ndarray, dice: Dice) -> No
     tissues[np.broadcast_to(plate, _SHAPE) & (structures == 0)] = _COUCH
 
 
+@lru_cache
+def _intensities(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of tissues, their intensities in a kind of image, and those without contrast medium."""
+    found = intensities(kind)
+    least = [float(_ENHANCED.get(name, mean)) for name, mean in found.items()]
+    return np.array([_NUMBERS[name] for name in found]), np.array(list(found.values())), np.array(least)
+
+
 def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     """Mean and deviation of every label: as of a CT or an MR, or random ones of each tissue.
 
@@ -124,20 +132,19 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     random = dice.scalars
     means, deviations, _ = random_palette(dice)
     tissue = means[: _COUCH + 1].copy()
-    kind = random.choice(("ct", "t2", "t1", "fat", "random"), p=(0.35, 0.1, 0.2, 0.1, 0.25))
+    kind = ("ct", "t2", "t1", "fat", "random")[dice.one_of(5, (0.35, 0.1, 0.2, 0.1, 0.25))]
     if kind == "ct":
         low, high = random.uniform(-600, -120), random.uniform(200, 500)
         medium = 0.0 if dice.chance(0.4) else dice.uniform(0, 1.6)  # contrast medium: none, little or much
-        for name, mean in intensities("ct").items():
-            if name in _ENHANCED:
-                mean = _ENHANCED[name] + medium * (mean - _ENHANCED[name])
-            if -200 < mean < 350:
-                mean += random.normal(0, 14)
-            tissue[_NUMBERS[name]] = (mean - low) / (high - low)
+        numbers, most, least = _intensities("ct")
+        units = least + medium * (most - least)
+        soft = np.flatnonzero((units > -200) & (units < 350))
+        units[soft] += random.normal(0, 14, len(soft))
+        tissue[numbers] = (units - low) / (high - low)
         tissue[_COUCH] = random.uniform(0, 0.8)
     elif kind in _SPREAD:
-        for name, mean in intensities(kind).items():
-            tissue[_NUMBERS[name]] = mean / 900 * np.exp(random.normal(0, _SPREAD[kind]))
+        numbers, signals, _ = _intensities(kind)
+        tissue[numbers] = signals / 900 * np.exp(random.normal(0, _SPREAD[kind], len(signals)))
         if dice.chance(0.3):  # fat suppressed
             for name, share in _FATTY.items():
                 tissue[_NUMBERS[name]] *= 1 - share * random.uniform(0.7, 1)
@@ -148,12 +155,11 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
         tissue /= max(1.0, float(tissue[:_COUCH].max()))
         tissue[_COUCH] = 0
     elif kind == "fat":
-        for name, number in _NUMBERS.items():
-            tissue[number] = random.uniform(*_FAT_SHARE.get(name, _FAT_ELSEWHERE))
+        tissue[list(_NUMBERS.values())] = random.uniform(*_FAT_SHARES)
         tissue[_COUCH] = 0
     elif dice.chance(0.85):
         # Air gives no signal, or the least; as a rule gas in the bowel is air.
-        tissue[0] = random.choice([0.0, 0.0, 0.0, tissue.max()])
+        tissue[0] = (0.0, 0.0, 0.0, tissue.max())[dice.one_of(4)]
         for name in _LIKE_AIR:
             if dice.chance(0.8):
                 tissue[_NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
