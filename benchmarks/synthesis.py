@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
 
+DEFAULT = ROOT / "models" / "regkit-small.yaml"
 SIDES = (64, 128)
 STEPS_OF_A_RUN = 1000
 
@@ -65,8 +67,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], device: torch.device) -> float:
-    """Seconds per pair of cubes, the anatomies that they are cut from included."""
+def cubes(
+    pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], device: torch.device
+) -> list[dict[str, Any]]:
+    """A row for a pair of cubes, the anatomies that they are cut from included."""
     how = replace(
         pairs,
         size=side,
@@ -74,7 +78,8 @@ def drawing(pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], de
         ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
     )
     synthesiser = Synthesiser(how, sources, 0, device)
-    return seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
+    pair = seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
+    return [{"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair}]
 
 
 def steps(
@@ -84,11 +89,11 @@ def steps(
     trainer = Trainer(config, sources, Place(0, 1, device))
     of = f"the {config.batch} pairs of a step"
     batch = trainer.batch(0)
-    step = seconds(lambda k: trainer.advance(batch), 20, device)
+    step = seconds(lambda k: trainer.advance(batch), 40, device)
     rows: list[dict[str, Any]] = []
     if workers:
-        # Of one anatomy, which is there.
-        draw = seconds(lambda k: trainer.batch(0), 20, device)
+        # Of one anatomy, which is there; of as many steps as are drawn at once.
+        draw = seconds(lambda k: trainer.batches(range(trainer.together)), 20, device) / trainer.together
         rows.append({"what": f"cutting and rendering {of}", "seconds": draw, "share": draw / step})
     else:
         draw = seconds(trainer.batch, 2 * config.pairs.reuse, device)
@@ -106,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=ROOT / "models" / "regkit-small.yaml")
+    parser.add_argument("--config", type=Path, default=DEFAULT)
     parser.add_argument("--templates", type=Path, action="append", default=[])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=0)
@@ -125,27 +130,36 @@ def main() -> None:
         config = replace(config, procedural=1.0, templates=0.0)
     sources = mixture(config.procedural, config.templates, arguments.templates)
     device = torch.device(arguments.device)
-    rows: list[dict[str, Any]] = []
-    for side in SIDES:
-        pair = drawing(config.pairs, side, sources, device)
-        rows.append({"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair})
-    for batch in arguments.batch or (config.batch,):
-        rows += steps(replace(config, batch=batch), given.pairs.bank, sources, arguments.workers, device)
-    lines = ["| | seconds | per second | beside the training |", "|---|--:|--:|--:|"]
-    for row in rows:
-        rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
-        share = f"{100 * row['share']:.0f} %" if "share" in row else ""
-        lines.append(f"| {row['what']} | {row['seconds']:.3f} | {rate} | {share} |")
-    table = "\n".join(lines)
-    print(table)
+    parts: list[Callable[[], list[dict[str, Any]]]] = [
+        partial(steps, replace(config, batch=batch), given.pairs.bank, sources, arguments.workers, device)
+        for batch in arguments.batch or (config.batch,)
+    ]
+    parts += [partial(cubes, config.pairs, side, sources, device) for side in SIDES]
     gpu = f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""
-    command = f"python benchmarks/synthesis.py --device {arguments.device}"
+    command = "python benchmarks/synthesis.py"
+    command += f" --config {arguments.config.name}" if arguments.config != DEFAULT else ""
+    command += f" --device {arguments.device}"
     command += f" --workers {arguments.workers}" if arguments.workers else ""
     command += f" --threads {arguments.threads}" if arguments.threads else ""
     command += f" --batch {' '.join(map(str, arguments.batch))}" if arguments.batch else ""
     command += f" --reuse {arguments.reuse}" if arguments.reuse else ""
     command += "".join(f" --templates {path.name}" for path in arguments.templates)
-    write_rows(rows, arguments.output, f"`{command}`, {setting()}{gpu}\n\n{table}")
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        rows += part()
+        table = markdown(rows)
+        # After each part: a lent machine may end before the last one.
+        write_rows(rows, arguments.output, f"`{command}`, {setting()}{gpu}\n\n{table}")
+    print(table)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| | seconds | per second | beside the training |", "|---|--:|--:|--:|"]
+    for row in rows:
+        rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
+        share = f"{100 * row['share']:.0f} %" if "share" in row else ""
+        lines.append(f"| {row['what']} | {row['seconds']:.4f} | {rate} | {share} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

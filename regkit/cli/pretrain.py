@@ -36,7 +36,7 @@ def command(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that draw anatomies. Default: none; beside a GPU cores but one, at most 16.",
+            help="Processes that draw anatomies. Default: none; beside a GPU cores but two, at most 16.",
         ),
     ] = None,
     export: Annotated[

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that draw anatomies; beside a GPU cores but one, at most 16",
+        help="processes that draw anatomies; beside a GPU cores but two, at most 16",
     )
     parser.add_argument(
         "--export", type=Path, metavar="FILE.safetensors", help="where to write the weights; default: the run"

@@ -84,7 +84,7 @@ def pretrain(
         templates: archives (.npz) and folders of label maps.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        workers: processes that draw the anatomies, beside this one; by default all cores but one, at most 16,
+        workers: processes that draw the anatomies, beside this one; by default all cores but two, at most 16,
             where a GPU trains, and none (but a thread) where a CPU does.
         weights: where to export to instead of ``run``, a .safetensors file.
         start: weights of the same architecture that a new run begins with.
@@ -145,11 +145,11 @@ def pretrain(
 
 
 def _spare_cores(where: Place) -> int:
-    """How many processes draw pairs for this one, if a GPU trains."""
+    """How many processes draw anatomies for this one, whose two threads keep a core each, if a GPU trains."""
     if where.device.type == "cpu":
         return 0
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return min(_MOST_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
 
 
 class _Watch:
