@@ -130,15 +130,46 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return costs
 
 
-def cost_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
-    """Planes [first, last) of z of :func:`cost_volume`, (D, last - first, Y, X)."""
+def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
+    """Planes [first, last) of z of :func:`known_costs`, (D, last - first, Y, X)."""
     if _served(fixed, moving, radius):
-        return with_neutral(_costs_by_kernel(fixed, moving, radius, first, last))
+        return _costs_by_kernel(fixed, moving, radius, first, last)
     low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
     here, there = slice(low, high), slice(low, high + 2 * radius)
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
     other = FeatureMap(moving.values[:, there], moving.weight[:, there])
-    return cost_volume(one, other, radius)[:, first - low : last - low]
+    return known_costs(one, other, radius)[:, first - low : last - low]
+
+
+def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The displacement of lowest cost of every cell, with fractions of a cell, and how much better it is.
+
+    Costs that are not known count as the mean of the others.
+
+    Args:
+        costs: (D, ...), as :func:`known_costs` returns.
+
+    Returns:
+        (...), the mean of the costs less the lowest, 0 where none is known; (3, ...), cells, components
+        (x, y, z): off the border of the cube, where a parabola through the cost and its neighbours along
+        each axis is lowest.
+    """
+    gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
+    side, cells = 2 * radius + 1, gain.numel()
+    if native.serves(costs) and costs.is_contiguous():
+        native.run("best_steps", -(-cells // _BLOCK), costs, side, cells, gain, step)
+        return gain, step
+    costs = with_neutral(costs.flatten(1))
+    lowest, at = costs.min(0)
+    torch.sub(costs.mean(0), lowest, out=gain.view(-1))
+    found = displacements(radius, costs.device).to(costs.dtype)[at].T
+    for axis, stride in enumerate((1, side, side * side)):
+        inside = found[axis].abs() < radius
+        below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
+        above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
+        fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
+        torch.add(found[axis], fraction.clamp(-0.5, 0.5) * inside, out=step[axis].view(-1))
+    return gain, step
 
 
 def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
@@ -192,16 +223,14 @@ def _run_costs(
     maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
     first, last = planes
     size = fixed.values.shape
-    if native.run("costs", last - first, *maps, *size, radius, first, last - first, whole, short) < 0:
+    arguments = (*maps, *size, radius, first, last - first, whole, short)
+    # Each range needs two planes more than it has.
+    if native.run("costs", last - first, *arguments, parts_per_thread=1) < 0:
         raise MemoryError("no memory for the costs of displacements")
 
 
 def with_neutral(costs: torch.Tensor) -> torch.Tensor:
     """Costs (D, Z, Y, X) with the mean of those known where they are NaN, 0 if none is; in place."""
-    if native.serves(costs):
-        cells = costs[0].numel()
-        native.run("fill_unknown", -(-cells // _BLOCK), costs, len(costs), cells)
-        return costs
     if costs.is_cuda:  # at once: there is memory for it, and each step costs a launch
         return torch.where(costs.isnan(), costs.nanmean(0).nan_to_num(), costs)
     total, count = torch.zeros_like(costs[0]), torch.zeros_like(costs[0])

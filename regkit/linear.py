@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from regkit.costvolume import FeatureMap, cost_slab, displacements
+from regkit.costvolume import FeatureMap, best_steps, known_slab
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, index_grid, transform_points
 from regkit.resample import Source, resample
@@ -243,29 +243,18 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
         Index coordinates of the blocks (3, n) and of their matches (3, n), with fractions of a
         cell from a parabola through the costs.
     """
-    side = 2 * radius + 1
-    steps = displacements(radius, fixed.values.device).T.float()
     wide = moving.padded(radius)
     depth, height, width = fixed.weight.shape[1:]
     apart = max(_SLAB, depth * height * width * _SLAB // _MOST_CELLS)
     found, gain, blocks = [], [], []
     for first in range(0, depth, apart):
         last = min(first + _SLAB, depth)
-        costs = cost_slab(fixed, wide, radius, first, last).flatten(1)
-        lowest, at = costs.min(0)
-        gain.append(costs.mean(0) - lowest)
-        step = steps[:, at]
-        for axis, stride in enumerate((1, side, side * side)):
-            inside = step[axis].abs() < radius
-            below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
-            above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
-            fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
-            step[axis] += torch.where(inside, fraction.clamp(-0.5, 0.5), 0)
+        better, step = best_steps(known_slab(fixed, wide, radius, first, last), radius)
         # A block that no displacement finds data for has the same cost for all of them.
-        usable = (fixed.weight[0, first:last].flatten() > 0.5) & (gain[-1] > 1e-6)
-        gain[-1] = gain[-1][usable]
+        usable = (fixed.weight[0, first:last] > 0.5) & (better > 1e-6)
+        gain.append(better[usable])
         found.append(step[:, usable])
-        cells = index_grid((last - first, height, width), step.device).flatten(1)
+        cells = index_grid((last - first, height, width), step.device)
         blocks.append(cells[:, usable] + cells.new_tensor([[0.0], [0.0], [first]]))
     distinct, at = torch.cat(gain), torch.cat(blocks, dim=1)
     if not len(distinct):

@@ -5,21 +5,25 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from typing import NoReturn
 
 # glibc's mallopt: https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_NEW_OBJECTS = 1_000_000  # several times those of all imports
 
 
 def tune() -> None:
     """Let idle threads sleep and keep memory that was freed; what the environment says stays.
 
     OpenMP's threads spin for a while when they have done their part of one of torch's operations, and take
-    the processor from those of our kernels. And glibc gives arrays back to the system at once, which then
-    clears the same pages for the next one.
+    the processor from those of our kernels. glibc gives arrays back to the system at once, which then clears
+    the same pages for the next one. And while torch is imported, Python looks time and again through all
+    that is there already for garbage.
     """
+    gc.set_threshold(_NEW_OBJECTS)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):

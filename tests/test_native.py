@@ -20,9 +20,10 @@ from regkit import native
 from regkit.coarse import _native_coupled_convex, coupled_convex, match
 from regkit.costvolume import (
     FeatureMap,
-    cost_slab,
+    best_steps,
     displacements,
     known_costs,
+    known_slab,
     of_the_way_back,
     short_costs,
     with_neutral,
@@ -64,9 +65,9 @@ def _calls(*names: str) -> Iterator[None]:
     """See to it that these kernels do the work, and no others."""
     run, called = native.run, set()
 
-    def recorded(kernel: str, count: int, *arguments: native.Argument) -> float:
+    def recorded(kernel: str, count: int, *arguments: native.Argument, **options: int) -> float:
         called.add(kernel)
-        return run(kernel, count, *arguments)
+        return run(kernel, count, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "run", recorded)
@@ -224,27 +225,34 @@ def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
 def test_slabs_of_costs(kernels: str, threads: int, radius: int) -> None:
     """By the kernel and by torch, at the ends and between, as parts of the whole."""
     for fixed, moving, costs in cost_pairs(radius):
-        whole = with_neutral(costs.clone())
-        depth = whole.shape[1]
+        depth = costs.shape[1]
         for first, last in {(0, 1), (depth - 1, depth), (0, depth), (depth // 3, -(-2 * depth // 3))}:
-            expected = whole[:, first:last]
-            with _calls("costs", "fill_unknown"):
-                close(cost_slab(single(fixed), single(moving), radius, first, last), expected)
-            torch.testing.assert_close(cost_slab(fixed, moving, radius, first, last), expected)
+            expected = costs[:, first:last]
+            with _calls("costs"):
+                close(known_slab(single(fixed), single(moving), radius, first, last), expected)
+            found = known_slab(fixed, moving, radius, first, last)
+            torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def test_neutral_costs(kernels: str, threads: int, rng: np.random.Generator) -> None:
-    """Of fewer cells than the kernel takes at once, and of more; of some cells no cost is known."""
-    for shape in ((3, 5, 7), (2, 3, 1000), (1, 32, 64)):
-        costs = torch.from_numpy(rng.integers(0, 2**14, size=(27, *shape)) / 2**12)
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_best_steps(kernels: str, threads: int, radius: int, rng: np.random.Generator) -> None:
+    """Of fewer cells than the kernel takes at once, and of more; of some no cost is known, or one or two."""
+    for shape in ((3, 5, 7), (2, 3, 500), (1, 32, 64)):
+        costs = torch.from_numpy(rng.random(((2 * radius + 1) ** 3, *shape)))
         costs[torch.from_numpy(rng.random(costs.shape) < 0.3)] = torch.nan
         costs[:, :, -1, 1:4] = torch.nan
-        costs[2:, :, 0, 1:3] = torch.nan  # and of some two, or one
+        costs[2:, :, 0, 1:3] = torch.nan
         costs[:2, :, 0, 1:3] = torch.tensor([[1.5, 2.5], [1.0, torch.nan]]).view(2, 1, 2)
-        with _calls("fill_unknown"):
-            found = with_neutral(costs.float())
-        assert torch.equal(found[:, :, -1, 1:4], torch.zeros(27, shape[0], 3))
-        close(found, with_neutral(costs))
+        costs[:, :, 0, 4] = 0.25  # the same for all
+        with _calls("best_steps"):
+            gain, step = best_steps(costs.float(), radius)
+        expected = best_steps(costs, radius)
+        close(gain, expected[0])
+        assert torch.equal(gain[:, -1, 1:4], torch.zeros(shape[0], 3))
+        assert float(gain[:, 0, 4].abs().max()) < 1e-6
+        sure = expected[0] > 1e-6  # which displacement it is does not matter elsewhere
+        close(step[:, sure], expected[1][:, sure], 1e-4)
+        assert float(step.abs().max()) <= radius and (step != step.round()).any()
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 4])
@@ -336,7 +344,7 @@ def test_matching_without_16_bits(kernels: str, threads: int, x: int, scale: flo
     """Rows that are too short for a vector, or values whose costs are too large: torch makes the fields."""
     one, other, _ = _textures(2, x)
     fixed, moving = (FeatureMap(m.values * scale, m.weight) for m in (one, other))
-    with _calls("costs", "fill_unknown", "smooth_planes", "smooth_columns", "sample"):
+    with _calls("costs", "smooth_planes", "smooth_columns", "sample"):
         found = match(single(fixed), single(moving), 2)
     close(found, match(fixed, moving, 2))
 

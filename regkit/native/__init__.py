@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
-_VERSION = 1  # of the kernels; see module.c
+_VERSION = 2  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 
@@ -76,11 +76,13 @@ def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
-def run(kernel: str, count: int, *arguments: Argument) -> float:
+def run(kernel: str, count: int, *arguments: Argument, parts_per_thread: int = _PARTS_PER_THREAD) -> float:
     """Call a kernel for ranges that make up ``count``, on as many threads as torch uses.
 
     Args:
         kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
+        parts_per_thread: more of them leave what a thread that is held up does not do to the others; fewer
+            suit a kernel that does something more for each range.
         arguments: what follows. A tensor or array, which lies in memory in the order of its axes, is passed
             as the address of its data, an int as ``int64_t``, a float as ``double``, None as a null pointer.
 
@@ -93,8 +95,7 @@ def run(kernel: str, count: int, *arguments: Argument) -> float:
     function.restype = ctypes.c_double
     passed = [_passed(value) for value in arguments]
     threads = max(1, min(torch.get_num_threads(), count))
-    # More parts than threads, so that one that is held up leaves its share to the others.
-    parts = 1 if threads == 1 else min(count, _PARTS_PER_THREAD * threads)
+    parts = 1 if threads == 1 else min(count, parts_per_thread * threads)
     found = [0.0] * parts
     left: Iterator[int] = iter(range(parts))  # next() of it is atomic
 

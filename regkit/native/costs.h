@@ -178,26 +178,48 @@ KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixe
 /* Cells that are worked on at once, all displacements of them. */
 #define BLOCK 2048
 
-/* Blocks [first, last) of BLOCK cells of costs (displacements, cells): NaN becomes the mean of the cell's other
- * costs, 0 if it has none. */
-KERNEL(fill_unknown)(int64_t first, int64_t last, float *costs, int64_t displacements, int64_t cells) {
-    float sum[BLOCK], count[BLOCK];
+/* Of the costs (side^3, cells) of blocks [first, last) of BLOCK cells, NaN where they are not known: how far the
+ * least is below the mean of a cell's, 0 if it has none, and step (3, cells), the displacement that it is of, off
+ * the border of the cube with the fraction of a cell where a parabola through its neighbours is lowest. One that
+ * is not known counts as the mean. */
+KERNEL(best_steps)(int64_t first, int64_t last, const float *costs, int64_t side, int64_t cells, float *gain,
+                   float *step) {
+    float sum[BLOCK], count[BLOCK], least[BLOCK];
+    int32_t chosen[BLOCK];
     for (int64_t b = first; b < last; b++) {
         const int64_t start = b * BLOCK, n = cells - start < BLOCK ? cells - start : BLOCK;
-        memset(sum, 0, sizeof sum);
-        memset(count, 0, sizeof count);
-        for (int64_t k = 0; k < displacements; k++) {
+        for (int64_t i = 0; i < n; i++) {
+            sum[i] = count[i] = chosen[i] = 0;
+            least[i] = INFINITY;
+        }
+        for (int64_t k = 0; k < side * side * side; k++) {
             const float *cost = costs + k * cells + start;
+            INDEPENDENT
             for (int64_t i = 0; i < n; i++) {
-                const int known = cost[i] == cost[i];
+                const int known = cost[i] == cost[i], better = cost[i] < least[i];
                 sum[i] += known ? cost[i] : 0;
                 count[i] += known ? 1 : 0;
+                least[i] = better ? cost[i] : least[i];
+                chosen[i] = better ? (int32_t)k : chosen[i];
             }
         }
-        for (int64_t i = 0; i < n; i++) sum[i] /= count[i] > 1 ? count[i] : 1;
-        for (int64_t k = 0; k < displacements; k++) {
-            float *cost = costs + k * cells + start;
-            for (int64_t i = 0; i < n; i++) cost[i] = cost[i] == cost[i] ? cost[i] : sum[i];
+        for (int64_t i = 0; i < n; i++) {
+            const float mean = sum[i] / (count[i] > 1 ? count[i] : 1), lowest = count[i] > 0 ? least[i] : 0;
+            gain[start + i] = mean - lowest;
+            int64_t stride = 1;
+            for (int axis = 0; axis < 3; axis++, stride *= side) {
+                const int64_t at = chosen[i] / stride % side;
+                float fraction = 0;
+                if (at > 0 && at + 1 < side) {
+                    const float *here = costs + chosen[i] * cells + start + i;
+                    const float low = here[-stride * cells], high = here[stride * cells];
+                    const float below = low == low ? low : mean, above = high == high ? high : mean;
+                    const float bend = below + above - 2 * lowest;
+                    fraction = 0.5f * (below - above) / (bend > 1e-9f ? bend : 1e-9f);
+                    fraction = fraction > 0.5f ? 0.5f : fraction < -0.5f ? -0.5f : fraction;
+                }
+                step[axis * cells + start + i] = at - side / 2 + fraction;
+            }
         }
     }
     return 0;
