@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from regkit import gpu, native
@@ -104,8 +105,7 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
         return by_torch
 
-    seen = _Lanes.of(moving.values * moving.weight, moving.weight)
-    known = _Lanes.of(fixed.values, torch.ones_like(fixed.weight))
+    seen, known = _Lanes.of(moving.values, moving.weight), _Lanes.of(fixed.values)
     weight = fixed.weight[0].contiguous()
 
     def by_kernel(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
@@ -116,6 +116,7 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
 
 _LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
+_BLOCK = 2048  # cells that a kernel takes at once
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,21 @@ class _Lanes:
     unit: float
 
     @classmethod
-    def of(cls, values: torch.Tensor, last: torch.Tensor) -> _Lanes:
+    def of(cls, values: torch.Tensor, weight: torch.Tensor | None = None) -> _Lanes:
+        """Channels (C, Z, Y, X) times a weight (1, Z, Y, X), and the weight; or channels alone, and 1."""
         channels, *shape = values.shape
-        unit = 2.0 ** (math.frexp(max(float(values.abs().max()), 1.0))[1] - 15)
+        largest = max(float(v.abs()) for v in values.aminmax())
+        unit = 2.0 ** (math.frexp(max(largest, 1.0))[1] - 15)
         lanes = -(-(channels + 1) // _LANES) * _LANES
-        if gpu.serves(values):
-            lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
+        if native.serves(values) and not gpu.serves(values):
+            cells, count = torch.from_numpy(np.empty((*shape, lanes), np.int16)), values[0].numel()
+            values, weight = values.contiguous(), None if weight is None else weight.contiguous()
+            native.run("lanes", -(-count // _BLOCK), values, weight, channels, count, unit, lanes, cells)
+            return cls(cells, unit)
+        lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
         cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
-        for lane, channel in enumerate((*values, *last)):
+        weight = torch.ones_like(values[:1]) if weight is None else weight
+        for lane, channel in enumerate((*(values * weight), *weight)):
             cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
         return cls(cells, unit)
 

@@ -30,7 +30,7 @@ from regkit.costvolume import (
 )
 from regkit.features import mind_ssc
 from regkit.filters import blur, pool, smooth
-from regkit.fine import _GRADIENT_FLOOR, _Adam, comparison, dissimilarity, penalty
+from regkit.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
 from regkit.folding import CORNERS, Corner
 from regkit.geometry import Float64, Grid, sample
 from regkit.jacobian import jacobian_determinant
@@ -133,6 +133,27 @@ def test_difference(
         found, expected = both(compared, where[:, z, y, x])
         for one, other in zip(found, expected):
             close(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 40])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 30, 70)])
+def test_lanes(
+    kernels: str, threads: int, channels: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    """As torch rounds them; of values that need several units, and beyond what 16 bits hold of them."""
+    values = torch.from_numpy(rng.normal(0, 3, size=(channels, *shape)))
+    weight = torch.from_numpy(rng.choice([0, 0.3, 1], size=(1, *shape)))
+    values[0, 0, 0, 0] = values.abs().max() * 1.9  # 32767.5 and more of a unit
+    for counted in (None, weight):
+        with _calls("lanes"):
+            found = _Lanes.of(values.float(), None if counted is None else counted.float())
+        expected = _Lanes.of(values, counted)
+        assert found.unit == expected.unit > 2.0**-14
+        assert found.cells.shape[-1] % 16 == 0 and found.cells.shape[-1] <= expected.cells.shape[-1]
+        apart = found.cells - expected.cells[..., : found.cells.shape[-1]]
+        assert int(apart.abs().max()) <= 1  # a half may be rounded either way in float32
+        assert float((apart != 0).double().mean()) < 1e-3
+        assert not found.cells[..., channels + 1 :].any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

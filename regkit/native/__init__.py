@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
-_VERSION = 2  # of the kernels; see module.c
+_VERSION = 3  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 

@@ -2,6 +2,8 @@
 
 /* Cells between what is worked on and what is fetched from memory. */
 #define AHEAD 16
+/* Cells whose lanes stay in the cache while channels are read one by one. */
+#define FEW 16
 #define MOST_LANES (4 * LANES)
 #define MOST_VECTORS (MOST_LANES / WIDTH)
 
@@ -122,4 +124,23 @@ KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double mo
                 default: sum += difference_row(MOST_LANES, d + s, k, j); break;
                 }
     return sum;
+}
+
+/* Cells of blocks [first, last) of BLOCK as lanes: channels (channels, cells), times their weight if there is one, in
+ * whole units; then the weight, or 1; then zeros. */
+KERNEL(lanes)(int64_t first, int64_t last, const float *channels, const float *weight, int64_t count, int64_t cells,
+              double unit, int64_t lanes, int16_t *out) {
+    const float units = (float)(1 / unit);
+    const int64_t start = first * BLOCK, end = last * BLOCK < cells ? last * BLOCK : cells;
+    memset(out + start * lanes, 0, (end - start) * lanes * sizeof(int16_t));
+    for (int64_t block = start; block < end; block += FEW) {
+        const int64_t stop = block + FEW < end ? block + FEW : end;
+        for (int64_t c = 0; c <= count; c++)
+            for (int64_t i = block; i < stop; i++) {
+                const float one = c < count ? channels[c * cells + i] : 1;
+                const float value = units * (weight ? one * weight[i] : one);
+                out[i * lanes + c] = (int16_t)lrintf(value < 32767 ? value : 32767);
+            }
+    }
+    return 0;
 }
