@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
@@ -241,9 +241,10 @@ def feature_maps(
         strides: voxels per cell; they divide the sides of the image.
     """
     pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
+    weights = _pooled_weights(weight, {*strides, *(part.stride for part in parts)})
     for part in parts:
         values = part.extract(image, spacing, weight) if part.weighs else part.extract(image, spacing)
-        own = F.avg_pool3d(weight, part.stride)
+        own = weights[part.stride]
         for stride in strides:
             same = stride == part.stride
             pooled[stride].append(values if same else pool(values, own, stride // part.stride)[0])
@@ -252,6 +253,13 @@ def feature_maps(
     for level in pooled.values():
         for k, (part, count) in enumerate(zip(parts, channels)):
             level[k] = level[k] * math.sqrt(part.weight * sum(channels) / count)
-    return {
-        stride: FeatureMap(torch.cat(level), F.avg_pool3d(weight, stride)) for stride, level in pooled.items()
-    }
+    return {stride: FeatureMap(torch.cat(level), weights[stride]) for stride, level in pooled.items()}
+
+
+def _pooled_weights(weight: torch.Tensor, strides: Iterable[int]) -> dict[int, torch.Tensor]:
+    """The mean weights of cells of each stride, from the finer ones that they are made up of."""
+    found = {1: weight}
+    for stride in sorted(strides):
+        finer = max(other for other in found if stride % other == 0)
+        found[stride] = F.avg_pool3d(found[finer], stride // finer)
+    return found

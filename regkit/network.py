@@ -103,8 +103,7 @@ class NetworkFeatures:
         volume = volume.to(dtype=dtype, memory_format=order)
         out = network(volume) if whole else self._by_slabs(volume, network)
         z, y, x = (-(-n // self.stride) for n in image.shape)
-        out = out[:, :, :z, :y, :x].to(torch.float32, memory_format=torch.contiguous_format)
-        return self.reading.read(out)[0]
+        return self.reading.read(out[:, :, :z, :y, :x])[0]
 
     @cached_property
     def _half(self) -> UNet:

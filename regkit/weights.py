@@ -18,10 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from regkit import native
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.unet import Architecture, UNet
@@ -80,13 +82,17 @@ class Reading:
     spacing: tuple[float, float] | None = None
 
     def read(self, output: torch.Tensor) -> torch.Tensor:
-        """The channels that count, of a network's output (N, C, Z, Y, X).
+        """The channels that count, of a network's output (N, C, Z, Y, X), contiguous and no halves.
 
         They are so scaled that the mean over all of a squared difference is the sum over the groups of weight
         times the mean over the group: the sum over what is read of it, by the number of its channels before
         any are merged.
         """
         total = sum(len(group.merged) or group.count for group in self.channels if group.weight)
+        if len(self.channels) == 1 and _is_softmax_for_kernel(self.channels[0], output):
+            return _softmax_by_kernel(self.channels[0], output, total)
+        kind = torch.float32 if output.dtype == torch.bfloat16 else output.dtype
+        output = output.to(kind, memory_format=torch.contiguous_format)
         found = []
         counts = [group.count for group in self.channels]
         for group, values in zip(self.channels, output.split(counts, dim=1)):
@@ -100,7 +106,7 @@ class Reading:
                 values = values.softmax(1)
             if group.merged:
                 values = torch.stack([values[:, list(numbers)].sum(1) for numbers in group.merged], dim=1)
-            found.append(values * math.sqrt(group.weight * total / group.count))
+            found.append(values * _scale(group, total))
         return torch.cat(found, dim=1)
 
     def apart(self) -> Reading:
@@ -111,6 +117,34 @@ class Reading:
         """As the entries of a file's metadata."""
         entries = {"input": self.input, "channels": json.dumps([astuple(group) for group in self.channels])}
         return entries | ({"spacing": json.dumps(self.spacing)} if self.spacing else {})
+
+
+def _scale(group: Channels, total: int) -> float:
+    return math.sqrt(group.weight * total / group.count)
+
+
+_MOST_CHANNELS = 64  # of the kernel
+
+
+def _is_softmax_for_kernel(group: Channels, output: torch.Tensor) -> bool:
+    """Whether the output is that of one volume in bfloat16, the channels of a cell side by side."""
+    sound = group.activation == "softmax" and group.weight > 0 and group.count <= _MOST_CHANNELS
+    side_by_side = output.stride(1) == 1 and output.stride(4) == group.count and len(output) == 1
+    return sound and side_by_side and native.serves(output, dtype=torch.bfloat16)
+
+
+def _softmax_by_kernel(group: Channels, output: torch.Tensor, total: int) -> torch.Tensor:
+    merged = group.merged or tuple((number,) for number in range(group.count))
+    group_of = np.empty(group.count, np.int64)
+    for k, numbers in enumerate(merged):
+        group_of[list(numbers)] = k
+    z, y, x = output.shape[2:]
+    found = native.empty(1, len(merged), z, y, x)
+    native.run(
+        "softmax_sums", z * y, output, output.stride(2), output.stride(3), z, y, x, group.count, group_of,
+        len(merged), _scale(group, total), found,
+    )  # fmt: skip
+    return found
 
 
 def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:

@@ -28,6 +28,7 @@ from regkit.costvolume import (
     short_costs,
     with_neutral,
 )
+from regkit.equalise import equalised
 from regkit.features import mind_ssc
 from regkit.filters import blur, pool, smooth
 from regkit.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
@@ -37,6 +38,7 @@ from regkit.jacobian import jacobian_determinant
 from regkit.phantom import torso
 from regkit.registration import _dense_field
 from regkit.resample import Source, resample
+from regkit.weights import Channels, Reading
 
 
 @pytest.fixture(params=["_base", "_v3", "_v4"])
@@ -133,6 +135,42 @@ def test_difference(
         found, expected = both(compared, where[:, z, y, x])
         for one, other in zip(found, expected):
             close(one, other)
+
+
+def test_ranks(kernels: str, threads: int, rng: np.random.Generator) -> None:
+    """Of one with much beyond the ends, one with knots at the least distance, one with nothing between."""
+    images = torch.from_numpy(rng.beta(2, 9, (4, 11, 20, 33))).float()
+    images[1, :6], images[1, 6:8] = 0, 1
+    images[2] = 0.3 + 1e-4 * images[2]
+    images[3] = images[3].round()
+    with _calls("equalise"):
+        found = equalised(images)
+    expected = equalised(images.double())
+    assert float((found - expected).abs()[:2].max()) < 1e-5
+    # What lies a rounding off a knot is 1e-4 wide there.
+    assert float((found - expected).abs().max()) < 2e-3
+    assert torch.equal(found[3], images[3])
+
+
+@pytest.mark.parametrize("merged", [(), ((0, 3), (2,), (1, 4, 5, 6))])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 150)])
+def test_probabilities(
+    kernels: str, threads: int, merged: tuple[tuple[int, ...], ...], shape: tuple[int, int, int],
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Of a part of a volume, channels side by side; of scores that no exponential can be taken of."""
+    whole = [n + 3 for n in shape]
+    scores = torch.from_numpy(rng.normal(0, 4, size=(1, 7, *whole))).to(torch.bfloat16)
+    scores[:, :, 0, 0, 0] += 300
+    scores[0, :, 1, 1, 1] = torch.tensor([0, -200, 0, 100, -50, 90, 99])
+    scores = scores.to(memory_format=torch.channels_last_3d)[:, :, : shape[0], : shape[1], : shape[2]]
+    reading = Reading("window", (Channels("parts", 7, "softmax", 3.0, merged),))
+    with _calls("softmax_sums"):
+        found = reading.read(scores)
+    assert found.is_contiguous()
+    close(found, reading.read(scores.double()))
+    with _calls():  # by torch, of a volume that lies otherwise in memory
+        close(reading.read(scores.contiguous()), reading.read(scores.double()))
 
 
 @pytest.mark.parametrize("channels", [1, 15, 16, 40])

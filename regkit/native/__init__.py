@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
-_VERSION = 3  # of the kernels; see module.c
+_VERSION = 5  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _pool: ThreadPoolExecutor | None = None
 
@@ -56,11 +56,9 @@ def _suffix() -> str:
     return own.decode()
 
 
-def serves(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can work on these: float32 on the CPU, and the library is there."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _library() is not None
-    )
+def serves(*tensors: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernels can work on these: of the type, on the CPU, and the library is there."""
+    return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors) and _library() is not None
 
 
 def fast_bfloat16() -> bool:
