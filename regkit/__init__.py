@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regkit.metrics import LabelScore, compare_labels, target_registration_error
     from regkit.outputs import save_image
     from regkit.points import read_pairs, read_points, write_points
+    from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
     from regkit.warp import Warp
 
@@ -29,6 +30,7 @@ __all__ = [
     "Grid",
     "ImageLike",
     "LabelScore",
+    "Propagation",
     "Registration",
     "RegkitError",
     "Volume",
@@ -38,6 +40,7 @@ __all__ = [
     "load_image",
     "load_labels",
     "load_mask",
+    "propagate",
     "read_pairs",
     "read_points",
     "register",
@@ -53,6 +56,7 @@ _MODULES = {
     "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
     "outputs": ("save_image",),
     "points": ("read_pairs", "read_points", "write_points"),
+    "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
     "warp": ("Warp",),
 }

@@ -142,13 +142,10 @@ def register(
         RegkitError: if an input cannot be used; the message says which and why.
     """
     settings = named_settings(preset)
-    where = _device(device)
+    where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, settings.deformable)
-    # Whatever the caller's state of torch is (no_grad, a seed of their own), it is the same afterwards.
-    with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-
+    with reproducible(threads, seed):
         with stages("load"):
             fixed_image = load_image(fixed, "fixed image")
             moving_image = load_image(moving, "moving image")
@@ -290,6 +287,17 @@ def _accounted_mb(who: str, unknown: float) -> float:
 
 
 @contextmanager
+def reproducible(threads: int | None, seed: int) -> Iterator[None]:
+    """Run with so many CPU threads, torch's generators at a seed, and gradients that can be taken.
+
+    Whatever the caller's state is (no_grad, a seed of their own), it is the same afterwards.
+    """
+    with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     """Run with so many CPU threads in torch and SimpleITK, and leave both as they were."""
     if threads is None:
@@ -307,7 +315,8 @@ def _threads(threads: int | None) -> Iterator[None]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is a GPU if there is one."""
     if name not in ("auto", "cpu", "cuda"):
         raise RegkitError(f"no device named {name!r}; there is: auto, cpu, cuda")
     available = torch.cuda.is_available()

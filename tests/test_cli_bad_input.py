@@ -105,14 +105,17 @@ def good(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-@pytest.mark.parametrize("role", ["fixed", "moving", "apply", "info"])
+@pytest.mark.parametrize("role", ["fixed", "moving", "target", "atlas", "apply", "info"])
 def test_bad_images(good: Path, tmp_path: Path, case: str, role: str) -> None:
     make, expected = BAD_IMAGES[case]
     bad, out = good / "bad.nii.gz", tmp_path / "out.nii.gz"
     make(bad)
+    labels = ("--atlas-labels", good / "labels.nii.gz")
     words: tuple[object, ...] = {
         "fixed": ("register", bad, good / "moving.nii.gz", "-o", out, "-q"),
         "moving": ("register", good / "fixed.nii.gz", bad, "-o", out, "-q"),
+        "target": ("propagate", bad, "--atlas", good / "moving.nii.gz", *labels, "-o", out, "-q"),
+        "atlas": ("propagate", good / "fixed.nii.gz", "--atlas", bad, *labels, "-o", out, "-q"),
         "apply": ("apply", good / "warp.nii.gz", bad, "-o", out),
         "info": ("info", bad),
     }[role]

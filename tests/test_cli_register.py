@@ -14,6 +14,7 @@ from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 
 import regkit.cli.register as cli_register
 import regkit.registration
+from regkit.cli.options import FEATURES
 from regkit.features import DEFAULT, NAMES
 from regkit.formats import read_linear
 from regkit.images import load_image, load_labels
@@ -164,7 +165,7 @@ def test_every_argument_reaches_register(
 
 
 def test_the_features_of_the_help_are_those_there_are() -> None:
-    assert cli_register._FEATURES == NAMES
+    assert FEATURES == NAMES
     assert signature(cli_register.command).parameters["features"].default == DEFAULT
 
 

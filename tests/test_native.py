@@ -32,7 +32,7 @@ from regkit.equalise import equalised
 from regkit.features import mind_ssc
 from regkit.filters import blur, pool, smooth
 from regkit.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
-from regkit.folding import CORNERS, Corner
+from regkit.folding import CORNERS, Corner, folded_points
 from regkit.geometry import Float64, Grid, sample
 from regkit.jacobian import jacobian_determinant
 from regkit.phantom import torso
@@ -524,6 +524,22 @@ def test_jacobians(kernels: str, threads: int, oblique_grid: Grid, rng: np.rando
             expected = jacobian_determinant(field.astype(np.float64), grid)
         close(torch.from_numpy(found), torch.from_numpy(expected), 1e-6)
         assert (expected <= 0).any() or grid.size[0] < 14
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 17, 6), (5, 6, 40)])
+def test_folds(kernels: str, threads: int, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """At any corner of any cell, and none in a smooth field."""
+    field = torch.from_numpy(rng.normal(0, 0.02, size=(3, *shape)))
+    with _calls("folds"):
+        assert not folded_points(field.float()).any()
+    for corner in CORNERS:
+        z, y, x = (int(rng.integers(n - 1)) + c for n, c in zip(shape, corner))
+        folded = field.clone()
+        folded[:, z, y, x] += torch.tensor([1.6 * (1 - 2 * c) for c in corner[::-1]])
+        with _calls("folds"):
+            found = folded_points(folded.float())
+        assert found.any()
+        assert torch.equal(found.double(), folded_points(folded))
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6, 7), (3, 13, 22, 31)])

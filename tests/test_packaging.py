@@ -39,7 +39,10 @@ def _python(code: str) -> str:
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["--version"]]
-    + [[name, "--help"] for name in ("register", "evaluate", "features", "synthesize", "pretrain")],
+    + [
+        [name, "--help"]
+        for name in ("register", "propagate", "evaluate", "features", "synthesize", "pretrain")
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
@@ -114,6 +117,8 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
             pins[canonicalize_name(pin.name)] = pin
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["test"]]
     for requirement in map(Requirement, wanted):
+        if requirement.name == "triton":  # a torch for a GPU brings the one that it was built with
+            continue
         pin = pins[canonicalize_name(requirement.name)]
         version = str(pin.specifier).removeprefix("==")
         assert requirement.specifier.contains(version), f"{requirement} excludes the tested {version}"

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from regkit import __version__
-from regkit.cli import bench, demo, evaluate, features, info, pretrain, register, synthesize, warps
+from regkit.cli import bench, demo, evaluate, features, info, pretrain, propagate, register, synthesize, warps
 from regkit.cli.console import Commands
 from regkit.process import leave
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     "stderr. Exit code 0 is success, 2 a wrong command line, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
+app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("apply", no_args_is_help=True)(warps.apply)
 app.command("jacobian", no_args_is_help=True)(warps.jacobian)
 app.command("invert", no_args_is_help=True)(warps.invert)

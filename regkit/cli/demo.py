@@ -9,8 +9,7 @@ import typer
 
 from regkit.cli.console import print_json, progress
 from regkit.cli.files import check_outputs
-from regkit.cli.options import AsJson, Overwrite, Quiet
-from regkit.cli.register import Preset
+from regkit.cli.options import AsJson, Overwrite, PresetName, Quiet
 from regkit.cli.report import print_registration
 from regkit.errors import RegkitError
 
@@ -22,7 +21,7 @@ def command(
     seed: Annotated[
         int, typer.Option(min=0, help="Another seed is another patient and another true warp.")
     ] = 0,
-    preset: Annotated[Preset, typer.Option(help="As of 'regkit register'.")] = "default",
+    preset: Annotated[PresetName, typer.Option(help="As of 'regkit register'.")] = "default",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

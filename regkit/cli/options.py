@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,3 +43,64 @@ Templates = Annotated[
         "SUBJECT.nii.gz). May be given several times.",
     ),
 ]
+
+# How to register, for the commands that do.
+FEATURES = ("mind", "network", "network+mind")
+INITS = ("auto", "none", "centre", "rigid", "affine")
+PresetName = Literal["default", "fast", "accurate", "linear"]
+_METHOD = "Method"
+Init = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join((*INITS, "FILE")),
+        rich_help_panel=_METHOD,
+        help="Where to start. auto: searched for, then rigid and affine where they help. "
+        "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
+        "with affine. FILE: a linear ITK transform (.tfm .mat .txt .h5), fixed point -> moving point.",
+    ),
+]
+Features = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(FEATURES),
+        rich_help_panel=_METHOD,
+        help="What the images are compared on after the linear start.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_METHOD,
+        help="Weights of the network, .safetensors or .pth, in place of those that come with regkit.",
+    ),
+]
+Preset = Annotated[
+    PresetName,
+    typer.Option(rich_help_panel=_METHOD, help="Accuracy against time; 'linear' stops before deforming."),
+]
+CtWindow = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        show_default=False,
+        rich_help_panel=_METHOD,
+        help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(rich_help_panel=_METHOD, help="Where to compute.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
+]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
+
+
+def start_file(init: str) -> Path | None:
+    """The file that ``--init`` names; None where it names a way to start."""
+    if init in INITS:
+        return None
+    if not Path(init).is_file():
+        raise typer.BadParameter(f"'{init}' is none of {', '.join(INITS)}, and no file", param_hint="--init")
+    return Path(init)

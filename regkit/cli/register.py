@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from regkit.cli.console import print_json, progress
 from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
-from regkit.cli.options import AsJson, LabelNames, Overwrite, Quiet
+from regkit.cli.options import (
+    AsJson,
+    CtWindow,
+    Device,
+    Features,
+    Init,
+    LabelNames,
+    Overwrite,
+    Preset,
+    Quiet,
+    Seed,
+    Threads,
+    Weights,
+    start_file,
+)
 from regkit.cli.report import print_registration
 
-Preset = Literal["default", "fast", "accurate", "linear"]
-_FEATURES = ("mind", "network", "network+mind")
-_INITS = ("auto", "none", "centre", "rigid", "affine")
-_OUTPUTS, _INPUTS, _METHOD = "Outputs", "What is known about the images", "Method"
+_OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
 
 def command(
@@ -82,54 +93,14 @@ def command(
         ),
     ] = None,
     label_names: LabelNames = None,
-    init: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join((*_INITS, "FILE")),
-            rich_help_panel=_METHOD,
-            help="Where to start. auto: searched for, then rigid and affine where they help. "
-            "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
-            "with affine. FILE: a linear ITK transform (.tfm .mat .txt .h5), fixed point -> moving point.",
-        ),
-    ] = "auto",
-    features: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(_FEATURES),
-            rich_help_panel=_METHOD,
-            help="What the images are compared on after the linear start.",
-        ),
-    ] = "network+mind",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_METHOD,
-            help="Weights of the network, .safetensors or .pth, in place of those that come with regkit.",
-        ),
-    ] = None,
-    preset: Annotated[
-        Preset,
-        typer.Option(rich_help_panel=_METHOD, help="Accuracy against time; 'linear' stops before deforming."),
-    ] = "default",
-    ct_window: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            show_default=False,
-            rich_help_panel=_METHOD,
-            help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
-        ),
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(rich_help_panel=_METHOD, help="Where to compute.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")
-    ] = 0,
+    init: Init = "auto",
+    features: Features = "network+mind",
+    weights: Weights = None,
+    preset: Preset = "default",
+    ct_window: CtWindow = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -145,9 +116,7 @@ def command(
         raise typer.BadParameter("needs --fixed-labels or --moved-labels", param_hint="--moving-labels")
     if label_names and not (fixed_labels and moving_labels):
         raise typer.BadParameter("needs --fixed-labels and --moving-labels", param_hint="--label-names")
-    start = None if init in _INITS else Path(init)
-    if start and not start.is_file():
-        raise typer.BadParameter(f"'{init}' is none of {', '.join(_INITS)}, and no file", param_hint="--init")
+    start = start_file(init)
     outputs = {
         "warp": (output, WARPS),
         "moved": (moved, IMAGES),

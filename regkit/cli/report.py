@@ -1,4 +1,4 @@
-"""A registration's measures as the tables that ``register`` and ``demo`` print."""
+"""A registration's measures as the tables that ``register``, ``propagate`` and ``demo`` print."""
 
 from __future__ import annotations
 
@@ -57,6 +57,22 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
             ("memory", f"{memory['peak']:.0f} MB at most"),
         ]
     )
+
+
+def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:
+    """What each atlas counted and what its registration took, as from ``Propagation.atlases``."""
+    rows = [
+        [
+            str(atlas["image"]),
+            number(100 * atlas["votes"], 1),
+            number(atlas["metrics"]["feature_difference"].get("after"), 4),
+            number(atlas["seconds"]["total"], 1),
+        ]
+        for atlas in atlases
+    ]
+    print_table(["atlas", "votes, %", "difference", "time, s"], rows)
+    for fact in dict.fromkeys(fact for atlas in atlases for fact in _left_out(atlas["settings"])):
+        print_facts([fact])
 
 
 def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -384,9 +384,7 @@ def _diffusion(field, at, p, j, i, inside, fz, fy, fx, z, y, x):
 
 
 @triton.jit(do_not_specialize=["z", "y", "x", "sz", "sy", "sx"])
-def _penalty(
-    field, gradient, losses, fz, fy, fx, barrier, least, z, y, x, sz, sy, sx, block: tl.constexpr
-):
+def _penalty(field, gradient, losses, fz, fy, fx, barrier, least, z, y, x, sz, sy, sx, block: tl.constexpr):
     at = tl.program_id(0) * block + tl.arange(0, block)
     component = z * y * x
     inside = at < component
@@ -449,9 +447,7 @@ def penalty(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _adam(
-    parameters, gradient, mean, squares, rates, step, count, beta1, beta2, floor, block: tl.constexpr
-):
+def _adam(parameters, gradient, mean, squares, rates, step, count, beta1, beta2, floor, block: tl.constexpr):
     at = tl.program_id(0) * block + tl.arange(0, block)
     inside = at < count
     k = tl.load(step)

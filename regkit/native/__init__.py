@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
-_VERSION = 5  # of the kernels; see module.c
+_VERSION = 6  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
 _pool: ThreadPoolExecutor | None = None

@@ -102,3 +102,30 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
         }
     return smoothness + barrier / cells * folding;
 }
+
+/* How many determinants of x + field(x), for a field (3, z, y, x) in cells, are not positive, of those at the eight
+ * corners of the cells of the planes [first, last) of z. */
+KERNEL(folds)(int64_t first, int64_t last, const float *field, int64_t z, int64_t y, int64_t x) {
+    const int64_t plane = y * x, component = z * plane;
+    const float *fx = field, *fy = field + component, *fz = field + 2 * component;
+    int64_t folds = 0;
+    for (int64_t k = first; k < last; k++)
+        for (int64_t j = 0; j + 1 < y; j++)
+            for (int corner = 0; corner < 8; corner++) {
+                const int64_t cx = corner & 1, cy = (corner >> 1 & 1) * x, cz = (corner >> 2) * plane;
+                const int64_t origin = k * plane + j * x, ex = origin + cy + cz, ey = origin + cx + cz;
+                const int64_t ez = origin + cx + cy;
+                int32_t found = 0;
+                for (int64_t i = 0; i + 1 < x; i++) {
+                    const float xx = fx[ex + i + 1] - fx[ex + i] + 1, yx = fy[ex + i + 1] - fy[ex + i];
+                    const float zx = fz[ex + i + 1] - fz[ex + i], xy = fx[ey + i + x] - fx[ey + i];
+                    const float yy = fy[ey + i + x] - fy[ey + i] + 1, zy = fz[ey + i + x] - fz[ey + i];
+                    const float xz = fx[ez + i + plane] - fx[ez + i], yz = fy[ez + i + plane] - fy[ez + i];
+                    const float zz = fz[ez + i + plane] - fz[ez + i] + 1;
+                    const float j3 = xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx);
+                    found += !(j3 > 0);
+                }
+                folds += found;
+            }
+    return (double)folds;
+}

@@ -1,0 +1,124 @@
+"""``regkit propagate``: the labels of atlases on an image that has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli.console import print_json, progress
+from regkit.cli.files import IMAGES, check_outputs
+from regkit.cli.options import (
+    AsJson,
+    CtWindow,
+    Device,
+    Features,
+    Init,
+    Overwrite,
+    Preset,
+    Quiet,
+    Seed,
+    Threads,
+    Weights,
+    start_file,
+)
+from regkit.cli.report import print_atlases
+
+
+def command(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET",
+            show_default=False,
+            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+        ),
+    ],
+    atlas: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="IMAGE",
+            show_default=False,
+            help="An image that has labels, of any modality. May be given several times.",
+        ),
+    ],
+    atlas_labels: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="LABELS",
+            show_default=False,
+            help="Its label map. As many as there are --atlas, and in their order.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", show_default=False, help="The label map of TARGET: .nii.gz .nii .nrrd .mha."
+        ),
+    ],
+    confidence: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image of the share of the votes that each voxel's label had."),
+    ] = None,
+    fusion: Annotated[
+        Literal["similarity", "majority"],
+        typer.Option(
+            help="How atlases vote. similarity: those that fit TARGET better around a voxel count more "
+            "there. majority: all alike."
+        ),
+    ] = "similarity",
+    overwrite: Overwrite = False,
+    init: Init = "auto",
+    features: Features = "network+mind",
+    weights: Weights = None,
+    preset: Preset = "default",
+    ct_window: CtWindow = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment TARGET: register one or several atlases to it, and fuse their labels on its voxels."""
+    if len(atlas) != len(atlas_labels):
+        raise typer.BadParameter(
+            f"every --atlas needs its --atlas-labels, but there are {len(atlas)} and {len(atlas_labels)}",
+            param_hint="--atlas-labels",
+        )
+    start = start_file(init)
+    outputs = {"labels": output, "confidence": confidence}
+    inputs = (target, *atlas, *atlas_labels, start, weights)
+    check_outputs([(path, IMAGES) for path in outputs.values()], inputs, overwrite)
+    if not quiet:
+        typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
+
+    from regkit.process import tune
+
+    tune()
+    import regkit
+
+    with progress(quiet) as report:
+        result = regkit.propagate(
+            target,
+            list(zip(atlas, atlas_labels)),
+            fusion=fusion,
+            init=init,
+            features=features,
+            weights=weights,
+            preset=preset,
+            ct_window=ct_window,
+            device=device,
+            threads=threads,
+            seed=seed,
+            progress=report,
+        )
+    written = {name: str(path) for name, path in outputs.items() if path}
+    for name, path in written.items():
+        regkit.save_image(getattr(result, name).to_sitk(), path)
+    if as_json:
+        print_json({"target": str(target), "fusion": fusion, "atlases": result.atlases, "outputs": written})
+    elif not quiet:
+        print_atlases(result.atlases)
+        for path in written.values():
+            typer.echo(f"wrote {path}")
