@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -45,6 +46,23 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(
     assert found.stdout.split() == [expected, "False"]
 
 
+@pytest.fixture(autouse=True)
+def threshold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What Python is told to wait for before it looks for garbage; this process goes on as it does."""
+    told: list[int] = []
+    monkeypatch.setattr(gc, "set_threshold", told.append)
+    return told
+
+
+def test_no_garbage_is_looked_for_while_torch_is_imported(
+    threshold: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"MALLOC_ARENA_MAX": "2"})
+    process.tune()
+    found = _python("import gc\ntune()\nimport torch\nprint(gc.get_stats()[2]['collections'])")
+    assert (len(threshold), found.stdout.strip()) == (1, "0")
+
+
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -64,7 +82,7 @@ def test_a_system_without_these_settings_is_left_as_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     process.tune()
-    assert os.environ == {"OMP_WAIT_POLICY": "passive"}
+    assert os.environ == {"OMP_WAIT_POLICY": "passive", "NUMPY_MADVISE_HUGEPAGE": "0"}
 
 
 @pytest.mark.parametrize("code", [0, 3])
