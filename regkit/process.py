@@ -16,17 +16,15 @@ _NEW_OBJECTS = 1_000_000  # several times those of all imports
 
 
 def tune() -> None:
-    """Let idle threads sleep and keep memory that was freed, in small pages; what the environment says stays.
+    """Let idle threads sleep and keep memory that was freed; what the environment says stays.
 
     OpenMP's threads spin for a while when they have done their part of one of torch's operations, and take
     the processor from those of our kernels. glibc gives arrays back to the system at once, which then clears
-    the same pages for the next one; once they are kept, huge ones, which numpy asks for, cost more than they
-    save. And while torch is imported, Python looks time and again through all that is there already for
-    garbage.
+    the same pages for the next one. And while torch is imported, Python looks time and again through all
+    that is there already for garbage.
     """
     gc.set_threshold(_NEW_OBJECTS)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt

@@ -82,7 +82,7 @@ def test_a_system_without_these_settings_is_left_as_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     process.tune()
-    assert os.environ == {"OMP_WAIT_POLICY": "passive", "NUMPY_MADVISE_HUGEPAGE": "0"}
+    assert os.environ == {"OMP_WAIT_POLICY": "passive"}
 
 
 @pytest.mark.parametrize("code", [0, 3])

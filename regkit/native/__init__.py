@@ -70,7 +70,7 @@ def fast_bfloat16() -> bool:
 
 def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     """Uninitialised. Unlike torch, numpy asks the system for huge pages, which for the largest arrays saves
-    much of the time that they take to be had and read, unless memory is kept (:mod:`regkit.process`).
+    much of the time that they take to be had and read.
     """
     return torch.from_numpy(np.empty(shape, dtype=dtype))
 
