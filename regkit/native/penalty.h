@@ -1,4 +1,14 @@
 /* Regularisation of the fine stage: diffusion, and a barrier against small Jacobian determinants. */
+/* Determinant of x + field(x) where the edges that begin at ex, ey and ez along the axes meet. */
+INLINE float determinant(const float *field, int64_t component, int64_t ex, int64_t ey, int64_t ez, int64_t x,
+                         int64_t plane) {
+    const float *fx = field, *fy = field + component, *fz = field + 2 * component;
+    const float xx = fx[ex + 1] - fx[ex] + 1, yx = fy[ex + 1] - fy[ex], zx = fz[ex + 1] - fz[ex];
+    const float xy = fx[ey + x] - fx[ey], yy = fy[ey + x] - fy[ey] + 1, zy = fz[ey + x] - fz[ey];
+    const float xz = fx[ez + plane] - fx[ez], yz = fy[ez + plane] - fy[ez], zz = fz[ez + plane] - fz[ez] + 1;
+    return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx);
+}
+
 /* Value and gradient for the planes [first, last) of z of a field (3, z, y, x) in cells:
  *
  *   diffusion * sum over the axes of sum (forward difference)^2 / (number of them)
@@ -59,17 +69,10 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
                 for (int b = 0; b < 3; b++)
                     if (b != a) edge[a] += side[b] * stride[b];
             }
-            const float *fx = field, *fy = field + component, *fz = field + 2 * component;
             const int64_t ex = edge[0], ey = edge[1], ez = edge[2];
             float most = 0;
             for (int64_t i = 0; i + 1 < x; i++) {
-                const float xx = fx[ex + i + 1] - fx[ex + i] + 1, yx = fy[ex + i + 1] - fy[ex + i];
-                const float zx = fz[ex + i + 1] - fz[ex + i], xy = fx[ey + i + x] - fx[ey + i];
-                const float yy = fy[ey + i + x] - fy[ey + i] + 1, zy = fz[ey + i + x] - fz[ey + i];
-                const float xz = fx[ez + i + plane] - fx[ez + i], yz = fy[ez + i + plane] - fy[ez + i];
-                const float zz = fz[ez + i + plane] - fz[ez + i] + 1;
-                const float j3 = xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx);
-                const float shortfall = (float)least - j3;
+                const float shortfall = (float)least - determinant(field, component, ex + i, ey + i, ez + i, x, plane);
                 short_of[i] = shortfall;
                 most = shortfall > most ? shortfall : most;
             }
@@ -107,7 +110,6 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
  * corners of the cells of the planes [first, last) of z. */
 KERNEL(folds)(int64_t first, int64_t last, const float *field, int64_t z, int64_t y, int64_t x) {
     const int64_t plane = y * x, component = z * plane;
-    const float *fx = field, *fy = field + component, *fz = field + 2 * component;
     int64_t folds = 0;
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j + 1 < y; j++)
@@ -117,13 +119,7 @@ KERNEL(folds)(int64_t first, int64_t last, const float *field, int64_t z, int64_
                 const int64_t ez = origin + cx + cy;
                 int32_t found = 0;
                 for (int64_t i = 0; i + 1 < x; i++) {
-                    const float xx = fx[ex + i + 1] - fx[ex + i] + 1, yx = fy[ex + i + 1] - fy[ex + i];
-                    const float zx = fz[ex + i + 1] - fz[ex + i], xy = fx[ey + i + x] - fx[ey + i];
-                    const float yy = fy[ey + i + x] - fy[ey + i] + 1, zy = fz[ey + i + x] - fz[ey + i];
-                    const float xz = fx[ez + i + plane] - fx[ez + i], yz = fy[ez + i + plane] - fy[ez + i];
-                    const float zz = fz[ez + i + plane] - fz[ez + i] + 1;
-                    const float j3 = xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx);
-                    found += !(j3 > 0);
+                    found += !(determinant(field, component, ex + i, ey + i, ez + i, x, plane) > 0);
                 }
                 folds += found;
             }
