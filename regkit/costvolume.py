@@ -159,7 +159,7 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     if native.serves(costs) and costs.is_contiguous():
         native.run("best_steps", -(-cells // _BLOCK), costs, side, cells, gain, step)
         return gain, step
-    costs = with_neutral(costs.flatten(1))
+    costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
     torch.sub(costs.mean(0), lowest, out=gain.view(-1))
     found = displacements(radius, costs.device).to(costs.dtype)[at].T
