@@ -15,8 +15,8 @@ from regkit.geometry import MOST_VOXELS, POINTS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
-# What the kernels take: cells at once, the largest search range, the shortest row.
-_BLOCK, MOST_RADIUS, LEAST_ROW = 2048, 4, 16
+# What the kernels take: the largest search range, the shortest row.
+MOST_RADIUS, LEAST_ROW = 4, 16
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
     side, cells = 2 * radius + 1, gain.numel()
     if native.serves(costs) and costs.is_contiguous():
-        native.run("best_steps", -(-cells // _BLOCK), costs, side, cells, gain, step)
+        native.run("best_steps", native.blocks(cells), costs, side, cells, gain, step)
         return gain, step
     costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
@@ -230,7 +230,7 @@ def _run_costs(
 
 
 def with_neutral(costs: torch.Tensor) -> torch.Tensor:
-    """Costs (D, Z, Y, X) with the mean of those known where they are NaN, 0 if none is; in place."""
+    """Costs (D, ...) with the mean of those known where they are NaN, 0 if none is; in place on a CPU."""
     if costs.is_cuda:  # at once: there is memory for it, and each step costs a launch
         return torch.where(costs.isnan(), costs.nanmean(0).nan_to_num(), costs)
     total, count = torch.zeros_like(costs[0]), torch.zeros_like(costs[0])

@@ -13,7 +13,6 @@ _ENDS = (0.01, 0.99)  # beyond them lie air, padding, and what a window has cut 
 _MARGIN = 0.05
 _STEP = 1e-4  # least width of a part: what differs by rounding, as in a flat area, is to stay alike
 _CELLS = 2**14  # narrower than a part, so that no more than one knot lies in any
-_BLOCK = 2048  # values that the kernel takes at once
 
 
 def equalised(images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +81,7 @@ def _equalised_by_kernel(values: torch.Tensor, knots: torch.Tensor, between: tor
             ranks.copy_(image)
             continue
         native.run(
-            "equalise", -(-count // _BLOCK), image.contiguous(), count, own.contiguous(), _KNOTS - 1, table,
+            "equalise", native.blocks(count), image.contiguous(), count, own.contiguous(), _KNOTS - 1, table,
             _CELLS, *_ENDS, _MARGIN, step, ranks,
         )  # fmt: skip
     return found

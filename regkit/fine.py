@@ -116,7 +116,6 @@ def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
 
 _LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
-_BLOCK = 2048  # cells that a kernel takes at once
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class _Lanes:
         if native.serves(values) and not gpu.serves(values):
             cells, count = torch.from_numpy(np.empty((*shape, lanes), np.int16)), values[0].numel()
             values, weight = values.contiguous(), None if weight is None else weight.contiguous()
-            native.run("lanes", -(-count // _BLOCK), values, weight, channels, count, unit, lanes, cells)
+            native.run("lanes", native.blocks(count), values, weight, channels, count, unit, lanes, cells)
             return cls(cells, unit)
         lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
         cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
@@ -364,7 +363,7 @@ class _Adam:
         if native.serves(self.parameters, gradient):
             size = self.parameters.numel()
             native.run(
-                "adam", -(-size // 4096), size, self.parameters, gradient.contiguous(), self.mean,
+                "adam", native.blocks(size), size, self.parameters, gradient.contiguous(), self.mean,
                 self.squares, beta1, beta2, length, spread, _GRADIENT_FLOOR,
             )  # fmt: skip
             return

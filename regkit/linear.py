@@ -218,6 +218,7 @@ def search_translation(
 
 def _fast(length: int) -> int:
     """The next length without prime factors above 5, whose Fourier transforms are several times as fast."""
+    # scipy has such a function, which takes 0.08 s to import.
     while True:
         left = length
         for factor in (2, 3, 5):

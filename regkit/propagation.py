@@ -115,7 +115,7 @@ def propagate(
 
     Raises:
         RegkitError: if an input cannot be used, or an atlas cannot be registered; the message names it. All
-            inputs are read once before the first registration.
+            inputs are read before the first registration.
     """
     if fusion not in FUSIONS:
         raise RegkitError(f"no fusion named {fusion!r}; there is: {', '.join(FUSIONS)}")
@@ -125,8 +125,8 @@ def propagate(
     report = progress or (lambda stage, done: None)
     report("reading", 0.0)
     image = load_image(target, "target image")
-    for k, atlas in enumerate(atlases, 1):
-        _load(k, *atlas)
+    # All at once: a mistake in the last one is to cost no registration.
+    loaded = [_load(k, *atlas) for k, atlas in enumerate(atlases, 1)]
     per_voxel = _BYTES_PER_ATLAS * count + _BYTES_OF_FUSION
     check_fits_memory(image.array.size, f"the fusion of {count} atlases", per_voxel)
 
@@ -137,8 +137,7 @@ def propagate(
         found: list[_Atlas] = []
         differences: list[torch.Tensor] = []
         measures: list[dict[str, Any]] = []
-        for k, atlas in enumerate(atlases, 1):
-            moving, labels = _load(k, *atlas)
+        for k, (moving, labels) in enumerate(loaded, 1):
             try:
                 result = register(
                     image, moving, init=init, features=features, weights=weights, preset=preset,

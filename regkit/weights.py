@@ -32,6 +32,7 @@ _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _ACTIVATIONS = ("none", "sigmoid", "unit", "softmax")
 _INPUTS = ("window", "equalised")
+_MOST_CHANNELS = 64  # whose softmax the kernel takes
 # In an installed package, and in a checkout.
 _MODELS = (Path(__file__).with_name("models"), Path(__file__).parents[1] / "models")
 # Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
@@ -121,9 +122,6 @@ class Reading:
 
 def _scale(group: Channels, total: int) -> float:
     return math.sqrt(group.weight * total / group.count)
-
-
-_MOST_CHANNELS = 64  # of the kernel
 
 
 def _is_softmax_for_kernel(group: Channels, output: torch.Tensor) -> bool:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
-_VERSION = 6  # of the kernels; see module.c
+BLOCK = 2048  # of kernels.h
+_VERSION = 7  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
 _pool: ThreadPoolExecutor | None = None
@@ -73,6 +74,11 @@ def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     much of the time that they take to be had and read.
     """
     return torch.from_numpy(np.empty(shape, dtype=dtype))
+
+
+def blocks(count: int) -> int:
+    """How many blocks hold so many cells or values, for the kernels that count in them."""
+    return -(-count // BLOCK)
 
 
 def run(kernel: str, count: int, *arguments: Argument, parts_per_thread: int = _PARTS_PER_THREAD) -> float:

@@ -1,11 +1,11 @@
 /* One step of Adam (Kingma and Ba, ICLR 2015), in place. */
 
-/* Parameters [first, last), in blocks of 4096 of `count`: step is the learning rate over the mean's correction,
+/* Parameters [first, last), in blocks of BLOCK of `count`: step is the learning rate over the mean's correction,
  * spread the root of the correction of the squares' mean. */
 KERNEL(adam)(int64_t first, int64_t last, int64_t count, float *parameters, const float *gradient, float *mean,
              float *squares, double beta1, double beta2, double step, double spread, double floor) {
     const float b1 = (float)beta1, b2 = (float)beta2, s = (float)step, c = (float)(1 / spread), f = (float)floor;
-    const int64_t start = first * 4096, end = last * 4096 < count ? last * 4096 : count;
+    const int64_t start = first * BLOCK, end = last * BLOCK < count ? last * BLOCK : count;
     for (int64_t i = start; i < end; i++) {
         const float g = gradient[i], m = b1 * mean[i] + (1 - b1) * g, v = b2 * squares[i] + (1 - b2) * g * g;
         mean[i] = m;

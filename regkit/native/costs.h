@@ -175,9 +175,6 @@ KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixe
 #undef OF
 }
 
-/* Cells that are worked on at once, all displacements of them. */
-#define BLOCK 2048
-
 /* Of the costs (side^3, cells) of blocks [first, last) of BLOCK cells, NaN where they are not known: how far the
  * least is below the mean of a cell's, 0 if it has none, and step (3, cells), the displacement that it is of, off
  * the border of the cube with the fraction of a cell where a parabola through its neighbours is lowest. One that

@@ -25,6 +25,9 @@
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+/* Cells, or values, that kernels without an axis of their own count their ranges in; BLOCK of __init__.py. */
+#define BLOCK 2048
+
 /* Floats of a cell come in multiples of this, whatever the width of a register. */
 #define LANES 16
 
