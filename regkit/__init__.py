@@ -22,21 +22,27 @@ if TYPE_CHECKING:
     from regkit.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
+    from regkit.segmentation.inference import Segmentation, segment
+    from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.warp import Warp
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Finetuned",
+    "Finetuning",
     "Grid",
     "ImageLike",
     "LabelScore",
     "Propagation",
     "Registration",
     "RegkitError",
+    "Segmentation",
     "Volume",
     "Warp",
     "__version__",
     "compare_labels",
+    "finetune",
     "load_image",
     "load_labels",
     "load_mask",
@@ -45,6 +51,7 @@ __all__ = [
     "read_points",
     "register",
     "save_image",
+    "segment",
     "target_registration_error",
     "write_points",
 ]
@@ -58,6 +65,8 @@ _MODULES = {
     "points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
+    "segmentation.inference": ("Segmentation", "segment"),
+    "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "warp": ("Warp",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,7 +1,7 @@
 """The network: a 3-D UNet from one image to feature channels, key for key that of anatomix.
 
 The modules lie in one flat list, so that the entries of the state dict are those of the published 5.9 M
-weights (Dey et al., ICLR 2025), which load unchanged. This module needs torch alone.
+weights (Dey et al., ICLR 2025), which load unchanged. This module needs torch and numpy alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from regkit import native
 from regkit.errors import RegkitError
 
 Padding = Literal["reflect", "replicate", "zeros"]
@@ -207,6 +208,16 @@ def fused(network: UNet) -> UNet:
     return copied.requires_grad_(False)
 
 
+def in_bfloat16(device: torch.device) -> torch.autocast:
+    """The context in which a network on a device computes in bfloat16, where that is quick.
+
+    On a CPU that does not multiply in it, convolutions take twice as long as in float32, or, without AVX-512,
+    a hundred times.
+    """
+    quick = device.type != "cpu" or native.fast_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16, enabled=quick)
+
+
 def _convolution(inputs: int, outputs: int, padding: Padding) -> nn.Conv3d:
     layer = nn.Conv3d(inputs, outputs, 3, padding=1, padding_mode=padding, bias=False)
     if not layer.weight.is_meta:  # where there is nothing to fill in, torch would take a second for it
@@ -229,3 +240,15 @@ def _unshuffled(image: torch.Tensor, stride: int) -> torch.Tensor:
     z, y, x = (n // stride for n in shape)
     blocks = image.reshape(count, z, stride, y, stride, x, stride)
     return blocks.permute(0, 2, 4, 6, 1, 3, 5).reshape(count, stride**3, z, y, x)
+
+
+def shuffled(cells: torch.Tensor, stride: int) -> torch.Tensor:
+    """The channels of each cell as its stride^3 voxels, (N, C, stride Z, ...) of (N, stride^3 C, Z, ...).
+
+    Of one channel a voxel, it undoes what the network does to its input.
+    """
+    if stride == 1:
+        return cells
+    count, channels, z, y, x = cells.shape
+    blocks = cells.reshape(count, stride, stride, stride, channels // stride**3, z, y, x)
+    return blocks.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(count, -1, z * stride, y * stride, x * stride)

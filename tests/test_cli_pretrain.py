@@ -18,11 +18,11 @@ import SimpleITK as sitk
 import torch
 from cli_cases import error_of, run, usage_error_of, write_phantom
 
-from regkit.pretrain import plot
 from regkit.pretrain import run as running
 from regkit.pretrain import train as training
-from regkit.pretrain.checkpoint import checkpoints, load_checkpoint
 from regkit.pretrain.validation import Validation
+from regkit.training import plot, session
+from regkit.training.checkpoint import checkpoints, load_checkpoint
 from regkit.weights import load_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,19 +157,18 @@ def test_without_matplotlib_there_is_one_line(
     assert result.stdout.splitlines()[1].startswith("no loss.png: matplotlib is not installed")
 
 
-def test_a_terminal_gets_a_bar(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps, time left and losses; rich is asked for what it would draw."""
     drawn: list[dict[str, object]] = []
-    update = running.Progress.update
+    update = session.Progress.update
 
-    def record(self: running.Progress, task: object, **fields: object) -> None:
+    def record(self: session.Progress, task: object, **fields: object) -> None:
         drawn.append(fields)
         update(self, task, **fields)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running.Progress, "update", record)
+    monkeypatch.setattr(session.Progress, "update", record)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    place = training.Place(0, 1, torch.device("cpu"))
-    with running._progress(running.load_config(config), 2.0, place) as report:
+    with session.step_progress(24, 2.0) as report:
         report(10, {"affinity": 0.5, "gradient": 3.0})
         time.sleep(0.01)
         report(20, {"affinity": 0.25, "gradient": 3.0})
@@ -179,9 +178,8 @@ def test_a_terminal_gets_a_bar(config: Path, tmp_path: Path, monkeypatch: pytest
     assert drawn[1]["losses"] == "affinity 0.250"
 
 
-def test_other_processes_are_silent(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = training.Place(1, 2, torch.device("cpu"))
-    with running._progress(running.load_config(config), 2.0, place) as report:
+def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with session.step_progress(24, 2.0, quiet=True) as report:
         report(10, {"affinity": 0.5})
     assert capsys.readouterr() == ("", "")
 
@@ -311,7 +309,7 @@ def test_a_full_disk_loses_no_checkpoint(
         if when == "log":
             patch.setattr(Path, "write_text", full)
         elif when == "checkpoint":
-            patch.setattr("regkit.pretrain.checkpoint.save_file", full)
+            patch.setattr("regkit.training.checkpoint.save_file", full)
         else:
             patch.setattr("regkit.weights.os.replace", full)
         error = run(*words, code=1).stderr.splitlines()[-1]  # the lines before are of the progress

@@ -20,12 +20,12 @@ import torch
 
 from regkit.errors import RegkitError
 from regkit.pretrain import train as training
-from regkit.pretrain.checkpoint import checkpoints, load_checkpoint
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.train import Place, Trainer, export, place, schedule, train
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.sources import Procedural
+from regkit.training.checkpoint import checkpoints, load_checkpoint
 from regkit.weights import load_network, reading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_a_run_with_the_earlier_checkpoint(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        patch.setattr("regkit.pretrain.checkpoint.save_file", full)
+        patch.setattr("regkit.training.checkpoint.save_file", full)
         with pytest.raises(RegkitError, match=r"earlier ones are kept.*No space left"):
             _train(tmp_path)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000001"]

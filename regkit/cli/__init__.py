@@ -7,7 +7,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from regkit import __version__
-from regkit.cli import bench, demo, evaluate, features, info, pretrain, propagate, register, synthesize, warps
+from regkit.cli import (
+    bench,
+    demo,
+    evaluate,
+    features,
+    finetune,
+    info,
+    pretrain,
+    propagate,
+    register,
+    segment,
+    synthesize,
+    warps,
+)
 from regkit.cli.console import Commands
 from regkit.process import leave
 
@@ -21,6 +34,8 @@ app = typer.Typer(
 )
 app.command("register", no_args_is_help=True)(register.command)
 app.command("propagate", no_args_is_help=True)(propagate.command)
+app.command("finetune", no_args_is_help=True)(finetune.command)
+app.command("segment", no_args_is_help=True)(segment.command)
 app.command("apply", no_args_is_help=True)(warps.apply)
 app.command("jacobian", no_args_is_help=True)(warps.jacobian)
 app.command("invert", no_args_is_help=True)(warps.invert)

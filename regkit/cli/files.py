@@ -53,7 +53,10 @@ def check_outputs(
 
 
 def read_label_names(path: Path | None) -> dict[int, str] | None:
-    """Names of labels from a JSON object such as {"1": "liver"}.
+    """Names of labels from a JSON object such as {"1": "liver"}; 0, background, is left out.
+
+    The ``dataset.json`` of the Medical Segmentation Decathlon and of nnU-Net have such an object, or one of
+    numbers by names, as their "labels".
 
     Raises:
         RegkitError: if the file is missing or holds something else.
@@ -61,12 +64,16 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     if path is None:
         return None
     content = read_json(path, "the file of label names")
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+        content = content["labels"]
     names: dict[int, str] = {}
-    for label, name in content.items() if isinstance(content, dict) else ():
-        if not label.strip().isdecimal() or not isinstance(name, str):
+    for key, value in content.items() if isinstance(content, dict) else ():
+        label, name = (value, key) if type(value) is int and value >= 0 else (key, value)
+        if not str(label).strip().isdecimal() or not isinstance(name, str):
             names.clear()
             break
         names[int(label)] = name
+    names.pop(0, None)
     if not names:
         raise RegkitError(
             f'label names \'{path}\' must be a JSON object such as {{"1": "liver", "2": "spleen"}}'

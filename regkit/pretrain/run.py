@@ -8,28 +8,23 @@ from __future__ import annotations
 import csv
 import math
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from regkit.atomic import atomic_path, make_folder
 from regkit.errors import RegkitError
-from regkit.pretrain.config import Config, load_config
-from regkit.pretrain.plot import plot_losses
-from regkit.pretrain.train import Place, Report, Trainer, export, place, train
+from regkit.pretrain.config import load_config
+from regkit.pretrain.train import Place, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
 from regkit.synthesis.mixture import mixture, readers_needed
+from regkit.training.plot import plot_losses
+from regkit.training.session import step_progress
 from regkit.weights import load_network, sha256
 
-_LINE_EVERY = 60.0  # seconds, where there is no terminal
 _MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 
 
@@ -120,7 +115,7 @@ def pretrain(
             scored = Validation(maps, settings.stride, where.device)
             watch = _Watch(run, scored, config.stem, origin)
         try:
-            with _progress(settings, minutes, where) as report:
+            with step_progress(settings.steps, minutes, quiet=not where.first) as report:
                 trainer = train(
                     settings,
                     sources,
@@ -185,60 +180,3 @@ def _prepare(run: Path, weights: Path) -> None:
             raise RegkitError(f"cannot write '{weights}': '{folder}' is not a folder; create it first")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise RegkitError(f"no permission to write in the folder '{folder}'")
-
-
-@contextmanager
-def _progress(config: Config, minutes: float, where: Place) -> Iterator[Report]:
-    """What to report steps to: nothing but in the first process."""
-    if not where.first:
-        yield lambda step, losses: None
-        return
-    began = time.monotonic()
-    first: list[tuple[int, float]] = []  # the first step reported, and when
-
-    def remaining(step: int) -> str:
-        now = time.monotonic()
-        first.append((step, now))
-        steps, seconds = step - first[0][0], now - first[0][1]
-        left = 60 * minutes - (now - began)
-        if steps:
-            left = min(left, seconds / steps * (config.steps - step))
-        return "" if math.isinf(left) else f"{_clock(max(left, 0.0))} left"
-
-    if not sys.stderr.isatty():
-        spoken = -math.inf
-
-        def line(step: int, losses: dict[str, float]) -> None:
-            nonlocal spoken
-            left = remaining(step)
-            if time.monotonic() - spoken < _LINE_EVERY:
-                return
-            spoken = time.monotonic()
-            words = (f"step {step} of {config.steps}", _numbers(losses), left)
-            print("  ".join(word for word in words if word), file=sys.stderr, flush=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(30),
-        TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[losses]}", style="dim"),
-    )
-    # Twice a second is often enough, and no burden to the training.
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
-        task = bar.add_task("training", total=config.steps, left="", losses="starting")
-        yield lambda step, losses: bar.update(
-            task, completed=step, left=remaining(step), losses=_numbers(losses)
-        )
-
-
-def _numbers(losses: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "gradient")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -26,7 +26,7 @@ from regkit.pretrain.losses import (
 from regkit.pretrain.targets import targets_of
 from regkit.synthesis.noise import Dice, onto
 from regkit.synthesis.pairs import Views
-from regkit.unet import UNet
+from regkit.unet import UNet, in_bfloat16
 from regkit.weights import unit
 
 _NEAREST = 2  # cells: closer to the partner than this, a place is no negative
@@ -96,8 +96,7 @@ class Student(nn.Module):
     def losses(self, batch: Batch, dice: Dice) -> dict[str, torch.Tensor]:
         """Every loss that has a weight, by name."""
         how = self.config.loss
-        device = batch.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or _quick_in_bfloat16()):
+        with in_bfloat16(batch.images.device):
             output, levels = self.network.forward_levels(batch.images)
         groups = self.config.reading.channels
         values = output.float().split([group.count for group in groups], dim=1)
@@ -181,11 +180,6 @@ class Student(nn.Module):
             for vector, label, cell, usable in zip(vectors, drawn, numbers, both_seen):
                 values.append(usable * label_contrast(vector, label, cell, how.label_temperature))
         return torch.stack(values).mean()
-
-
-def _quick_in_bfloat16() -> bool:
-    """Whether the CPU is: without AVX-512, convolutions take a hundred times as long as in float32."""
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _extent(volume: torch.Tensor) -> torch.Tensor:

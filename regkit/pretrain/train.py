@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +18,6 @@ import torch.distributed as dist
 from torch import nn
 
 from regkit.errors import RegkitError
-from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from regkit.pretrain.config import Config
 from regkit.pretrain.feed import batches
 from regkit.pretrain.passes import passes_of
@@ -30,10 +26,20 @@ from regkit.provenance import commit
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
+from regkit.training.checkpoint import (
+    check_same_run,
+    checkpoints,
+    grouped,
+    load_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+    ungrouped,
+)
+from regkit.training.log import Log, finite
+from regkit.training.session import Report, stop_signals
 from regkit.unet import Architecture, UNet
 from regkit.weights import save_weights
-
-Report = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -165,43 +171,24 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """A checkpoint of the whole state."""
-        tensors = {f"student.{n}": t for n, t in self.student.state_dict().items()}
-        tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
-        for number, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{n}": t for n, t in values.items()}
+        tensors = grouped(
+            student=self.student.state_dict(),
+            average=self.average.state_dict(),
+            optimiser=optimiser_tensors(self.optimiser),
+        )
         save_checkpoint(run, self.step, tensors, {"step": self.step, "config": self.config.to_dict()})
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of a run of the same configuration."""
         tensors, state = load_checkpoint(path)
-        theirs, ours = _flat(state.get("config", {})), _flat(json.loads(json.dumps(self.config.to_dict())))
-        differs = sorted(
-            k
-            for k in ours.keys() | theirs.keys()
-            # What the parts cost in a registration is chosen after training.
-            if theirs.get(k) != ours.get(k) and not k.startswith("cost.")
-        )
-        if differs:
-            raise RegkitError(
-                f"'{path}' is of another configuration: {', '.join(differs)} differ; "
-                "give the run's own, or another output folder"
-            )
-        groups: dict[str, dict[str, torch.Tensor]] = {"student": {}, "average": {}, "optimiser": {}}
+        ours = json.loads(json.dumps(self.config.to_dict()))
+        # What the parts cost in a registration is chosen after training.
+        check_same_run(path, state.get("config", {}), ours, apart=("cost.",))
         try:
-            for name, tensor in tensors.items():
-                kind, _, rest = name.partition(".")
-                groups[kind][rest] = tensor
-            self.student.load_state_dict(groups["student"])
-            self.average.load_state_dict(groups["average"])
-            moments: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in groups["optimiser"].items():
-                number, _, rest = name.partition(".")
-                moments.setdefault(int(number), {})[rest] = tensor
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
-            for parameter, values in self.optimiser.state.items():
-                for name, moment in values.items():
-                    if moment.shape == parameter.shape:  # in the memory format that it had
-                        values[name] = torch.empty_like(parameter).copy_(moment)
+            student, average, optimiser = ungrouped(tensors, "student", "average", "optimiser")
+            self.student.load_state_dict(student)
+            self.average.load_state_dict(average)
+            restore_optimiser(self.optimiser, optimiser)
             self.step = int(state["step"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
@@ -214,30 +201,6 @@ def _check_same(theirs: Architecture, ours: Architecture) -> None:
             f"the weights to start from are of another architecture: {', '.join(differs)} differ from the "
             "configuration's"
         )
-
-
-def _finite(losses: dict[str, torch.Tensor], step: int) -> dict[str, float]:
-    """The losses of a step as numbers.
-
-    Raises:
-        RegkitError: if one is not finite.
-    """
-    numbers = {name: float(value) for name, value in losses.items()}
-    if not all(map(math.isfinite, numbers.values())):
-        found = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
-        raise RegkitError(
-            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start "
-            "another run with a lower learning rate"
-        )
-    return numbers
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return out
 
 
 def schedule(step: int, config: Config) -> float:
@@ -294,17 +257,22 @@ def train(
             raise RegkitError(f"cannot make the folder '{run}': {error.strerror}") from error
     began = saved = time.monotonic()
     first = trainer.step
-    with _stop_signals() as stopped, batches(trainer, workers) as feed, _Log(run, trainer) as log:
+    with (
+        stop_signals() as stopped,
+        batches(trainer, workers) as feed,
+        Log(run / "log.csv", trainer.step, where.first) as log,
+    ):
         for batch in feed:
             losses = trainer.advance(batch)
             if trainer.step % 10 == 0:
-                numbers = _finite(losses, trainer.step)
-                log.write(trainer.step, numbers, (time.monotonic() - began) / (trainer.step - first))
+                numbers = finite(losses, trainer.step)
+                seconds = (time.monotonic() - began) / (trainer.step - first)
+                log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
                 report(trainer.step, numbers)
             now = time.monotonic()
             over = _agreed(bool(stopped) or now - began > 60 * minutes, where)
             if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
-                _finite(losses, trainer.step)  # a checkpoint is something to go on from
+                finite(losses, trainer.step)  # a checkpoint is something to go on from
                 trainer.save(run)
                 on_save(trainer)
                 saved = time.monotonic()
@@ -338,72 +306,3 @@ def _agreed(stop: bool, where: Place) -> bool:
     flag = torch.tensor(float(stop), device=where.device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT put their numbers into, instead of ending the process."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Log:
-    """``log.csv`` of a run; lines beyond the step that is gone on from are dropped."""
-
-    def __init__(self, run: Path, trainer: Trainer) -> None:
-        self.path, self.step, self.active = run / "log.csv", trainer.step, trainer.where.first
-        self.trainer = trainer
-
-    def __enter__(self) -> _Log:
-        if self.active:
-            kept = self._before()
-            with self._errors():
-                self.stream = self.path.open("w", encoding="utf-8", newline="")
-                csv.writer(self.stream).writerows(kept)
-                self.stream.flush()
-            self.headed = bool(kept)
-        return self
-
-    def _before(self) -> list[list[str]]:
-        """Header and lines up to the step, but for what a crash left of a line."""
-        if not self.path.exists():
-            return []
-        with self._errors(), self.path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            header, *rows = list(csv.reader(stream)) or [[]]
-        if header[:1] != ["step"]:
-            return []
-        whole = [row for row in rows if len(row) == len(header) and row[0].isdecimal()]
-        return [header] + [row for row in whole if int(row[0]) <= self.step]
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RegkitError(f"cannot write '{self.path}': {error.strerror}") from error
-
-    def write(self, step: int, losses: dict[str, float], seconds: float) -> None:
-        if not self.active:
-            return
-        table = csv.writer(self.stream)
-        rate = self.trainer.optimiser.param_groups[0]["lr"]
-        with self._errors():
-            if not self.headed:
-                table.writerow(["step", *losses, "learning_rate", "seconds_per_step"])
-                self.headed = True
-            table.writerow([step, *(f"{v:.5f}" for v in losses.values()), f"{rate:.3e}", f"{seconds:.3f}"])
-            self.stream.flush()
-
-    def __exit__(self, *error: Any) -> None:
-        if self.active:
-            with self._errors():
-                self.stream.close()

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from regkit.errors import RegkitError
-from regkit.pretrain import checkpoint
-from regkit.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from regkit.training import checkpoint
+from regkit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 STATE = {"step": 3, "config": {"width": 2, "offsets": [1, 2]}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ _NOT_LOSSES = ("step", "gradient", "learning_rate", "seconds_per_step")
 _POINTS = 200  # of the smoothed line, at most
 
 
-def plot_losses(log: Path, picture: Path) -> bool:
+def plot_losses(log: Path, picture: Path, chosen: Sequence[str] | None = None) -> bool:
     """Draw ``log.csv`` of a run, a panel for each loss, and ``validation.csv`` beside it, if there is one.
+
+    Args:
+        chosen: columns of ``validation.csv``; by default all.
 
     Returns:
         False where matplotlib or a line to draw is missing.
@@ -31,12 +35,13 @@ def plot_losses(log: Path, picture: Path) -> bool:
     if len(columns.get("step", ())) < 2:
         return False
     scores = _columns(log.with_name("validation.csv"))
+    shown = [name for name in scores if (name != "step" if chosen is None else name in chosen)]
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [name for name in columns if name not in _NOT_LOSSES]
-    panels = [*names, *(name for name in scores if name != "step")]
+    panels = [*names, *shown]
     figure = Figure((3.4 * len(panels), 2.8), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)
     window = max(1, len(columns["step"]) // _POINTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,69 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
             f"cannot read the checkpoint '{path}': {error}; delete it to go on from the one before"
         ) from error
     return tensors, state
+
+
+def grouped(**groups: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of several kinds as :func:`save_checkpoint` takes them: under "KIND.NAME"."""
+    return {f"{kind}.{name}": tensor for kind, group in groups.items() for name, tensor in group.items()}
+
+
+def ungrouped(tensors: Mapping[str, torch.Tensor], *kinds: str) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each kind by their names, as they were given to :func:`grouped`."""
+    found: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        found[kind][rest] = tensor
+    return list(found.values())
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimiser remembers of each parameter, under "NUMBER.NAME"."""
+    state = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": t for number, values in state.items() for name, t in values.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an optimiser what :func:`optimiser_tensors` found in one of the same parameters."""
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, rest = name.partition(".")
+        moments.setdefault(int(number), {})[rest] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    for parameter, values in optimiser.state.items():
+        for name, moment in values.items():
+            if moment.shape == parameter.shape:  # in the memory format that it had
+                values[name] = torch.empty_like(parameter).copy_(moment)
+
+
+def check_same_run(
+    path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], apart: tuple[str, ...] = ()
+) -> None:
+    """Check that a checkpoint is of a run of the same configuration.
+
+    Args:
+        apart: how the names of settings begin that may differ.
+
+    Raises:
+        RegkitError: naming what differs.
+    """
+    then, now = _flat(theirs), _flat(ours)
+    differs = sorted(
+        k for k in now.keys() | then.keys() if then.get(k) != now.get(k) and not k.startswith(apart)
+    )
+    if differs:
+        raise RegkitError(
+            f"'{path}' is of another configuration: {', '.join(differs)} differ; "
+            "give the run's own, or another output folder"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
 
 
 def _parts(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -1,0 +1,158 @@
+"""``regkit finetune``: a segmenter from a few labelled volumes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli.console import print_json, print_table, warn
+from regkit.cli.files import read_label_names
+from regkit.cli.options import AsJson, Device, LabelNames, Quiet, Seed, Threads
+
+_RUN = "How to train"
+
+
+def command(
+    images: Annotated[
+        Path, typer.Option(metavar="FOLDER", show_default=False, help="Images: .nii.gz .nii .nrrd .mha .mhd.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            help="Their label maps, on the same grids and of the same names, but for endings such as _0000 "
+            "of an image and _seg or _labels of a label map. May be the folder of the images.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="MODEL",
+            show_default=False,
+            help="The folder of the model: made if missing, gone on with if it holds a run that was stopped.",
+        ),
+    ],
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Volumes to train on, drawn by --seed. Default: all but those to validate on.",
+        ),
+    ] = None,
+    validation: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default=False,
+            help="Volumes to hold out; the best weights are chosen by them. Default: a fifth, at most 4.",
+        ),
+    ] = None,
+    label_names: LabelNames = None,
+    init: Annotated[
+        Literal["pretrained", "random"],
+        typer.Option(rich_help_panel=_RUN, help="Begin with the network of regkit, or with nothing learnt."),
+    ] = "pretrained",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_RUN,
+            help="Weights to begin with, .safetensors or .pth, in place of those that come with regkit.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Of the optimiser.")] = 500,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            show_default=False,
+            rich_help_panel=_RUN,
+            help="End after so long, if the steps take longer. Default: all steps.",
+        ),
+    ] = math.inf,
+    spacing: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="MM",
+            show_default=False,
+            rich_help_panel=_RUN,
+            help="Of the voxels that the network sees. Default: the images' own, isotropic, at least 1 mm.",
+        ),
+    ] = None,
+    patch: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_RUN, help="Voxels a side that the network sees at once.")
+    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Patches in a step.")] = 2,
+    learning_rate: Annotated[
+        float, typer.Option(rich_help_panel=_RUN, help="At its highest.", show_default=True)
+    ] = 2e-3,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a segmenter on a few labelled volumes, from the network that regkit registers with.
+
+    MODEL gets the weights that were best on the volumes held out (model.safetensors), a log, and a picture of
+    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on.
+    """
+    from regkit.segmentation.files import labelled_files, split
+
+    names = read_label_names(label_names)
+    chosen, held = split(labelled_files(images, labels), shots, validation, seed)
+    if not quiet:
+        for role, cases in (("train on", chosen), ("validate on", held)):
+            typer.echo(f"{role}: {', '.join(case.name for case in cases) or 'nothing'}", err=True)
+    if not held:
+        warn("no volume is held out: the last weights are kept, and nothing tells how good they are")
+
+    from regkit.process import tune
+
+    tune()
+    import regkit
+    from regkit.training.session import step_progress
+
+    settings = regkit.Finetuning(
+        init=init,
+        spacing=spacing,
+        patch=patch,
+        batch=batch,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with step_progress(steps, minutes, quiet) as report:
+        result = regkit.finetune(
+            [(case.image, case.labels) for case in chosen],
+            output,
+            [(case.image, case.labels) for case in held],
+            label_names=names,
+            settings=settings,
+            weights=weights,
+            minutes=minutes,
+            device=device,
+            threads=threads,
+            report=report,
+        )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    if quiet:
+        return
+    if result.best:
+        rows = [(name, f"{dice:.3f}") for name, dice in result.best.labels.items()]
+        print_table(("label", f"Dice, step {result.best.step}"), rows, ("mean", f"{result.best.dice:.3f}"))
+    for path in (result.model, result.picture):
+        if path:
+            typer.echo(f"wrote {path}")
+    if not result.finished:
+        typer.echo(f"stopped after step {result.step} of {steps}; the same command goes on from there")

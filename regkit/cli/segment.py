@@ -1,0 +1,68 @@
+"""``regkit segment``: a model of ``regkit finetune`` on a volume of any grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regkit.cli.console import print_json, print_table, progress
+from regkit.cli.files import IMAGES, check_outputs
+from regkit.cli.options import AsJson, Device, Overwrite, Quiet, Threads
+
+
+def command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", show_default=False, help="The folder that regkit finetune wrote, or its weights."
+        ),
+    ],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE",
+            show_default=False,
+            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", show_default=False, help="The label map of IMAGE: .nii.gz .nii .nrrd .mha."
+        ),
+    ],
+    confidence: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An image of the probability that the network gives each label."),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment IMAGE, of any grid and orientation, on its own voxels."""
+    outputs = {"labels": output, "confidence": confidence}
+    check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite)
+    from regkit.process import tune
+
+    tune()
+    import regkit
+
+    with progress(quiet) as report:
+        result = regkit.segment(model, image, device=device, threads=threads, progress=report)
+    written = {name: str(path) for name, path in outputs.items() if path}
+    for name, path in written.items():
+        regkit.save_image(getattr(result, name).to_sitk(), path)
+    if as_json:
+        print_json({"image": str(image), "labels": result.volumes(), "outputs": written})
+    elif not quiet:
+        rows = [
+            (row["name"], str(row["label"]), str(row["voxels"]), f"{row['ml']:.1f}")
+            for row in result.volumes()
+        ]
+        print_table(("label", "number", "voxels", "ml"), rows)
+        for path in written.values():
+            typer.echo(f"wrote {path}")

@@ -1,0 +1,131 @@
+"""The segmenter on a volume of any grid: in sliding windows, and back on the volume's own voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.images import ImageLike, Volume, check_fits_memory, load_image
+from regkit.registration import reproducible, torch_device
+from regkit.segmentation.model import Segmenter
+from regkit.segmentation.monai_parts import check_installed, in_windows
+from regkit.unet import fused, in_bfloat16
+
+_SHARE = 0.9  # of the windows in the whole, for the progress bar
+_POINTS = 1 << 23  # times classes, that are interpolated at once
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What :func:`segment` found.
+
+    Args:
+        labels: on the image's grid, of the smallest of uint8, int16 and int32 that holds all labels.
+        confidence: the probability of the label of each voxel, as the network has it, 0 to 1, float32.
+        names: of the labels that the model knows.
+    """
+
+    labels: Volume
+    confidence: Volume
+    names: dict[int, str]
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """Of each label ``label``, its number, ``name``, and how many ``voxels`` and ``ml`` it has."""
+        ml = float(np.prod(self.labels.grid.spacing)) / 1000
+        counts = {label: int((self.labels.array == label).sum()) for label in self.names}
+        return [
+            {"label": label, "name": name, "voxels": counts[label], "ml": counts[label] * ml}
+            for label, name in self.names.items()
+        ]
+
+
+def segment(
+    model: str | PathLike[str] | Segmenter,
+    image: ImageLike,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Segmentation:
+    """Segment an image of any grid and orientation.
+
+    Args:
+        model: the folder that :func:`regkit.finetune` left, or its file of weights.
+        image: anything that :func:`regkit.register` takes.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        threads: CPU threads; by default as many as torch uses.
+        progress: called with the stage and the share of the whole that is done, 0 to 1.
+
+    Raises:
+        RegkitError: if the model or the image cannot be used.
+    """
+    check_installed()
+    report = progress or (lambda stage, done: None)
+    report("reading", 0.0)
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model)
+    volume = load_image(image, "image")
+    with reproducible(threads, 0):
+        return apply(segmenter, volume, torch_device(device), report)
+
+
+@torch.no_grad()
+def apply(
+    segmenter: Segmenter,
+    volume: Volume,
+    device: torch.device,
+    report: Callable[[str, float], None] = lambda stage, done: None,
+) -> Segmentation:
+    """:func:`segment`, of what is loaded already."""
+    task = segmenter.task
+    image, grid = task.seen(volume)
+    classes = 1 + len(task.labels)
+    check_fits_memory(image.numel(), f"the segmentation into {classes} classes", 4 * (3 * classes + 4))
+    network = Segmenter(fused(segmenter.network).to(device), task, {})
+    order = network.network.architecture.memory_format
+
+    def scores(window: torch.Tensor) -> torch.Tensor:
+        with in_bfloat16(device):
+            return network(window.to(memory_format=order)).float()
+
+    found = in_windows(image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done))
+    probabilities = found.softmax(0)
+    labels, confidence = _onto(probabilities, grid, volume.grid, task.labels)
+    report("segmentation", 1.0)
+    return Segmentation(
+        Volume(labels, volume.grid, "labels"),
+        Volume(confidence, volume.grid, "confidence"),
+        dict(zip(task.labels, task.names)),
+    )
+
+
+def _onto(
+    probabilities: torch.Tensor, seen: Grid, grid: Grid, labels: Sequence[int]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """The most probable label at each voxel of ``grid``, and how probable it is; linearly interpolated.
+
+    Args:
+        probabilities: (C, Z, Y, X) on the grid ``seen``; background first, then the labels.
+    """
+    numbers = np.array([0, *labels])
+    smallest = next(kind for kind in (np.uint8, np.int16, np.int32) if _holds(kind, numbers))
+    found = np.empty(grid.shape, smallest)
+    confidence = np.empty(grid.shape, np.float32)
+    matrix = seen.world_to_index @ grid.index_to_world
+    for first, last in slabs(grid, _POINTS // len(numbers)):
+        where = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
+        best = sample(probabilities, torch.from_numpy(where).movedim(-1, 0)).max(0)
+        found[first:last] = numbers[best.indices.numpy()]
+        confidence[first:last] = best.values.numpy()
+    return found, confidence
+
+
+def _holds(kind: type, numbers: npt.NDArray[Any]) -> bool:
+    limits = np.iinfo(kind)
+    return bool(limits.min <= numbers.min() and numbers.max() <= limits.max)

@@ -1,0 +1,447 @@
+"""Fine-tuning: the whole network of a registration, on a few labelled volumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regkit.atomic import atomic_path, make_folder
+from regkit.errors import RegkitError
+from regkit.geometry import index_grid, map_index, sample
+from regkit.images import ImageLike, Volume, load_image, load_labels
+from regkit.intensity import default_ct_window, is_ct
+from regkit.metrics import dice, summarise
+from regkit.provenance import commit
+from regkit.registration import reproducible, torch_device
+from regkit.segmentation.inference import apply
+from regkit.segmentation.model import FILE, Segmenter, Task, new_network
+from regkit.segmentation.monai_parts import check_installed, dice_loss
+from regkit.segmentation.patches import Patches, Seen
+from regkit.training.checkpoint import (
+    check_same_run,
+    checkpoints,
+    grouped,
+    load_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+    ungrouped,
+)
+from regkit.training.log import Log, finite
+from regkit.training.plot import plot_losses
+from regkit.training.session import Report, stop_signals
+from regkit.unet import UNet, in_bfloat16
+from regkit.weights import bundled_weights, load_network, reading, sha256
+
+Labelled = tuple[ImageLike, ImageLike]
+INITS = ("pretrained", "random")
+_FINEST = 1.0  # mm: voxels that are finer are resampled to it, unless the spacing is given
+_WARMUP = 0.03  # share of the run
+_CLIP = 1.0
+_VALIDATIONS = 10  # in a run
+_SAVE_EVERY = 300.0  # seconds, between checkpoints
+_REPORT_EVERY = 10  # steps
+_MOST_LABELS = 255  # classes are bytes
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How to fine-tune.
+
+    Args:
+        init: ``pretrained``, from the weights, or ``random``: the same network without what it learnt.
+        spacing: mm, of the isotropic grid that the network sees; by default the median over the training
+            images of the cube root of a voxel, at least 1 mm.
+        patch: voxels that it sees at once along each axis, at most; where all volumes are smaller, as many
+            as they have.
+        batch: patches in a step.
+        steps: of the optimiser; the learning rate follows a half cosine over them.
+        learning_rate: at its highest.
+        seed: of all that is drawn.
+    """
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    spacing: float | None = None
+    patch: int = 64
+    batch: int = 2
+    steps: int = 500
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise RegkitError(f"no init named {self.init!r}; there is: {', '.join(INITS)}")
+        for name in ("patch", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise RegkitError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.spacing is not None and not 0 < self.spacing < math.inf:
+            raise RegkitError(f"spacing must be a positive number of mm, got {self.spacing:g}")
+        if not 0 < self.learning_rate < math.inf:
+            raise RegkitError(f"the learning rate must be positive, got {self.learning_rate:g}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of the volumes held out, after a step.
+
+    Args:
+        dice: the mean over the labels of the means over the volumes.
+        labels: name -> mean Dice over the volumes that have the label.
+    """
+
+    step: int
+    dice: float
+    labels: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What :func:`finetune` left.
+
+    Args:
+        model: the file of the segmenter; its folder serves :func:`regkit.segment` as well.
+        step: steps done, of ``steps``.
+        finished: whether the steps or the minutes are over; if not, the same call goes on.
+        best: the score of the weights that were kept; None without validation, where the last ones are.
+        picture: of the losses, if one was drawn.
+    """
+
+    model: Path
+    step: int
+    steps: int
+    finished: bool
+    best: Score | None
+    picture: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        found = asdict(self)
+        return found | {"model": str(self.model), "picture": self.picture and str(self.picture)}
+
+
+def finetune(
+    training: Sequence[Labelled],
+    output: str | PathLike[str],
+    validation: Sequence[Labelled] = (),
+    *,
+    label_names: Mapping[int, str] | None = None,
+    settings: Finetuning = Finetuning(),
+    weights: str | PathLike[str] | None = None,
+    minutes: float = math.inf,
+    device: str = "auto",
+    threads: int | None = None,
+    report: Report = lambda step, losses: None,
+) -> Finetuned:
+    """Train a segmenter on a few labelled volumes, or go on with the run in a folder.
+
+    The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run the volumes that are
+    held out are segmented; the weights of the best mean Dice are kept. The run ends with the steps or the
+    minutes, or with SIGTERM or Ctrl-C, in each case with a checkpoint, from which the same call goes on;
+    without ``minutes``, exactly as if it had not been stopped.
+
+    Args:
+        training: (image, label map on the image's grid) each; anything that :func:`regkit.register` takes.
+        output: a folder, made if missing: ``model.safetensors``, ``log.csv``, ``validation.csv``,
+            ``loss.png``, ``config.json`` and checkpoints.
+        validation: to choose the best weights by.
+        label_names: which labels to learn, and their names; others count as background. By default all.
+        weights: of the network to begin with, by default those that come with regkit; a random one has their
+            architecture.
+        minutes: of the whole run. The learning rate follows the steps or the minutes, whichever are
+            further, so that it comes to its end in either.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        threads: CPU threads; by default as many as torch uses.
+        report: called with the step and the losses, every ten steps.
+
+    Raises:
+        RegkitError: if an input cannot be used, the folder holds another run, or something cannot be written.
+    """
+    check_installed()
+    if not minutes > 0:
+        raise RegkitError(f"minutes must be above 0, got {minutes:g}")
+    run = Path(output)
+    path = Path(bundled_weights() if weights is None else weights)
+    start, provenance = load_network(path)
+    learnt, held = _loaded(training, "training"), _loaded(validation, "validation")
+    names = _chosen(learnt, held, label_names)
+    where = torch_device(device)
+    with reproducible(threads, settings.seed):
+        task = _task(
+            learnt, names, settings, start, reading(provenance, start.architecture.out_channels).input
+        )
+        origin = {
+            "weights": {"file": path.name, "sha256": sha256(path)},
+            "training": [volume.name for volume, _ in learnt],
+            "validation": [volume.name for volume, _ in held],
+        }
+        trainer = Trainer(settings, task, start, [_seen(*pair, task) for pair in learnt], where, origin)
+        make_folder(run)
+        found = checkpoints(run)
+        if found:
+            trainer.load(found[-1])
+        with atomic_path(run / "config.json") as temporary:
+            temporary.write_text(json.dumps(trainer.config(), indent=1), encoding="utf-8")
+        finished = _train(trainer, run, held, minutes, report)
+    picture = run / "loss.png"
+    drawn = plot_losses(run / "log.csv", picture, ("dice",))
+    return Finetuned(
+        run / FILE, trainer.step, settings.steps, finished, trainer.best, picture if drawn else None
+    )
+
+
+class Trainer:
+    """The state of a run: network, optimiser, the number of the next step, and what was best.
+
+    Everything random in a step comes from its number, so that this state is all that a run depends on.
+
+    Args:
+        start: a network of the architecture, whose weights are kept if the settings say so.
+        volumes: to train on.
+        origin: what the weights come from, for the record.
+    """
+
+    def __init__(
+        self,
+        settings: Finetuning,
+        task: Task,
+        start: UNet,
+        volumes: Sequence[Seen],
+        device: torch.device,
+        origin: Mapping[str, Any],
+    ) -> None:
+        self.settings, self.task, self.device, self.origin = settings, task, device, dict(origin)
+        torch.manual_seed(settings.seed)
+        network = new_network(start, 1 + len(task.labels), settings.init == "pretrained")
+        self.network = network.to(device)
+        self.network.to(memory_format=start.architecture.memory_format)  # type: ignore[call-overload]
+        self.patches = Patches(volumes, task.patch, settings.seed)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate)
+        self.overlap = dice_loss()
+        self.step, self.seconds = 0, 0.0
+        self.best: Score | None = None
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """As it is now."""
+        provenance = {
+            "config": json.dumps(self.config()),
+            "step": str(self.step),
+            "commit": commit() or "unknown",
+            "torch": torch.__version__,
+        }
+        return Segmenter(self.network, self.task, provenance)
+
+    def config(self) -> dict[str, Any]:
+        """What the run is, ready for JSON."""
+        found: dict[str, Any] = json.loads(
+            json.dumps({"settings": asdict(self.settings), "task": asdict(self.task), "origin": self.origin})
+        )
+        return found
+
+    def advance(self, done: float) -> dict[str, torch.Tensor]:
+        """One step, at a share ``done`` of the run; the losses stay on the device."""
+        count = self.settings.batch
+        drawn = [self.patches.draw(number) for number in range(self.step * count, (self.step + 1) * count)]
+        images = torch.stack([patch.image for patch in drawn])[:, None].to(self.device)
+        labels = torch.stack([patch.labels for patch in drawn]).long().to(self.device)
+        self.network.train()
+        with in_bfloat16(self.device):
+            scores = self.segmenter(images.to(memory_format=self.network.architecture.memory_format))
+        scores = scores.float()
+        losses = {
+            "dice_loss": self.overlap(scores, labels[:, None]),
+            "cross_entropy": F.cross_entropy(scores, labels),
+        }
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * schedule(done)
+        self.optimiser.step()
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
+
+    def save(self, run: Path) -> None:
+        """A checkpoint of the whole state."""
+        tensors = grouped(network=self.network.state_dict(), optimiser=optimiser_tensors(self.optimiser))
+        best = None if self.best is None else asdict(self.best)
+        state = {"step": self.step, "seconds": self.seconds, "best": best, "config": self.config()}
+        save_checkpoint(run, self.step, tensors, state)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of a run of the same configuration."""
+        tensors, state = load_checkpoint(path)
+        check_same_run(path, state.get("config", {}), self.config())
+        try:
+            network, optimiser = ungrouped(tensors, "network", "optimiser")
+            self.network.load_state_dict(network)
+            restore_optimiser(self.optimiser, optimiser)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best = None if state["best"] is None else Score(**state["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
+
+
+def schedule(done: float) -> float:
+    """Share of the learning rate at a share of the run: a linear rise, then half a cosine."""
+    return min(1.0, done / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _train(
+    trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
+) -> bool:
+    """Train until the steps or the minutes are over, or a signal comes; whether it was not a signal."""
+    steps = trainer.settings.steps
+    began, before, first = time.monotonic(), trainer.seconds, trainer.step
+    saved = began
+
+    def done() -> float:
+        trainer.seconds = before + time.monotonic() - began
+        return max(trainer.step / steps, trainer.seconds / (60 * minutes))
+
+    with stop_signals() as stopped, Log(run / "log.csv", trainer.step) as log:
+        share = done()
+        while share < 1 and not stopped:
+            losses = trainer.advance(share)
+            if trainer.step % _REPORT_EVERY == 0:
+                numbers = finite(losses, trainer.step)
+                seconds = (time.monotonic() - began) / (trainer.step - first)
+                log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
+                report(trainer.step, numbers)
+            marks, share = int(_VALIDATIONS * share), done()
+            if int(_VALIDATIONS * share) > marks:
+                finite(losses, trainer.step)
+                _keep(trainer, run, held)
+                share = done()
+            elif stopped or time.monotonic() - saved > _SAVE_EVERY:
+                finite(losses, trainer.step)
+            else:
+                continue
+            trainer.save(run)
+            saved = time.monotonic()
+    return share >= 1
+
+
+def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) -> None:
+    """Write the model if it is the best so far, or cannot be validated."""
+    if not held:
+        trainer.segmenter.save(run / FILE)
+        return
+    score = _score(trainer, held)
+    if trainer.best is None or score.dice > trainer.best.dice:
+        trainer.segmenter.save(run / FILE)
+        trainer.best = score
+    log = run / "validation.csv"
+    rows = []
+    if log.exists():
+        with log.open(encoding="utf-8", newline="") as stream:
+            # What an interrupted run scored beyond the step that it goes on from is scored again.
+            rows = [row for row in csv.reader(stream) if row[:1] and row[0].isdecimal()]
+            rows = [row for row in rows if int(row[0]) < trainer.step]
+    values = (f"{value:.4f}" for value in (score.dice, *score.labels.values()))
+    with atomic_path(log) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["step", "dice", *score.labels], *rows, [score.step, *values]])
+
+
+def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
+    task = trainer.task
+    found = [
+        dice(
+            labels.array,
+            apply(trainer.segmenter, image, trainer.device).labels.array,
+            task.labels,
+            labels.array,
+        )
+        for image, labels in held
+    ]
+    means = {name: summarise(row[label] for row in found) for label, name in zip(task.labels, task.names)}
+    return Score(trainer.step, summarise(means.values()), means)
+
+
+def _loaded(pairs: Sequence[Labelled], role: str) -> list[tuple[Volume, Volume]]:
+    """Images and their label maps, on one grid each."""
+    found = []
+    for number, (source, labels) in enumerate(pairs, 1):
+        image = load_image(source, f"{role} image {number}")
+        found.append((image, load_labels(labels, f"labels of {role} image {number}", image.grid)))
+        if len(np.unique(found[-1][1].array)) == 1:
+            raise RegkitError(
+                f"labels of {role} image {number}, '{found[-1][1].name}': every voxel is "
+                f"{found[-1][1].array.flat[0]}; there must be background (0) as well"
+            )
+    return found
+
+
+def _chosen(
+    learnt: Sequence[tuple[Volume, Volume]],
+    held: Sequence[tuple[Volume, Volume]],
+    names: Mapping[int, str] | None,
+) -> dict[int, str]:
+    """The labels to learn and their names: each in some volume to train on, and in some to validate on."""
+    if not learnt:
+        raise RegkitError("there is no labelled volume to train on")
+    there, judged = (
+        {int(v) for _, labels in pairs for v in np.unique(labels.array)} for pairs in (learnt, held)
+    )
+    if names is None:
+        names = {label: f"label {label}" for label in sorted((there | judged) - {0})}
+    names = {label: names[label] for label in sorted(names) if label}
+    if not names:
+        raise RegkitError("there is no label to learn: name at least one other than 0")
+    if len(names) > _MOST_LABELS:
+        raise RegkitError(
+            f"{len(names)} labels are too many to learn, at most {_MOST_LABELS}; choose some by name"
+        )
+    remedy = "give more volumes or another seed, or leave the label out of the label names"
+    for label, name in names.items():
+        if label not in there:
+            raise RegkitError(f"'{name}' (label {label}) is in no volume to train on; {remedy}")
+        if held and label not in judged:
+            raise RegkitError(f"'{name}' (label {label}) is in no volume to validate on; {remedy}")
+    return names
+
+
+def _task(
+    learnt: Sequence[tuple[Volume, Volume]],
+    names: Mapping[int, str],
+    settings: Finetuning,
+    start: UNet,
+    seen: str,
+) -> Task:
+    spacing = settings.spacing
+    if spacing is None:
+        voxels = [float(np.prod(image.grid.spacing)) ** (1 / 3) for image, _ in learnt]
+        spacing = max(_FINEST, round(float(np.median(voxels)), 2))
+    step = start.architecture.multiple
+    least = 2 * step if start.architecture.padding == "reflect" else step
+    if settings.patch < least:
+        raise RegkitError(f"patch must be at least {least} voxels for this network, got {settings.patch}")
+    largest = np.max([image.grid.working(spacing).shape for image, _ in learnt], axis=0)
+    z, y, x = (
+        max(least, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
+    )
+    window = default_ct_window(is_ct(image.array) for image, _ in learnt)
+    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, seen)
+
+
+def _seen(image: Volume, labels: Volume, task: Task) -> Seen:
+    """A labelled volume on the working grid, its labels as classes."""
+    picture, grid = task.seen(image)
+    classes = np.zeros(labels.array.shape, np.float32)
+    for number, label in enumerate(task.labels, 1):
+        classes[labels.array == label] = number
+    where = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
+    found = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
+    return Seen(picture, found.to(torch.uint8))
