@@ -72,13 +72,47 @@ def plan_results(
         "made_up": made_up,
         "commands": [command],
         "versions": versions(),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "gpu": _gpu(options.device)},
+        "machine": _machine(options.device),
         "options": asdict(options),
         "methods": {m.name: m.version() for m in chosen.values() if m.name not in skipped},
         "skipped": skipped,
         "notes": {method.name: method.note for method in chosen.values()},
         "files": {},
     }
+    return _gone_on_with(folder, run, resume)
+
+
+def plan_few_shot(
+    folder: Path, layout: str, options: Mapping[str, Any], device: str, command: str, resume: bool
+) -> dict[str, Any]:
+    """What ``run.json`` of a few-shot benchmark is to say. Writes nothing.
+
+    Args:
+        options: what all rows must have in common.
+
+    Raises:
+        RegkitError: as :func:`plan_results`.
+    """
+    run: dict[str, Any] = {
+        "dataset": f"few-shot {layout}",
+        "made_up": False,
+        "commands": [command],
+        "versions": versions() | {"monai": importlib.metadata.version("monai")},
+        "machine": _machine(device),
+        "options": dict(options),
+        "methods": {},
+        "notes": {},
+        "files": {},
+    }
+    return _gone_on_with(folder, run, resume)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    return {"cpus": os.cpu_count(), "platform": platform.platform(), "gpu": _gpu(device)}
+
+
+def _gone_on_with(folder: Path, run: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """A run, with what is in its folder already if that is asked for and of the same kind."""
     if (folder / RUN).exists():
         before = read_run(folder)
         if not resume:
@@ -86,8 +120,8 @@ def plan_results(
                 f"'{folder}' holds results already; add --resume to go on with them, or give another folder"
             )
         _check_same(folder, before, run)
-        run["commands"] = [*before["commands"], command]
-        run["made_up"] = made_up or before["made_up"]
+        run["commands"] = [*before["commands"], *run["commands"]]
+        run["made_up"] = run["made_up"] or before["made_up"]
         for part in ("methods", "notes", "files"):
             run[part] = before[part] | run[part]
     elif folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {SCRATCH}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -221,6 +222,86 @@ def imitate(
     lay_out(dataset, folder, count, seed)
     if not quiet:
         typer.echo(f"wrote {folder}")
+
+
+@app.command("few-shot", no_args_is_help=True)
+def few_shot(
+    layout: Annotated[
+        str,
+        typer.Argument(
+            metavar="LAYOUT",
+            show_default=False,
+            help="msd-heart, promise12, amos-ct, feta; heads, cord, abdomen; or a .json file like theirs.",
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="FOLDER", show_default=False, help="The data, unpacked as they come.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder of the results."),
+    ],
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="pretrained|random|propagate",
+            show_default="all three",
+            help="Which to run. May be given several times.",
+        ),
+    ] = None,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Volumes to learn from. Default: those of the layout. Repeatable.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of each number of volumes.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Of a training. Default: the layout's.")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.0, show_default=False, help="Of a training, at most. Default: all steps.")
+    ] = math.inf,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="Of the pretrained arm. Default: regkit's own."
+        ),
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segmentation learnt from one to three volumes: pretrained, random and atlases on the same draws.
+
+    FOLDER gets results.jsonl (a line for each training and its tests, written when it ends) and report.md.
+    """
+    from regkit.bench import plan, rows
+    from regkit.bench.fewshot import layout as layouts
+    from regkit.bench.fewshot.report import summary, write_report
+    from regkit.bench.fewshot.run import ARMS, Options, run_arms
+    from regkit.segmentation.monai_parts import check_installed
+
+    check_installed()
+    if unknown := set(arm or ()) - set(ARMS):
+        raise typer.BadParameter(f"'{min(unknown)}' is none of {', '.join(ARMS)}", param_hint="--arm")
+    chosen = layouts.load_layout(layout)
+    counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
+    options = Options(counts, seeds, steps or chosen.steps, minutes, weights, device, threads)
+    planned = plan.plan_few_shot(output, chosen.name, options.in_common(), device, _command(), resume)
+    with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
+        subjects = layouts.find_subjects(chosen, data, place)
+        rows.write_run(output, planned)
+        run_arms(output, chosen, data, subjects, arm or ARMS, options, report or (lambda stage, done: None))
+    path = write_report(output, chosen)
+    if not quiet:
+        print_table(*summary(rows.read_rows(output)))
+        typer.echo(f"wrote {path}")
 
 
 @app.command("list")

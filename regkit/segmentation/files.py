@@ -48,20 +48,30 @@ def labelled_files(images: Path, labels: Path) -> list[Labelled]:
         RegkitError: if a folder is missing or empty, an image has no label map, or two have one name.
     """
     same = images.resolve() == labels.resolve()
-    maps = {path: _stem(path) for path in _volumes(labels, "label maps")}
+    maps, pictures = _volumes(labels, "label maps"), _volumes(images, "images")
     if same:
-        maps = {path: stem for path, stem in maps.items() if _OF_LABELS.search(stem)}
+        maps = [path for path in maps if _OF_LABELS.search(_stem(path))]
         if not maps:
             raise RegkitError(f"no label map in '{labels}': where images lie beside them, name them NAME_seg")
-    pictures = [path for path in _volumes(images, "images") if not (same and path in maps)]
-    if not pictures:
-        raise RegkitError(f"no image in '{images}'")
+        pictures = [path for path in pictures if path not in maps]
+        if not pictures:
+            raise RegkitError(f"no image in '{images}'")
+    return matched(pictures, maps)
+
+
+def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
+    """Each image with the label map of its name, as :func:`labelled_files` says.
+
+    Raises:
+        RegkitError: if an image has no label map, or two have one name.
+    """
     of_name: dict[str, list[Path]] = {}
-    for path, stem in maps.items():
+    for path in labels:
+        stem = _stem(path)
         for key in {stem, _OF_LABELS.sub("", stem)}:
             of_name.setdefault(key, []).append(path)
     found, lonely = [], []
-    for image in pictures:
+    for image in images:
         stem = _stem(image)
         keys = dict.fromkeys((stem, _OF_IMAGE.sub("", stem)))
         name, matches = next(((key, of_name[key]) for key in keys if key in of_name), (stem, []))
@@ -75,12 +85,12 @@ def labelled_files(images: Path, labels: Path) -> list[Labelled]:
             lonely.append(image)
     if lonely:
         raise RegkitError(
-            f"{len(lonely)} of {len(pictures)} images have no label map in '{labels}', such as "
-            f"'{lonely[0].name}': expected {_stem(lonely[0])}.nii.gz or {_stem(lonely[0])}_seg.nii.gz"
+            f"{len(lonely)} of {len(images)} images have no label map, such as '{lonely[0]}': expected "
+            f"{_stem(lonely[0])}.nii.gz or {_stem(lonely[0])}_seg.nii.gz among the label maps"
         )
     twice = [name for name, count in Counter(case.name for case in found).items() if count > 1]
     if twice:
-        raise RegkitError(f"two images in '{images}' are named '{twice[0]}', and one label map fits both")
+        raise RegkitError(f"two images are named '{twice[0]}', and one label map fits both")
     return sorted(found, key=lambda case: case.name)
 
 

@@ -1,0 +1,171 @@
+"""What a few-shot benchmark is run on: a JSON file that says where volumes lie, and how they are learnt.
+
+One that regkit comes with is named by its name, one's own by its path::
+
+    {
+      "title": "what it is",
+      "source": "where to get it",
+      "images": "imagesTr/*.nii.gz",
+      "labels": "labelsTr/*.nii.gz",
+      "names": {"1": "left atrium"},
+      "shots": [1, 2, 3],
+      "held_out": 8,
+      "spacing": 1.5,
+      "patch": 96,
+      "steps": 1000
+    }
+
+Files are matched by name as ``regkit finetune`` does; or ``subjects`` lists them: {"NAME": [image, labels]}.
+``names`` may be a file of the data. ``held_out`` subjects are tested and never trained on; without it, all
+that were not trained on are tested. ``trained`` and ``tested`` name the subjects to draw either from. With
+``rendered``, there are label maps of heads alone, and images are made of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regkit.bench.fewshot.heads import render_heads
+from regkit.bench.wanted import read_object
+from regkit.cli.files import read_label_names
+from regkit.errors import RegkitError
+from regkit.segmentation.files import Labelled, matched
+
+_FOLDER = Path(__file__).with_name("layouts")
+_MOST_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The content of a layout's file, as the top of the module has it."""
+
+    name: str
+    title: str
+    source: str
+    names: dict[str, str] | str
+    shots: tuple[int, ...]
+    spacing: float
+    patch: int
+    steps: int
+    images: str = ""
+    labels: str = ""
+    subjects: dict[str, list[str]] | None = None
+    rendered: bool = False
+    held_out: int | None = None
+    trained: tuple[str, ...] = ()
+    tested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one segmenter is learnt from, and what it is tested on."""
+
+    training: tuple[Labelled, ...]
+    test: tuple[Labelled, ...]
+
+
+def known() -> list[str]:
+    """The names of the layouts that regkit comes with."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def load_layout(name: str) -> Layout:
+    """A layout by its name or path.
+
+    Raises:
+        RegkitError: if there is none, or a key is missing, unknown or of a wrong kind.
+    """
+    path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
+    if not path.is_file():
+        raise RegkitError(f"no layout '{name}'; there is: {', '.join(known())}, or a path of a .json file")
+    values: dict[str, Any] = {"name": path.stem, **read_object(path, "layout")}
+    hints = {field.name: field for field in fields(Layout)}
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; there is: {', '.join(hints)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        layout = Layout(**values)
+    except TypeError as error:
+        raise RegkitError(f"layout '{path}' is not complete: {error}") from error
+    if not (layout.subjects or (layout.labels and (layout.images or layout.rendered))):
+        raise RegkitError(f"layout '{path}' must have 'images' and 'labels', or 'subjects'")
+    sound = all(type(n) is int and n > 0 for n in (*layout.shots, layout.patch, layout.steps))
+    if not (sound and layout.shots and type(layout.spacing) in (int, float) and layout.spacing > 0):
+        raise RegkitError(f"layout '{path}': shots, patch, steps and spacing must be numbers above 0")
+    return layout
+
+
+def label_names(layout: Layout, data: Path) -> dict[int, str]:
+    """The labels that are learnt and tested."""
+    if isinstance(layout.names, str):
+        return read_label_names(data / layout.names) or {}
+    return {int(label): name for label, name in layout.names.items()}
+
+
+def find_subjects(layout: Layout, data: Path, scratch: Path) -> list[Labelled]:
+    """All subjects of a layout.
+
+    Args:
+        scratch: an existing folder, for images that are rendered.
+
+    Raises:
+        RegkitError: if there is none, or a file is missing.
+    """
+    if not data.is_dir():
+        raise RegkitError(
+            f"the data of {layout.name}: '{data}' is not a folder; to be had from {layout.source}"
+        )
+    if layout.subjects:
+        found = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
+        missing = [path for case in found for path in (case.image, case.labels) if not path.is_file()]
+        if missing:
+            raise RegkitError(
+                f"'{missing[0]}' does not exist; {layout.name} is to be had from {layout.source}"
+            )
+        return found
+    labels = _files(data, layout.labels, layout)
+    if layout.rendered:
+        return render_heads(labels, label_names(layout, data), scratch)
+    return matched(_files(data, layout.images, layout), labels)
+
+
+def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Draw:
+    """What to train on and to test on, by the seed.
+
+    Of few subjects, seeds take turns at all the ways to draw them, so that none comes twice before all came.
+
+    Raises:
+        RegkitError: if there are too few subjects.
+    """
+    pool = [case for case in subjects if not layout.trained or case.name in layout.trained]
+    tested = [case for case in subjects if not layout.tested or case.name in layout.tested]
+    if layout.held_out is not None:
+        order = np.random.default_rng(0).permutation(len(tested))
+        tested = [tested[k] for k in sorted(order[: layout.held_out])]
+        pool = [case for case in pool if case not in tested]
+    if shots > len(pool):
+        raise RegkitError(f"{layout.name} has {len(pool)} volumes to train on, too few for {shots}")
+    if comb(len(pool), shots) <= _MOST_LISTED:
+        ways = list(combinations(pool, shots))
+        training = ways[np.random.default_rng([0, shots]).permutation(len(ways))[seed % len(ways)]]
+    else:
+        chosen = np.random.default_rng([seed, shots]).permutation(len(pool))[:shots]
+        training = tuple(pool[k] for k in sorted(chosen))
+    test = tuple(case for case in tested if case not in training)
+    if not test:
+        raise RegkitError(f"{layout.name} has no volume left to test on beside {shots} to train on")
+    return Draw(training, test)
+
+
+def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:
+    found = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
+    if not found:
+        raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is to be had from {layout.source}")
+    return found

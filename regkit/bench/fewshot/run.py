@@ -1,0 +1,152 @@
+"""Few-shot segmentation by several arms on the same draws: rows of results."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regkit.bench.fewshot.layout import Draw, Layout, draw, label_names
+from regkit.bench.rows import Row, append_row, key, read_rows
+from regkit.errors import RegkitError
+from regkit.images import Volume, load_labels
+from regkit.metrics import dice, summarise
+from regkit.propagation import propagate
+from regkit.segmentation.files import Labelled
+from regkit.segmentation.inference import segment
+from regkit.segmentation.training import Finetuning, finetune
+from regkit.training.session import Report
+from regkit.weights import bundled_weights, sha256
+
+ARMS = ("pretrained", "random", "propagate")
+"""The bundled network fine-tuned; its twin from random weights; atlases registered (regkit propagate)."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all arms have in common.
+
+    Args:
+        shots: numbers of volumes to learn from.
+        seeds: how many draws of each.
+        steps, minutes: of a training; the same for both networks.
+        weights: of the pretrained arm, by default the bundled ones.
+    """
+
+    shots: tuple[int, ...]
+    seeds: int
+    steps: int
+    minutes: float = math.inf
+    weights: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+    def in_common(self) -> dict[str, Any]:
+        """What all rows of a results folder must share, ready for JSON."""
+        weights = Path(self.weights or bundled_weights())
+        return {
+            "steps": self.steps,
+            "minutes": None if math.isinf(self.minutes) else self.minutes,
+            "weights": f"{weights.name} {sha256(weights)[:12]}",
+            "threads": self.threads,
+        }
+
+
+def run_arms(
+    folder: Path,
+    layout: Layout,
+    data: Path,
+    subjects: list[Labelled],
+    arms: Sequence[str],
+    options: Options,
+    progress: Progress = lambda stage, done: None,
+) -> None:
+    """Add a row to the results for each arm, number of volumes and seed that has none yet."""
+    names = label_names(layout, data)
+    there = {key(row) for row in read_rows(folder)}
+    todo = [
+        (shots, seed, arm)
+        for shots in options.shots
+        for seed in range(options.seeds)
+        for arm in arms
+        if (layout.name, _draw_name(shots, seed), arm) not in there
+    ]
+    for number, (shots, seed, arm) in enumerate(todo):
+        stage = f"{arm}, {_draw_name(shots, seed)}"
+        progress(stage, number / len(todo))
+
+        def report(step: int, losses: object, number: int = number, stage: str = stage) -> None:
+            progress(stage, (number + step / options.steps) / len(todo))
+
+        drawn = draw(layout, subjects, shots, seed)
+        row: Row = {"case": layout.name, "direction": _draw_name(shots, seed), "method": arm}
+        row |= {"shots": shots, "seed": seed, "training": [case.name for case in drawn.training]}
+        try:
+            row |= _run(folder / "model", layout, names, drawn, arm, seed, options, report)
+            row["status"] = "ok"
+        except RegkitError as error:
+            row |= {"status": "failed", "error": str(error)}
+        append_row(folder, row)
+
+
+def _draw_name(shots: int, seed: int) -> str:
+    return f"{shots} volume{'s' if shots > 1 else ''}, draw {seed}"
+
+
+def _run(
+    model: Path,
+    layout: Layout,
+    names: dict[int, str],
+    drawn: Draw,
+    arm: str,
+    seed: int,
+    options: Options,
+    report: Report,
+) -> dict[str, Any]:
+    """Seconds of training and of segmenting, and Dice of each test volume and label."""
+    training = [(case.image, case.labels) for case in drawn.training]
+    found: dict[str, Any] = {"seconds": {"training": 0.0, "segmenting": 0.0}, "tests": []}
+    began = time.monotonic()
+    if arm != "propagate":
+        shutil.rmtree(model, ignore_errors=True)  # of a run that was stopped
+        settings = Finetuning(
+            init="random" if arm == "random" else "pretrained",
+            spacing=layout.spacing,
+            patch=layout.patch,
+            steps=options.steps,
+            seed=seed,
+        )
+        # Nothing is held out to choose the best weights by: that would be more than the volumes learnt from.
+        result = finetune(
+            training, model, label_names=names, settings=settings, weights=options.weights,
+            minutes=options.minutes, device=options.device, threads=options.threads, report=report,
+        )  # fmt: skip
+        if not result.finished:
+            raise KeyboardInterrupt
+        found["steps"] = result.step
+        found["seconds"]["training"] = time.monotonic() - began
+    for case in drawn.test:
+        began = time.monotonic()
+        guess = _segmented(case, model, training, arm, options)
+        found["seconds"]["segmenting"] += time.monotonic() - began
+        truth = load_labels(case.labels, "test labels").array
+        scores = dice(truth, guess.array, names, moving_labels=truth)
+        labels = {names[label]: score for label, score in scores.items()}
+        found["tests"].append({"subject": case.name, "dice": summarise(scores.values()), "labels": labels})
+    shutil.rmtree(model, ignore_errors=True)
+    return found
+
+
+def _segmented(
+    case: Labelled, model: Path, training: list[tuple[Path, Path]], arm: str, options: Options
+) -> Volume:
+    if arm == "propagate":
+        atlases = [(image, labels) for image, labels in training]
+        return propagate(case.image, atlases, device=options.device, threads=options.threads).labels
+    return segment(model, case.image, device=options.device, threads=options.threads).labels
