@@ -68,8 +68,8 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], layout: Layout) -> str
     parts.append(
         "Means over the labels, the test volumes and the draws; in brackets the standard deviation of that "
         "mean by bootstrap, over draws and the test volumes of each. Test volumes are all that were not "
-        "learnt from (or those held out for good, where there are many); none of them chose the weights: the last "
-        "ones count. Both networks have the same architecture, steps, rate and augmentation."
+        "learnt from (or those held out for good, where there are many); none of them chose the weights: "
+        "the last ones count. Both networks have the same architecture, steps, rate and augmentation."
     )
     parts.append(_table(*summary(rows)))
     parts.append("## Time, seconds\n\n" + _table(*_times(fine)))
