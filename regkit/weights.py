@@ -28,6 +28,9 @@ from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.unet import Architecture, UNet
 
+SEGMENTER = "segmentation"
+"""The entry of the metadata that a segmenter (:class:`regkit.segmentation.model.Segmenter`) has."""
+
 _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _ACTIVATIONS = ("none", "sigmoid", "unit", "softmax")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from regkit.equalise import equalised
 from regkit.errors import RegkitError
@@ -19,12 +20,10 @@ from regkit.images import Volume
 from regkit.intensity import is_ct, normalise, window_of
 from regkit.resample import Source, resample
 from regkit.unet import UNet, shuffled
-from regkit.weights import load_network, save_weights
+from regkit.weights import SEGMENTER, load_network, save_weights
 
 FILE = "model.safetensors"
 """The name of the segmenter in its folder."""
-
-_ENTRY = "segmentation"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Segmenter:
     def save(self, path: Path) -> None:
         """Write it, complete or not at all."""
         entry = json.dumps(asdict(self.task))
-        save_weights(path, self.network, {**self.provenance, _ENTRY: entry, "input": self.task.input})
+        save_weights(path, self.network, {**self.provenance, SEGMENTER: entry, "input": self.task.input})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Segmenter:
@@ -89,6 +88,8 @@ class Segmenter:
             RegkitError: if there is none, or it cannot be used.
         """
         path = Path(path)
+        if not path.exists():
+            raise RegkitError(f"the model '{path}' does not exist")
         if path.is_dir():
             path = path / FILE
             if not path.is_file():
@@ -96,17 +97,17 @@ class Segmenter:
                     f"no model in '{path.parent}': expected {FILE}, which regkit finetune writes there"
                 )
         network, provenance = load_network(path)
-        if _ENTRY not in provenance:
+        if SEGMENTER not in provenance:
             raise RegkitError(
                 f"'{path}' holds a network that does not segment; regkit finetune makes one of it "
                 "(--weights FILE)"
             )
         try:
-            values = json.loads(provenance.pop(_ENTRY))
+            values = json.loads(provenance.pop(SEGMENTER))
             task = Task(**{name: _tuples(value) for name, value in values.items()})
             channels = (1 + len(task.labels)) * network.architecture.stride**3
             sound = channels == network.architecture.out_channels and len(task.names) == len(task.labels)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise RegkitError(f"cannot read the model '{path}': {error}") from error
         if not sound:
             raise RegkitError(f"cannot read the model '{path}': its labels do not fit its network")
@@ -128,10 +129,28 @@ def new_network(start: UNet, classes: int, keep: bool) -> UNet:
         # Alike for all voxels of a cell (Aitken et al., 2017): no pattern of cells to unlearn.
         last.copy_(last[:classes].repeat(stride**3, 1, 1, 1, 1))
     if keep:
-        entries = start.state_dict()
-        del entries[name]
-        network.load_state_dict(entries, strict=False)
+        kept = start.state_dict()
+        del kept[name]
+        for number, module in enumerate(start.model[:-1]):
+            if isinstance(module, nn.Conv3d):
+                _rescale(kept, number, network.get_parameter(f"model.{number}.weight"))
+        network.load_state_dict(kept, strict=False)
     return network
+
+
+def _rescale(entries: dict[str, torch.Tensor], number: int, random: torch.Tensor) -> None:
+    """Give a convolution's weights the norm of random ones, and the statistics behind it what follows.
+
+    The norm layer behind it undoes this, but the optimiser does not: it changes every weight by about the
+    learning rate, and those of a long training are up to ten times as large as random ones. Left so, they
+    would turn a tenth as fast (van Laarhoven, 2017), and be all but frozen in a short training.
+    """
+    weight = entries[f"model.{number}.weight"]
+    scale = random.detach().norm() / weight.norm().clamp_min(1e-12)
+    entries[f"model.{number}.weight"] = weight * scale
+    for statistic, power in (("running_mean", 1), ("running_var", 2)):
+        if (name := f"model.{number + 1}.{statistic}") in entries:
+            entries[name] = entries[name] * scale**power
 
 
 def _tuples(value: Any) -> Any:

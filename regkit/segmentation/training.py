@@ -425,7 +425,7 @@ def _task(
         voxels = [float(np.prod(image.grid.spacing)) ** (1 / 3) for image, _ in learnt]
         spacing = max(_FINEST, round(float(np.median(voxels)), 2))
     step = start.architecture.multiple
-    least = 2 * step if start.architecture.padding == "reflect" else step
+    least = 2 * step  # reflection, and a norm over each volume, need two cells at the lowest level
     if settings.patch < least:
         raise RegkitError(f"patch must be at least {least} voxels for this network, got {settings.patch}")
     largest = np.max([image.grid.working(spacing).shape for image, _ in learnt], axis=0)
