@@ -187,7 +187,7 @@ def test_from_end_to_end(data: Path, tmp_path: Path) -> None:
     assert (folder / "results.jsonl").read_text() == finished
     assert "steps 2 instead of 3" in error_of(*words, "--resume", "--steps", 3)
     text = (folder / "report.md").read_text()
-    for part in ("# Few-shot segmentation: balls", "commit", "--threads 1", "## Every draw", "| shell |"):
+    for part in ("# Few-shot segmentation: balls", "commit", "threads 1", "## Every draw", "| shell |"):
         assert part in text
 
 

@@ -41,7 +41,16 @@ def _python(code: str) -> str:
     [["--help"], ["--version"]]
     + [
         [name, "--help"]
-        for name in ("register", "propagate", "evaluate", "features", "synthesize", "pretrain")
+        for name in (
+            "register",
+            "propagate",
+            "finetune",
+            "segment",
+            "evaluate",
+            "features",
+            "synthesize",
+            "pretrain",
+        )
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

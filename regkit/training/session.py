@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,14 @@ _LINE_EVERY = 60.0  # seconds, where there is no terminal
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT put their numbers into, instead of ending the process."""
+    """A list that SIGTERM and SIGINT put their numbers into, instead of ending the process.
+
+    In another thread than the main one, which alone may say what signals do, it stays empty.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
