@@ -8,11 +8,15 @@ import ctypes
 import gc
 import os
 import sys
-from typing import NoReturn
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NoReturn
 
 # glibc's mallopt: https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEW_OBJECTS = 1_000_000  # several times those of all imports
+# A third of torch's import: what its compiler has to know of every operation.
+_COMPILERS = "torch._meta_registrations"
 
 
 def tune() -> None:
@@ -21,8 +25,9 @@ def tune() -> None:
     OpenMP's threads spin for a while when they have done their part of one of torch's operations, and take
     the processor from those of our kernels. glibc gives arrays back to the system at once, which then clears
     the same pages for the next one. And while torch is imported, Python looks time and again through all
-    that is there already for garbage.
+    that is there already for garbage, and torch makes its compiler ready, which regkit does not use.
     """
+    sys.modules.setdefault(_COMPILERS, _Later(_COMPILERS))
     gc.set_threshold(_NEW_OBJECTS)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
@@ -30,6 +35,17 @@ def tune() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**30), (_TOP_PAD, 2**24)):
                 mallopt(parameter, value)
+
+
+class _Later(ModuleType):
+    """Stands for a module until something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python asks of every module
+            raise AttributeError(name)
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 def leave(code: int) -> NoReturn:

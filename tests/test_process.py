@@ -51,6 +51,7 @@ def threshold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What Python is told to wait for before it looks for garbage; this process goes on as it does."""
     told: list[int] = []
     monkeypatch.setattr(gc, "set_threshold", told.append)
+    monkeypatch.setitem(sys.modules, "torch._meta_registrations", None)  # nor does it go without this one
     return told
 
 
@@ -61,6 +62,19 @@ def test_no_garbage_is_looked_for_while_torch_is_imported(
     process.tune()
     found = _python("import gc\ntune()\nimport torch\nprint(gc.get_stats()[2]['collections'])")
     assert (len(threshold), found.stdout.strip()) == (1, "0")
+
+
+def test_what_only_the_compiler_of_torch_needs_waits_until_it_is_asked_for() -> None:
+    found = _python(
+        "tune()\n"
+        "import sys, torch\n"
+        "print('torch._prims' in sys.modules)\n"
+        "from torch._meta_registrations import meta_index_Tensor\n"
+        "print('torch._prims' in sys.modules, meta_index_Tensor.__module__)\n"
+        "tune()\n"
+        "print(hasattr(sys.modules['torch._meta_registrations'], '__file__'))"
+    )
+    assert found.stdout.split() == ["False", "True", "torch._meta_registrations", "True"], found.stderr
 
 
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
