@@ -30,7 +30,7 @@ from nibabel.spatialimages import HeaderDataError
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, affine_transform, slab_index, transform_points
-from regkit.outputs import check_output, save_image
+from regkit.outputs import check_output, save_field
 from regkit.warp import Warp
 
 _NIFTI = (".nii", ".nii.gz")
@@ -64,7 +64,7 @@ def write_warp(warp: Warp, path: str | Path, format: str | None = None) -> None:
     path = check_output(path, every if format is None else _SUFFIXES[format])
     format = format or {".h5": "h5", ".npz": "l2r"}.get(path.suffix, "itk")
     if format == "itk":
-        save_image(warp.grid.to_sitk(warp.field, vector=True), path)
+        save_field(warp.field, warp.grid, path)
     elif format == "dispvect":
         ras = warp.field.transpose(2, 1, 0, 3) * _LPS_RAS
         _write_nifti(ras[:, :, :, None], warp.grid, path, "displacement vector")

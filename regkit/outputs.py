@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
+import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
-from isal import igzip
+from isal import igzip_threaded
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 
+if TYPE_CHECKING:  # it imports torch, which has to wait for what regkit.process makes of the process
+    from regkit.geometry import Grid
+
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
+
+# Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
+_HEADER, _SIDES = 352, slice(42, 48)
+_MOST_THREADS = 4  # that compress
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
@@ -52,15 +60,20 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
         if path.name.endswith(".nii.gz"):
-            plain = temporary.with_suffix("")
-            try:
-                _write(image, plain, path)
-                _compress(plain, temporary)
-            finally:
-                with suppress(OSError):
-                    plain.unlink()
+            _write_compressed(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
+
+
+def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str]) -> None:
+    """:func:`save_image` of vectors (z, y, x, 3) on a grid."""
+    path = check_output(path, IMAGE_SUFFIXES)
+    with atomic_path(path) as temporary:
+        if path.name.endswith(".nii.gz"):
+            first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
+            _write_compressed(field, first, temporary, path)
+        else:
+            _write(grid.to_sitk(field, vector=True), temporary, path)
 
 
 def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
@@ -72,14 +85,31 @@ def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
 
-def _compress(plain: Path, compressed: Path) -> None:
-    """Gzip without a name or a time, so that the same image gives the same file."""
-    with (
-        open(plain, "rb") as source,
-        open(compressed, "wb") as sink,
-        igzip.IGzipFile("", "wb", 1, sink, mtime=0) as stream,
-    ):
-        shutil.copyfileobj(source, stream, 1 << 20)
+def _write_compressed(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, path: Path) -> None:
+    """Write the NIfTI that ITK would, whose copies of it all take longer than gzip does.
+
+    Without a name or a time, so that the same image gives the same file.
+
+    Args:
+        array: (z, y, x) or (z, y, x, components).
+        first: its first voxel as an image, of which ITK makes the header.
+    """
+    plain = temporary.with_suffix("")
+    try:
+        _write(first, plain, path)
+        header = bytearray(plain.read_bytes()[:_HEADER])
+    finally:
+        plain.unlink(missing_ok=True)
+    header[_SIDES] = np.array(array.shape[2::-1], np.int16).tobytes()
+    threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+    try:
+        with igzip_threaded.open(temporary, "wb", 1, threads=threads) as stream:
+            stream.write(header)
+            for component in np.moveaxis(array, -1, 0) if array.ndim == 4 else [array]:
+                for plane in component:
+                    stream.write(np.ascontiguousarray(plane))
+    except OSError as error:
+        raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
 
 
 def _is_complete(path: Path, image: sitk.Image) -> bool:
@@ -88,14 +118,14 @@ def _is_complete(path: Path, image: sitk.Image) -> bool:
     ITK's NIfTI writer, and its NRRD writer for the last few bytes, ignore that the disk is full.
     """
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-    if path.name.endswith((".nii", ".nii.gz")):
+    if path.suffix == ".nii":
         try:
             written: Any = nibabel.load(path)
             size += written.dataobj.offset
         except (OSError, EOFError, ImageFileError, HeaderDataError):
             return False
     with open(path, "rb") as stream:
-        if stream.read(2) == b"\x1f\x8b" or path.suffix == ".nrrd":
+        if path.suffix == ".nrrd":
             # gzip ends in its uncompressed size modulo 2^32 (RFC 1952).
             stream.seek(-4, os.SEEK_END)
             return int.from_bytes(stream.read(4), "little") == size % 2**32

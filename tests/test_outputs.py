@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import resource
 from pathlib import Path
@@ -14,7 +15,7 @@ from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_image
-from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
+from regkit.outputs import IMAGE_SUFFIXES, check_output, save_field, save_image
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -29,6 +30,25 @@ def test_saved_images_come_back(
     save_image(oblique_grid.to_sitk(vectors, vector=True), path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(path)), vectors)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("pixel", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("components", [1, 3])
+def test_what_is_compressed_is_the_file_that_itk_writes(
+    pixel: type[np.generic], components: int, oblique_grid: Grid, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    shape = (*oblique_grid.shape, components) if components > 1 else oblique_grid.shape
+    array = rng.normal(scale=50, size=shape).astype(pixel)
+    image = oblique_grid.to_sitk(array, vector=components > 1)
+    sitk.WriteImage(image, tmp_path / "image.nii")
+    save_image(image, tmp_path / "image.nii.gz")
+    expected = (tmp_path / "image.nii").read_bytes()
+    assert gzip.decompress((tmp_path / "image.nii.gz").read_bytes()) == expected
+    if components > 1 and pixel is np.float32:
+        save_field(array, oblique_grid, tmp_path / "field.nii.gz")
+        save_field(array, oblique_grid, tmp_path / "field.nii")
+        assert gzip.decompress((tmp_path / "field.nii.gz").read_bytes()) == expected
+        assert (tmp_path / "field.nii").read_bytes() == expected
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])

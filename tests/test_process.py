@@ -77,6 +77,12 @@ def test_what_only_the_compiler_of_torch_needs_waits_until_it_is_asked_for() -> 
     assert found.stdout.split() == ["False", "True", "torch._meta_registrations", "True"], found.stderr
 
 
+def test_a_command_checks_its_outputs_before_torch_is_imported() -> None:
+    """Which else would not find what is set up for it."""
+    found = _python("import regkit.cli, regkit.outputs, sys\nprint('torch' in sys.modules)")
+    assert found.stdout.strip() == "False", found.stderr
+
+
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}])
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
