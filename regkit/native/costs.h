@@ -246,31 +246,55 @@ INLINE const uint16_t *cost_row(const Costs *c, int side, int64_t k, int64_t j, 
     return c->costs + ((int64_t)side * side * side - 1 - number) * volume + (to_z * c->y + to_y) * pitch;
 }
 
+/* Rows of y that all displacements are tried on at once, fewer if they are long. */
+#define BLOCK_ROWS 16
+#define BLOCK_CELLS 8192
+
+INLINE int64_t rows_at_once(int64_t x) {
+    const int64_t fitting = BLOCK_CELLS / x;
+    return fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
+}
+
+INLINE void neutral_planes(const int side, int64_t first, int64_t last, const Costs *c, float *neutral) {
+    const int r = side / 2;
+    const int64_t x = c->x, y = c->y, most = rows_at_once(x);
+    int32_t sum[most * x], count[most * x];
+    for (int64_t k = first; k < last; k++)
+        for (int64_t top = 0; top < y; top += most) {
+            const int64_t rows = top + most < y ? most : y - top;
+            memset(sum, 0, sizeof sum);
+            memset(count, 0, sizeof count);
+            for (int dz = -r; dz <= r; dz++)
+                for (int dy = -r; dy <= r; dy++)
+                    for (int64_t j = 0; j < rows; j++) {
+                        int64_t step;
+                        const uint16_t *row = cost_row(c, side, k, top + j, dz, dy, &step);
+                        if (!row) continue;
+                        INDEPENDENT
+                        for (int64_t i = 0; i < x; i++)
+                            for (int d = 0; d < side; d++) {
+                                const int32_t cost = row[d * step + i], known = cost != UNKNOWN;
+                                sum[j * x + i] += known ? cost : 0; /* at most 729 of 2^16 */
+                                count[j * x + i] += known;
+                            }
+                    }
+            float *mean = neutral + (k * y + top) * x;
+            for (int64_t i = 0; i < rows * x; i++)
+                mean[i] = STEP * (float)sum[i] / (float)(count[i] > 1 ? count[i] : 1);
+        }
+}
+
 /* Planes [first, last) of neutral (z, y, x): the mean of a cell's costs that are known, 0 if none is. Costs that are
  * not known count as this. */
 KERNEL(neutral)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
                 int64_t back, float *neutral) {
     const Costs c = {costs, z, y, x, (int)back};
-    const int side = 2 * (int)radius + 1, r = (int)radius;
-    int32_t sum[x], count[x];
-    for (int64_t k = first; k < last; k++)
-        for (int64_t j = 0; j < y; j++) {
-            for (int64_t i = 0; i < x; i++) sum[i] = count[i] = 0;
-            for (int dz = -r; dz <= r; dz++)
-                for (int dy = -r; dy <= r; dy++) {
-                    int64_t step;
-                    const uint16_t *row = cost_row(&c, side, k, j, dz, dy, &step);
-                    if (!row) continue;
-                    for (int dx = 0; dx < side; dx++, row += step)
-                        for (int64_t i = 0; i < x; i++) {
-                            const int32_t cost = row[i], known = cost != UNKNOWN;
-                            sum[i] += known ? cost : 0; /* at most 729 of 2^16 */
-                            count[i] += known;
-                        }
-                }
-            float *mean = neutral + (k * y + j) * x;
-            for (int64_t i = 0; i < x; i++) mean[i] = STEP * (float)sum[i] / (float)(count[i] > 1 ? count[i] : 1);
-        }
+    switch (radius) {
+    case 1: neutral_planes(3, first, last, &c, neutral); break;
+    case 2: neutral_planes(5, first, last, &c, neutral); break;
+    case 3: neutral_planes(7, first, last, &c, neutral); break;
+    default: neutral_planes(9, first, last, &c, neutral); break;
+    }
     return 0;
 }
 
@@ -297,21 +321,38 @@ INLINE void challenge(const int side, const uint16_t *costs, int64_t step, vec n
     *(loose_ivec *)which_at = which;
 }
 
-/* Rows of y that all displacements are tried on at once, fewer if they are long. */
-#define BLOCK_ROWS 16
-#define BLOCK_CELLS 8192
+INLINE int near(float value, int r) {
+    const int whole = (int)floorf(value + 0.5f);
+    return whole < -r ? -r : whole > r ? r : whole;
+}
 
 INLINE void choose_planes(const int side, int64_t first, int64_t last, const Costs *c, const float *neutral, float theta,
                           const float *field, float *chosen) {
     const int r = side / 2;
-    const int64_t x = c->x, y = c->y, cells = c->z * y * x;
-    const int64_t fitting = BLOCK_CELLS / x, most = fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
+    const float slack = 1e-4f * theta + 1e-30f; /* more than what penalties are rounded by, and never 0 */
+    const int64_t x = c->x, y = c->y, cells = c->z * y * x, most = rows_at_once(x);
     float best[most * x];
     int32_t which[most * x];
     for (int64_t k = first; k < last; k++)
         for (int64_t top = 0; top < y; top += most) {
             const int64_t rows = top + most < y ? most : y - top, start = (k * y + top) * x;
-            for (int64_t i = 0; i < rows * x; i++) best[i] = INFINITY, which[i] = 0;
+            /* The displacements nearest to the field along z and y show how good the best is at least: the others
+             * of a row are passed over where even a cost of 0 would be worse. */
+            for (int64_t j = 0; j < rows; j++)
+                for (int64_t i = 0;;) {
+                    const float *ux = field + start + j * x + i, *uy = ux + cells, *uz = uy + cells;
+                    const int dz = near(*uz, r), dy = near(*uy, r);
+                    int64_t step;
+                    const uint16_t *row = cost_row(c, side, k, top + j, dz, dy, &step);
+                    store(best + j * x + i, all(INFINITY));
+                    challenge(side, row ? row + i : NULL, step, load(neutral + start + j * x + i), load(ux),
+                              theta * (dz * dz + dy * dy) - 2 * theta * dy * load(uy) - 2 * theta * dz * load(uz),
+                              theta, 0, best + j * x + i, which + j * x + i);
+                    if (i + WIDTH >= x) break;
+                    i = next_vector(i, x);
+                }
+            /* Found again in their turn, so that the first of equals wins. */
+            for (int64_t i = 0; i < rows * x; i++) best[i] += slack + 1e-6f * fabsf(best[i]);
             for (int dz = -r; dz <= r; dz++)
                 for (int dy = -r; dy <= r; dy++) {
                     const int32_t number = ((dz + r) * side + dy + r) * side;
@@ -323,9 +364,10 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
                         const uint16_t *row = cost_row(c, side, k, top + j, dz, dy, &step);
                         const float *ux = field + start + j * x, *uy = ux + cells, *uz = uy + cells;
                         for (int64_t i = 0;;) {
-                            challenge(side, row ? row + i : NULL, step, load(neutral + start + j * x + i), load(ux + i),
-                                      square + along_y * load(uy + i) + along_z * load(uz + i), theta, number,
-                                      best + j * x + i, which + j * x + i);
+                            const vec u = load(ux + i), part = square + along_y * load(uy + i) + along_z * load(uz + i);
+                            if (any(part - theta * u * u <= load(best + j * x + i) + slack))
+                                challenge(side, row ? row + i : NULL, step, load(neutral + start + j * x + i), u, part,
+                                          theta, number, best + j * x + i, which + j * x + i);
                             if (i + WIDTH >= x) break;
                             i = next_vector(i, x);  /* what is done twice comes to the same */
                         }

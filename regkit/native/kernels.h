@@ -66,6 +66,17 @@ INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
 
+/* Whether a comparison is true in one lane or more. */
+INLINE int any(ivec lanes) {
+#if WIDTH == 16
+    return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif WIDTH == 8
+    return _mm256_movemask_ps((__m256)lanes) != 0;
+#else
+    return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
+#endif
+}
+
 /* Where the vector after the one at i begins in a row of n >= WIDTH floats: the last one ends with the row, and does
  * some of it again. */
 INLINE int64_t next_vector(int64_t i, int64_t n) { return i + 2 * WIDTH <= n ? i + WIDTH : n - WIDTH; }
