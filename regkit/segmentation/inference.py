@@ -122,7 +122,7 @@ def _onto(
         where = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
         best = sample(probabilities, torch.from_numpy(where).movedim(-1, 0)).max(0)
         found[first:last] = numbers[best.indices.numpy()]
-        confidence[first:last] = best.values.numpy()
+        np.minimum(best.values.numpy(), 1, out=confidence[first:last])  # sums of weights are rounded
     return found, confidence
 
 

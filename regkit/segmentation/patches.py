@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.segmentation.monai_parts import augmentation
 
 _MARGIN = 1.25  # of a patch that is cut, so that a turned one has little from beyond it
-_RECOLOURED = 0.5  # share of the patches that get another contrast
+_RECOLOURED = 0.8  # share of the patches that get another contrast
 _KNOTS = 6  # of a contrast
 
 

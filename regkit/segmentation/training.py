@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -86,6 +87,8 @@ class Finetuning:
         for name in ("patch", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RegkitError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise RegkitError(f"seed must be at least 0, got {self.seed}")
         if self.spacing is not None and not 0 < self.spacing < math.inf:
             raise RegkitError(f"spacing must be a positive number of mm, got {self.spacing:g}")
         if not 0 < self.learning_rate < math.inf:
@@ -404,6 +407,9 @@ def _chosen(
         raise RegkitError(
             f"{len(names)} labels are too many to learn, at most {_MOST_LABELS}; choose some by name"
         )
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise RegkitError(f"two labels are named '{twice[0]}'; give each a name of its own")
     remedy = "give more volumes or another seed, or leave the label out of the label names"
     for label, name in names.items():
         if label not in there:
