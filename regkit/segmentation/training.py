@@ -43,7 +43,7 @@ from regkit.training.checkpoint import (
 from regkit.training.log import Log, finite
 from regkit.training.plot import plot_losses
 from regkit.training.session import Report, stop_signals
-from regkit.unet import UNet, in_bfloat16
+from regkit.unet import UNet, in_bfloat16, shuffled
 from regkit.weights import bundled_weights, load_network, reading, sha256
 
 Labelled = tuple[ImageLike, ImageLike]
@@ -261,8 +261,8 @@ class Trainer:
         labels = torch.stack([patch.labels for patch in drawn]).long().to(self.device)
         self.network.train()
         with in_bfloat16(self.device):
-            scores = self.segmenter(images.to(memory_format=self.network.architecture.memory_format))
-        scores = scores.float()
+            cells = self.network(images.to(memory_format=self.network.architecture.memory_format))
+        scores = shuffled(cells, self.network.architecture.stride).float()
         losses = {
             "dice_loss": self.overlap(scores, labels[:, None]),
             "cross_entropy": F.cross_entropy(scores, labels),
@@ -308,7 +308,7 @@ def _train(
     """Train until the steps or the minutes are over, or a signal comes; whether it was not a signal."""
     steps = trainer.settings.steps
     began, before, first = time.monotonic(), trainer.seconds, trainer.step
-    saved = began
+    saved, saved_step = began, trainer.step
 
     def done() -> float:
         trainer.seconds = before + time.monotonic() - began
@@ -328,12 +328,15 @@ def _train(
                 finite(losses, trainer.step)
                 _keep(trainer, run, held)
                 share = done()
-            elif stopped or time.monotonic() - saved > _SAVE_EVERY:
-                finite(losses, trainer.step)
-            else:
+            elif time.monotonic() - saved < _SAVE_EVERY:
                 continue
+            else:
+                finite(losses, trainer.step)
             trainer.save(run)
-            saved = time.monotonic()
+            saved, saved_step = time.monotonic(), trainer.step
+        if trainer.step > saved_step:  # a signal came
+            finite(losses, trainer.step)
+            trainer.save(run)
     return share >= 1
 
 
