@@ -152,7 +152,7 @@ def command(
         rows = [(name, f"{dice:.3f}") for name, dice in result.best.labels.items()]
         print_table(("label", f"Dice, step {result.best.step}"), rows, ("mean", f"{result.best.dice:.3f}"))
     for path in (result.model, result.picture):
-        if path and path.exists():  # a run that was stopped early has none yet
+        if path:
             typer.echo(f"wrote {path}")
     if not result.finished:
         typer.echo(f"stopped after step {result.step} of {steps}; the same command goes on from there")

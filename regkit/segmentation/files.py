@@ -99,6 +99,8 @@ def split(
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Draw what is trained on and what is held out to validate on; no case is in both.
 
+    A seed holds out the same cases for any number of shots, and more shots add to fewer.
+
     Args:
         shots: how many to train on; by default all that are not validated on.
         validation: how many to validate on; by default a fifth of all, at most four, and no more than
@@ -113,6 +115,8 @@ def split(
         validation = max(0, min(4, max(1, count // 5), room))
     if shots is None:
         shots = count - validation
+    if validation < 0:
+        raise RegkitError(f"volumes to validate on must be at least 0, got {validation}")
     if shots < 1:
         raise RegkitError(f"at least one volume must be trained on, but {validation} of {count} are held out")
     if shots + validation > count:
@@ -124,7 +128,7 @@ def split(
     drawn = [cases[k] for k in order]
     return (
         sorted(drawn[:shots], key=lambda case: case.name),
-        sorted(drawn[shots : shots + validation], key=lambda case: case.name),
+        sorted(drawn[count - validation :], key=lambda case: case.name),
     )
 
 

@@ -50,6 +50,7 @@ Labelled = tuple[ImageLike, ImageLike]
 INITS = ("pretrained", "random")
 _FINEST = 1.0  # mm: voxels that are finer are resampled to it, unless the spacing is given
 _WARMUP = 0.03  # share of the run
+_FIRST = 0.001  # share of the run that its first step counts as
 _CLIP = 1.0
 _VALIDATIONS = 10  # in a run
 _SAVE_EVERY = 300.0  # seconds, between checkpoints
@@ -298,8 +299,8 @@ class Trainer:
 
 
 def schedule(done: float) -> float:
-    """Share of the learning rate at a share of the run: a linear rise, then half a cosine."""
-    return min(1.0, done / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """Share of the learning rate at a share of the run: a linear rise, not from 0, then half a cosine."""
+    return min(1.0, max(done, _FIRST) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _train(
@@ -336,6 +337,8 @@ def _train(
             saved, saved_step = time.monotonic(), trainer.step
         if trainer.step > saved_step:  # a signal came
             finite(losses, trainer.step)
+            if not (run / FILE).exists():
+                trainer.segmenter.save(run / FILE)
             trainer.save(run)
     return share >= 1
 
