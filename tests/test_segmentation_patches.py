@@ -42,15 +42,15 @@ class _Unchanged:
 
 def _cuts(volumes: Sequence[Seen], patch: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> Patches:
     """Patches before anything is changed: what is cut."""
-    monkeypatch.setattr(patches, "_RECOLOURED", 0.0)
-    found = Patches(volumes, patch, 0)
+    monkeypatch.setitem(patches._RECOLOURED, "same", 0.0)
+    found = Patches(volumes, patch, "same", 0)
     found.change = _Unchanged()
     return found
 
 
 def test_a_number_is_a_patch_whatever_was_drawn_before() -> None:
     volumes = [_volume(0), _volume(1)]
-    one, other = Patches(volumes, PATCH, 5), Patches(volumes, PATCH, 5)
+    one, other = Patches(volumes, PATCH, "same", 5), Patches(volumes, PATCH, "same", 5)
     numbers = list(range(24))
     first = {number: one.draw(number) for number in numbers}
     second = {number: other.draw(number) for number in reversed(numbers)}
@@ -60,11 +60,11 @@ def test_a_number_is_a_patch_whatever_was_drawn_before() -> None:
         assert torch.equal(first[number].image, one.draw(number).image)
     images = [patch.image.numpy().tobytes() for patch in first.values()]
     assert len(set(images)) == len(numbers)
-    assert not torch.equal(Patches(volumes, PATCH, 6).draw(0).image, first[0].image)
+    assert not torch.equal(Patches(volumes, PATCH, "same", 6).draw(0).image, first[0].image)
 
 
 def test_a_draw_leaves_the_global_generators_alone() -> None:
-    drawer = Patches([_volume(0)], PATCH, 0)
+    drawer = Patches([_volume(0)], PATCH, "same", 0)
     torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1]
     for number in range(4):
         drawer.draw(number)
@@ -73,7 +73,7 @@ def test_a_draw_leaves_the_global_generators_alone() -> None:
 
 
 def test_what_a_patch_is() -> None:
-    drawer = Patches([_volume(0)], PATCH, 0)
+    drawer = Patches([_volume(0)], PATCH, "same", 0)
     seen: set[int] = set()
     for number in range(30):
         patch = drawer.draw(number)
@@ -134,7 +134,7 @@ def test_small_volumes_go_on_beyond_their_borders(
         at = np.argwhere((views == found.image.numpy()).all(axis=(3, 4, 5)))[0]
         part = tuple(slice(a, a + c) for a, c in zip(at, drawer.cut))
         np.testing.assert_array_equal(found.labels, classes[part])
-    changed = Patches([volume], PATCH, 0).draw(0)
+    changed = Patches([volume], PATCH, "same", 0).draw(0)
     assert changed.labels.shape == PATCH
     assert set(changed.labels.unique().tolist()) <= set(labels.ravel().tolist())
 
@@ -145,8 +145,8 @@ def test_labels_go_where_their_image_goes(monkeypatch: pytest.MonkeyPatch) -> No
     apart = sum((i - n / 2) ** 2 for i, n in zip(np.indices(shape), shape))
     ball = torch.from_numpy(apart < 81)
     volume = Seen(ball.float(), ball.byte())
-    monkeypatch.setattr(patches, "_RECOLOURED", 0.0)
-    drawer = Patches([volume], (24, 20, 22), 0)
+    monkeypatch.setitem(patches._RECOLOURED, "same", 0.0)
+    drawer = Patches([volume], (24, 20, 22), "same", 0)
     kept = [t for t in drawer.change.transforms if isinstance(t, RandAffined | RandGridDistortiond)]
     assert len(kept) == 2
     drawer.change = Compose(kept)

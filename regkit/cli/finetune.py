@@ -67,6 +67,13 @@ def command(
             help="Weights to begin with, .safetensors or .pth, in place of those that come with regkit.",
         ),
     ] = None,
+    contrast: Annotated[
+        Literal["same", "any"],
+        typer.Option(
+            rich_help_panel=_RUN,
+            help="Of the images to be segmented: the same as those trained on have, or any, as MR after CT.",
+        ),
+    ] = "same",
     steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Of the optimiser.")] = 500,
     minutes: Annotated[
         float,
@@ -128,6 +135,7 @@ def command(
         batch=batch,
         steps=steps,
         learning_rate=learning_rate,
+        contrast=contrast,
         seed=seed,
     )
     with step_progress(steps, minutes, quiet) as report:

@@ -19,6 +19,7 @@ from regkit.errors import RegkitError
 
 BOTH, IMAGE = ("image", "labels"), ("image",)
 _OVERLAP = 0.5  # of neighbouring windows
+_AT_ONCE = 2  # windows: convolutions of a single small one are several times slower in torch on a CPU
 
 
 def check_installed() -> None:
@@ -77,7 +78,7 @@ def in_windows(
 
     Args:
         image: (Z, Y, X).
-        scores: from (1, 1, Z, Y, X) of a patch, on ``device``, to (1, C, Z, Y, X).
+        scores: from patches (N, 1, Z, Y, X) on ``device`` to (N, C, Z, Y, X).
         report: called with the share of the windows that are done.
 
     Returns:
@@ -93,12 +94,12 @@ def in_windows(
     def counted(window: torch.Tensor) -> torch.Tensor:
         nonlocal done
         found = scores(window)
-        done += 1
+        done += len(window)
         report(min(1.0, done / count))
         return found
 
     found: torch.Tensor = sliding_window_inference(
-        image[None, None], patch, 1, counted, overlap=_OVERLAP, mode="gaussian", padding_mode="replicate",
+        image[None, None], patch, _AT_ONCE, counted, overlap=_OVERLAP, mode="gaussian", padding_mode="replicate",
         sw_device=device, device=torch.device("cpu"),
     )  # fmt: skip
     return found[0]

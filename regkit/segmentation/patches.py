@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.segmentation.monai_parts import augmentation
 
 _MARGIN = 1.25  # of a patch that is cut, so that a turned one has little from beyond it
-_RECOLOURED = 0.8  # share of the patches that get another contrast
+_RECOLOURED = {"same": 0.2, "any": 0.9}  # share of the patches that get another contrast
 _KNOTS = 6  # of a contrast
 
 
@@ -38,11 +38,14 @@ class Patches:
     Args:
         volumes: to draw from, in turn.
         patch: voxels (Z, Y, X).
+        contrast: as of :class:`regkit.Finetuning`.
         seed: of all that is drawn.
     """
 
-    def __init__(self, volumes: Sequence[Seen], patch: tuple[int, int, int], seed: int) -> None:
-        self.seed = seed
+    def __init__(
+        self, volumes: Sequence[Seen], patch: tuple[int, int, int], contrast: str, seed: int
+    ) -> None:
+        self.seed, self.recoloured = seed, _RECOLOURED[contrast]
         self.cut = tuple(math.ceil(side * _MARGIN) for side in patch)
         self.volumes = [_continued(volume, self.cut) for volume in volumes]
         self.places = [_places(volume.labels) for volume in self.volumes]
@@ -62,7 +65,7 @@ class Patches:
         cut = {"image": volume.image[part][None], "labels": volume.labels[part][None].float()}
         found = self.change(cut)
         image = torch.as_tensor(found["image"])[0].clamp(0, 1)
-        if dice.random() < _RECOLOURED:
+        if dice.random() < self.recoloured:
             image = recoloured(image, dice)
         return Seen(image, torch.as_tensor(found["labels"])[0].round().to(torch.uint8))
 

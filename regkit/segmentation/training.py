@@ -48,6 +48,7 @@ from regkit.weights import bundled_weights, load_network, reading, sha256
 
 Labelled = tuple[ImageLike, ImageLike]
 INITS = ("pretrained", "random")
+CONTRASTS = ("same", "any")
 _FINEST = 1.0  # mm: voxels that are finer are resampled to it, unless the spacing is given
 _WARMUP = 0.03  # share of the run
 _FIRST = 0.001  # share of the run that its first step counts as
@@ -71,6 +72,8 @@ class Finetuning:
         batch: patches in a step.
         steps: of the optimiser; the learning rate follows a half cosine over them.
         learning_rate: at its highest.
+        contrast: of the images to be segmented: the ``same`` as of those trained on, or ``any``, such as MR
+            after CT; then most patches are shown in random contrasts, which takes more steps to learn from.
         seed: of all that is drawn.
     """
 
@@ -80,11 +83,13 @@ class Finetuning:
     batch: int = 2
     steps: int = 500
     learning_rate: float = 2e-3
+    contrast: Literal["same", "any"] = "same"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise RegkitError(f"no init named {self.init!r}; there is: {', '.join(INITS)}")
+        for name, known in (("init", INITS), ("contrast", CONTRASTS)):
+            if getattr(self, name) not in known:
+                raise RegkitError(f"no {name} named {getattr(self, name)!r}; there is: {', '.join(known)}")
         for name in ("patch", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RegkitError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -230,7 +235,7 @@ class Trainer:
         network = new_network(start, 1 + len(task.labels), settings.init == "pretrained")
         self.network = network.to(device)
         self.network.to(memory_format=start.architecture.memory_format)  # type: ignore[call-overload]
-        self.patches = Patches(volumes, task.patch, settings.seed)
+        self.patches = Patches(volumes, task.patch, settings.contrast, settings.seed)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate)
         self.overlap = dice_loss()
         self.step, self.seconds = 0, 0.0

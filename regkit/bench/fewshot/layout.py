@@ -16,9 +16,10 @@ One that regkit comes with is named by its name, one's own by its path::
     }
 
 Files are matched by name as ``regkit finetune`` does; or ``subjects`` lists them: {"NAME": [image, labels]}.
-``names`` may be a file of the data. ``held_out`` subjects are tested and never trained on; without it, all
-that were not trained on are tested. ``trained`` and ``tested`` name the subjects to draw either from. With
-``rendered``, there are label maps of heads alone, and images are made of them.
+``names`` may be a file of the data; ``contrast`` and ``batch`` are those of :class:`regkit.Finetuning`.
+``held_out`` subjects are tested and never trained on; without it, all that were not trained on are tested.
+``trained`` and ``tested`` name the subjects to draw either from. With ``rendered``, there are label maps of
+heads alone, and images are made of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass, fields
 from itertools import combinations
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class Layout:
     spacing: float
     patch: int
     steps: int
+    batch: int = 2
+    contrast: Literal["same", "any"] = "same"
     images: str = ""
     labels: str = ""
     subjects: dict[str, list[str]] | None = None
@@ -96,9 +99,9 @@ def load_layout(name: str) -> Layout:
         raise RegkitError(f"layout '{path}' is not complete: {error}") from error
     if not (layout.subjects or (layout.labels and (layout.images or layout.rendered))):
         raise RegkitError(f"layout '{path}' must have 'images' and 'labels', or 'subjects'")
-    sound = all(type(n) is int and n > 0 for n in (*layout.shots, layout.patch, layout.steps))
+    sound = all(type(n) is int and n > 0 for n in (*layout.shots, layout.patch, layout.steps, layout.batch))
     if not (sound and layout.shots and type(layout.spacing) in (int, float) and layout.spacing > 0):
-        raise RegkitError(f"layout '{path}': shots, patch, steps and spacing must be numbers above 0")
+        raise RegkitError(f"layout '{path}': shots, patch, steps, batch and spacing must be numbers above 0")
     return layout
 
 

@@ -119,7 +119,9 @@ def _run(
             init="random" if arm == "random" else "pretrained",
             spacing=layout.spacing,
             patch=layout.patch,
+            batch=layout.batch,
             steps=options.steps,
+            contrast=layout.contrast,
             seed=seed,
         )
         # Nothing is held out to choose the best weights by: that would be more than the volumes learnt from.
