@@ -99,7 +99,7 @@ def in_windows(
         return found
 
     found: torch.Tensor = sliding_window_inference(
-        image[None, None], patch, _AT_ONCE, counted, overlap=_OVERLAP, mode="gaussian", padding_mode="replicate",
-        sw_device=device, device=torch.device("cpu"),
+        image[None, None], patch, _AT_ONCE, counted, overlap=_OVERLAP, mode="gaussian",
+        padding_mode="replicate", sw_device=device, device=torch.device("cpu"),
     )  # fmt: skip
     return found[0]
