@@ -99,6 +99,11 @@ def test_bad_layouts(changes: dict[str, Any], message: str, tmp_path: Path) -> N
         load_layout(str(_layout(tmp_path, **changes)))
 
 
+def test_the_list_has_the_layouts() -> None:
+    lines = run("bench", "list").stdout.splitlines()
+    assert any(line.split()[:1] == ["msd-heart"] and "medicaldecathlon.com" in line for line in lines)
+
+
 def test_no_layout_of_that_name() -> None:
     with pytest.raises(RegkitError, match=r"no layout 'hearts'; there is: abdomen, .*msd-heart"):
         load_layout("hearts")

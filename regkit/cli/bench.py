@@ -17,7 +17,8 @@ from regkit.errors import RegkitError
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Benchmarks: Learn2Reg AbdomenMRCT, MM-WHS, folders of pairs; regkit and its peers side by side.",
+    help="Benchmarks: Learn2Reg AbdomenMRCT, MM-WHS, folders of pairs, regkit and its peers side by side; "
+    "few-shot segmentation.",
 )
 
 Threads = Annotated[
@@ -308,12 +309,15 @@ def few_shot(
 def names() -> None:
     """List the data sets and the methods, and which of them can be run here."""
     from regkit.bench.datasets import DATASETS
+    from regkit.bench.fewshot.layout import known, load_layout
     from regkit.bench.methods import METHODS
 
     typer.echo("Data sets: what they are, their directions, and where they are to be had")
     print_facts([(d.name, f"{d.title}; {', '.join(d.directions)}; {d.source}") for d in DATASETS.values()])
     typer.echo("\nMethods: what is installed here, and what they are given")
     print_facts([(m.name, f"{m.missing() or m.version()}; {m.note}") for m in METHODS.values()])
+    typer.echo("\nLayouts of few-shot: what they are, and where they are to be had")
+    print_facts([(name, f"{load_layout(name).title}; {load_layout(name).source}") for name in known()])
 
 
 def _print_report(results: Path, output: Path | None, baseline: str | None, quiet: bool) -> None:
