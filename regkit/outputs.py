@@ -60,6 +60,8 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
         if path.name.endswith(".nii.gz"):
+            if image.GetDimension() != 3:
+                raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
             _write_compressed(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)

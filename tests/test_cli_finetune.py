@@ -156,7 +156,7 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
         "--shots", 2, "--validation", 1, "--label-names", tmp_path / "names.json", "--init", "random",
         "--weights", data / "tiny.safetensors", "--steps", 7, "--minutes", 2.5, "--spacing", 1.5,
         "--patch", 48, "--batch", 3, "--learning-rate", 0.5, "--device", "cpu", "--threads", 2,
-        "--seed", 9, "-q", code=130,
+        "--seed", 9, "--contrast", "any", "-q", code=130,
     )  # fmt: skip
     chosen, held = (
         [(case.image, case.labels) for case in cases]
@@ -166,7 +166,7 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
     assert report(1, {}) is None
     assert given == {
         "training": chosen, "output": tmp_path / "model", "validation": held, "label_names": {7: "inner"},
-        "settings": Finetuning("random", 1.5, 48, 3, 7, 0.5, 9), "weights": data / "tiny.safetensors",
+        "settings": Finetuning("random", 1.5, 48, 3, 7, 0.5, "any", 9), "weights": data / "tiny.safetensors",
         "minutes": 2.5, "device": "cpu", "threads": 2,
     }  # fmt: skip
 

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from regkit.images import Volume
 from regkit.metrics import dice
 from regkit.outputs import save_image
 from regkit.segmentation import training
-from regkit.segmentation.model import Segmenter, new_network
+from regkit.segmentation.model import FILE, Segmenter, new_network
 from regkit.segmentation.training import Finetuned, Finetuning, Score, Trainer, finetune, schedule
 from regkit.training.checkpoint import checkpoints, load_checkpoint
 
@@ -227,7 +229,8 @@ def test_what_a_run_leaves(tmp_path: Path, train: Callable[..., Finetuned], weig
     assert config["settings"]["steps"] == 24
     assert config["task"]["labels"] == [2, 7]
     assert config["origin"]["weights"]["file"] == weights.name
-    assert config["origin"]["validation"] == ["image 2"]
+    (held,) = config["origin"]["validation"]
+    assert re.fullmatch("image 2 [0-9a-f]{12}", held)
     assert result.picture == run / "loss.png"
     assert result.model == run / "model.safetensors"
     told = json.loads(json.dumps(result.to_dict()))
@@ -572,3 +575,33 @@ def test_labels_are_seen_where_their_image_is(oblique_grid: Grid) -> None:
     assert found.labels.dtype == torch.uint8
     assert (found.labels.numpy() == expected).mean() > 0.99  # but for places between two voxels
     assert set(np.unique(found.labels)) == {0, 1, 2}
+
+
+def test_a_model_without_its_checkpoints_is_not_overwritten(
+    tmp_path: Path, train: Callable[..., Finetuned]
+) -> None:
+    short = replace(SETTINGS, steps=1)
+    train(tmp_path, short)
+    before = (tmp_path / FILE).read_bytes()
+    for folder in checkpoints(tmp_path):
+        shutil.rmtree(folder)
+    with pytest.raises(RegkitError, match="holds a model or something else, and no checkpoint"):
+        train(tmp_path, short)
+    assert (tmp_path / FILE).read_bytes() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"mine": true}')
+    with pytest.raises(RegkitError, match="holds a model or something else"):
+        train(other, short)
+    assert (other / "config.json").read_text() == '{"mine": true}'
+
+
+def test_other_voxels_under_the_same_names_are_another_run(
+    tmp_path: Path, train: Callable[..., Finetuned]
+) -> None:
+    short = replace(SETTINGS, steps=1)
+    train(tmp_path, short)
+    (image, labels), *rest = LEARNT
+    changed = Volume(image.array[::-1].copy(), image.grid, image.name)
+    with pytest.raises(RegkitError, match=r"another configuration: origin\.training differ"):
+        train(tmp_path, short, training=[(changed, labels), *rest])

@@ -130,10 +130,10 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], baseline: str, picture
     failed = [row for row in rows if not finished(row)]
     lines = [[r["method"], r["direction"], r["case"], _first_line(r.get("error"))] for r in failed]
     if failed:
-        parts += ["## Failures", _table(["method", "direction", "pair", "error"], lines)]
+        parts += ["## Failures", table(["method", "direction", "pair", "error"], lines)]
     if skipped := run.get("skipped"):
-        parts += ["## Left out", _table(["method", "reason"], [[*item] for item in skipped.items()])]
-    parts += ["## Methods", _table(["method", "version", "what it was given"], _about(rows, run))]
+        parts += ["## Left out", table(["method", "reason"], [[*item] for item in skipped.items()])]
+    parts += ["## Methods", table(["method", "version", "what it was given"], _about(rows, run))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -174,7 +174,7 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
     """The tables of one direction."""
     here = [row for row in rows if row["direction"] == direction]
     lines = _with_unregistered(here, baseline)
-    parts = [f"## {_plain(direction)}", _table(*_cells(_columns(baseline), lines))]
+    parts = [f"## {_plain(direction)}", table(*_cells(_columns(baseline), lines))]
     if any(line.against for line in lines):
         parts.append(
             f"Against {_plain(baseline)}: the median of the differences of Dice over the pairs that both "
@@ -189,7 +189,7 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
         ]
         parts += [
             "### Published",
-            _table(["method", "of Dice", "Dice", "pairs", "folding %", "source"], cells),
+            table(["method", "of Dice", "Dice", "pairs", "folding %", "source"], cells),
         ]
         parts.append("These were measured by others, with their code on other hardware, not by this run.")
     methods = distinct(row["method"] for row in here)
@@ -197,7 +197,7 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
     cases = sorted({row["case"] for row in here}, key=natural)
     if any(mean_dice(row) is not None for row in here):
         cells = [[case, *(_dice_cell(by_key.get((case, method))) for method in methods)] for case in cases]
-        parts += ["### Dice of each pair", _table(["pair", *methods], cells)]
+        parts += ["### Dice of each pair", table(["pair", *methods], cells)]
     found: dict[tuple[str, str], list[float]] = {}
     for row in filter(finished, here):
         for name, value in label_dice(row).items():
@@ -205,7 +205,7 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
     if names := distinct(name for name, _ in found):
         cells = [[name, *(_mean(found.get((name, m), ())) for m in methods)] for name in names]
         parts += ["### Mean Dice of each label, over the pairs that a method finished"]
-        parts += [_table(["label", *methods], cells)]
+        parts += [table(["label", *methods], cells)]
     return parts
 
 
@@ -254,7 +254,8 @@ def _cells(columns: Sequence[Column], lines: Sequence[Summary]) -> tuple[list[st
     return [heading for heading, _ in table], [list(row) for row in zip(*(cells for _, cells in table))]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in lines)
 

@@ -274,7 +274,8 @@ def few_shot(
     threads: Threads = None,
     device: Device = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
+        bool,
+        typer.Option("--resume", help="Go on with the results in the folder; only what failed is run again."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -294,15 +295,22 @@ def few_shot(
     chosen = layouts.load_layout(layout)
     counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
     options = Options(counts, seeds, steps or chosen.steps, minutes, weights, device, threads)
-    planned = plan.plan_few_shot(output, chosen.name, options.in_common(), device, _command(), resume)
     with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
         subjects = layouts.find_subjects(chosen, data, place)
-        rows.write_run(output, planned)
-        run_arms(output, chosen, data, subjects, arm or ARMS, options, report or (lambda stage, done: None))
+        common = options.in_common(chosen, subjects)
+        rows.write_run(output, plan.plan_few_shot(output, chosen.name, common, device, _command(), resume))
+        if resume:
+            rows.drop_failed(output)
+        told = report or (lambda stage, done: None)
+        ran, failed = run_arms(output, chosen, data, subjects, arm or ARMS, options, told)
     path = write_report(output, chosen)
     if not quiet:
         print_table(*summary(rows.read_rows(output)))
         typer.echo(f"wrote {path}")
+    if failed:
+        warn(f"{failed} of {ran} runs failed; '{path}' says why")
+    if failed and failed == ran:
+        raise RegkitError("no run succeeded")
 
 
 @app.command("list")

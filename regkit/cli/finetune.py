@@ -160,7 +160,7 @@ def command(
         rows = [(name, f"{dice:.3f}") for name, dice in result.best.labels.items()]
         print_table(("label", f"Dice, step {result.best.step}"), rows, ("mean", f"{result.best.dice:.3f}"))
     for path in (result.model, result.picture):
-        if path:
+        if path and path.exists():  # one that was stopped at once has left none
             typer.echo(f"wrote {path}")
     if not result.finished:
         typer.echo(f"stopped after step {result.step} of {steps}; the same command goes on from there")

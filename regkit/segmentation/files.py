@@ -99,7 +99,7 @@ def split(
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Draw what is trained on and what is held out to validate on; no case is in both.
 
-    A seed holds out the same cases for any number of shots, and more shots add to fewer.
+    A seed holds out the same cases for any number of shots that leaves room, and more shots add to fewer.
 
     Args:
         shots: how many to train on; by default all that are not validated on.
@@ -146,5 +146,7 @@ def _is_volume(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    suffix = next(suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix))
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise RegkitError(f"'{path}' is no volume: expected a name that ends in {', '.join(_SUFFIXES)}")
     return path.name[: -len(suffix)]

@@ -141,9 +141,10 @@ def new_network(start: UNet, classes: int, keep: bool) -> UNet:
 def _rescale(entries: dict[str, torch.Tensor], number: int, random: torch.Tensor) -> None:
     """Give a convolution's weights the norm of random ones, and the statistics behind it what follows.
 
-    The norm layer behind it undoes this, but the optimiser does not: it changes every weight by about the
-    learning rate, and those of a long training are up to ten times as large as random ones. Left so, they
-    would turn a tenth as fast (van Laarhoven, 2017), and be all but frozen in a short training.
+    The norm layer behind it undoes this, but for its eps: features of the bundled network change by a tenth.
+    The optimiser does not: it changes every weight by about the learning rate, and those of a long training
+    are up to ten times as large as random ones. Left so, they would turn a tenth as fast (van Laarhoven,
+    2017), and be all but frozen in a short training.
     """
     weight = entries[f"model.{number}.weight"]
     scale = random.detach().norm() / weight.norm().clamp_min(1e-12)

@@ -63,11 +63,13 @@ class Patches:
         part = tuple(slice(f, f + c) for f, c in zip(first, self.cut))
         self.change.set_random_state(seed=int(dice.integers(2**32)))
         cut = {"image": volume.image[part][None], "labels": volume.labels[part][None].float()}
-        found = self.change(cut)
-        image = torch.as_tensor(found["image"])[0].clamp(0, 1)
+        changed = self.change(cut)
+        # Not MONAI's kind of tensor, which carries its history through the network.
+        image, labels = (changed[name].as_subclass(torch.Tensor)[0] for name in ("image", "labels"))
+        image = image.clamp(0, 1)
         if dice.random() < self.recoloured:
             image = recoloured(image, dice)
-        return Seen(image, torch.as_tensor(found["labels"])[0].round().to(torch.uint8))
+        return Seen(image, labels.round().to(torch.uint8))
 
 
 def recoloured(image: torch.Tensor, dice: np.random.Generator) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import time
@@ -21,8 +22,9 @@ from torch import nn
 from regkit.atomic import atomic_path, make_folder
 from regkit.errors import RegkitError
 from regkit.geometry import index_grid, map_index, sample
-from regkit.images import ImageLike, Volume, load_image, load_labels
+from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels
 from regkit.intensity import default_ct_window, is_ct
+from regkit.jsontext import read_json
 from regkit.metrics import dice, summarise
 from regkit.provenance import commit
 from regkit.registration import reproducible, torch_device
@@ -46,7 +48,7 @@ from regkit.training.session import Report, stop_signals
 from regkit.unet import UNet, in_bfloat16, shuffled
 from regkit.weights import bundled_weights, load_network, reading, sha256
 
-Labelled = tuple[ImageLike, ImageLike]
+Pair = tuple[ImageLike, ImageLike]
 INITS = ("pretrained", "random")
 CONTRASTS = ("same", "any")
 _FINEST = 1.0  # mm: voxels that are finer are resampled to it, unless the spacing is given
@@ -57,6 +59,8 @@ _VALIDATIONS = 10  # in a run
 _SAVE_EVERY = 300.0  # seconds, between checkpoints
 _REPORT_EVERY = 10  # steps
 _MOST_LABELS = 255  # classes are bytes
+_BYTES_PER_VOXEL = 64  # of the working grid, while the labels are brought onto it
+_SCORES = "validation.csv"
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,9 @@ class Finetuned:
 
 
 def finetune(
-    training: Sequence[Labelled],
+    training: Sequence[Pair],
     output: str | PathLike[str],
-    validation: Sequence[Labelled] = (),
+    validation: Sequence[Pair] = (),
     *,
     label_names: Mapping[int, str] | None = None,
     settings: Finetuning = Finetuning(),
@@ -157,8 +161,8 @@ def finetune(
 
     The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run the volumes that are
     held out are segmented; the weights of the best mean Dice are kept. The run ends with the steps or the
-    minutes, or with SIGTERM or Ctrl-C, in each case with a checkpoint, from which the same call goes on;
-    without ``minutes``, exactly as if it had not been stopped.
+    minutes, or with SIGTERM or Ctrl-C, in each case with a checkpoint, from which the same call goes on; on a
+    CPU and without ``minutes``, exactly as if it had not been stopped.
 
     Args:
         training: (image, label map on the image's grid) each; anything that :func:`regkit.register` takes.
@@ -187,21 +191,17 @@ def finetune(
     names = _chosen(learnt, held, label_names)
     where = torch_device(device)
     with reproducible(threads, settings.seed):
-        task = _task(
-            learnt, names, settings, start, reading(provenance, start.architecture.out_channels).input
-        )
+        given = reading(provenance, start.architecture.out_channels).input
+        task = _task(learnt, names, settings, start, given)
         origin = {
             "weights": {"file": path.name, "sha256": sha256(path)},
-            "training": [volume.name for volume, _ in learnt],
-            "validation": [volume.name for volume, _ in held],
+            "training": [_identity(*pair) for pair in learnt],
+            "validation": [_identity(*pair) for pair in held],
         }
-        trainer = Trainer(settings, task, start, [_seen(*pair, task) for pair in learnt], where, origin)
-        make_folder(run)
-        found = checkpoints(run)
-        if found:
-            trainer.load(found[-1])
-        with atomic_path(run / "config.json") as temporary:
-            temporary.write_text(json.dumps(trainer.config(), indent=1), encoding="utf-8")
+        seen = [_seen(*pair, task) for pair in learnt]
+        del learnt  # of full resolution
+        trainer = Trainer(settings, task, start, seen, where, origin)
+        _begin(trainer, run)
         finished = _train(trainer, run, held, minutes, report)
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture, ("dice",))
@@ -308,6 +308,39 @@ def schedule(done: float) -> float:
     return min(1.0, max(done, _FIRST) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def _begin(trainer: Trainer, run: Path) -> None:
+    """Go on with the run in a folder, or make the folder of a new one.
+
+    Raises:
+        RegkitError: if it holds another run, or what a run would overwrite.
+    """
+    make_folder(run)
+    config = run / "config.json"
+    if found := checkpoints(run):
+        trainer.load(found[-1])
+    elif (run / FILE).exists() or (config.exists() and read_json(config, "the file") != trainer.config()):
+        raise RegkitError(
+            f"'{run}' holds a model or something else, and no checkpoint to go on from; give another folder"
+        )
+    with atomic_path(config) as temporary:
+        temporary.write_text(json.dumps(trainer.config(), indent=1), encoding="utf-8")
+    # What an interrupted run scored beyond the step that it goes on from is scored again.
+    log = run / _SCORES
+    if log.exists():
+        rows = [row for row in _rows(log) if not row[0].isdecimal() or int(row[0]) <= trainer.step]
+        _write_rows(log, rows)
+
+
+def _rows(table: Path) -> list[list[str]]:
+    with table.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.reader(stream) if row]
+
+
+def _write_rows(table: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with atomic_path(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+
+
 def _train(
     trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
 ) -> bool:
@@ -357,34 +390,23 @@ def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) ->
     if trainer.best is None or score.dice > trainer.best.dice:
         trainer.segmenter.save(run / FILE)
         trainer.best = score
-    log = run / "validation.csv"
-    rows = []
-    if log.exists():
-        with log.open(encoding="utf-8", newline="") as stream:
-            # What an interrupted run scored beyond the step that it goes on from is scored again.
-            rows = [row for row in csv.reader(stream) if row[:1] and row[0].isdecimal()]
-            rows = [row for row in rows if int(row[0]) < trainer.step]
+    log = run / _SCORES
     values = (f"{value:.4f}" for value in (score.dice, *score.labels.values()))
-    with atomic_path(log) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([["step", "dice", *score.labels], *rows, [score.step, *values]])
+    before = _rows(log) if log.exists() else [["step", "dice", *score.labels]]
+    _write_rows(log, [*before, [str(score.step), *values]])
 
 
 def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
-    task = trainer.task
-    found = [
-        dice(
-            labels.array,
-            apply(trainer.segmenter, image, trainer.device).labels.array,
-            task.labels,
-            labels.array,
-        )
-        for image, labels in held
-    ]
+    task, segmenter = trainer.task, trainer.segmenter
+    found = []
+    for image, labels in held:
+        guess = apply(segmenter, image, trainer.device).labels.array
+        found.append(dice(labels.array, guess, task.labels, moving_labels=labels.array))
     means = {name: summarise(row[label] for row in found) for label, name in zip(task.labels, task.names)}
     return Score(trainer.step, summarise(means.values()), means)
 
 
-def _loaded(pairs: Sequence[Labelled], role: str) -> list[tuple[Volume, Volume]]:
+def _loaded(pairs: Sequence[Pair], role: str) -> list[tuple[Volume, Volume]]:
     """Images and their label maps, on one grid each."""
     found = []
     for number, (source, labels) in enumerate(pairs, 1):
@@ -396,6 +418,13 @@ def _loaded(pairs: Sequence[Labelled], role: str) -> list[tuple[Volume, Volume]]
                 f"{found[-1][1].array.flat[0]}; there must be background (0) as well"
             )
     return found
+
+
+def _identity(image: Volume, labels: Volume) -> str:
+    """By which a run knows a volume again: its name and its voxels."""
+    digest = hashlib.sha256(image.array.data)
+    digest.update(labels.array.data)
+    return f"{image.name} {digest.hexdigest()[:12]}"
 
 
 def _chosen(
@@ -435,7 +464,7 @@ def _task(
     names: Mapping[int, str],
     settings: Finetuning,
     start: UNet,
-    seen: str,
+    given: str,
 ) -> Task:
     spacing = settings.spacing
     if spacing is None:
@@ -450,11 +479,13 @@ def _task(
         max(least, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
     )
     window = default_ct_window(is_ct(image.array) for image, _ in learnt)
-    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, seen)
+    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, given)
 
 
 def _seen(image: Volume, labels: Volume, task: Task) -> Seen:
     """A labelled volume on the working grid, its labels as classes."""
+    voxels = math.prod(image.grid.working(task.spacing).size)
+    check_fits_memory(voxels, f"training on '{image.name}'", _BYTES_PER_VOXEL)
     picture, grid = task.seen(image)
     classes = np.zeros(labels.array.shape, np.float32)
     for number, label in enumerate(task.labels, 1):

@@ -36,6 +36,7 @@ _T1 = {
 _STRAY = 0.03  # deviation of a mean from head to head
 _MARGIN = 4  # voxels around a head
 _SEED = 0
+_IDS = 1024  # numbers of FreeSurfer's kind that a map may have
 
 
 def render_heads(maps: Sequence[Path], names: dict[int, str], folder: Path) -> list[Labelled]:
@@ -76,7 +77,9 @@ def _cropped(labels: Volume) -> Volume:
 
 def _image(labels: npt.NDArray[np.integer], number: int) -> npt.NDArray[np.float32]:
     ids, numbered = np.unique(labels, return_inverse=True)
-    contrast = np.random.default_rng(_SEED).uniform(0.05, 0.95, 1024)  # by the id: the same in all heads
+    if len(ids) > 256 or ids[0] < 0 or ids[-1] >= _IDS:
+        raise RegkitError(f"the label map of a head may have 256 numbers from 0 to {_IDS - 1}")
+    contrast = np.random.default_rng(_SEED).uniform(0.05, 0.95, _IDS)  # by the id: the same in all heads
     for mean, parts in _T1.items():
         contrast[list(parts)] = mean
     dice = Dice.of(_SEED, 1, number)

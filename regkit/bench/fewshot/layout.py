@@ -99,6 +99,11 @@ def load_layout(name: str) -> Layout:
         raise RegkitError(f"layout '{path}' is not complete: {error}") from error
     if not (layout.subjects or (layout.labels and (layout.images or layout.rendered))):
         raise RegkitError(f"layout '{path}' must have 'images' and 'labels', or 'subjects'")
+    names = layout.names if isinstance(layout.names, dict) else {}
+    if not (names or isinstance(layout.names, str)) or not all(n.isdecimal() and int(n) for n in names):
+        raise RegkitError(f'layout \'{path}\': names must be {{"1": "NAME"}} or the name of such a file')
+    if layout.subjects and not all(len(files) == 2 for files in layout.subjects.values()):
+        raise RegkitError(f"layout '{path}': each of the subjects must have an image and a label map")
     sound = all(type(n) is int and n > 0 for n in (*layout.shots, layout.patch, layout.steps, layout.batch))
     if not (sound and layout.shots and type(layout.spacing) in (int, float) and layout.spacing > 0):
         raise RegkitError(f"layout '{path}': shots, patch, steps, batch and spacing must be numbers above 0")

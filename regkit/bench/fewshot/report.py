@@ -12,6 +12,7 @@ import numpy.typing as npt
 from regkit.atomic import atomic_path
 from regkit.bench.fewshot.layout import Layout
 from regkit.bench.fewshot.run import ARMS
+from regkit.bench.report import table
 from regkit.bench.rows import read_rows, read_run
 from regkit.errors import RegkitError
 
@@ -71,13 +72,13 @@ def markdown(rows: Sequence[Row], run: Mapping[str, Any], layout: Layout) -> str
         "learnt from (or those held out for good, where there are many); none of them chose the weights: "
         "the last ones count. Both networks have the same architecture, steps, rate and augmentation."
     )
-    parts.append(_table(*summary(rows)))
-    parts.append("## Time, seconds\n\n" + _table(*_times(fine)))
-    parts.append("## Dice of each label\n\n" + _table(*_labels(fine)))
-    parts.append("## Every draw\n\n" + _table(*_every(fine)))
+    parts.append(table(*summary(rows)))
+    parts.append("## Time, seconds\n\n" + table(*_times(fine)))
+    parts.append("## Dice of each label\n\n" + table(*_labels(fine)))
+    parts.append("## Every draw\n\n" + table(*_every(fine)))
     failed = [[r["method"], r["direction"], r["error"]] for r in rows if r["status"] != "ok"]
     if failed:
-        parts.append("## Failures\n\n" + _table(["arm", "draw", "error"], failed))
+        parts.append("## Failures\n\n" + table(["arm", "draw", "error"], failed))
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,7 +110,10 @@ def _difference(one: Mapping[_SUBJECT, float], other: Mapping[_SUBJECT, float]) 
 
 
 def _cell(values: Mapping[_SUBJECT, float], text: Callable[[float, float], str]) -> str:
-    return text(float(np.mean(list(values.values()))), bootstrapped(values)) if values else "-"
+    if not values:
+        return "-"
+    found = text(float(np.mean(list(values.values()))), bootstrapped(values))
+    return found if len(set(values.values())) > 1 else found.split()[0]  # of one value, no deviation
 
 
 def _times(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -149,10 +153,3 @@ def _every(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for test in row["tests"]
     ]
     return ["draw", "learnt from", "arm", "test volume", "Dice"], lines
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\\\|") for cell in line) + " |" for line in lines
-    )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from regkit.bench.fewshot.layout import Draw, Layout, draw, label_names
 from regkit.bench.rows import Row, append_row, key, read_rows
@@ -47,15 +52,22 @@ class Options:
     device: str = "auto"
     threads: int | None = None
 
-    def in_common(self) -> dict[str, Any]:
+    def in_common(self, layout: Layout, subjects: Sequence[Labelled]) -> dict[str, Any]:
         """What all rows of a results folder must share, ready for JSON."""
+        files = [(c.name, c.image.stat().st_size, c.labels.stat().st_size) for c in subjects]
         weights = Path(self.weights or bundled_weights())
         return {
             "steps": self.steps,
             "minutes": None if math.isinf(self.minutes) else self.minutes,
             "weights": f"{weights.name} {sha256(weights)[:12]}",
             "threads": self.threads,
+            "layout": _digest(asdict(layout)),
+            "data": _digest(files),
         }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run_arms(
@@ -66,17 +78,29 @@ def run_arms(
     arms: Sequence[str],
     options: Options,
     progress: Progress = lambda stage, done: None,
-) -> None:
-    """Add a row to the results for each arm, number of volumes and seed that has none yet."""
+) -> tuple[int, int]:
+    """Add a row to the results for each arm, number of volumes and seed that has none yet.
+
+    Returns:
+        How many were run, and how many of them failed.
+    """
     names = label_names(layout, data)
+    settings = Finetuning(
+        spacing=layout.spacing,
+        patch=layout.patch,
+        batch=layout.batch,
+        steps=options.steps,
+        contrast=layout.contrast,
+    )
     there = {key(row) for row in read_rows(folder)}
     todo = [
         (shots, seed, arm)
-        for shots in options.shots
+        for shots in dict.fromkeys(options.shots)
         for seed in range(options.seeds)
-        for arm in arms
+        for arm in dict.fromkeys(arms)
         if (layout.name, _draw_name(shots, seed), arm) not in there
     ]
+    failed = 0
     for number, (shots, seed, arm) in enumerate(todo):
         stage = f"{arm}, {_draw_name(shots, seed)}"
         progress(stage, number / len(todo))
@@ -88,11 +112,13 @@ def run_arms(
         row: Row = {"case": layout.name, "direction": _draw_name(shots, seed), "method": arm}
         row |= {"shots": shots, "seed": seed, "training": [case.name for case in drawn.training]}
         try:
-            row |= _run(folder / "model", layout, names, drawn, arm, seed, options, report)
+            row |= _run(folder / "model", settings, names, drawn, arm, seed, options, report)
             row["status"] = "ok"
         except RegkitError as error:
             row |= {"status": "failed", "error": str(error)}
+            failed += 1
         append_row(folder, row)
+    return len(todo), failed
 
 
 def _draw_name(shots: int, seed: int) -> str:
@@ -101,7 +127,7 @@ def _draw_name(shots: int, seed: int) -> str:
 
 def _run(
     model: Path,
-    layout: Layout,
+    settings: Finetuning,
     names: dict[int, str],
     drawn: Draw,
     arm: str,
@@ -115,18 +141,14 @@ def _run(
     began = time.monotonic()
     if arm != "propagate":
         shutil.rmtree(model, ignore_errors=True)  # of a run that was stopped
-        settings = Finetuning(
-            init="random" if arm == "random" else "pretrained",
-            spacing=layout.spacing,
-            patch=layout.patch,
-            batch=layout.batch,
-            steps=options.steps,
-            contrast=layout.contrast,
-            seed=seed,
-        )
+        init: Literal["pretrained", "random"] = "random" if arm == "random" else "pretrained"
+        # Labels that the draw lacks cannot be learnt, and score 0, as they do with atlases.
+        there = {int(label) for case in drawn.training for label in _labels_of(case)}
+        learnt = {label: name for label, name in names.items() if label in there}
         # Nothing is held out to choose the best weights by: that would be more than the volumes learnt from.
         result = finetune(
-            training, model, label_names=names, settings=settings, weights=options.weights,
+            training, model, label_names=learnt, settings=replace(settings, init=init, seed=seed),
+            weights=options.weights,
             minutes=options.minutes, device=options.device, threads=options.threads, report=report,
         )  # fmt: skip
         if not result.finished:
@@ -140,9 +162,14 @@ def _run(
         truth = load_labels(case.labels, "test labels").array
         scores = dice(truth, guess.array, names, moving_labels=truth)
         labels = {names[label]: score for label, score in scores.items()}
-        found["tests"].append({"subject": case.name, "dice": summarise(scores.values()), "labels": labels})
+        if not np.isnan(mean := summarise(scores.values())):
+            found["tests"].append({"subject": case.name, "dice": mean, "labels": labels})
     shutil.rmtree(model, ignore_errors=True)
     return found
+
+
+def _labels_of(case: Labelled) -> npt.NDArray[np.integer[Any]]:
+    return np.unique(load_labels(case.labels, "training labels").array)
 
 
 def _segmented(
