@@ -64,11 +64,13 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     if path is None:
         return None
     content = read_json(path, "the file of label names")
-    if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+    of_data_set = isinstance(content, dict) and isinstance(content.get("labels"), dict)
+    if of_data_set:
         content = content["labels"]
     names: dict[int, str] = {}
     for key, value in content.items() if isinstance(content, dict) else ():
-        label, name = (value, key) if type(value) is int and value >= 0 else (key, value)
+        by_name = of_data_set and type(value) is int and value >= 0
+        label, name = (value, key) if by_name else (key, value)
         if not str(label).strip().isdecimal() or not isinstance(name, str):
             names.clear()
             break
