@@ -156,10 +156,18 @@ def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty
             f"{what} is no label map: it has more than {_MOST_LABELS:,} different values from {low:g} to "
             f"{high:g}, as an image has; give the map of its labels"
         )
-    for dtype in (np.uint8, np.int16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
-    raise RegkitError(f"{what} holds labels from {low:g} to {high:g}; only 32-bit whole numbers are possible")
+    dtype = label_type(low, high)
+    if dtype is None:
+        raise RegkitError(
+            f"{what} holds labels from {low:g} to {high:g}; only 32-bit whole numbers are possible"
+        )
+    return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
+
+
+def label_type(low: float, high: float) -> npt.DTypeLike | None:
+    """The smallest of uint8, int16 and int32 that holds labels from ``low`` to ``high``, if any does."""
+    kinds = (np.uint8, np.int16, np.int32)
+    return next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:

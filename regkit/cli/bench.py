@@ -325,7 +325,7 @@ def names() -> None:
     typer.echo("\nMethods: what is installed here, and what they are given")
     print_facts([(m.name, f"{m.missing() or m.version()}; {m.note}") for m in METHODS.values()])
     typer.echo("\nLayouts of few-shot: what they are, and where they are to be had")
-    print_facts([(name, f"{load_layout(name).title}; {load_layout(name).source}") for name in known()])
+    print_facts([(layout.name, f"{layout.title}; {layout.source}") for layout in map(load_layout, known())])
 
 
 def _print_report(results: Path, output: Path | None, baseline: str | None, quiet: bool) -> None:

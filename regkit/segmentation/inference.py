@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image
+from regkit.images import ImageLike, Volume, check_fits_memory, label_type, load_image
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.monai_parts import check_installed, in_windows
@@ -114,8 +114,7 @@ def _onto(
         probabilities: (C, Z, Y, X) on the grid ``seen``; background first, then the labels.
     """
     numbers = np.array([0, *labels])
-    smallest = next(kind for kind in (np.uint8, np.int16, np.int32) if _holds(kind, numbers))
-    found = np.empty(grid.shape, smallest)
+    found = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
     confidence = np.empty(grid.shape, np.float32)
     matrix = seen.world_to_index @ grid.index_to_world
     for first, last in slabs(grid, _POINTS // len(numbers)):
@@ -124,8 +123,3 @@ def _onto(
         found[first:last] = numbers[best.indices.numpy()]
         np.minimum(best.values.numpy(), 1, out=confidence[first:last])  # sums of weights are rounded
     return found, confidence
-
-
-def _holds(kind: type, numbers: npt.NDArray[Any]) -> bool:
-    limits = np.iinfo(kind)
-    return bool(limits.min <= numbers.min() and numbers.max() <= limits.max)

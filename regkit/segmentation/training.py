@@ -363,14 +363,13 @@ def _train(
                 log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
                 report(trainer.step, numbers)
             marks, share = int(_VALIDATIONS * share), done()
-            if int(_VALIDATIONS * share) > marks:
-                finite(losses, trainer.step)
+            to_validate = int(_VALIDATIONS * share) > marks
+            if not to_validate and time.monotonic() - saved < _SAVE_EVERY:
+                continue
+            finite(losses, trainer.step)  # a checkpoint is something to go on from
+            if to_validate:
                 _keep(trainer, run, held)
                 share = done()
-            elif time.monotonic() - saved < _SAVE_EVERY:
-                continue
-            else:
-                finite(losses, trainer.step)
             trainer.save(run)
             saved, saved_step = time.monotonic(), trainer.step
         if trainer.step > saved_step:  # a signal came

@@ -88,10 +88,10 @@ def load_layout(name: str) -> Layout:
     if not path.is_file():
         raise RegkitError(f"no layout '{name}'; there is: {', '.join(known())}, or a path of a .json file")
     values: dict[str, Any] = {"name": path.stem, **read_object(path, "layout")}
-    hints = {field.name: field for field in fields(Layout)}
-    unknown = sorted(set(values) - set(hints))
+    keys = [field.name for field in fields(Layout)]
+    unknown = sorted(set(values) - set(keys))
     if unknown:
-        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; there is: {', '.join(hints)}")
+        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; there is: {', '.join(keys)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         layout = Layout(**values)

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from regkit.atomic import atomic_path
 from regkit.bench.fewshot.layout import Layout
 from regkit.bench.fewshot.run import ARMS
 from regkit.bench.report import table
-from regkit.bench.rows import read_rows, read_run
+from regkit.bench.rows import Row, read_rows, read_run
 from regkit.errors import RegkitError
 
 REPORT = "report.md"
 _DRAWS = 2000
 _SUBJECT = tuple[int, str]  # the seed, and the test volume
-Row = dict[str, Any]
-Floats = npt.NDArray[np.float64]
 
 
 def write_report(folder: Path, layout: Layout) -> Path:
