@@ -9,8 +9,8 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,19 +168,20 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session.Progress, "update", record)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with session.step_progress(24, 2.0) as report:
-        report(10, {"affinity": 0.5, "gradient": 3.0})
-        time.sleep(0.01)
-        report(20, {"affinity": 0.25, "gradient": 3.0})
+    clock = iter([100.0, 160.0])
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with session.step_progress(24) as report:
+        report(10, {"affinity": 0.5, "gradient": 3.0}, 0.4)
+        report(20, {"affinity": 0.25, "gradient": 3.0}, 0.6)
     assert [fields["completed"] for fields in drawn] == [10, 20]
-    assert drawn[0]["left"] == "0:02:00 left"  # the time given: nothing is known of the steps yet
-    assert drawn[1]["left"] == "0:00:00 left"
+    assert drawn[0]["left"] == ""  # nothing is known yet
+    assert drawn[1]["left"] == "0:02:00 left"  # a fifth of the run took a minute
     assert drawn[1]["losses"] == "affinity 0.250"
 
 
 def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with session.step_progress(24, 2.0, quiet=True) as report:
-        report(10, {"affinity": 0.5})
+    with session.step_progress(24, quiet=True) as report:
+        report(10, {"affinity": 0.5}, 0.4)
     assert capsys.readouterr() == ("", "")
 
 

@@ -182,7 +182,7 @@ def test_time_that_is_up_ends_a_run_with_a_checkpoint(tmp_path: Path) -> None:
 
 def test_losses_are_reported_every_ten_steps(tmp_path: Path) -> None:
     seen: list[tuple[int, list[str]]] = []
-    _train(tmp_path, report=lambda step, losses: seen.append((step, sorted(losses))))
+    _train(tmp_path, report=lambda step, losses, done: seen.append((step, sorted(losses))))
     assert seen == [(s, ["affinity", "distance", "gradient", "label", "local"]) for s in (10, 20)]
 
 

@@ -208,7 +208,7 @@ def test_what_a_run_leaves(tmp_path: Path, train: Callable[..., Finetuned], weig
     result = train(
         tmp_path / "deeper" / "run",
         label_names={7: "inner", 2: "outer"},
-        report=lambda step, losses: reported.append((step, list(losses))),
+        report=lambda step, losses, done: reported.append((step, list(losses))),
     )
     run = tmp_path / "deeper" / "run"
     losses = ["dice_loss", "cross_entropy", "gradient"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -22,10 +23,15 @@ from regkit.synthesis.sources import Procedural
 _NUMBER = {name: number for number, name in STRUCTURES.items()}
 
 
-@pytest.fixture(scope="module")
+@cache
+def _trunk(seed: int) -> Anatomy:
+    return draw_trunk(Dice.of(seed))
+
+
+@pytest.fixture
 def trunks() -> list[Anatomy]:
     """Some that lack nothing."""
-    return [draw_trunk(Dice.of(seed)) for seed in range(4)]
+    return [_trunk(seed) for seed in range(4)]
 
 
 def _structures(trunk: Anatomy) -> torch.Tensor:
@@ -59,7 +65,7 @@ def test_structures_that_share_a_channel_lie_apart() -> None:
     assert sorted(number for group in STRUCTURE_GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
     pairs = [pair for group in STRUCTURE_GROUPS for pair in permutations(group, 2)]
     near = []
-    for trunk in map(draw_trunk, map(Dice.of, range(12))):
+    for trunk in map(_trunk, range(12)):
         assert trunk.spacing is not None
         structures = _structures(trunk)[::2, ::2, ::2].numpy()
         there = set(np.unique(structures))

@@ -110,7 +110,8 @@ def command(
     """Train a segmenter on a few labelled volumes, from the network that regkit registers with.
 
     MODEL gets the weights that were best on the volumes held out (model.safetensors), a log, and a picture of
-    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on.
+    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on; a second Ctrl-C
+    ends it at once.
     """
     from regkit.segmentation.files import labelled_files, split
 
@@ -138,7 +139,7 @@ def command(
         contrast=contrast,
         seed=seed,
     )
-    with step_progress(steps, minutes, quiet) as report:
+    with step_progress(steps, quiet) as report:
         result = regkit.finetune(
             [(case.image, case.labels) for case in chosen],
             output,

@@ -63,6 +63,7 @@ def command(
     """Train the network on synthetic pairs, or go on with a run, and export its weights.
 
     Ctrl-C and SIGTERM end it as --minutes does: with a checkpoint, from which the same command goes on.
+    A second Ctrl-C ends it at once.
     """
     from regkit.pretrain.run import pretrain
 

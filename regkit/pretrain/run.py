@@ -5,7 +5,6 @@ Its twin without typer, ``python -m regkit.pretrain``, is for a GPU machine with
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Sequence
@@ -15,12 +14,13 @@ from typing import Any
 
 import torch
 
-from regkit.atomic import atomic_path, make_folder
+from regkit.atomic import make_folder
 from regkit.errors import RegkitError
 from regkit.pretrain.config import load_config
 from regkit.pretrain.train import Place, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
 from regkit.synthesis.mixture import mixture, readers_needed
+from regkit.training.log import read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import step_progress
 from regkit.weights import load_network, sha256
@@ -115,7 +115,7 @@ def pretrain(
             scored = Validation(maps, settings.stride, where.device)
             watch = _Watch(run, scored, config.stem, origin)
         try:
-            with step_progress(settings.steps, minutes, quiet=not where.first) as report:
+            with step_progress(settings.steps, quiet=not where.first) as report:
                 trainer = train(
                     settings,
                     sources,
@@ -153,10 +153,7 @@ class _Watch:
     def __init__(self, run: Path, validation: Validation, name: str, origin: dict[str, Any]) -> None:
         self.run, self.validation, self.name, self.origin = run, validation, name, origin
         self.log = run / "validation.csv"
-        self.scores: dict[int, float] = {}
-        if self.log.exists():
-            with self.log.open(encoding="utf-8", newline="") as stream:
-                self.scores = {int(row["step"]): float(row["retrieval"]) for row in csv.DictReader(stream)}
+        self.scores = {int(step): float(score) for step, score in read_table(self.log)[1:]}
 
     def __call__(self, trainer: Trainer) -> None:
         network, reading = trainer.average, trainer.config.reading
@@ -166,8 +163,7 @@ class _Watch:
         self.scores = {**before, trainer.step: score}
         if score > max(before.values(), default=-math.inf):
             export(trainer, self.run / "best.safetensors", self.name, self.origin)
-        with atomic_path(self.log) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows([("step", "retrieval"), *self.scores.items()])
+        write_table(self.log, [("step", "retrieval"), *self.scores.items()])
 
 
 def _prepare(run: Path, weights: Path) -> None:

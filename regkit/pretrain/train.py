@@ -229,7 +229,7 @@ def train(
     minutes: float = math.inf,
     workers: int = 0,
     save_every: float = 5.0,
-    report: Report = lambda step, losses: None,
+    report: Report = lambda step, losses, done: None,
     on_save: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
@@ -239,7 +239,7 @@ def train(
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
         workers: processes that draw the anatomies of the pairs; with 0 a thread of this one does.
         save_every: minutes between checkpoints.
-        report: called with the step and the losses, every ten steps.
+        report: called with the step, the losses and the share of the run that is done, every ten steps.
         on_save: called in the first process after each checkpoint.
 
     Raises:
@@ -264,12 +264,13 @@ def train(
     ):
         for batch in feed:
             losses = trainer.advance(batch)
+            now = time.monotonic()
             if trainer.step % 10 == 0:
                 numbers = finite(losses, trainer.step)
-                seconds = (time.monotonic() - began) / (trainer.step - first)
+                seconds = (now - began) / (trainer.step - first)
                 log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
-                report(trainer.step, numbers)
-            now = time.monotonic()
+                done = (now - began) / (60 * minutes) if minutes else 1.0
+                report(trainer.step, numbers, max(trainer.step / config.steps, done))
             over = _agreed(bool(stopped) or now - began > 60 * minutes, where)
             if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
                 finite(losses, trainer.step)  # a checkpoint is something to go on from

@@ -70,10 +70,13 @@ class Validation:
             partner, at, usable = batch.partners(0)
             usable &= labels[0][at] == labels[1]
             here = draw(balance(labels[1], usable), _PLACES, dice)
-            cells = torch.arange(len(seen), device=self.device)
-            place = torch.stack(torch.unravel_index(cells, first.shape[1:])).flip(0)
-            near = (partner[:, here, None] - place[:, None]).abs().amax(0) <= _REACH / self.stride
-            apart = torch.cdist(rows(second, here), first.flatten(1).T).masked_fill(~(near & seen), torch.inf)
+            along = [
+                (at[:, None] - torch.arange(n, device=self.device)).abs() <= _REACH / self.stride
+                for at, n in zip(partner.flip(0)[:, here], first.shape[1:])
+            ]
+            near = along[0][:, :, None, None] & along[1][:, None, :, None] & along[2][:, None, None]
+            apart = torch.cdist(rows(second, here), first.flatten(1).T)
+            apart.masked_fill_(~(near.flatten(1) & seen), torch.inf)
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -42,7 +41,7 @@ from regkit.training.checkpoint import (
     save_checkpoint,
     ungrouped,
 )
-from regkit.training.log import Log, finite
+from regkit.training.log import Log, finite, read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import Report, stop_signals
 from regkit.unet import UNet, in_bfloat16, shuffled
@@ -155,7 +154,7 @@ def finetune(
     minutes: float = math.inf,
     device: str = "auto",
     threads: int | None = None,
-    report: Report = lambda step, losses: None,
+    report: Report = lambda step, losses, done: None,
 ) -> Finetuned:
     """Train a segmenter on a few labelled volumes, or go on with the run in a folder.
 
@@ -176,7 +175,7 @@ def finetune(
             further, so that it comes to its end in either.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        report: called with the step and the losses, every ten steps.
+        report: called with the step, the losses and the share of the run that is done, every ten steps.
 
     Raises:
         RegkitError: if an input cannot be used, the folder holds another run, or something cannot be written.
@@ -326,19 +325,9 @@ def _begin(trainer: Trainer, run: Path) -> None:
         temporary.write_text(json.dumps(trainer.config(), indent=1), encoding="utf-8")
     # What an interrupted run scored beyond the step that it goes on from is scored again.
     log = run / _SCORES
-    if log.exists():
-        rows = [row for row in _rows(log) if not row[0].isdecimal() or int(row[0]) <= trainer.step]
-        _write_rows(log, rows)
-
-
-def _rows(table: Path) -> list[list[str]]:
-    with table.open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.reader(stream) if row]
-
-
-def _write_rows(table: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_path(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
+    if rows := read_table(log):
+        kept = [row for row in rows[1:] if int(row[0]) <= trainer.step]
+        write_table(log, [rows[0], *kept])
 
 
 def _train(
@@ -361,7 +350,7 @@ def _train(
                 numbers = finite(losses, trainer.step)
                 seconds = (time.monotonic() - began) / (trainer.step - first)
                 log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
-                report(trainer.step, numbers)
+                report(trainer.step, numbers, done())
             marks, share = int(_VALIDATIONS * share), done()
             to_validate = int(_VALIDATIONS * share) > marks
             if not to_validate and time.monotonic() - saved < _SAVE_EVERY:
@@ -391,8 +380,8 @@ def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) ->
         trainer.best = score
     log = run / _SCORES
     values = (f"{value:.4f}" for value in (score.dice, *score.labels.values()))
-    before = _rows(log) if log.exists() else [["step", "dice", *score.labels]]
-    _write_rows(log, [*before, [str(score.step), *values]])
+    before = read_table(log) or [["step", "dice", *score.labels]]
+    write_table(log, [*before, [score.step, *values]])
 
 
 def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:

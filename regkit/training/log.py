@@ -1,16 +1,17 @@
-"""``log.csv`` of a training run."""
+"""The tables of a training run: ``log.csv``, written line by line, and small ones that are rewritten."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regkit.atomic import atomic_path
 from regkit.errors import RegkitError
 
 
@@ -70,6 +71,20 @@ class Log:
         if self.active:
             with self._errors():
                 self.stream.close()
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """The rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.reader(stream) if row]
+
+
+def write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file, complete or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
 
 
 def finite(losses: Mapping[str, torch.Tensor], step: int) -> dict[str, float]:

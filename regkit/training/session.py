@@ -14,9 +14,10 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-Report = Callable[[int, Mapping[str, float]], None]
-"""Called with a step and its losses."""
+Report = Callable[[int, Mapping[str, float], float], None]
+"""Called with a step, its losses, and the share of the run that is done, by its steps or its minutes."""
 
+_SAME_SIGNAL = 1.0  # seconds
 _LINE_EVERY = 60.0  # seconds, where there is no terminal
 
 
@@ -25,14 +26,24 @@ def stop_signals() -> Iterator[list[int]]:
     """A list that SIGTERM and SIGINT put their numbers into, instead of ending the process.
 
     In another thread than the main one, which alone may say what signals do, it stays empty.
+
+    Raises:
+        KeyboardInterrupt: in the block, at another SIGINT a second later: who asks twice does not want to
+            wait. Sooner it is the same one, which torchrun passes on to processes that the terminal has told.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
+    noted = math.inf
+
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal noted
+        if number == signal.SIGINT and time.monotonic() > noted + _SAME_SIGNAL:
+            raise KeyboardInterrupt
         received.append(number)
+        noted = min(noted, time.monotonic())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -43,34 +54,30 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def step_progress(steps: int, minutes: float = math.inf, quiet: bool = False) -> Iterator[Report]:
+def step_progress(steps: int, quiet: bool = False) -> Iterator[Report]:
     """What to report steps to: a bar on stderr in a terminal, else a line a minute.
 
     Args:
-        steps, minutes: after which the run ends.
+        steps: of the whole run.
         quiet: show nothing.
     """
     if quiet:
-        yield lambda step, losses: None
+        yield lambda step, losses, done: None
         return
-    began = time.monotonic()
-    first: list[tuple[int, float]] = []  # the first step reported, and when
+    first: list[tuple[float, float]] = []  # the share done at the first report, and when
 
-    def remaining(step: int) -> str:
+    def remaining(done: float) -> str:
         now = time.monotonic()
-        first.append((step, now))
-        done, seconds = step - first[0][0], now - first[0][1]
-        left = 60 * minutes - (now - began)
-        if done:
-            left = min(left, seconds / done * (steps - step))
-        return "" if math.isinf(left) else f"{_clock(max(left, 0.0))} left"
+        first.append((done, now))
+        advanced, seconds = done - first[0][0], now - first[0][1]
+        return f"{_clock(seconds / advanced * max(1 - done, 0.0))} left" if advanced > 0 else ""
 
     if not sys.stderr.isatty():
         spoken = -math.inf
 
-        def line(step: int, losses: Mapping[str, float]) -> None:
+        def line(step: int, losses: Mapping[str, float], done: float) -> None:
             nonlocal spoken
-            left = remaining(step)
+            left = remaining(done)
             if time.monotonic() - spoken < _LINE_EVERY:
                 return
             spoken = time.monotonic()
@@ -89,8 +96,8 @@ def step_progress(steps: int, minutes: float = math.inf, quiet: bool = False) ->
     # Twice a second is often enough, and no burden to the training.
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("training", total=steps, left="", losses="starting")
-        yield lambda step, losses: bar.update(
-            task, completed=step, left=remaining(step), losses=_numbers(losses)
+        yield lambda step, losses, done: bar.update(
+            task, completed=step, left=remaining(done), losses=_numbers(losses)
         )
 
 

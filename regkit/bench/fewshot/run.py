@@ -105,8 +105,8 @@ def run_arms(
         stage = f"{arm}, {_draw_name(shots, seed)}"
         progress(stage, number / len(todo))
 
-        def report(step: int, losses: object, number: int = number, stage: str = stage) -> None:
-            progress(stage, (number + step / options.steps) / len(todo))
+        def report(step: int, losses: object, done: float, number: int = number, stage: str = stage) -> None:
+            progress(stage, (number + done) / len(todo))
 
         drawn = draw(layout, subjects, shots, seed)
         row: Row = {"case": layout.name, "direction": _draw_name(shots, seed), "method": arm}
