@@ -119,7 +119,9 @@ def new_network(start: UNet, classes: int, keep: bool) -> UNet:
 
     Args:
         start: whose shape it has.
-        keep: whether it has its weights as well, but for the last convolution, or random ones.
+        keep: whether it has its weights as well, but for those of the finest level on the way up, or random
+            ones. That level learnt to give features that do not depend on contrast, by which tissues are told
+            apart; begun anew it learns faster (docs/benchmarks.md).
     """
     stride = start.architecture.stride
     network = UNet(replace(start.architecture, out_channels=classes * stride**3))
@@ -129,9 +131,9 @@ def new_network(start: UNet, classes: int, keep: bool) -> UNet:
         # Alike for all voxels of a cell (Aitken et al., 2017): no pattern of cells to unlearn.
         last.copy_(last[:classes].repeat(stride**3, 1, 1, 1, 1))
     if keep:
-        kept = start.state_dict()
-        del kept[name]
-        for number, module in enumerate(start.model[:-1]):
+        last_level = max(k for k, module in enumerate(start.model) if isinstance(module, nn.Upsample))
+        kept = {key: t for key, t in start.state_dict().items() if int(key.split(".")[1]) < last_level}
+        for number, module in enumerate(start.model[:last_level]):
             if isinstance(module, nn.Conv3d):
                 _rescale(kept, number, network.get_parameter(f"model.{number}.weight"))
         network.load_state_dict(kept, strict=False)
