@@ -62,7 +62,7 @@ def network(case: Case) -> Need:
     if case.network is None:
         return Need(0, 0)
     unet, moved = copy.deepcopy(case.network.network).to("meta"), 0
-    kind = torch.float32 if case.on_gpu else case.network.type
+    kind = torch.float32 if case.on_gpu else torch.int8 if case.network.eightbit else case.network.type
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal moved
@@ -174,6 +174,8 @@ def ceilings(threads: int) -> dict[str, float]:
     for kind in ("float32", "bfloat16"):
         a = torch.ones(2048, 2048, dtype=getattr(torch, kind))
         works[kind] = (2 * 2048**3, partial(torch.matmul, a, a))
+    a = torch.ones(2048, 2048, dtype=torch.int8)
+    works["int8"] = (2 * 2048**3, partial(torch._int_mm, a, a))
     return _fastest(works, lambda: None)
 
 

@@ -166,7 +166,9 @@ def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
             rows.append([f"- {need['part']}", "", *work, f"{least:.2f}", ""])
     rows.append(["whole process", spread((run["seconds"] for run in runs), 2), *[""] * 5])
     columns = ["stage", "seconds, median", "needs GB", "10^9 operations", "its ceiling", "seconds there"]
-    reached = ", ".join(f"{kind} matrices {rates[kind] / 1e9:.0f}" for kind in ("float32", "bfloat16"))
+    reached = ", ".join(
+        f"{kind} matrices {rates[kind] / 1e9:.0f}" for kind in ("float32", "bfloat16", "int8")
+    )
     text = f"""{markdown([*columns, "share of the limit reached"], rows)}
 
 Ceilings, threads {settings["threads"]}: copying {rates["memory"] / 1e9:.1f} GB/s (read and written),

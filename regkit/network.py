@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from regkit import native
+from regkit import eightbit, native
 from regkit.equalise import equalised
 from regkit.errors import RegkitError
 from regkit.filters import smooth
@@ -24,6 +24,7 @@ MAX_CELLS = 3_000_000
 # What it takes for each cell of a volume and channel of the finest level, in one pass and by slabs.
 _BYTES_WHOLE, _BYTES_BY_SLABS = 36, 25
 _BYTES_INSTANCE = 56  # with norms over the volume, in one pass
+_BYTES_EIGHTBIT = 16  # the same in 8 bits
 # How much finer than it is an image may be resampled, which takes the cube of it in memory.
 _FINEST = 3.0
 # Cells that a slab has more on either side, for three convolutions; even, so that pooling pairs the same.
@@ -67,6 +68,10 @@ class NetworkFeatures:
         self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
         found = reading(provenance, network.architecture.out_channels)
         self.reading = found.apart() if apart else found
+        # Else in 8 bits, if it has instructions for them: six times as fast, within 1.5 %. Of ranks alone,
+        # which fill [0, 1]: other values would be rounded too coarsely.
+        eight = self.type == torch.float32 and found.input == "equalised" and eightbit.serves(network)
+        self.eightbit = eightbit.EightBit(network) if eight else None
 
     def __call__(self, image: torch.Tensor, spacing: float | None = None) -> torch.Tensor:
         """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32.
@@ -92,6 +97,7 @@ class NetworkFeatures:
         order = self.network.architecture.memory_format if dtype == torch.float32 else torch.channels_last_3d
         network = self._half if dtype == torch.bfloat16 else self.network
         network.to(image.device, memory_format=order)  # type: ignore[call-overload]
+        in_eightbit = self.eightbit if image.device.type == "cpu" else None
         if self.reading.input == "equalised":
             image = equalised(image)
         multiple = self.network.multiple
@@ -99,14 +105,17 @@ class NetworkFeatures:
         volume = _continued(image, [max(2, -(-n // multiple)) * multiple for n in image.shape])
         cells = volume.numel() // self.stride**3
         if self.network.architecture.norm == "instance":
-            whole, bytes_each = True, _BYTES_INSTANCE
+            whole, bytes_each = True, _BYTES_EIGHTBIT if in_eightbit else _BYTES_INSTANCE
         else:
             whole = cells <= self.max_cells
             bytes_each = _BYTES_WHOLE if whole else _BYTES_BY_SLABS
         if image.device.type == "cpu":
             check_fits_memory(cells, "the network", self.network.architecture.width * bytes_each)
-        volume = volume.to(dtype=dtype, memory_format=order)
-        out = network(volume) if whole else self._by_slabs(volume, network)
+        if in_eightbit:
+            out = in_eightbit(volume)
+        else:
+            volume = volume.to(dtype=dtype, memory_format=order)
+            out = network(volume) if whole else self._by_slabs(volume, network)
         z, y, x = (-(-n // self.stride) for n in image.shape)
         return self.reading.read(out[:, :, :z, :y, :x])[0]
 

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on every machine."""
     monkeypatch.setattr(native, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(native, "fast_eightbit", lambda: False)
 
 
 def test_half_precision_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:

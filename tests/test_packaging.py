@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e"
 COMMANDS = {
     "demo": f"{_SETUP} . && regkit demo --overwrite",
-    "test": f'{_SETUP} ".[test]" && pytest',
+    "test": f'{_SETUP} ".[test]" && pytest -n auto --dist worksteal',
 }
 
 

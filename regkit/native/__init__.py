@@ -22,7 +22,7 @@ import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
 BLOCK = 2048  # of kernels.h
-_VERSION = 7  # of the kernels; see module.c
+_VERSION = 8  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
 _pool: ThreadPoolExecutor | None = None
@@ -67,6 +67,12 @@ def fast_bfloat16() -> bool:
     """Whether this machine's processor multiplies bfloat16 faster than float32."""
     library = _library()
     return library is not None and bool(library.fast_bfloat16())
+
+
+def fast_eightbit() -> bool:
+    """Whether this machine's processor has instructions for sums of products of 8 bits, and the kernels."""
+    library = _library()
+    return library is not None and bool(library.fast_eightbit())
 
 
 def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:

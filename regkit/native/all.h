@@ -5,6 +5,7 @@
 #include "blur.h"
 #include "costs.h"
 #include "difference.h"
+#include "eightbit.h"
 #include "equalise.h"
 #include "jacobian.h"
 #include "mind.h"

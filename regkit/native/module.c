@@ -7,7 +7,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL,
 PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&definition); }
 
 /* To be raised, with _VERSION in __init__.py, whenever a kernel takes other arguments or gives other results. */
-__attribute__((visibility("default"))) int version(void) { return 7; }
+__attribute__((visibility("default"))) int version(void) { return 8; }
 
 /* What the names of the kernels for this machine end with. */
 __attribute__((visibility("default"))) const char *suffix(void) {
@@ -27,6 +27,15 @@ __attribute__((visibility("default"))) const char *suffix(void) {
 __attribute__((visibility("default"))) int fast_bfloat16(void) {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
+#endif
+}
+
+/* Whether the processor has instructions for sums of products of 8 bits, four at a time. */
+__attribute__((visibility("default"))) int fast_eightbit(void) {
+#if defined(__x86_64__) && !defined(__clang__)
+    return suffix()[2] == '4' && __builtin_cpu_supports("avx512vnni") != 0;
 #else
     return 0;
 #endif
