@@ -121,7 +121,12 @@ def commit() -> str:
 
 def setting() -> str:
     """What was measured and where, for the head of a table."""
-    return f"commit {commit()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}"
+    cores = f"{os.cpu_count()} CPU cores"
+    told = Path("/proc/cpuinfo")  # where there is one
+    models = [line for line in told.read_text().splitlines() if "model name" in line] if told.exists() else []
+    if models:
+        cores += f" ({models[0].partition(': ')[2]})"
+    return f"commit {commit()}, {cores}, Python {platform.python_version()}"
 
 
 def write_rows(rows: Any, output: Path, head: str) -> None:
