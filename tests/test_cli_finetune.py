@@ -163,7 +163,7 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
         for cases in split(labelled_files(data / "images", data / "labels"), 2, 1, 9)
     )
     report = given.pop("report")
-    assert report(1, {}) is None
+    assert report(1, {}, 0.1) is None
     assert given == {
         "training": chosen, "output": tmp_path / "model", "validation": held, "label_names": {7: "inner"},
         "settings": Finetuning("random", 1.5, 48, 3, 7, 0.5, "any", 9), "weights": data / "tiny.safetensors",
