@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from regkit import native
-from regkit.unet import UNet, _unshuffled
+from regkit.unet import UNet, unshuffled
 
 _LANES = 16  # outputs that a kernel works on at once, and 32 of more
 _MOST, _MOST_WEIGHT = 255.0, 127.0
@@ -82,7 +82,7 @@ class EightBit:
             below = _below(weights[:, own:]) if own < inputs else None
             norm = modules[index + 1] if index + 1 < len(modules) else None
             assert norm is None or isinstance(norm, nn.GroupNorm)
-            self.layers.append(_Layer(_near(weights[:, :own]), below, -(-outputs // _LANES) * _LANES, norm))
+            self.layers.append(_Layer(_packed(weights[:, :own]), below, -(-outputs // _LANES) * _LANES, norm))
 
     def __call__(self, volume: torch.Tensor) -> torch.Tensor:
         """(1, C, Z / stride, Y / stride, X / stride) bfloat16, the channels of a cell side by side.
@@ -112,7 +112,7 @@ class EightBit:
 def _entered(volume: torch.Tensor, stride: int) -> _Cells:
     """The voxels of each cell of a volume (1, 1, Z, Y, X) in [0, 1]."""
     voxels = (volume.float() * _MOST).round_().clamp_(0, _MOST).to(torch.uint8)
-    blocks = _unshuffled(voxels, stride)[0].permute(1, 2, 3, 0)
+    blocks = unshuffled(voxels, stride)[0].permute(1, 2, 3, 0)
     z, y, x, channels = blocks.shape
     values = torch.empty(z, y, x + 2, channels, dtype=torch.uint8)
     values[:, :, 1:-1] = blocks
@@ -184,7 +184,7 @@ def _grouped(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
     return np.ascontiguousarray(split.transpose(order).astype(np.int8))
 
 
-def _near(weights: npt.NDArray[np.float32]) -> _Weights:
+def _packed(weights: npt.NDArray[np.float32]) -> _Weights:
     whole, scale = _whole(weights)
     return _Weights(torch.from_numpy(_grouped(whole)), scale)
 
@@ -204,5 +204,4 @@ def _below(weights: npt.NDArray[np.float32]) -> _Weights:
         for axis, falls in enumerate((_FALLS[pz][tz], _FALLS[py][ty], _FALLS[px][tx])):
             part = part.take(falls, axis=2 + axis)
         summed[:, :, pz, py, tz, ty, px, tx] = part.sum((2, 3, 4))
-    whole, scale = _whole(summed)
-    return _Weights(torch.from_numpy(_grouped(whole)), scale)
+    return _packed(summed)

@@ -165,7 +165,7 @@ class UNet(nn.Module):
 
     def enter(self, image: torch.Tensor) -> torch.Tensor:
         """The finest skip, (N, width, Z / stride, ...): three convolutions, the first part of the network."""
-        return self._through(_unshuffled(image, self.architecture.stride), 0, self._down[0][0])
+        return self._through(unshuffled(image, self.architecture.stride), 0, self._down[0][0])
 
     def deepen(self, skip: torch.Tensor) -> list[torch.Tensor]:
         """All levels below the finest skip: the activations of :meth:`forward_levels` but for the last."""
@@ -232,7 +232,7 @@ def _norm(channels: int, kind: Norm) -> nn.Module:
     return nn.GroupNorm(channels, channels, eps=1e-2)
 
 
-def _unshuffled(image: torch.Tensor, stride: int) -> torch.Tensor:
+def unshuffled(image: torch.Tensor, stride: int) -> torch.Tensor:
     """The voxels of each stride^3 block as the channels of one cell, (N, stride^3, Z / stride, ...)."""
     if stride == 1:
         return image

@@ -16,7 +16,7 @@ from regkit.eightbit import (
     _Cells,
     _convolved,
     _Layer,
-    _near,
+    _packed,
     _pooled,
     _through,
     _whole,
@@ -66,7 +66,7 @@ def _run(layer: _Layer, near: _Cells, below: _Cells | None = None) -> tuple[torc
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (16, 32), (32, 48), (4, 64), (16, 5)])
 def test_a_convolution_is_that_of_torch(shape: tuple[int, ...], inputs: int, outputs: int) -> None:
     values, weights = _drawn(inputs, shape), torch.randn(outputs, inputs, 3, 3, 3).numpy()
-    layer = _Layer(_near(weights), None, -(-outputs // 16) * 16, None)
+    layer = _Layer(_packed(weights), None, -(-outputs // 16) * 16, None)
     found, statistics = _run(layer, _cells(values, 0.01))
     expected = _convolution(values * 0.01, _known(weights))
     assert found.shape == (*shape, layer.outputs)
@@ -86,7 +86,7 @@ def test_cells_of_below_are_seen_as_if_upsampled(shape: tuple[int, ...], outputs
     near, below = _drawn(outputs, shape), _drawn(8, tuple(n // 2 for n in shape))
     weights = torch.randn(outputs, outputs + 8, 3, 3, 3)
     own, others = weights[:, :outputs].numpy(), weights[:, outputs:].numpy()
-    layer = _Layer(_near(own), _below(others), outputs, None)
+    layer = _Layer(_packed(own), _below(others), outputs, None)
     found, _ = _run(layer, _cells(near, 0.01), _cells(below, 0.03))
 
     upsampled = F.interpolate(below[None].float(), scale_factor=2, mode="nearest")[0]
@@ -124,7 +124,7 @@ def test_a_norm_leaves_255_for_the_largest() -> None:
         norm.bias.uniform_(-0.3, 0.3)
     weights = torch.randn(16, 8, 3, 3, 3).numpy()
     weights[3] = 0
-    layer = _Layer(_near(weights), None, 16, norm)
+    layer = _Layer(_packed(weights), None, 16, norm)
     cells = _cells(_drawn(8, (4, 5, 7)), 1 / 255)
     convolved, _ = _run(layer, cells)
     found = _through(layer, native.empty(10_000), cells)

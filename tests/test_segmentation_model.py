@@ -18,7 +18,7 @@ from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import Volume
 from regkit.segmentation.model import FILE, Segmenter, new_network
-from regkit.unet import UNet, _unshuffled, in_bfloat16, shuffled
+from regkit.unet import UNet, in_bfloat16, shuffled, unshuffled
 from regkit.weights import load_network, save_weights
 
 pytestmark = pytest.mark.usefixtures("seeded", "one_thread")
@@ -37,7 +37,7 @@ def test_shuffled_is_a_loop_over_voxels() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_shuffled_undoes_what_the_network_does_to_its_input(stride: int) -> None:
     image = torch.rand(2, 1, 4, 6, 8)
-    assert torch.equal(shuffled(_unshuffled(image, stride), stride), image)
+    assert torch.equal(shuffled(unshuffled(image, stride), stride), image)
     several = torch.rand(2, 3 * stride**3, 2, 3, 4)
     assert shuffled(several, stride).shape == (2, 3, 2 * stride, 3 * stride, 4 * stride)
     assert torch.equal(shuffled(several, 1), several)
