@@ -18,10 +18,6 @@ _COLUMNS = 128  # cells of a program of the coarse stage, each with all its cost
 _CELLS = 32  # and of the data term, each with all its channels
 
 
-def _blocks(count: int, block: int = _BLOCK) -> int:
-    return -(-count // block)
-
-
 @triton.jit(do_not_specialize=["channels", "here_step", "there_step", "low", "first", "planes", "y", "x"])
 def _differences(
     fixed, fixed_weight, moving, moving_weight, difference, weight, channels, here_step, there_step, low,
@@ -98,11 +94,11 @@ def costs(
     difference, weight = fixed.new_empty((2, many, high - low, y, x))
     for k in range(0, side**3, many):
         count = min(many, side**3 - k)
-        _differences[_blocks(difference[0].numel()), count](
+        _differences[triton.cdiv(difference[0].numel(), _BLOCK), count](
             *maps, difference, weight, channels, fixed[0].numel(), moving[0].numel(), low, k, high - low, y,
             x, side=side, block=_BLOCK,
         )  # fmt: skip
-        _box_means[_blocks(found[0].numel()), count](
+        _box_means[triton.cdiv(found[0].numel(), _BLOCK), count](
             difference, weight, found[k:], 1 / channels, 0.25 * 27, first - low, high - low, last - first, y,
             x, block=_BLOCK,
         )  # fmt: skip
@@ -182,7 +178,7 @@ def coupled_convex(costs: torch.Tensor, radius: int, back: bool, coupling: tuple
     shape = costs.shape[1:]
     neutral, chosen, field = (costs.new_zeros((*n, *shape)) for n in ((), (3,), (3,)))
     first = costs[-1] if back else costs
-    grid, how = (_blocks(neutral.numel(), _COLUMNS),), {"radius": radius, "back": back, "block": _COLUMNS}
+    grid, how = (triton.cdiv(neutral.numel(), _COLUMNS),), {"radius": radius, "back": back, "block": _COLUMNS}
     _neutral[grid](first, neutral, *shape, **how)
     for theta in coupling:
         _choose[grid](first, neutral, field, chosen, theta, *shape, **how)
@@ -212,7 +208,7 @@ def smooth(volume: torch.Tensor, passes: int) -> torch.Tensor:
     """:func:`regkit.filters.smooth`, (C, Z, Y, X)."""
     for _ in range(passes):
         volume, out = volume.contiguous(), torch.empty_like(volume, memory_format=torch.contiguous_format)
-        _smooth[(_blocks(out.numel()),)](volume, out, out.numel(), *out.shape[1:], block=_BLOCK)
+        _smooth[(triton.cdiv(out.numel(), _BLOCK),)](volume, out, out.numel(), *out.shape[1:], block=_BLOCK)
         volume = out
     return volume
 
@@ -323,7 +319,7 @@ def difference(
     where, gradient = where.contiguous(), torch.zeros_like(where, memory_format=torch.contiguous_format)
     z, y, x = weight.shape
     count = (z // 2) * (y // 2) * (x // 2)
-    losses = where.new_empty((len(corners), _blocks(count, _CELLS)))
+    losses = where.new_empty((len(corners), triton.cdiv(count, _CELLS)))
     _difference[losses.shape[1], len(corners)](
         fixed, weight, moving, where, gradient, losses, fixed_unit, moving_unit,
         2 / (count * channels * len(corners)), channels, z, y, x, *moving.shape[:3],
@@ -438,7 +434,7 @@ def penalty(
     shape, points = field.shape[1:], field[0].numel()
     factors = [diffusion * n / (3 * points * (n - 1)) if n > 1 else 0.0 for n in shape]
     cells = max(1, (shape[0] - 1) * (shape[1] - 1) * (shape[2] - 1))
-    losses = field.new_empty(_blocks(points))
+    losses = field.new_empty(triton.cdiv(points, _BLOCK))
     _penalty[(len(losses),)](
         field, gradient, losses, *factors, barrier / cells, least, *shape, *(1 - 2 * side for side in corner),
         block=_BLOCK,
@@ -479,6 +475,6 @@ def adam(
         step: (), the number of this one, int64.
     """
     count = parameters.numel()
-    _adam[(_blocks(count),)](
+    _adam[(triton.cdiv(count, _BLOCK),)](
         parameters, gradient.contiguous(), mean, squares, rates, step, count, *betas, floor, block=_BLOCK
     )
