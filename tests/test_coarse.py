@@ -39,7 +39,8 @@ def _naive_costs(fixed: FeatureMap, moving: FeatureMap) -> np.ndarray:
                     continue
                 there = tuple(h + RADIUS + d for h, d in zip(here, (dz, dy, dx), strict=True))
                 weight = fw[here] * mw[there]
-                total += weight * ((f[(slice(None), *here)] - m[(slice(None), *there)]) ** 2).mean()
+                difference = f[(slice(None), *here)] - m[(slice(None), *there)]
+                total += weight * float(difference @ difference) / len(difference)
                 weights += weight
             if weights > 0.25 * 27:
                 costs[(k, *cell)] = total / weights

@@ -83,12 +83,12 @@ def test_costs_are_weighted_means_over_a_box(rng: np.random.Generator, radius: i
         for step in displacements(radius).tolist():
             total = weights = 0.0
             for around in product(range(-aggregate, aggregate + 1), repeat=3):
-                here = tuple(np.add(cell, around))
+                here = tuple(c + s for c, s in zip(cell, around))
                 if all(0 <= h < n for h, n in zip(here, shape, strict=True)):
-                    there = tuple(np.add(here, radius) + step[::-1])
+                    there = tuple(h + radius + s for h, s in zip(here, step[::-1]))
                     weight = fw[here] * mw[there]
                     difference = f[(slice(None), *here)] - m[(slice(None), *there)]
-                    total += weight * (difference**2).mean()
+                    total += weight * float(difference @ difference) / len(difference)
                     weights += weight
             costs.append(total / weights if weights > least else np.nan)
         known = ~np.isnan(costs)

@@ -18,19 +18,17 @@ from regkit.weights import sha256
 def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
     """The definition, voxel by voxel in float64, the image continued by its border values."""
     pairs = _ssc_pairs()
-    shape = image.shape
+    shape, reach = image.shape, radius + dilation
+    continued = np.pad(image, reach, mode="edge")
 
-    def at(point: np.ndarray) -> float:
-        return float(image[tuple(np.clip(point, 0, np.array(shape) - 1))])
+    def at(voxel: tuple[int, ...], step: tuple[int, ...], side: tuple[int, ...]) -> float:
+        return float(continued[tuple(reach + v + s + dilation * n for v, s, n in zip(voxel, step, side))])
 
-    box = [np.array(s) for s in product(range(-radius, radius + 1), repeat=3)]
+    box = list(product(range(-radius, radius + 1), repeat=3))
     distance = np.empty((len(pairs), *shape))
     for k, (a, b) in enumerate(pairs):
         for x in np.ndindex(shape):
-            terms = [
-                (at(x + s + dilation * np.array(a)) - at(x + s + dilation * np.array(b))) ** 2 for s in box
-            ]
-            distance[(k, *x)] = np.mean(terms)
+            distance[(k, *x)] = sum((at(x, s, a) - at(x, s, b)) ** 2 for s in box) / len(box)
     distance -= distance.min(0)
     variance = distance.mean(0)
     variance = np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -36,9 +37,8 @@ def _labels(grid: Grid = MOVING, seed: int = 3, values: tuple[int, ...] = (0, 7,
     )
 
 
-def _naive_votes(labels: regkit.Volume, point: np.ndarray) -> dict[int, float]:
-    """The linear interpolation of every indicator at a point; background beyond half a voxel outside."""
-    index = transform_points(labels.grid.world_to_index, point)
+def _naive_votes(labels: regkit.Volume, index: np.ndarray) -> dict[int, float]:
+    """The linear interpolation of every indicator at an index; background beyond half a voxel outside."""
     size = np.array(labels.grid.size)
     if (index < -0.5).any() or (index > size - 0.5).any():
         return {0: 1.0}
@@ -46,8 +46,8 @@ def _naive_votes(labels: regkit.Volume, point: np.ndarray) -> dict[int, float]:
     for corner in product((0, 1), repeat=3):
         x, y, z = np.clip(base + corner, 0, size - 1).astype(int)
         label = int(labels.array[z, y, x])
-        weight = np.prod(np.where(corner, index - base, 1 - (index - base)))
-        votes[label] = votes.get(label, 0.0) + float(weight)
+        weight = math.prod(part if far else 1 - part for part, far in zip((index - base).tolist(), corner))
+        votes[label] = votes.get(label, 0.0) + weight
     return votes
 
 
@@ -65,11 +65,14 @@ def test_the_fusion_is_that_of_a_loop_over_voxels(rng: np.random.Generator) -> N
     assert steps == [0.25, 0.5, 0.75, 1.0]  # after each label
 
     points = FIXED.world_points()
+    indices = [
+        transform_points(atlas.labels.grid.world_to_index, points + atlas.warp.field) for atlas in atlases
+    ]
     near = 0
     for voxel in np.ndindex(FIXED.shape):
         total: dict[int, float] = {}
-        for atlas, share in zip(atlases, shares[(slice(None), *voxel)]):
-            for label, vote in _naive_votes(atlas.labels, points[voxel] + atlas.warp.field[voxel]).items():
+        for atlas, index, share in zip(atlases, indices, shares[(slice(None), *voxel)]):
+            for label, vote in _naive_votes(atlas.labels, index[voxel]).items():
                 total[label] = total.get(label, 0.0) + float(share) * vote
         everything = float(shares[(slice(None), *voxel)].sum(dtype=np.float64))
         ranked = sorted(total.values(), reverse=True)

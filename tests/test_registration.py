@@ -127,13 +127,12 @@ def test_the_way_voxels_are_stored_changes_nothing(features: str) -> None:
     matrix = scaled(1.03, (3.0, -4.0, 2.0))
     moving = moving_through(matrix).to_sitk()
     straight = regkit.register(FIXED, moving, features=features)
-    for code in ("RAS", "ASR"):
-        turned = sitk.DICOMOrient(moving, code)
-        assert turned.GetDirection() != moving.GetDirection()
-        found = regkit.register(FIXED, turned, features=features)
-        assert np.abs(found.warp.field - straight.warp.field).max() < 0.1
-        inner = (slice(4, -4),) * 3  # at the ends a voxel may fall in or out by rounding
-        np.testing.assert_allclose(found.moved.array[inner], straight.moved.array[inner], atol=5)
+    turned = sitk.DICOMOrient(moving, "ASR")  # axes exchanged, and two of them backwards
+    assert turned.GetDirection() != moving.GetDirection()
+    found = regkit.register(FIXED, turned, features=features)
+    assert np.abs(found.warp.field - straight.warp.field).max() < 0.1
+    inner = (slice(4, -4),) * 3  # at the ends a voxel may fall in or out by rounding
+    np.testing.assert_allclose(found.moved.array[inner], straight.moved.array[inner], atol=5)
     found = regkit.register(sitk.DICOMOrient(FIXED.to_sitk(), "ASR"), moving, features=features)
     points = inner_points()
     apart = found.warp.transform_points(points) - straight.warp.transform_points(points)
