@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from regkit.anatomy import STRUCTURES
 from regkit.metrics import dice
 from regkit.network import NetworkFeatures
 from regkit.pretrain.config import load_config
+from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 from regkit.weights import bundled_weights, load_network, sha256
@@ -46,15 +48,20 @@ def test_a_file_says_what_made_it(file: Path) -> None:
     assert provenance["commit"] in CARD
 
 
+@cache
+def _trunk() -> Anatomy:
+    """Of another seed than training's."""
+    return draw_trunk(Dice.of(10**6)).with_grain(Dice.of(10**6 + 1))
+
+
 def _named(
     spacing: tuple[float, float], shape: tuple[int, int, int], told: float | None, least: int
 ) -> list[np.ndarray]:
-    """Dice of the structures of more cells than ``least`` in a trunk of another seed than training's, seen in
-    two contrasts and fields of view that are whole; NaN of those that are never named."""
+    """Dice of the structures of more cells than ``least`` in a trunk, seen in two contrasts and whole fields
+    of view; NaN of those that are never named."""
     extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
-    trunk = draw_trunk(Dice.of(10**6)).with_grain(Dice.of(10**6 + 1))
-    pair = cut_and_render([trunk], pairs, [Dice.of(10**6 + 5)], shape)
+    pair = cut_and_render([_trunk()], pairs, [Dice.of(10**6 + 5)], shape)
     assert pair.seen.all()
     scores = []
     for image, structures in zip(pair.images, pair.structures):
