@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEW_OBJECTS = 1_000_000  # several times those of all imports
 # A third of torch's import: what its compiler has to know of every operation.
-_COMPILERS = "torch._meta_registrations"
+_COMPILER = "torch._meta_registrations"
 
 
 def tune() -> None:
@@ -25,9 +25,8 @@ def tune() -> None:
     OpenMP's threads spin for a while when they have done their part of one of torch's operations, and take
     the processor from those of our kernels. glibc gives arrays back to the system at once, which then clears
     the same pages for the next one. And while torch is imported, Python looks time and again through all
-    that is there already for garbage, and torch makes its compiler ready, which regkit does not use.
+    that is there already for garbage.
     """
-    sys.modules.setdefault(_COMPILERS, _Later(_COMPILERS))
     gc.set_threshold(_NEW_OBJECTS)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
@@ -37,15 +36,31 @@ def tune() -> None:
                 mallopt(parameter, value)
 
 
+def import_torch() -> None:
+    """Import torch; where there is no GPU without what only its compiler needs, a third of the time.
+
+    Not before training: an optimiser imports the compiler, whose parts import each other in circles that only
+    end if they are begun here.
+    """
+    sys.modules.setdefault(_COMPILER, _Later(_COMPILER))
+    if import_module("torch.cuda").is_available():
+        _ready(_COMPILER)
+
+
+def _ready(name: str) -> ModuleType:
+    """A module, in place of what stands for it."""
+    if isinstance(sys.modules[name], _Later):
+        del sys.modules[name]
+    return import_module(name)
+
+
 class _Later(ModuleType):
     """Stands for a module until something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python asks of every module
             raise AttributeError(name)
-        if sys.modules[self.__name__] is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
+        return getattr(_ready(self.__name__), name)
 
 
 def leave(code: int) -> NoReturn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,12 @@ def run(*words: object, code: int = 0) -> Result:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}\n{result.exception!r}"
     return result
+
+
+def run_program(*words: object) -> None:
+    """Run ``regkit`` in a process of its own, in which nothing is imported yet."""
+    done = subprocess.run([sys.executable, "-m", "regkit", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def error_of(*words: object) -> str:

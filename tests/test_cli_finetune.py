@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import error_of, run, usage_error_of
+from cli_cases import error_of, run, run_program, usage_error_of
 from segmentation_cases import labelled, tiny_weights, write_labelled
 
 import regkit
@@ -45,6 +45,16 @@ def words(data: Path) -> tuple[object, ...]:
         "--label-names", data / "dataset.json", "--weights", data / "tiny.safetensors", "--steps", 20,
         "--batch", 1, "--patch", 16, "--learning-rate", 0.01, "--device", "cpu", "--threads", 1,
     )  # fmt: skip
+
+
+def test_as_programs(data: Path, words: tuple[object, ...], tmp_path: Path) -> None:
+    image, labels = data / "images" / "case0_0000.nii.gz", data / "labels" / "case0.nii.gz"
+    found, moved = tmp_path / "found.nii.gz", tmp_path / "moved.nii.gz"
+    run_program(*words, "--steps", 1, "-o", tmp_path / "model")
+    run_program("segment", tmp_path / "model", image, "-o", found)
+    run_program("propagate", "--atlas", image, "--atlas-labels", labels, image, "-o", moved)
+    for path in (found, moved):
+        assert load_labels(path, "labels").grid == load_image(image, "image").grid
 
 
 @pytest.fixture(scope="module")

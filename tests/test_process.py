@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import IO
 
 import pytest
+import torch
 
 from regkit import process
 
@@ -25,7 +26,7 @@ def _python(
     said = ("MALLOC_", "OMP_", "PYTHONUNBUFFERED")
     others = {name: value for name, value in os.environ.items() if not name.startswith(said)}
     return subprocess.run(
-        [sys.executable, "-c", f"from regkit.process import leave, tune\n{code}"],
+        [sys.executable, "-c", f"from regkit.process import import_torch, leave, tune\n{code}"],
         env=others | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -51,7 +52,6 @@ def threshold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What Python is told to wait for before it looks for garbage; this process goes on as it does."""
     told: list[int] = []
     monkeypatch.setattr(gc, "set_threshold", told.append)
-    monkeypatch.setitem(sys.modules, "torch._meta_registrations", None)  # nor does it go without this one
     return told
 
 
@@ -64,17 +64,32 @@ def test_no_garbage_is_looked_for_while_torch_is_imported(
     assert (len(threshold), found.stdout.strip()) == (1, "0")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU torch is imported whole")
 def test_what_only_the_compiler_of_torch_needs_waits_until_it_is_asked_for() -> None:
     found = _python(
-        "tune()\n"
+        "import_torch()\n"
         "import sys, torch\n"
         "print('torch._prims' in sys.modules)\n"
         "from torch._meta_registrations import meta_index_Tensor\n"
         "print('torch._prims' in sys.modules, meta_index_Tensor.__module__)\n"
-        "tune()\n"
+        "import_torch()\n"
         "print(hasattr(sys.modules['torch._meta_registrations'], '__file__'))"
     )
     assert found.stdout.split() == ["False", "True", "torch._meta_registrations", "True"], found.stderr
+
+
+def test_torch_is_whole_where_there_is_a_gpu() -> None:
+    """What the libraries of a GPU ask for cannot be tried without one. Here it is the compiler itself."""
+    found = _python(
+        "from types import SimpleNamespace\n"
+        "from regkit import process\n"
+        "there, real = SimpleNamespace(is_available=lambda: True), process.import_module\n"
+        "process.import_module = lambda name: real(name) and there if name == 'torch.cuda' else real(name)\n"
+        "import_torch()\n"
+        "import torch\n"
+        "torch.optim.AdamW([torch.zeros(1, requires_grad=True)])"
+    )
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_a_command_checks_its_outputs_before_torch_is_imported() -> None:

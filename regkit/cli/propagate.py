@@ -93,9 +93,10 @@ def command(
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
-    from regkit.process import tune
+    from regkit.process import import_torch, tune
 
     tune()
+    import_torch()
     import regkit
 
     with progress(quiet) as report:

@@ -141,9 +141,10 @@ def command(
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
 
-    from regkit.process import tune
+    from regkit.process import import_torch, tune
 
     tune()
+    import_torch()
     import regkit
     from regkit.results import write_results
 

@@ -46,9 +46,10 @@ def command(
     """Segment IMAGE, of any grid and orientation, on its own voxels."""
     outputs = {"labels": output, "confidence": confidence}
     check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite)
-    from regkit.process import tune
+    from regkit.process import import_torch, tune
 
     tune()
+    import_torch()
     import regkit
 
     with progress(quiet) as report:
