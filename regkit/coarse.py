@@ -9,9 +9,9 @@ from regkit.costvolume import (
     FeatureMap,
     displacements,
     known_costs,
+    largest_of_short_costs,
     of_the_way_back,
     short_costs,
-    short_costs_serve,
     with_neutral,
 )
 from regkit.filters import smooth
@@ -97,8 +97,8 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    if short_costs_serve(fixed, moving, radius):
-        costs = short_costs(fixed, moving, radius)
+    if (largest := largest_of_short_costs(fixed, moving, radius)) is not None:
+        costs = short_costs(fixed, moving, radius, largest)
         forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
     elif gpu.serves(fixed.values):
         from regkit.gpu import kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -187,28 +188,39 @@ def _costs_by_kernel(
         maps = fixed.values, fixed.weight, moving.values, moving.weight
         return kernels.costs(*maps, radius, (first, last))
     costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
-    _run_costs(fixed, moving, radius, (first, last), costs, None)
+    _run_costs(fixed, moving, radius, (first, last), 1.0, costs, None)
     return costs
 
 
-def short_costs_serve(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
-    """Whether :func:`short_costs` can be had: a row is long enough, and no cost is beyond 16 bits."""
+def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> float | None:
+    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: a row is long enough, and
+    no cost is beyond 16 bits.
+    """
     on_gpu = gpu.serves(fixed.values)
     if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
-        return False
-    low, high = zip(fixed.values.aminmax(), moving.values.aminmax())
-    return float(max(high) - min(low)) ** 2 < 65534 / 2**14
+        return None
+    ends = [float(end) for one in (fixed, moving) for end in one.values.aminmax()]
+    return max(map(abs, ends)) if (max(ends) - min(ends)) ** 2 < 65534 / 2**14 else None
 
 
-def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
-    """:func:`known_costs` by the kernel, in half the memory.
+def steps_of_values(largest: float, channels: int) -> float:
+    """How many steps 1 has in :func:`short_costs`: 16 bits, and sums of squares over the channels 32."""
+    return float(np.float32(math.isqrt((2**29 - 1) // channels) / max(largest, 1e-9)))
+
+
+def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, largest: float) -> torch.Tensor:
+    """:func:`known_costs` by the kernel in half the memory, and of values in half the bits.
+
+    Args:
+        largest: no value is of a larger magnitude; they are rounded to steps of some 12 bits of it
+            (:func:`steps_of_values`).
 
     Returns:
         (D, Z, Y, X + 2 radius), 16 bits in steps of 2^-14; 65535 where not known and beyond both ends of x.
     """
-    _, z, y, x = fixed.values.shape
+    channels, z, y, x = fixed.values.shape
     costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * radius, dtype=np.uint16)
-    _run_costs(fixed, moving, radius, (0, z), None, costs)
+    _run_costs(fixed, moving, radius, (0, z), steps_of_values(largest, channels), None, costs)
     return costs
 
 
@@ -217,13 +229,14 @@ def _run_costs(
     moving: FeatureMap,
     radius: int,
     planes: tuple[int, int],
+    steps: float,
     whole: torch.Tensor | None,
     short: torch.Tensor | None,
 ) -> None:
     maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
     first, last = planes
     size = fixed.values.shape
-    arguments = (*maps, *size, radius, first, last - first, whole, short)
+    arguments = (*maps, *size, radius, first, last - first, steps, whole, short)
     # Each range needs two planes more than it has.
     if native.run("costs", last - first, *arguments, parts_per_thread=1) < 0:
         raise MemoryError("no memory for the costs of displacements")

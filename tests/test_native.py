@@ -26,6 +26,7 @@ from regkit.costvolume import (
     known_slab,
     of_the_way_back,
     short_costs,
+    steps_of_values,
     with_neutral,
 )
 from regkit.equalise import equalised
@@ -264,11 +265,19 @@ def test_costs(kernels: str, threads: int, radius: int) -> None:
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 4])
 def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
-    """To the nearest step, the largest of them for all that is more; unknown ones, and the margins, apart."""
+    """Of values in steps, to the nearest step, the largest for all that is more; unknown ones, and the margins,
+    apart.
+    """
     most, unknown, saturated = 65534, 65535, False
-    for fixed, moving, expected in cost_pairs(radius):
+    for fixed, moving, _ in cost_pairs(radius):
+        largest = max(float(one.values.abs().max()) for one in (fixed, moving))
+        steps = steps_of_values(largest, len(fixed.values))
+        one, other = (
+            FeatureMap((m.values.float() * steps).round().double() / steps, m.weight) for m in (fixed, moving)
+        )
+        expected = known_costs(one, other, radius)
         with _calls("costs"):
-            found = short_costs(single(fixed), single(moving), radius).to(torch.int32)
+            found = short_costs(single(fixed), single(moving), radius, largest).to(torch.int32)
         end = found.shape[-1] - radius
         assert (found[..., :radius] == unknown).all() and (found[..., end:] == unknown).all()
         inner = found[..., radius:end]

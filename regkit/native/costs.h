@@ -3,49 +3,119 @@
 /* Rows of y that are worked on at once: what they need stays in the cache. */
 #define TILE 8
 
-/* out[dx][x] = sum over the channels of fixed[x] moving[x + dx]; at least WIDTH cells, else one by one. */
-INLINE void products(const int side, const float *fixed, int64_t fixed_channel, const float *moving,
-                     int64_t moving_channel, int64_t channels, int64_t x, float *out) {
-    if (x < WIDTH) {
-        for (int d = 0; d < side; d++)
-            for (int64_t i = 0; i < x; i++) {
-                float sum = 0;
-                for (int64_t c = 0; c < channels; c++)
-                    sum += fixed[c * fixed_channel + i] * moving[c * moving_channel + i + d];
-                out[d * x + i] = sum;
+/* Cells beyond both ends of a row of differences, one of which counts. */
+#define ENDS 16
+
+/* A tile of a map: rows of planes with the values of all channels side by side, their squares summed, and the
+ * weight, 0 beyond the last cell. Values are float, one row a channel, or two channels of 16 bits in a row of 32;
+ * their squares are then int32. */
+typedef struct {
+    int64_t first, low, rows, channels, pitch;
+    void *values, *squares;
+    float *weights;
+} Tile;
+
+INLINE int64_t tile_row(const Tile *t, int64_t plane, int64_t row) {
+    return (plane - t->first) * t->rows + row - t->low;
+}
+
+/* Fills a tile with planes [tile->first, last) of a map (channels, z, y, x), those of them that there are. In 16
+ * bits values are taken times `scale`. */
+INLINE void fill(const int shorts, const Tile *t, int64_t last, const float *volume, const float *weight,
+                 int64_t channels, int64_t z, int64_t y, int64_t x, float scale) {
+    for (int64_t k = t->first < 0 ? 0 : t->first; k < last && k < z; k++)
+        for (int64_t j = t->low; j < t->low + t->rows; j++) {
+            const int64_t row = tile_row(t, k, j), from = (k * y + j) * x;
+            float *weights = t->weights + row * t->pitch;
+            memcpy(weights, weight + from, x * sizeof(float));
+            if (shorts) {
+                int32_t *to = (int32_t *)t->values + row * t->channels * t->pitch;
+                int32_t *squares = (int32_t *)t->squares + row * t->pitch;
+                memset(squares, 0, x * sizeof(int32_t));
+                for (int64_t c = 0; c < channels; c += 2, to += t->pitch) {
+                    const float *one = volume + c * z * y * x + from;
+                    const float *other = c + 1 < channels ? one + z * y * x : one;
+                    const float scale_of_other = c + 1 < channels ? scale : 0;
+                    INDEPENDENT
+                    for (int64_t i = 0; i < x; i++) {
+                        const int32_t a = (int32_t)rintf(one[i] * scale);
+                        const int32_t b = (int32_t)rintf(other[i] * scale_of_other);
+                        to[i] = (int32_t)((uint32_t)b << 16 | ((uint32_t)a & 65535));
+                        squares[i] += a * a + b * b;
+                    }
+                }
+            } else {
+                float *to = (float *)t->values + row * t->channels * t->pitch;
+                float *squares = (float *)t->squares + row * t->pitch;
+                memset(squares, 0, x * sizeof(float));
+                for (int64_t c = 0; c < channels; c++, to += t->pitch) {
+                    const float *one = volume + c * z * y * x + from;
+                    INDEPENDENT
+                    for (int64_t i = 0; i < x; i++) {
+                        to[i] = one[i];
+                        squares[i] += one[i] * one[i];
+                    }
+                }
             }
-        return;
-    }
-    for (int64_t i = 0;;) {
-        vec sums[side];
-        for (int d = 0; d < side; d++) sums[d] = all(0);
-        for (int64_t c = 0; c < channels; c++) {
-            const vec here = load(fixed + c * fixed_channel + i);
-            const float *there = moving + c * moving_channel + i;
-            for (int d = 0; d < side; d++) sums[d] += here * load(there + d);
         }
-        for (int d = 0; d < side; d++) store(out + d * x + i, sums[d]);
-        if (i + WIDTH >= x) break;
-        i = next_vector(i, x);
+}
+
+/* The weighted squared differences of a row of cells and those dx further on, dx < side, and the weights:
+ * difference and weight (side, ENDS + pitch + ENDS). */
+INLINE void differences(const int shorts, const int side, const Tile *fixed, const Tile *moving, int64_t own,
+                        int64_t other, float *difference, float *weight) {
+    const int64_t pitch = fixed->pitch, wide = moving->pitch, channels = fixed->channels;
+    const float *here_weights = fixed->weights + own * pitch, *there_weights = moving->weights + other * wide;
+    for (int64_t i = 0; i < pitch; i += WIDTH) {
+        vec found[side];
+        if (shorts) {
+            const int32_t *here = (const int32_t *)fixed->values + own * channels * pitch + i;
+            const int32_t *there = (const int32_t *)moving->values + other * channels * wide + i;
+            ivec sums[side];
+            for (int d = 0; d < side; d++) sums[d] = (ivec){0};
+            for (int64_t c = 0; c < channels; c++) {
+                const ivec one = *(const loose_ivec *)(here + c * pitch);
+                for (int d = 0; d < side; d++)
+                    sums[d] += pair_products(one, *(const loose_ivec *)(there + c * wide + d));
+            }
+            const ivec square = *(const loose_ivec *)((const int32_t *)fixed->squares + own * pitch + i);
+            const int32_t *squares = (const int32_t *)moving->squares + other * wide + i;
+            for (int d = 0; d < side; d++)
+                found[d] = __builtin_convertvector(square + *(const loose_ivec *)(squares + d) - 2 * sums[d], vec);
+        } else {
+            const float *here = (const float *)fixed->values + own * channels * pitch + i;
+            const float *there = (const float *)moving->values + other * channels * wide + i;
+            vec sums[side];
+            for (int d = 0; d < side; d++) sums[d] = all(0);
+            for (int64_t c = 0; c < channels; c++) {
+                const vec one = load(here + c * pitch);
+                for (int d = 0; d < side; d++) sums[d] += one * load(there + c * wide + d);
+            }
+            const vec square = load((const float *)fixed->squares + own * pitch + i);
+            const float *squares = (const float *)moving->squares + other * wide + i;
+            for (int d = 0; d < side; d++) {
+                const vec known = square + load(squares + d) - 2 * sums[d];
+                /* Rounding can leave a tiny negative where both sides agree. */
+                found[d] = (vec)((ivec)known & (known > 0));
+            }
+        }
+        const vec w = load(here_weights + i);
+        for (int d = 0; d < side; d++) {
+            const vec both = w * load(there_weights + i + d);
+            const int64_t at = d * (pitch + 2 * ENDS) + ENDS + i;
+            store(weight + at, both);
+            store(difference + at, found[d] * both);
+        }
     }
 }
 
-/* Rows [first, last) of a plane of every channel side by side, (channels, rows, x), their squares summed, and
- * the weight. In the volume the channels of a cell may lie a power of two apart, which a cache holds badly. */
-INLINE void gather(const float *volume, const float *weight, int64_t channels, int64_t channel, int64_t plane,
-                   int64_t first, int64_t last, int64_t x, float *rows, float *squares, float *weights) {
-    const int64_t count = (last - first) * x, start = plane + first * x;
-    memset(squares, 0, count * sizeof(float));
-    for (int64_t c = 0; c < channels; c++) {
-        const float *from = volume + c * channel + start;
-        float *to = rows + c * count;
-        INDEPENDENT
-        for (int64_t i = 0; i < count; i++) {
-            to[i] = from[i];
-            squares[i] += from[i] * from[i];
+/* Sums over three cells of each row of (side, ENDS + pitch + ENDS), every second row of sums (2 side, pitch). */
+INLINE void sums_of_three(const int side, const float *rows, int64_t pitch, float *sums) {
+    for (int d = 0; d < side; d++)
+        for (int64_t i = 0; i < pitch; i += WIDTH) {
+            const float *at = rows + d * (pitch + 2 * ENDS) + ENDS + i;
+            store(sums + 2 * d * pitch + i, load(at - 1) + load(at) + load(at + 1));
         }
-    }
-    memcpy(weights, weight + start, count * sizeof(float));
 }
 
 /* A cost in 16 bits: in steps of 2^-14 up to nearly 4, where all costs are the same, and UNKNOWN. */
@@ -55,84 +125,72 @@ INLINE void gather(const float *volume, const float *weight, int64_t channels, i
 
 /* Planes [first, last) of costs, side = 2 radius + 1, for boxes of 3^3 cells as in regkit.costvolume.known_costs:
  * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `costs` (side^3, z, y,
- * radius + x + radius) in 16 bits, UNKNOWN there and in the margins. Of their z planes they hold `planes` from
- * `start` on. fixed (channels, z, y, x); moving the same with radius cells more on every side; their weights without
- * the channels. Returns -infinity if there is no memory. */
-INLINE double cost_planes(const int side, int64_t first, int64_t last, const float *fixed,
+ * radius + x + radius) in 16 bits, UNKNOWN there and in the margins; features are then taken in 16 bits, times
+ * `scale`. Of their z planes they hold `planes` from `start` on. fixed (channels, z, y, x); moving the same with
+ * radius cells more on every side; their weights without the channels. Returns -infinity if there is no memory. */
+INLINE double cost_planes(const int side, const int shorts, int64_t first, int64_t last, const float *fixed,
                           const float *fixed_weight, const float *moving, const float *moving_weight,
-                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t start, int64_t planes, float *whole,
-                          uint16_t *costs) {
-    const int64_t margin = side / 2, pitch = x + 2 * margin;
-    const int64_t wide_y = y + side - 1, wide_x = x + side - 1, wide_z = z + side - 1;
-    const int64_t rows = TILE + 2, wide_rows = rows + side - 1, block = TILE * x, cells = z * y * x;
-    const int64_t sizes[] = {(channels + 2) * rows * x, (channels + 2) * wide_rows * wide_x, side * x,
-                             2 * (x + 2), 2 * side * rows * x, 6 * side * side * block};
+                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t start, int64_t planes,
+                          float scale, float *whole, uint16_t *costs) {
+    const int64_t margin = side / 2, wide_z = z + side - 1, wide_y = y + side - 1, wide_x = x + side - 1;
+    const int64_t pitch = (x + WIDTH - 1) / WIDTH * WIDTH, wide = pitch + ENDS, padded = pitch + 2 * ENDS;
+    const int64_t rows = TILE + 2, block = TILE * pitch, plane = 2 * side * side * block;
+    const int64_t kept = shorts ? (channels + 1) / 2 : channels, deep = last - first + 2;
+    const int64_t here_rows = deep * rows, there_rows = (deep + side - 1) * (rows + side - 1);
+    const int64_t sizes[] = {here_rows * (kept + 2) * pitch, there_rows * (kept + 2) * wide, 2 * side * padded,
+                             6 * side * pitch, 3 * plane};
     int64_t floats = 0;
-    for (int k = 0; k < 6; k++) floats += sizes[k];
-    float *scratch = malloc(floats * sizeof(float));
+    for (int k = 0; k < 5; k++) floats += sizes[k];
+    float *scratch = calloc(floats, sizeof(float));
     if (!scratch) return -INFINITY;
-    float *here = scratch, *there = here + sizes[0], *dots = there + sizes[1], *difference = dots + sizes[2];
-    float *boxed = difference + sizes[3], *ring = boxed + sizes[4], *weight = difference + x + 2;
-    const float mean = 1.0f / channels, least = 0.25f * 27;
-    difference[0] = difference[x + 1] = weight[0] = weight[x + 1] = 0;
+    float *values = scratch, *difference = values + sizes[0] + sizes[1], *weight = difference + side * padded;
+    float *boxed = difference + sizes[2], *ring = boxed + sizes[3];
+    Tile here = {first - 1, 0, 0, kept, pitch, values, values + here_rows * kept * pitch, 0};
+    here.weights = (float *)here.squares + here_rows * pitch;
+    Tile there = {first - 1, 0, 0, kept, wide, values + sizes[0], 0, 0};
+    there.squares = (float *)there.values + there_rows * kept * wide;
+    there.weights = (float *)there.squares + there_rows * wide;
+    const float mean = 1.0f / (channels * scale * scale), least = 0.25f * 27;
     for (int64_t top = 0; top < y; top += TILE) {
         const int64_t end = top + TILE < y ? top + TILE : y;
-        const int64_t low = top > 0 ? top - 1 : 0, high = end < y ? end + 1 : y, count = high - low;
-        float *here_squares = here + channels * count * x, *here_weights = here_squares + count * x;
-        const int64_t wide_count = (count + side - 1) * wide_x;
-        float *there_squares = there + channels * wide_count, *there_weights = there_squares + wide_count;
+        const int64_t low = top > 0 ? top - 1 : 0, high = end < y ? end + 1 : y;
+        here.low = there.low = low;
+        here.rows = high - low;
+        there.rows = here.rows + side - 1;
+        fill(shorts, &here, last + 1, fixed, fixed_weight, channels, z, y, x, scale);
+        fill(shorts, &there, last + side, moving, moving_weight, channels, wide_z, wide_y, wide_x, scale);
         for (int dz = 0; dz < side; dz++)
             for (int64_t k = first - 1; k <= last; k++) {
                 /* The sums over boxes of 3 x 3 in the plane k, for the three planes that a box spans. */
-                float *sums = ring + (k + 3) % 3 * (2 * side * side * block);
-                if (k < 0 || k >= z) {
-                    memset(sums, 0, 2 * side * side * block * sizeof(float));
-                } else {
-                    gather(fixed, fixed_weight, channels, cells, k * y * x, low, high, x, here, here_squares,
-                           here_weights);
-                    gather(moving, moving_weight, channels, wide_z * wide_y * wide_x, (k + dz) * wide_y * wide_x,
-                           low, high + side - 1, wide_x, there, there_squares, there_weights);
-                    for (int dy = 0; dy < side; dy++) {
-                        memset(boxed, 0, sizes[4] * sizeof(float));
-                        for (int64_t j = low; j < high; j++) {
-                            const int64_t own = (j - low) * x, other = (j - low + dy) * wide_x;
-                            products(side, here + own, count * x, there + other, wide_count, channels, x, dots);
-                            for (int dx = 0; dx < side; dx++) {
-                                const float *square = there_squares + other + dx;
-                                INDEPENDENT
-                                for (int64_t i = 0; i < x; i++) {
-                                    const float w = here_weights[own + i] * there_weights[other + dx + i];
-                                    const float d = here_squares[own + i] + square[i] - 2 * dots[dx * x + i];
-                                    weight[i + 1] = w;
-                                    /* Rounding can leave a tiny negative where both sides agree. */
-                                    difference[i + 1] = (d > 0 ? d : 0) * w;
-                                }
-                                float *row = boxed + (2 * dx * rows + j - top + 1) * x;
-                                float *weights = row + rows * x;
-                                INDEPENDENT
-                                for (int64_t i = 0; i < x; i++) {
-                                    row[i] = difference[i] + difference[i + 1] + difference[i + 2];
-                                    weights[i] = weight[i] + weight[i + 1] + weight[i + 2];
-                                }
+                float *sums = ring + (k + 3) % 3 * plane;
+                if (k < 0 || k >= z) memset(sums, 0, plane * sizeof(float));
+                for (int dy = 0; dy < side && k >= 0 && k < z; dy++)
+                    for (int64_t j = top - 1; j <= end; j++) {
+                        float *row = boxed + (j + 3) % 3 * (2 * side * pitch);
+                        if (j < 0 || j >= y) {
+                            memset(row, 0, 2 * side * pitch * sizeof(float));
+                        } else {
+                            differences(shorts, side, &here, &there, tile_row(&here, k, j),
+                                        tile_row(&there, k + dz, j + dy), difference, weight);
+                            sums_of_three(side, difference, pitch, row);
+                            sums_of_three(side, weight, pitch, row + pitch);
+                        }
+                        if (j <= top) continue;
+                        const float *a = boxed, *b = a + 2 * side * pitch, *c = b + 2 * side * pitch;
+                        float *sum = sums + dy * 2 * side * block + (j - 1 - top) * pitch;
+                        for (int q = 0; q < 2 * side; q++)
+                            for (int64_t i = 0; i < pitch; i += WIDTH) {
+                                const int64_t at = q * pitch + i;
+                                store(sum + q * block + i, load(a + at) + load(b + at) + load(c + at));
                             }
-                        }
-                        for (int q = 0; q < 2 * side; q++) {
-                            const float *row = boxed + q * rows * x;
-                            float *sum = sums + (dy * 2 * side + q) * block;
-                            INDEPENDENT
-                            for (int64_t i = 0; i < (end - top) * x; i++)
-                                sum[i] = row[i] + row[i + x] + row[i + 2 * x];
-                        }
                     }
-                }
                 if (k <= first) continue;
                 for (int dy = 0; dy < side; dy++)
                     for (int dx = 0; dx < side; dx++) {
-                        const float *a = ring + (dy * side + dx) * 2 * block;
-                        const float *b = a + 2 * side * side * block, *c = b + 2 * side * side * block;
+                        const float *a = ring + (dy * side + dx) * 2 * block, *b = a + plane, *c = b + plane;
                         const int64_t row = (((dz * side + dy) * side + dx) * planes + k - 1 - start) * y + top;
                         for (int64_t j = 0; j < end - top; j++) {
-                            const float *p = a + j * x, *q = b + j * x, *r = c + j * x;
+                            const float *p = a + j * pitch, *q = b + j * pitch, *r = c + j * pitch;
                             if (whole) {
                                 float *cost = whole + (row + j) * x;
                                 INDEPENDENT
@@ -143,7 +201,7 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
                                 }
                                 continue;
                             }
-                            uint16_t *cost = costs + (row + j) * pitch + margin;
+                            uint16_t *cost = costs + (row + j) * (x + 2 * margin) + margin;
                             INDEPENDENT
                             for (int64_t i = 0; i < x; i++) {
                                 const float w = p[block + i] + q[block + i] + r[block + i];
@@ -162,10 +220,12 @@ INLINE double cost_planes(const int side, int64_t first, int64_t last, const flo
 
 KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
               const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
-              int64_t start, int64_t planes, float *whole, uint16_t *costs) {
-#define OF(side)                                                                                                \
-    cost_planes(side, start + first, start + last, fixed, fixed_weight, moving, moving_weight, channels, z, y, x, \
-                start, planes, whole, costs)
+              int64_t start, int64_t planes, double scale, float *whole, uint16_t *costs) {
+#define OF(side)                                                                                                   \
+    costs ? PLANES(side, 1, scale) : PLANES(side, 0, 1)
+#define PLANES(side, shorts, scale)                                                                                \
+    cost_planes(side, shorts, start + first, start + last, fixed, fixed_weight, moving, moving_weight, channels, z, \
+                y, x, start, planes, scale, whole, costs)
     switch (radius) {
     case 1: return OF(3);
     case 2: return OF(5);
@@ -173,6 +233,7 @@ KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixe
     default: return OF(9);
     }
 #undef OF
+#undef PLANES
 }
 
 /* Of the costs (side^3, cells) of blocks [first, last) of BLOCK cells, NaN where they are not known: how far the

@@ -62,6 +62,18 @@ INLINE ivec widen_unsigned(const uint16_t *at) {
     return __builtin_convertvector(*(const loose_ushorts *)at, ivec);
 #endif
 }
+/* Of each pair of 16 bits in a lane the products, summed. */
+INLINE ivec pair_products(ivec a, ivec b) {
+#if WIDTH == 16
+    return (ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif WIDTH == 8
+    return (ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+    return (ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen(at), vec); }
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
