@@ -265,7 +265,7 @@ def test_costs(kernels: str, threads: int, radius: int) -> None:
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 4])
 def test_costs_in_16_bits(kernels: str, threads: int, radius: int) -> None:
-    """Of values in steps, to the nearest step, the largest for all that is more; unknown ones, and the margins,
+    """Of values in steps, to the nearest step, the largest for all beyond it; unknown ones, and the margins,
     apart.
     """
     most, unknown, saturated = 65534, 65535, False
