@@ -15,7 +15,7 @@ from regkit.costvolume import (
     with_neutral,
 )
 from regkit.filters import smooth
-from regkit.geometry import index_grid, sample
+from regkit.geometry import MOST_VOXELS, index_grid, sample
 
 # Coupling weights of the successive rounds, for costs that are means over channels in [0, 1].
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -77,12 +77,31 @@ def inverse_consistent(
     Args:
         forward, backward: (3, Z, Y, X) displacements in cells of one grid, components (x, y, z).
     """
+    if native.serves(forward, backward) and forward[0].numel() < MOST_VOXELS:
+        return _native_inverse_consistent(forward, backward, iterations)
     identity = index_grid(forward.shape[1:], forward.device)
     for _ in range(iterations):
         forward, backward = (
             0.5 * (forward - sample(backward, identity + forward)),
             0.5 * (backward - sample(forward, identity + backward)),
         )
+    return forward, backward
+
+
+def _native_inverse_consistent(
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`inverse_consistent` with the components of a cell side by side, and a fourth that is none."""
+    z, y, x = forward.shape[1:]
+    fields, others = ([native.empty(z, y, x, 4) for _ in range(2)] for _ in range(2))
+    for field, given in zip(fields, (forward, backward)):
+        field[..., :3] = given.movedim(0, -1)
+        field[..., 3] = 0
+    for _ in range(iterations):
+        for other, one, two in zip(others, fields, reversed(fields)):
+            native.run("halfway", z, one, two, z, y, x, other)
+        fields, others = others, fields
+    forward, backward = (field[..., :3].movedim(-1, 0).contiguous() for field in fields)
     return forward, backward
 
 

@@ -13,9 +13,10 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import nibabel
@@ -245,7 +246,7 @@ def _from_file(path: Path, what: str) -> Volume:
     is_nifti = path.name.lower().endswith(_NIFTI_SUFFIXES)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _quiet():
+    with _quiet:
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
@@ -271,7 +272,7 @@ def _from_file(path: Path, what: str) -> Volume:
 
 def _from_series(folder: Path, what: str) -> Volume:
     """The volume of a folder that holds exactly one DICOM series."""
-    with _quiet():
+    with _quiet:
         names = series_files(folder, what)
         if len(names) == 1:
             return _from_file(Path(names[0]), what)
@@ -432,14 +433,29 @@ def _available_memory() -> float:
     return math.inf
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the warnings of ITK and nibabel off the screen: what matters of them is raised here."""
-    before, level = sitk.ProcessObject.GetGlobalWarningDisplay(), nibabel.imageglobals.logger.level
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    nibabel.imageglobals.logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
-        nibabel.imageglobals.logger.setLevel(level)
+class _Quiet:
+    """Keeps the warnings of ITK and nibabel off the screen while any thread reads: what matters of them is
+    raised here.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._readers, self._before = Lock(), 0, (True, 0)
+
+    def __enter__(self) -> None:
+        logger = nibabel.imageglobals.logger
+        with self._lock:
+            if not self._readers:
+                self._before = sitk.ProcessObject.GetGlobalWarningDisplay(), logger.level
+            self._readers += 1
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+            logger.setLevel(logging.CRITICAL + 1)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                sitk.ProcessObject.SetGlobalWarningDisplay(self._before[0])
+                nibabel.imageglobals.logger.setLevel(self._before[1])
+
+
+_quiet = _Quiet()

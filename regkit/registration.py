@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,8 +148,9 @@ def register(
     stages = _Stages(progress, where, settings.deformable)
     with reproducible(threads, seed):
         with stages("load"):
-            fixed_image = load_image(fixed, "fixed image")
-            moving_image = load_image(moving, "moving image")
+            with ThreadPoolExecutor(1) as other:
+                reading = other.submit(load_image, moving, "moving image")
+                fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
             work = plan(fixed_image.grid, moving_image.grid, settings)

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 import regkit
 from regkit import native
-from regkit.coarse import _native_coupled_convex, coupled_convex, match
+from regkit.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
 from regkit.costvolume import (
     FeatureMap,
     best_steps,
@@ -400,7 +400,7 @@ def _textures(radius: int, x: int) -> tuple[FeatureMap, FeatureMap, torch.Tensor
 def test_matching(kernels: str, threads: int, radius: int, x: int) -> None:
     """Costs are rounded to 16 bits, and where two nearly tie the other may be chosen: few cells are."""
     fixed, moving, expected = _textures(radius, x)
-    with _calls("costs", "neutral", "choose", "smooth_planes", "smooth_columns", "sample"):
+    with _calls("costs", "neutral", "choose", "smooth_planes", "smooth_columns", "halfway"):
         found = match(single(fixed), single(moving), radius)
     assert found.dtype == torch.float32
     assert (found - expected).abs().mean() < 0.005
@@ -412,9 +412,21 @@ def test_matching_without_16_bits(kernels: str, threads: int, x: int, scale: flo
     """Rows that are too short for a vector, or values whose costs are too large: torch makes the fields."""
     one, other, _ = _textures(2, x)
     fixed, moving = (FeatureMap(m.values * scale, m.weight) for m in (one, other))
-    with _calls("costs", "smooth_planes", "smooth_columns", "sample"):
+    with _calls("costs", "smooth_planes", "smooth_columns", "halfway"):
         found = match(single(fixed), single(moving), 2)
     close(found, match(fixed, moving, 2))
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (1, 9, 2), (4, 1, 1)])
+def test_inverse_consistency(
+    kernels: str, threads: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    """Of fields that lead beyond the ends."""
+    fields = [torch.from_numpy(rng.normal(0, 2, size=(3, *shape))) for _ in range(2)]
+    with _calls("halfway"):
+        found = inverse_consistent(*map(torch.Tensor.float, fields), 3)
+    for one, expected in zip(found, inverse_consistent(*fields, 3)):
+        close(one, expected)
 
 
 def _places(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:

@@ -37,6 +37,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t loose_ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
+typedef float loose_vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 typedef int16_t loose_shorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef uint16_t loose_ushorts __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));

@@ -89,6 +89,38 @@ KERNEL(sample_known)(int64_t first, int64_t last, const float *volume, const flo
     return 0;
 }
 
+/* Planes [first, last) of out = (u - v(cell + u)) / 2, with u and v displacements (z, y, x, 4) in cells, of which the
+ * fourth component is none; the border goes on outside. */
+KERNEL(halfway)(int64_t first, int64_t last, const float *u, const float *v, int64_t z, int64_t y, int64_t x, float *out) {
+    const int64_t size[3] = {x, y, z}, stride[3] = {4, 4 * x, 4 * x * y};
+    for (int64_t k = first; k < last; k++)
+        for (int64_t j = 0; j < y; j++)
+            for (int64_t i = 0; i < x; i++) {
+                const int64_t cell[3] = {i, j, k}, here = 4 * ((k * y + j) * x + i);
+                const float *low = v;
+                int64_t step[3];
+                float t[3];
+                for (int axis = 0; axis < 3; axis++) {
+                    const float end = (float)(size[axis] - 1), to = (float)cell[axis] + u[here + axis];
+                    const float inner = to > 0 ? to < end ? to : end : 0;
+                    const int32_t at = (int32_t)inner;
+                    t[axis] = inner - (float)at;
+                    low += at * stride[axis];
+                    step[axis] = at + 1 < size[axis] ? stride[axis] : 0;
+                }
+                vec4 edge[4];
+                for (int e = 0; e < 4; e++) {
+                    const float *from = low + (e & 1) * step[1] + (e >> 1) * step[2];
+                    const vec4 one = *(const loose_vec4 *)from, other = *(const loose_vec4 *)(from + step[0]);
+                    edge[e] = one + t[0] * (other - one);
+                }
+                const vec4 near = edge[0] + t[1] * (edge[1] - edge[0]), far = edge[2] + t[1] * (edge[3] - edge[2]);
+                const vec4 found = near + t[2] * (far - near), own = *(const loose_vec4 *)(u + here);
+                *(loose_vec4 *)(out + here) = 0.5f * (own - found);
+            }
+    return 0;
+}
+
 /* matrix (x, y, z, 1) for n voxels of a row, the first at (x, y, z); matrix (3, 4). */
 INLINE void mapped(const double *matrix, int64_t x, int64_t y, int64_t z, int64_t n, float (*out)[POINTS]) {
     for (int axis = 0; axis < 3; axis++) {
