@@ -82,8 +82,8 @@ def network(case: Case) -> Need:
 def costs(case: Case) -> Need:
     """A product and a sum for each channel, displacement and cell, 18 more for the boxes; costs in 16 bits.
 
-    In 16 bits, as on a CPU, two channels take two instructions: the rate is that of float32. The way back needs no
-    costs of its own.
+    In 16 bits, as on a CPU, two channels take two instructions: the rate is that of float32. The way back
+    needs no costs of its own.
     """
     bytes_moved = operations = 0
     for stride, radius in case.levels:
