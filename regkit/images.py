@@ -30,7 +30,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from regkit.atomic import atomic_path
 from regkit.dicom import series_files
 from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid
+from regkit.geometry import Float64, Grid, transform_points
 from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
 
 __all__ = [
@@ -41,10 +41,12 @@ __all__ = [
     "atomic_path",
     "check_fits_memory",
     "check_output",
+    "image_and_labels",
     "load_grid",
     "load_image",
     "load_labels",
     "load_mask",
+    "refuse_negative",
     "save_image",
 ]
 
@@ -169,6 +171,35 @@ def label_type(low: float, high: float) -> npt.DTypeLike | None:
     """The smallest of uint8, int16 and int32 that holds labels from ``low`` to ``high``, if any does."""
     kinds = (np.uint8, np.int16, np.int32)
     return next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
+
+
+def refuse_negative(labels: Volume, role: str) -> None:
+    """Raise RegkitError if a label map has a label below 0, where 0 is to be background, the least of all."""
+    low = int(labels.array.min())
+    if low < 0:
+        raise RegkitError(
+            f"{role}, '{labels.name}': there is a label {low}; labels must be 0 or more, so give {low} "
+            "another number"
+        )
+
+
+def image_and_labels(item: object, role: str) -> tuple[ImageLike, ImageLike]:
+    """An item of a list of labelled volumes.
+
+    Args:
+        role: what it is, for messages, such as "atlas 1".
+
+    Raises:
+        RegkitError: if it is no pair; whether it holds images shows when they are loaded.
+    """
+    found = f"a {type(item).__name__}"
+    if isinstance(item, str | os.PathLike):
+        found = f"'{os.fspath(item)}'"
+    elif isinstance(item, Sequence):
+        if len(item) == 2:
+            return item[0], item[1]
+        found += f" of {len(item)}"
+    raise RegkitError(f"{role} must be a pair (image, label map), got {found}")
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
@@ -393,14 +424,30 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     if not volume.grid.same_as(grid, _SAME_GRID_VOXELS):
         raise RegkitError(
             f"{what} does not lie on the voxels of its image: it has {_describe(volume.grid)}, the image "
-            f"{_describe(grid)}; resample it onto the image with nearest neighbour interpolation"
+            f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
+            "interpolation"
         )
     return replace(volume, grid=grid)
 
 
 def _describe(grid: Grid) -> str:
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (grid.size, grid.spacing))
-    return f"{size} voxels of {spacing} mm about ({', '.join(f'{v:.1f}' for v in grid.centre)})"
+    centre = ", ".join(f"{v:.1f}" for v in grid.centre)
+    axes = "".join(nibabel.aff2axcodes(grid.ras_affine))  # the ends that they point to, as regkit info has it
+    return f"{size} voxels of {spacing} mm about ({centre}), axes {axes}"
+
+
+def _difference(grid: Grid, other: Grid) -> str:
+    """The other grid, beside the description of one: where that fits both, how far they are apart."""
+    if _describe(grid) != _describe(other):
+        return _describe(other)
+    # The chord of a rotation by an angle; unlike its trace, as good for small angles.
+    chord = np.linalg.norm(np.subtract(grid.direction, other.direction)) / math.sqrt(8)
+    angle = math.degrees(2 * math.asin(min(1.0, float(chord))))
+    if angle > 0.01:
+        return f"the same, turned by {angle:.2g} degrees"
+    ours, theirs = (transform_points(g.index_to_world, g.corners()) for g in (grid, other))
+    return f"the same, off by up to {np.linalg.norm(ours - theirs, axis=1).max():.2g} mm"
 
 
 def _refuse_not_scalar(pixel: str, what: str) -> None:

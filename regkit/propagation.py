@@ -19,7 +19,15 @@ from regkit.errors import RegkitError
 from regkit.features import DEFAULT, feature_maps, feature_parts, parts_for
 from regkit.filters import smooth
 from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels
+from regkit.images import (
+    ImageLike,
+    Volume,
+    check_fits_memory,
+    image_and_labels,
+    load_image,
+    load_labels,
+    refuse_negative,
+)
 from regkit.intensity import normalise
 from regkit.registration import Progress, Registration, register, reproducible, torch_device
 from regkit.resample import Source, resample
@@ -103,7 +111,8 @@ def propagate(
 
     Args:
         target: the image to segment; anything that :func:`regkit.register` takes.
-        atlases: (image, label map) each, likewise; the label map on any grid that shares the image's world.
+        atlases: (image, label map) each, likewise; the label map on any grid that shares the image's world,
+            its labels 0, background, or more.
         fusion: ``majority``: all atlases count alike. ``similarity``: they count by how well they fit the
             target there, by ``exp(1 - d / d_min)`` with d the local mean squared feature difference
             (:func:`local_difference`) and d_min the least of the atlases that vote: the locally weighted
@@ -126,7 +135,8 @@ def propagate(
     report("reading", 0.0)
     image = load_image(target, "target image")
     # All at once: a mistake in the last one is to cost no registration.
-    loaded = [_load(k, *atlas) for k, atlas in enumerate(atlases, 1)]
+    pairs = [image_and_labels(atlas, f"atlas {k}") for k, atlas in enumerate(atlases, 1)]
+    loaded = [_load(k, *pair) for k, pair in enumerate(pairs, 1)]
     per_voxel = _BYTES_PER_ATLAS * count + _BYTES_OF_FUSION
     check_fits_memory(image.array.size, f"the fusion of {count} atlases", per_voxel)
 
@@ -274,6 +284,7 @@ def _load(number: int, image: ImageLike, labels: ImageLike) -> tuple[Volume, Vol
     """The image and the label map of an atlas, of which some label lies in the image's field of view."""
     volume = load_image(image, f"image of atlas {number}")
     label_map = load_labels(labels, f"labels of atlas {number}")
+    refuse_negative(label_map, f"labels of atlas {number}")
     grid = label_map.grid
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)[label_map.array[first:last] != 0]

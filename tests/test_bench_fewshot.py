@@ -137,10 +137,27 @@ def test_one_way(tmp_path: Path) -> None:
     for seed in range(2):
         found = draw(layout, _subjects(3), 1, seed)
         assert ([c.name for c in found.training], [c.name for c in found.test]) == (["s0"], ["s1"])
-    with pytest.raises(RegkitError, match="has 1 volumes to train on, too few for 2"):
-        draw(layout, _subjects(3), 2, 0)
-    with pytest.raises(RegkitError, match="no volume left to test on"):
-        draw(load_layout(str(_layout(tmp_path))), _subjects(2), 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "shots", "message"),
+    [
+        (
+            {"trained": ["s0"], "tested": ["s1"]},
+            3,
+            2,
+            "3 .*, 0 held out .*, 1 left to train on, but 2 needed",
+        ),
+        ({"held_out": 4}, 6, 3, "6 volumes found, 4 held out for testing, 2 left to train on, but 3 needed"),
+        ({}, 2, 2, "2 volumes found, 0 held out .*, 2 to train on and none left to test on, but 1 needed"),
+    ],
+)
+def test_too_few_volumes(
+    changes: dict[str, Any], count: int, shots: int, message: str, tmp_path: Path
+) -> None:
+    layout = load_layout(str(_layout(tmp_path, **changes)))
+    with pytest.raises(RegkitError, match=f"^balls: {message}; give more volumes, or fewer --shots$"):
+        draw(layout, _subjects(count), shots, 0)
 
 
 def test_heads_are_rendered_once_and_alike(tmp_path: Path) -> None:
@@ -247,6 +264,12 @@ def test_wrong_words(data: Path, tmp_path: Path) -> None:
     )
     assert "is not a folder; to be had from the real pairs" in error_of(*words, "--data", tmp_path / "no")
     assert "t1.nii.gz' does not exist" in error_of(*words, "--data", data)
+    assert not (tmp_path / "results").exists()
+    # The last of the draws is what cannot be had, or the names are.
+    words = ("bench", "few-shot", _layout(tmp_path, shots=[1, 9]), "-o", tmp_path / "results")
+    assert "3 left to train on, but 9 needed" in error_of(*words, "--data", data)
+    _layout(tmp_path, names="no.json")
+    assert "no.json" in error_of(*words, "--data", data)
     assert not (tmp_path / "results").exists()
 
 

@@ -18,6 +18,7 @@ from segmentation_cases import labelled, tiny_weights, write_labelled
 import regkit
 from regkit.cli import finetune, segment
 from regkit.cli.files import read_label_names
+from regkit.errors import RegkitError
 from regkit.images import load_image, load_labels
 from regkit.outputs import save_image
 from regkit.segmentation.files import labelled_files, split
@@ -120,26 +121,35 @@ def test_from_labelled_volumes_to_the_labels_of_another(
 def test_a_run_that_was_stopped_and_the_tables(
     words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is a model however early it was; the same command goes on."""
+    """There is a model however early it was, and no success whatever is printed; the same command goes on."""
     plain = Trainer.advance
 
     def advance(self: Trainer, done: float) -> Any:
-        if self.step == 0:
+        if self.step in (0, 1, 2):
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, done)
 
     monkeypatch.setattr(Trainer, "advance", advance)
     folder = tmp_path / "model"
-    result = run(*words, "-o", folder)
-    stopped = "stopped after step 1 of 20; the same command goes on from there"
-    assert result.stdout.splitlines() == [f"wrote {folder / 'model.safetensors'}", stopped]
+    result = run(*words, "-o", folder, code=130)
+    stopped = "stopped after step {} of 20; the same command goes on from there"
+    assert result.stdout.splitlines() == [f"wrote {folder / 'model.safetensors'}"]
+    assert result.stderr.splitlines()[-1] == stopped.format(1)
     assert checkpoints(folder)
     assert Segmenter.load(folder).task.names == ("outer", "inner")
+    result = run(*words, "-o", folder, "--json", "-q", code=130)
+    told = json.loads(result.stdout)
+    assert (told["step"], told["finished"], told["before"]) == (2, False, 1)
+    assert result.stderr == stopped.format(2) + "\n"
+    result = run(*words, "-o", folder, "-q", code=130)
+    assert (result.stdout, result.stderr) == ("", stopped.format(3) + "\n")
     lines = run(*words, "-o", folder).stdout.splitlines()
     assert lines[0].split()[:3] == ["label", "Dice,", "step"]
     assert [line.split()[0] for line in lines[1:4]] == ["outer", "inner", "mean"]
     assert lines[4:] == [f"wrote {folder / 'model.safetensors'}", f"wrote {folder / 'loss.png'}"]
-    assert run(*words, "-o", folder, "-q").output == ""  # there is nothing left to do
+    again = run(*words, "-o", folder).stdout.splitlines()  # there is nothing left to do
+    assert again == [*lines[:4], f"finished already, at step 20 of 20: {folder / 'model.safetensors'}"]
+    assert run(*words, "-o", folder, "-q").output == ""
     changed = error_of(*words, "-o", folder, "-q", "--seed", 1)
     assert "is of another configuration: " in changed
     assert "settings.seed" in changed
@@ -192,6 +202,16 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
 def test_names_of_labels_as_data_sets_have_them(tmp_path: Path, content: object) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert read_label_names(tmp_path / "dataset.json") == {2: "outer", 7: "inner"}
+
+
+def test_a_label_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    for content in ({"1": "liver", "2": ""}, {"1": "liver", "2": "  "}, {"labels": {"": 2, "liver": 1}}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(RegkitError, match=f"label names '{path}': the name of label 2 is empty"):
+            read_label_names(path)
+    path.write_text('{"0": "", "1": "liver"}')  # background
+    assert read_label_names(path) == {1: "liver"}
 
 
 def test_the_defaults_are_those_of_python() -> None:

@@ -83,7 +83,7 @@ def test_a_run_is_stopped_gone_on_with_and_registers(
     words = ("pretrain", "--config", config, "-o", folder, "--templates", archive, "--device", "cpu")
     with monkeypatch.context() as patch:
         _stop_after(patch, 25)
-        stopped = run(*words, "--threads", 1)
+        stopped = run(*words, "--threads", 1, code=130)
     weights = folder / "tiny.safetensors"
     assert stopped.stdout.splitlines() == [
         f"wrote {weights}",
@@ -128,7 +128,7 @@ def test_a_validated_run_keeps_its_scores_and_its_best(
     monkeypatch.setattr(Validation, "score", lambda self, features: next(scores))
     with monkeypatch.context() as patch:
         _stop_after(patch, 25)
-        run(*words)
+        run(*words, code=130)
     run(*words)
     assert (folder / "validation.csv").read_text().splitlines() == ["step,retrieval", "25,0.5", "40,0.25"]
     assert load_network(folder / "best.safetensors")[1]["step"] == "25"
@@ -136,6 +136,14 @@ def test_a_validated_run_keeps_its_scores_and_its_best(
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no label map" in error_of("pretrain", "--config", config, "-o", folder, "--validation", empty)
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(TINY.replace("steps: 40", "steps: 2"))
+    _stop_after(monkeypatch, 2)
+    assert "stopped" not in run("pretrain", "--config", config, "-o", tmp_path / "run").stdout
 
 
 def test_minutes_end_a_run_and_export_says_where(config: Path, tmp_path: Path) -> None:
@@ -300,7 +308,7 @@ def test_a_full_disk_loses_no_checkpoint(
     words = ("pretrain", "--config", config, "-o", folder)
     with monkeypatch.context() as patch:
         _stop_after(patch, 15)
-        run(*words)
+        run(*words, code=130)
     weights = (folder / "tiny.safetensors").read_bytes()
     with monkeypatch.context() as patch:
 

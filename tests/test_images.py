@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial.transform import Rotation
 
 from regkit import images
 from regkit.errors import RegkitError
@@ -405,6 +406,34 @@ def test_a_mask_or_label_map_on_another_grid_is_refused(other: Grid) -> None:
     with pytest.raises(RegkitError, match=f"^moving labels {message}"):
         load_labels(volume, "moving labels", CUBE)
     assert load_labels(volume, "moving labels").grid == other
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (np.diag((-1.0, -1.0, 1.0)), r"(.*), axes RAS, the image \1, axes LPS; resample"),
+        (
+            Rotation.from_euler("z", 9, degrees=True).as_matrix(),
+            r"(.*), axes LPS, the image the same, turned by 9 deg",
+        ),
+        (
+            Rotation.from_euler("x", 3.5, degrees=True).as_matrix(),
+            r".*, axes LPS, the image the same, turned by 3\.5 degrees",
+        ),
+    ],
+)
+def test_what_differs_in_grids_of_the_same_size_spacing_and_centre(turn: np.ndarray, message: str) -> None:
+    about = replace(CUBE, direction=tuple((turn @ np.reshape(CUBE.direction, (3, 3))).ravel()))
+    other = replace(about, origin=tuple(np.add(about.origin, CUBE.centre - about.centre)))
+    with pytest.raises(RegkitError, match=f"it has {message}"):
+        load_labels(Volume(ramp(), other), "labels", CUBE)
+
+
+def test_a_grid_that_is_hardly_off_is_told_by_how_much() -> None:
+    fine = replace(CUBE, spacing=(0.1, 0.1, 0.1), origin=(0.01, 0.0, 0.0))
+    other = replace(fine, origin=(0.022, 0.0, 0.0))
+    with pytest.raises(RegkitError, match=r"the image the same, off by up to 0\.012 mm; resample"):
+        load_labels(Volume(ramp(), other), "labels", fine)
 
 
 def test_a_mask_off_by_rounding_takes_the_grid_of_its_image() -> None:

@@ -195,11 +195,13 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
     _assert_equal(*(load_checkpoint(checkpoints(run)[-1])[0] for run in files))
     for name in ("log.csv", "validation.csv"):
         assert _table(files[0] / name) == _table(files[1] / name)
-    assert [row["step"] for row in _table(files[0] / "log.csv")] == ["10", "20"]
+    assert [row["step"] for row in _table(files[0] / "log.csv")] == ["1", "10", "20", "24"]
 
     before = {path: path.stat().st_mtime_ns for path in files[1].glob("**/*.safetensors")}
     again = train(tmp_path / "cut")  # what is done stays as it is
     assert (again.step, again.finished, again.best) == (cut.step, True, cut.best)
+    assert (whole.before, cut.before, again.before) == (0, 17, cut.step)
+    assert _table(files[0] / "log.csv") == _table(files[1] / "log.csv")
     assert {path: path.stat().st_mtime_ns for path in files[1].glob("**/*.safetensors")} == before
 
 
@@ -316,7 +318,9 @@ def test_minutes_end_a_run_with_the_rate_come_down(
     assert whole.finished
     assert 20 < whole.step < 72
     assert Segmenter.load(tmp_path / "whole").task.labels == (2, 7)
-    rates = [float(row["learning_rate"]) for row in _table(tmp_path / "whole" / "log.csv")]
+    first, *rows = _table(tmp_path / "whole" / "log.csv")
+    assert (first["step"], rows[-1]["step"]) == ("1", str(whole.step))
+    rates = [float(row["learning_rate"]) for row in rows]
     assert rates == sorted(rates, reverse=True)
     assert load_checkpoint(checkpoints(tmp_path / "whole")[-1])[1]["seconds"] >= 72
     assert rates[0] > 0.3 * settings.learning_rate
@@ -387,15 +391,24 @@ def test_losses_that_are_no_numbers_end_a_run(
 
 
 def _changed(labels: Volume, **values: int) -> Volume:
-    """A label map with ``was2=4``: 4 in place of 2."""
+    """A label map with ``was2=4``: 4 in place of 2; with ``spot=5``, 5 in one voxel of a corner."""
     array = labels.array.copy()
     for name, value in values.items():
+        if name == "spot":
+            array[0, 0, 0] = value
+            continue
         array[labels.array == int(name.removeprefix("was"))] = value
     return replace(labels, array=array)
 
 
+def _negative(labels: Volume) -> Volume:
+    """A label map with -1 in place of 7."""
+    return replace(labels, array=np.where(labels.array == 7, -1, labels.array.astype(np.int16)))
+
+
 _IMAGE, _MAP = LEARNT[1]
 _SHIFTED = replace(_MAP, grid=replace(GRID, origin=(-25.0, 12.0, 5.0)))
+_SPOT = {"training": [(_IMAGE, _changed(_MAP, spot=5))], "validation": ()}
 _MANY = {label: f"label {label}" for label in range(1, 257)}
 
 
@@ -427,6 +440,35 @@ _MANY = {label: f"label {label}" for label in range(1, 257)}
         ({"label_names": _MANY}, "256 labels are too many to learn, at most 255"),
         ({"training": [(replace(_IMAGE, array=_IMAGE.array * 0), _MAP)]}, "training image 1 is constant"),
         ({"training": [("no.nii", _MAP)]}, "training image 1 'no.nii' does not exist"),
+        (
+            {"training": [LEARNT[0], (_IMAGE, _negative(_MAP))]},
+            "labels of training image 2, 'labels 1': there is a label -1; labels must be 0 or more, so give ",
+        ),
+        (
+            {"validation": [(_IMAGE, _negative(_MAP))]},
+            "labels of validation image 1, 'labels 1': there is a ",
+        ),
+        (
+            {"settings": replace(SETTINGS, spacing=8.0), "label_names": {5: "spot"}, **_SPOT},
+            r"'spot' \(label 5\) has no voxel left at a spacing of 8 mm; give a finer spacing, or leave",
+        ),
+        (
+            {"validation": [*HELD, (replace(_IMAGE, name="copy"), _MAP)]},
+            "'image 1' and 'copy' hold the same voxels, and would be both trained and validated on",
+        ),
+        (
+            {"training": [LEARNT[0], "a.nii"]},
+            r"training item 2 must be a pair \(image, label map\), got 'a.nii'",
+        ),
+        ({"training": LEARNT[0]}, "training item 1 must be a pair .*, got a Volume"),
+        ({"validation": [[_IMAGE]]}, "validation item 1 must be a pair .*, got a list of 1"),
+        ({"label_names": ["a", "b"]}, "label names must be a dict such as .*, got a list"),
+        ({"label_names": {"outer": 2}}, "the key 'outer' is no whole number from 0 on"),
+        ({"label_names": {2.5: "outer"}}, r"the key 2\.5 is no whole number"),
+        ({"label_names": {-1: "outer"}}, "the key -1 is no whole number from 0 on"),
+        ({"label_names": {2: "outer", "2": "inner"}}, "label names: 2 is there twice"),
+        ({"label_names": {2: ""}}, "label names: label 2 must have a name, got ''"),
+        ({"label_names": {2: None}}, "label names: label 2 must have a name, got None"),
         ({"minutes": 0}, "minutes must be above 0, got 0"),
         ({"minutes": math.nan}, "minutes must be above 0"),
         ({"device": "tpu"}, "no device named 'tpu'"),
@@ -605,3 +647,42 @@ def test_other_voxels_under_the_same_names_are_another_run(
     changed = Volume(image.array[::-1].copy(), image.grid, image.name)
     with pytest.raises(RegkitError, match=r"another configuration: origin\.training differ"):
         train(tmp_path, short, training=[(changed, labels), *rest])
+
+
+@pytest.mark.parametrize("name", ["log.csv", "validation.csv", "loss.png"])
+def test_files_of_ones_own_are_not_overwritten(
+    tmp_path: Path, train: Callable[..., Finetuned], name: str
+) -> None:
+    (tmp_path / name).write_text("step,mine\n1,2\n")
+    with pytest.raises(RegkitError, match="holds a model or something else, and no checkpoint"):
+        train(tmp_path, replace(SETTINGS, steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "step,mine\n1,2\n"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, train: Callable[..., Finetuned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves is its configuration, and a part of its log."""
+
+    def killed(self: Trainer, run: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
+    (tmp_path / FILE).unlink()  # which is written just before
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "log.csv", "validation.csv"}
+    assert train(tmp_path).finished
+
+
+def test_numbers_of_labels_may_be_strings(tmp_path: Path, train: Callable[..., Finetuned]) -> None:
+    """As json.load gives them, or numpy's."""
+    for number, names in enumerate(
+        ({"7": "inner", " 2": "outer"}, {np.int64(7): "inner", 2.0: "outer", "0": ""})
+    ):
+        run = tmp_path / str(number)
+        train(run, replace(SETTINGS, steps=1), label_names=names, validation=())
+        assert Segmenter.load(run).task.labels == (2, 7)
+        assert Segmenter.load(run).task.names == ("outer", "inner")

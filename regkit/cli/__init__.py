@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Registration of 3-D medical images of any two modalities. Results go to stdout, all else to "
-    "stderr. Exit code 0 is success, 2 a wrong command line, 1 any other failure.",
+    "stderr. Exit code 0 is success, 2 a wrong command line, 130 an interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
 app.command("propagate", no_args_is_help=True)(propagate.command)

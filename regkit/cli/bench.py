@@ -294,15 +294,18 @@ def few_shot(
         raise typer.BadParameter(f"'{min(unknown)}' is none of {', '.join(ARMS)}", param_hint="--arm")
     chosen = layouts.load_layout(layout)
     counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
-    options = Options(counts, seeds, steps or chosen.steps, minutes, weights, device, threads)
+    options = Options(steps or chosen.steps, minutes, weights, device, threads)
     with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
         subjects = layouts.find_subjects(chosen, data, place)
+        # Whatever is wrong with the data shows before the folder holds results to go on with.
+        names = layouts.label_names(chosen, data)
+        draws = layouts.draws(chosen, subjects, counts, seeds)
         common = options.in_common(chosen, subjects)
         rows.write_run(output, plan.plan_few_shot(output, chosen.name, common, device, _command(), resume))
         if resume:
             rows.drop_failed(output)
         told = report or (lambda stage, done: None)
-        ran, failed = run_arms(output, chosen, data, subjects, arm or ARMS, options, told)
+        ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, told)
     path = write_report(output, chosen)
     if not quiet:
         print_table(*summary(rows.read_rows(output)))

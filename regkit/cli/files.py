@@ -59,7 +59,7 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     numbers by names, as their "labels".
 
     Raises:
-        RegkitError: if the file is missing or holds something else.
+        RegkitError: if the file is missing or holds something else, or a name is empty.
     """
     if path is None:
         return None
@@ -74,6 +74,8 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
         if not str(label).strip().isdecimal() or not isinstance(name, str):
             names.clear()
             break
+        if int(label) and not name.strip():
+            raise RegkitError(f"label names '{path}': the name of label {int(label)} is empty; give it one")
         names[int(label)] = name
     names.pop(0, None)
     if not names:

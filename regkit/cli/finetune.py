@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from regkit.cli.console import print_json, print_table, warn
 from regkit.cli.files import read_label_names
 from regkit.cli.options import AsJson, Device, LabelNames, Quiet, Seed, Threads
+
+if TYPE_CHECKING:
+    from regkit.segmentation.training import Finetuned
 
 _RUN = "How to train"
 
@@ -110,8 +113,8 @@ def command(
     """Train a segmenter on a few labelled volumes, from the network that regkit registers with.
 
     MODEL gets the weights that were best on the volumes held out (model.safetensors), a log, and a picture of
-    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on; a second Ctrl-C
-    ends it at once.
+    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on, and exit code 130;
+    a second Ctrl-C ends it at once.
     """
     from regkit.segmentation.files import labelled_files, split
 
@@ -154,14 +157,23 @@ def command(
         )
     if as_json:
         print_json(result.to_dict())
-        return
-    if quiet:
-        return
+    elif not quiet:
+        _print(result)
+    if not result.finished:
+        # As after any Ctrl-C, so that a script does not take what is there for the model that it asked for.
+        typer.echo(
+            f"stopped after step {result.step} of {steps}; the same command goes on from there", err=True
+        )
+        raise typer.Exit(130)
+
+
+def _print(result: Finetuned) -> None:
     if result.best:
         rows = [(name, f"{dice:.3f}") for name, dice in result.best.labels.items()]
         print_table(("label", f"Dice, step {result.best.step}"), rows, ("mean", f"{result.best.dice:.3f}"))
+    if result.finished and result.before == result.step:
+        typer.echo(f"finished already, at step {result.step} of {result.steps}: {result.model}")
+        return
     for path in (result.model, result.picture):
         if path and path.exists():  # one that was stopped at once has left none
             typer.echo(f"wrote {path}")
-    if not result.finished:
-        typer.echo(f"stopped after step {result.step} of {steps}; the same command goes on from there")

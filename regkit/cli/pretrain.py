@@ -62,8 +62,8 @@ def command(
 ) -> None:
     """Train the network on synthetic pairs, or go on with a run, and export its weights.
 
-    Ctrl-C and SIGTERM end it as --minutes does: with a checkpoint, from which the same command goes on.
-    A second Ctrl-C ends it at once.
+    Ctrl-C and SIGTERM end it as --minutes does: with a checkpoint, from which the same command goes on; but
+    with exit code 130. A second Ctrl-C ends it at once.
     """
     from regkit.pretrain.run import pretrain
 
@@ -81,3 +81,5 @@ def command(
     )
     for line in outcome.lines() if outcome else ():
         typer.echo(line)
+    if outcome and outcome.interrupted:
+        raise typer.Exit(130)

@@ -36,12 +36,14 @@ class Outcome:
         step: steps done, of ``steps``.
         weights: for ``regkit register --weights``.
         picture: of the losses, if one was drawn.
+        interrupted: whether a signal ended it before its steps and minutes did.
     """
 
     step: int
     steps: int
     weights: Path
     picture: Path | None
+    interrupted: bool = False
 
     def lines(self) -> list[str]:
         """What to tell the user."""
@@ -136,7 +138,8 @@ def pretrain(
         export(trainer, target, config.stem, origin)
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
-    return Outcome(trainer.step, settings.steps, target, picture if drawn else None)
+    found = picture if drawn else None
+    return Outcome(trainer.step, settings.steps, target, found, trainer.interrupted)
 
 
 def _spare_cores(where: Place) -> int:

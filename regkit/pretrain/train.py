@@ -125,6 +125,7 @@ class Trainer:
         self.passes = passes_of(self.student.train())
         self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device)
         self.step = 0
+        self.interrupted = False  # by a signal, of which train() says here that it ended the run
 
     def pairs_of(self, step: int) -> tuple[range, tuple[int, ...]]:
         """The numbers of this process's share of the pairs of a step, and the shape of their volumes."""
@@ -271,13 +272,15 @@ def train(
                 log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
                 done = (now - began) / (60 * minutes) if minutes else 1.0
                 report(trainer.step, numbers, max(trainer.step / config.steps, done))
-            over = _agreed(bool(stopped) or now - began > 60 * minutes, where)
+            late = now - began > 60 * minutes
+            over = _agreed(bool(stopped) or late, where)
             if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
                 finite(losses, trainer.step)  # a checkpoint is something to go on from
                 trainer.save(run)
                 on_save(trainer)
                 saved = time.monotonic()
             if over:
+                trainer.interrupted = bool(stopped) and not late and trainer.step < config.steps
                 break
     return trainer
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,15 @@ from torch import nn
 from regkit.atomic import atomic_path, make_folder
 from regkit.errors import RegkitError
 from regkit.geometry import index_grid, map_index, sample
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels
+from regkit.images import (
+    ImageLike,
+    Volume,
+    check_fits_memory,
+    image_and_labels,
+    load_image,
+    load_labels,
+    refuse_negative,
+)
 from regkit.intensity import default_ct_window, is_ct
 from regkit.jsontext import read_json
 from regkit.metrics import dice, summarise
@@ -59,7 +67,7 @@ _SAVE_EVERY = 300.0  # seconds, between checkpoints
 _REPORT_EVERY = 10  # steps
 _MOST_LABELS = 255  # classes are bytes
 _BYTES_PER_VOXEL = 64  # of the working grid, while the labels are brought onto it
-_SCORES = "validation.csv"
+_CONFIG, _LOG, _SCORES, _PICTURE = "config.json", "log.csv", "validation.csv", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class Finetuned:
         finished: whether the steps or the minutes are over; if not, the same call goes on.
         best: the score of the weights that were kept; None without validation, where the last ones are.
         picture: of the losses, if one was drawn.
+        before: steps that were done already when the call began; all, where the run was finished.
     """
 
     model: Path
@@ -136,6 +145,7 @@ class Finetuned:
     finished: bool
     best: Score | None
     picture: Path | None
+    before: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -148,7 +158,7 @@ def finetune(
     output: str | PathLike[str],
     validation: Sequence[Pair] = (),
     *,
-    label_names: Mapping[int, str] | None = None,
+    label_names: Mapping[int, str] | Mapping[str, str] | None = None,
     settings: Finetuning = Finetuning(),
     weights: str | PathLike[str] | None = None,
     minutes: float = math.inf,
@@ -165,10 +175,12 @@ def finetune(
 
     Args:
         training: (image, label map on the image's grid) each; anything that :func:`regkit.register` takes.
+            Labels are 0, background, or more.
         output: a folder, made if missing: ``model.safetensors``, ``log.csv``, ``validation.csv``,
             ``loss.png``, ``config.json`` and checkpoints.
-        validation: to choose the best weights by.
+        validation: to choose the best weights by; none of those trained on.
         label_names: which labels to learn, and their names; others count as background. By default all.
+            Numbers may be strings, as JSON has them.
         weights: of the network to begin with, by default those that come with regkit; a random one has their
             architecture.
         minutes: of the whole run. The learning rate follows the steps or the minutes, whichever are
@@ -183,11 +195,12 @@ def finetune(
     check_installed()
     if not minutes > 0:
         raise RegkitError(f"minutes must be above 0, got {minutes:g}")
+    wanted = None if label_names is None else _by_number(label_names)
     run = Path(output)
     path = Path(bundled_weights() if weights is None else weights)
     start, provenance = load_network(path)
     learnt, held = _loaded(training, "training"), _loaded(validation, "validation")
-    names = _chosen(learnt, held, label_names)
+    names = _chosen(learnt, held, wanted)
     where = torch_device(device)
     with reproducible(threads, settings.seed):
         given = reading(provenance, start.architecture.out_channels).input
@@ -197,16 +210,18 @@ def finetune(
             "training": [_identity(*pair) for pair in learnt],
             "validation": [_identity(*pair) for pair in held],
         }
+        _check_held_out(origin["training"], origin["validation"])
         seen = [_seen(*pair, task) for pair in learnt]
         del learnt  # of full resolution
+        _check_kept(seen, task)
         trainer = Trainer(settings, task, start, seen, where, origin)
         _begin(trainer, run)
+        before = trainer.step
         finished = _train(trainer, run, held, minutes, report)
-    picture = run / "loss.png"
-    drawn = plot_losses(run / "log.csv", picture, ("dice",))
-    return Finetuned(
-        run / FILE, trainer.step, settings.steps, finished, trainer.best, picture if drawn else None
-    )
+    picture = run / _PICTURE
+    drawn = plot_losses(run / _LOG, picture, ("dice",))
+    found = picture if drawn else None
+    return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, found, before)
 
 
 class Trainer:
@@ -314,10 +329,10 @@ def _begin(trainer: Trainer, run: Path) -> None:
         RegkitError: if it holds another run, or what a run would overwrite.
     """
     make_folder(run)
-    config = run / "config.json"
+    config = run / _CONFIG
     if found := checkpoints(run):
         trainer.load(found[-1])
-    elif (run / FILE).exists() or (config.exists() and read_json(config, "the file") != trainer.config()):
+    elif (run / FILE).exists() or not _is_begun(run, trainer.config()):
         raise RegkitError(
             f"'{run}' holds a model or something else, and no checkpoint to go on from; give another folder"
         )
@@ -328,6 +343,13 @@ def _begin(trainer: Trainer, run: Path) -> None:
     if rows := read_table(log):
         kept = [row for row in rows[1:] if int(row[0]) <= trainer.step]
         write_table(log, [rows[0], *kept])
+
+
+def _is_begun(run: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder holds no more than a run without a checkpoint may have left there."""
+    if (run / _CONFIG).exists():
+        return bool(read_json(run / _CONFIG, "the file") == config)
+    return not any((run / name).exists() for name in (_LOG, _SCORES, _PICTURE))  # written after it
 
 
 def _train(
@@ -342,15 +364,23 @@ def _train(
         trainer.seconds = before + time.monotonic() - began
         return max(trainer.step / steps, trainer.seconds / (60 * minutes))
 
-    with stop_signals() as stopped, Log(run / "log.csv", trainer.step) as log:
+    with stop_signals() as stopped, Log(run / _LOG, trainer.step) as log:
+        logged = trainer.step
+
+        def note(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
+            nonlocal logged
+            numbers, logged = finite(losses, trainer.step), trainer.step
+            seconds = (time.monotonic() - began) / (trainer.step - first)
+            log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
+            return numbers
+
         share = done()
         while share < 1 and not stopped:
             losses = trainer.advance(share)
             if trainer.step % _REPORT_EVERY == 0:
-                numbers = finite(losses, trainer.step)
-                seconds = (time.monotonic() - began) / (trainer.step - first)
-                log.write(trainer.step, numbers, trainer.optimiser.param_groups[0]["lr"], seconds)
-                report(trainer.step, numbers, done())
+                report(trainer.step, note(losses), done())
+            elif trainer.step == 1:
+                note(losses)
             marks, share = int(_VALIDATIONS * share), done()
             to_validate = int(_VALIDATIONS * share) > marks
             if not to_validate and time.monotonic() - saved < _SAVE_EVERY:
@@ -361,6 +391,8 @@ def _train(
                 share = done()
             trainer.save(run)
             saved, saved_step = time.monotonic(), trainer.step
+        if share >= 1 and trainer.step > logged:  # the last step, at which the minutes may have ended the run
+            note(losses)
         if trainer.step > saved_step:  # a signal came
             finite(losses, trainer.step)
             if not (run / FILE).exists():
@@ -397,9 +429,11 @@ def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
 def _loaded(pairs: Sequence[Pair], role: str) -> list[tuple[Volume, Volume]]:
     """Images and their label maps, on one grid each."""
     found = []
-    for number, (source, labels) in enumerate(pairs, 1):
+    for number, item in enumerate(pairs, 1):
+        source, labels = image_and_labels(item, f"{role} item {number}")
         image = load_image(source, f"{role} image {number}")
         found.append((image, load_labels(labels, f"labels of {role} image {number}", image.grid)))
+        refuse_negative(found[-1][1], f"labels of {role} image {number}")
         if len(np.unique(found[-1][1].array)) == 1:
             raise RegkitError(
                 f"labels of {role} image {number}, '{found[-1][1].name}': every voxel is "
@@ -413,6 +447,30 @@ def _identity(image: Volume, labels: Volume) -> str:
     digest = hashlib.sha256(image.array.data)
     digest.update(labels.array.data)
     return f"{image.name} {digest.hexdigest()[:12]}"
+
+
+def _by_number(names: object) -> dict[int, str]:
+    """The names of labels as they were given, their keys as numbers, which JSON has as strings."""
+    like = "such as {1: 'liver', 2: 'spleen'}"
+    if not isinstance(names, Mapping):
+        raise RegkitError(f"label names must be a dict {like}, got a {type(names).__name__}")
+    found: dict[int, str] = {}
+    for key, name in names.items():
+        whole = int(key) if isinstance(key, float) and key.is_integer() else key
+        text = str(whole).strip()
+        if not text.isdecimal():
+            raise RegkitError(
+                f"label names must be a dict {like}: the key {key!r} is no whole number from 0 on"
+            )
+        label = int(text)
+        if label in found:
+            raise RegkitError(
+                f"label names: {label} is there twice, as a number and as a string; name it once"
+            )
+        if label and not (isinstance(name, str) and name.strip()):
+            raise RegkitError(f"label names: label {label} must have a name, got {name!r}")
+        found[label] = name
+    return found
 
 
 def _chosen(
@@ -445,6 +503,28 @@ def _chosen(
         if held and label not in judged:
             raise RegkitError(f"'{name}' (label {label}) is in no volume to validate on; {remedy}")
     return names
+
+
+def _check_held_out(learnt: Iterable[str], held: Iterable[str]) -> None:
+    """Refuse a volume that is trained and validated on, whatever it is named; by :func:`_identity`."""
+    names = {digest: name for name, _, digest in (identity.rpartition(" ") for identity in learnt)}
+    for identity in held:
+        name, _, digest = identity.rpartition(" ")
+        if digest in names:
+            raise RegkitError(
+                f"'{names[digest]}' and '{name}' hold the same voxels, and would be both trained and "
+                "validated on; hold out another"
+            )
+
+
+def _check_kept(seen: Sequence[Seen], task: Task) -> None:
+    """Refuse a label that is so small that no voxel of the working grid has it."""
+    for number, (label, name) in enumerate(zip(task.labels, task.names), 1):
+        if not any((volume.labels == number).any() for volume in seen):
+            raise RegkitError(
+                f"'{name}' (label {label}) has no voxel left at a spacing of {task.spacing:g} mm; give a "
+                "finer spacing, or leave the label out of the label names"
+            )
 
 
 def _task(

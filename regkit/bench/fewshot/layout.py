@@ -24,6 +24,7 @@ heads alone, and images are made of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import comb
@@ -158,8 +159,11 @@ def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Dra
         order = np.random.default_rng(0).permutation(len(tested))
         tested = [tested[k] for k in sorted(order[: layout.held_out])]
         pool = [case for case in pool if case not in tested]
+    kept = 0 if layout.held_out is None else len(tested)
+    there = f"{layout.name}: {len(subjects)} volumes found, {kept} held out for testing"
+    remedy = "give more volumes, or fewer --shots"
     if shots > len(pool):
-        raise RegkitError(f"{layout.name} has {len(pool)} volumes to train on, too few for {shots}")
+        raise RegkitError(f"{there}, {len(pool)} left to train on, but {shots} needed; {remedy}")
     if comb(len(pool), shots) <= _MOST_LISTED:
         ways = list(combinations(pool, shots))
         training = ways[np.random.default_rng([0, shots]).permutation(len(ways))[seed % len(ways)]]
@@ -168,8 +172,21 @@ def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Dra
         training = tuple(pool[k] for k in sorted(chosen))
     test = tuple(case for case in tested if case not in training)
     if not test:
-        raise RegkitError(f"{layout.name} has no volume left to test on beside {shots} to train on")
+        raise RegkitError(f"{there}, {shots} to train on and none left to test on, but 1 needed; {remedy}")
     return Draw(training, test)
+
+
+def draws(
+    layout: Layout, subjects: list[Labelled], counts: Iterable[int], seeds: int
+) -> dict[tuple[int, int], Draw]:
+    """By number of volumes and seed, what :func:`draw` finds for each, so that none fails halfway.
+
+    Args:
+        counts: numbers of volumes to train on.
+        seeds: how many draws of each.
+    """
+    wanted = [(shots, seed) for shots in dict.fromkeys(counts) for seed in range(seeds)]
+    return {(shots, seed): draw(layout, subjects, shots, seed) for shots, seed in wanted}
 
 
 def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from regkit.bench.fewshot.layout import Draw, Layout, draw, label_names
+from regkit.bench.fewshot.layout import Draw, Layout
 from regkit.bench.rows import Row, append_row, key, read_rows
 from regkit.errors import RegkitError
 from regkit.images import Volume, load_labels
@@ -38,14 +38,10 @@ class Options:
     """What all arms have in common.
 
     Args:
-        shots: numbers of volumes to learn from.
-        seeds: how many draws of each.
         steps, minutes: of a training; the same for both networks.
         weights: of the pretrained arm, by default the bundled ones.
     """
 
-    shots: tuple[int, ...]
-    seeds: int
     steps: int
     minutes: float = math.inf
     weights: Path | None = None
@@ -73,18 +69,21 @@ def _digest(value: Any) -> str:
 def run_arms(
     folder: Path,
     layout: Layout,
-    data: Path,
-    subjects: list[Labelled],
+    names: dict[int, str],
+    draws: Mapping[tuple[int, int], Draw],
     arms: Sequence[str],
     options: Options,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[int, int]:
     """Add a row to the results for each arm, number of volumes and seed that has none yet.
 
+    Args:
+        names: of the labels that are learnt and tested.
+        draws: by number of volumes and seed.
+
     Returns:
         How many were run, and how many of them failed.
     """
-    names = label_names(layout, data)
     settings = Finetuning(
         spacing=layout.spacing,
         patch=layout.patch,
@@ -95,8 +94,7 @@ def run_arms(
     there = {key(row) for row in read_rows(folder)}
     todo = [
         (shots, seed, arm)
-        for shots in dict.fromkeys(options.shots)
-        for seed in range(options.seeds)
+        for shots, seed in draws
         for arm in dict.fromkeys(arms)
         if (layout.name, _draw_name(shots, seed), arm) not in there
     ]
@@ -108,7 +106,7 @@ def run_arms(
         def report(step: int, losses: object, done: float, number: int = number, stage: str = stage) -> None:
             progress(stage, (number + done) / len(todo))
 
-        drawn = draw(layout, subjects, shots, seed)
+        drawn = draws[shots, seed]
         row: Row = {"case": layout.name, "direction": _draw_name(shots, seed), "method": arm}
         row |= {"shots": shots, "seed": seed, "training": [case.name for case in drawn.training]}
         try:
