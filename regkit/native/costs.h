@@ -21,7 +21,7 @@ INLINE int64_t tile_row(const Tile *t, int64_t plane, int64_t row) {
 
 /* Fills a tile with planes [tile->first, last) of a map (channels, z, y, x), those of them that there are. In 16
  * bits values are taken times `scale`. */
-INLINE void fill(const int shorts, const Tile *t, int64_t last, const float *volume, const float *weight,
+static void fill(int shorts, const Tile *t, int64_t last, const float *volume, const float *weight,
                  int64_t channels, int64_t z, int64_t y, int64_t x, float scale) {
     for (int64_t k = t->first < 0 ? 0 : t->first; k < last && k < z; k++)
         for (int64_t j = t->low; j < t->low + t->rows; j++) {
@@ -109,8 +109,18 @@ INLINE void differences(const int shorts, const int side, const Tile *fixed, con
     }
 }
 
+/* The same for a side and a kind of values each: all that is compiled more than once. */
+typedef void Differences(const Tile *, const Tile *, int64_t, int64_t, float *, float *);
+#define OF(name, shorts, side)                                                                                        \
+    static void name(const Tile *fixed, const Tile *moving, int64_t own, int64_t other, float *difference, float *weight) { \
+        differences(shorts, side, fixed, moving, own, other, difference, weight);                                     \
+    }
+OF(floats_3, 0, 3) OF(floats_5, 0, 5) OF(floats_7, 0, 7) OF(floats_9, 0, 9)
+OF(shorts_3, 1, 3) OF(shorts_5, 1, 5) OF(shorts_7, 1, 7) OF(shorts_9, 1, 9)
+#undef OF
+
 /* Sums over three cells of each row of (side, ENDS + pitch + ENDS), every second row of sums (2 side, pitch). */
-INLINE void sums_of_three(const int side, const float *rows, int64_t pitch, float *sums) {
+static void sums_of_three(int side, const float *rows, int64_t pitch, float *sums) {
     for (int d = 0; d < side; d++)
         for (int64_t i = 0; i < pitch; i += WIDTH) {
             const float *at = rows + d * (pitch + 2 * ENDS) + ENDS + i;
@@ -123,15 +133,20 @@ INLINE void sums_of_three(const int side, const float *rows, int64_t pitch, floa
 #define MOST 65534.0f
 #define UNKNOWN 65535
 
-/* Planes [first, last) of costs, side = 2 radius + 1, for boxes of 3^3 cells as in regkit.costvolume.known_costs:
+/* Planes [first, last) of costs for boxes of 3^3 cells as in regkit.costvolume.known_costs:
  * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `costs` (side^3, z, y,
  * radius + x + radius) in 16 bits, UNKNOWN there and in the margins; features are then taken in 16 bits, times
  * `scale`. Of their z planes they hold `planes` from `start` on. fixed (channels, z, y, x); moving the same with
  * radius cells more on every side; their weights without the channels. Returns -infinity if there is no memory. */
-INLINE double cost_planes(const int side, const int shorts, int64_t first, int64_t last, const float *fixed,
-                          const float *fixed_weight, const float *moving, const float *moving_weight,
-                          int64_t channels, int64_t z, int64_t y, int64_t x, int64_t start, int64_t planes,
-                          float scale, float *whole, uint16_t *costs) {
+KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
+              const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
+              int64_t start, int64_t planes, double scale, float *whole, uint16_t *costs) {
+    static Differences *const of_radius[2][4] = {{floats_3, floats_5, floats_7, floats_9},
+                                                 {shorts_3, shorts_5, shorts_7, shorts_9}};
+    const int shorts = costs != NULL, side = 2 * (int)radius + 1;
+    Differences *const differences_of_row = of_radius[shorts][radius - 1];
+    first += start;
+    last += start;
     const int64_t margin = side / 2, wide_z = z + side - 1, wide_y = y + side - 1, wide_x = x + side - 1;
     const int64_t pitch = (x + WIDTH - 1) / WIDTH * WIDTH, wide = pitch + ENDS, padded = pitch + 2 * ENDS;
     const int64_t rows = TILE + 2, block = TILE * pitch, plane = 2 * side * side * block;
@@ -150,15 +165,15 @@ INLINE double cost_planes(const int side, const int shorts, int64_t first, int64
     Tile there = {first - 1, 0, 0, kept, wide, values + sizes[0], 0, 0};
     there.squares = (float *)there.values + there_rows * kept * wide;
     there.weights = (float *)there.squares + there_rows * wide;
-    const float mean = 1.0f / (channels * scale * scale), least = 0.25f * 27;
+    const float mean = (float)(1 / (channels * (shorts ? scale * scale : 1))), least = 0.25f * 27;
     for (int64_t top = 0; top < y; top += TILE) {
         const int64_t end = top + TILE < y ? top + TILE : y;
         const int64_t low = top > 0 ? top - 1 : 0, high = end < y ? end + 1 : y;
         here.low = there.low = low;
         here.rows = high - low;
         there.rows = here.rows + side - 1;
-        fill(shorts, &here, last + 1, fixed, fixed_weight, channels, z, y, x, scale);
-        fill(shorts, &there, last + side, moving, moving_weight, channels, wide_z, wide_y, wide_x, scale);
+        fill(shorts, &here, last + 1, fixed, fixed_weight, channels, z, y, x, (float)scale);
+        fill(shorts, &there, last + side, moving, moving_weight, channels, wide_z, wide_y, wide_x, (float)scale);
         for (int dz = 0; dz < side; dz++)
             for (int64_t k = first - 1; k <= last; k++) {
                 /* The sums over boxes of 3 x 3 in the plane k, for the three planes that a box spans. */
@@ -170,8 +185,8 @@ INLINE double cost_planes(const int side, const int shorts, int64_t first, int64
                         if (j < 0 || j >= y) {
                             memset(row, 0, 2 * side * pitch * sizeof(float));
                         } else {
-                            differences(shorts, side, &here, &there, tile_row(&here, k, j),
-                                        tile_row(&there, k + dz, j + dy), difference, weight);
+                            differences_of_row(&here, &there, tile_row(&here, k, j),
+                                               tile_row(&there, k + dz, j + dy), difference, weight);
                             sums_of_three(side, difference, pitch, row);
                             sums_of_three(side, weight, pitch, row + pitch);
                         }
@@ -216,24 +231,6 @@ INLINE double cost_planes(const int side, const int shorts, int64_t first, int64
     }
     free(scratch);
     return 0;
-}
-
-KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
-              const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
-              int64_t start, int64_t planes, double scale, float *whole, uint16_t *costs) {
-#define OF(side)                                                                                                   \
-    costs ? PLANES(side, 1, scale) : PLANES(side, 0, 1)
-#define PLANES(side, shorts, scale)                                                                                \
-    cost_planes(side, shorts, start + first, start + last, fixed, fixed_weight, moving, moving_weight, channels, z, \
-                y, x, start, planes, scale, whole, costs)
-    switch (radius) {
-    case 1: return OF(3);
-    case 2: return OF(5);
-    case 3: return OF(7);
-    default: return OF(9);
-    }
-#undef OF
-#undef PLANES
 }
 
 /* Of the costs (side^3, cells) of blocks [first, last) of BLOCK cells, NaN where they are not known: how far the
