@@ -39,14 +39,14 @@ __all__ = [
     "ImageLike",
     "Volume",
     "atomic_path",
+    "axis_codes",
     "check_fits_memory",
     "check_output",
-    "image_and_labels",
     "load_grid",
     "load_image",
+    "load_labelled",
     "load_labels",
     "load_mask",
-    "refuse_negative",
     "save_image",
 ]
 
@@ -173,25 +173,33 @@ def label_type(low: float, high: float) -> npt.DTypeLike | None:
     return next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
 
 
-def refuse_negative(labels: Volume, role: str) -> None:
-    """Raise RegkitError if a label map has a label below 0, where 0 is to be background, the least of all."""
+def load_labelled(
+    item: object, role: str, image_role: str, labels_role: str, *, one_grid: bool
+) -> tuple[Volume, Volume]:
+    """An image and its label map, whose labels are 0, background, or more.
+
+    Args:
+        item: the two, as :func:`load_image` and :func:`load_labels` take them.
+        role: what the pair is, for messages, such as "atlas 1".
+        image_role, labels_role: what its parts are.
+        one_grid: whether the labels must lie on the image's grid.
+
+    Raises:
+        RegkitError: if it is no pair, or one of them cannot be used.
+    """
+    source, label_source = _pair(item, role)
+    image = load_image(source, image_role)
+    labels = load_labels(label_source, labels_role, image.grid if one_grid else None)
     low = int(labels.array.min())
     if low < 0:
         raise RegkitError(
-            f"{role}, '{labels.name}': there is a label {low}; labels must be 0 or more, so give {low} "
-            "another number"
+            f"{labels_role}, '{labels.name}': there is a label {low}; labels must be 0 or more, so give "
+            f"{low} another number"
         )
+    return image, labels
 
 
-def image_and_labels(item: object, role: str) -> tuple[ImageLike, ImageLike]:
-    """An item of a list of labelled volumes.
-
-    Args:
-        role: what it is, for messages, such as "atlas 1".
-
-    Raises:
-        RegkitError: if it is no pair; whether it holds images shows when they are loaded.
-    """
+def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
     found = f"a {type(item).__name__}"
     if isinstance(item, str | os.PathLike):
         found = f"'{os.fspath(item)}'"
@@ -433,8 +441,12 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
 def _describe(grid: Grid) -> str:
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (grid.size, grid.spacing))
     centre = ", ".join(f"{v:.1f}" for v in grid.centre)
-    axes = "".join(nibabel.aff2axcodes(grid.ras_affine))  # the ends that they point to, as regkit info has it
-    return f"{size} voxels of {spacing} mm about ({centre}), axes {axes}"
+    return f"{size} voxels of {spacing} mm about ({centre}), axes {axis_codes(grid)}"
+
+
+def axis_codes(grid: Grid) -> str:
+    """The ends that the axes x, y and z point to, such as LPS, as ITK-SNAP and 3D Slicer name them."""
+    return "".join(nibabel.aff2axcodes(grid.ras_affine))
 
 
 def _difference(grid: Grid, other: Grid) -> str:

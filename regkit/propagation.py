@@ -19,15 +19,7 @@ from regkit.errors import RegkitError
 from regkit.features import DEFAULT, feature_maps, feature_parts, parts_for
 from regkit.filters import smooth
 from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
-from regkit.images import (
-    ImageLike,
-    Volume,
-    check_fits_memory,
-    image_and_labels,
-    load_image,
-    load_labels,
-    refuse_negative,
-)
+from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labelled
 from regkit.intensity import normalise
 from regkit.registration import Progress, Registration, register, reproducible, torch_device
 from regkit.resample import Source, resample
@@ -135,8 +127,7 @@ def propagate(
     report("reading", 0.0)
     image = load_image(target, "target image")
     # All at once: a mistake in the last one is to cost no registration.
-    pairs = [image_and_labels(atlas, f"atlas {k}") for k, atlas in enumerate(atlases, 1)]
-    loaded = [_load(k, *pair) for k, pair in enumerate(pairs, 1)]
+    loaded = [_load(k, atlas) for k, atlas in enumerate(atlases, 1)]
     per_voxel = _BYTES_PER_ATLAS * count + _BYTES_OF_FUSION
     check_fits_memory(image.array.size, f"the fusion of {count} atlases", per_voxel)
 
@@ -280,11 +271,10 @@ def _fuse(
     return found, (most / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
 
 
-def _load(number: int, image: ImageLike, labels: ImageLike) -> tuple[Volume, Volume]:
+def _load(number: int, atlas: object) -> tuple[Volume, Volume]:
     """The image and the label map of an atlas, of which some label lies in the image's field of view."""
-    volume = load_image(image, f"image of atlas {number}")
-    label_map = load_labels(labels, f"labels of atlas {number}")
-    refuse_negative(label_map, f"labels of atlas {number}")
+    roles = f"atlas {number}", f"image of atlas {number}", f"labels of atlas {number}"
+    volume, label_map = load_labelled(atlas, *roles, one_grid=False)
     grid = label_map.grid
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)[label_map.array[first:last] != 0]

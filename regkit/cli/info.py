@@ -151,16 +151,15 @@ def _warp(warp: Warp) -> dict[str, Any]:
 
 
 def _grid(grid: Grid) -> dict[str, Any]:
-    import nibabel
     import numpy as np
 
-    # nibabel names the ends that the axes point to, as ITK-SNAP and 3D Slicer do.
-    code = "".join(nibabel.aff2axcodes(grid.ras_affine))
+    from regkit.images import axis_codes
+
     largest = np.abs(np.reshape(grid.direction, (3, 3))).max(axis=0)
     return {
         "size": list(grid.size),
         "spacing_mm": [round(s, 6) for s in grid.spacing],
-        "orientation": code,
+        "orientation": axis_codes(grid),
         "oblique_degrees": round(float(np.degrees(np.arccos(np.clip(largest, 0, 1))).max()), 2),
         "extent_mm": [round(float(e), 3) for e in grid.extent],
         "origin_lps_mm": [round(o, 3) for o in grid.origin],

@@ -21,15 +21,7 @@ from torch import nn
 from regkit.atomic import atomic_path, make_folder
 from regkit.errors import RegkitError
 from regkit.geometry import index_grid, map_index, sample
-from regkit.images import (
-    ImageLike,
-    Volume,
-    check_fits_memory,
-    image_and_labels,
-    load_image,
-    load_labels,
-    refuse_negative,
-)
+from regkit.images import ImageLike, Volume, check_fits_memory, load_labelled
 from regkit.intensity import default_ct_window, is_ct
 from regkit.jsontext import read_json
 from regkit.metrics import dice, summarise
@@ -430,10 +422,8 @@ def _loaded(pairs: Sequence[Pair], role: str) -> list[tuple[Volume, Volume]]:
     """Images and their label maps, on one grid each."""
     found = []
     for number, item in enumerate(pairs, 1):
-        source, labels = image_and_labels(item, f"{role} item {number}")
-        image = load_image(source, f"{role} image {number}")
-        found.append((image, load_labels(labels, f"labels of {role} image {number}", image.grid)))
-        refuse_negative(found[-1][1], f"labels of {role} image {number}")
+        roles = f"{role} item {number}", f"{role} image {number}", f"labels of {role} image {number}"
+        found.append(load_labelled(item, *roles, one_grid=True))
         if len(np.unique(found[-1][1].array)) == 1:
             raise RegkitError(
                 f"labels of {role} image {number}, '{found[-1][1].name}': every voxel is "
