@@ -123,7 +123,7 @@ class _Lanes:
     """A map with all that a cell has in one place, and in half the bytes.
 
     Args:
-        cells: (Z, Y, X, lanes) int16: the channels, one more, then zeros up to whole vectors.
+        cells: (Z, Y, X, lanes) int16: a weight, the channels, then zeros up to whole vectors.
         unit: what 1 stands for, a power of two.
     """
 
@@ -132,7 +132,7 @@ class _Lanes:
 
     @classmethod
     def of(cls, values: torch.Tensor, weight: torch.Tensor | None = None) -> _Lanes:
-        """Channels (C, Z, Y, X) times a weight (1, Z, Y, X), and the weight; or channels alone, and 1."""
+        """A weight (1, Z, Y, X) and channels (C, Z, Y, X) times it; or 1 and the channels."""
         channels, *shape = values.shape
         largest = max(float(v.abs()) for v in values.aminmax())
         unit = 2.0 ** (math.frexp(max(largest, 1.0))[1] - 15)
@@ -145,7 +145,7 @@ class _Lanes:
         lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
         cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
         weight = torch.ones_like(values[:1]) if weight is None else weight
-        for lane, channel in enumerate((*(values * weight), *weight)):
+        for lane, channel in enumerate((*weight, *(values * weight))):
             cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
         return cls(cells, unit)
 
@@ -185,7 +185,7 @@ class _Difference(torch.autograd.Function):
         scale = 2 / (weights.numel() * channels * len(corners))
         value = native.run(
             "difference", len(weights), moving.cells, moving.unit, *size, cells, fixed.unit, weights,
-            *weights.stride(), lanes, channels, scale, seen, slope, *seen.stride(), *weights.shape[1:],
+            *weights.stride(), lanes, scale, seen, slope, *seen.stride(), *weights.shape[1:],
             other_cells, other_seen if whole else 0,
         )  # fmt: skip
         ctx.save_for_backward(gradient)

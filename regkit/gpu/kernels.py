@@ -223,11 +223,11 @@ def _corner(moving, lane, lanes: tl.constexpr, px, py, pz, z, y, x, known):
 
 @triton.jit(
     do_not_specialize=[
-        "channels", "z", "y", "x", "mz", "my", "mx", "whole", "cz", "cy", "cx", "oz", "oy", "ox",
+        "z", "y", "x", "mz", "my", "mx", "whole", "cz", "cy", "cx", "oz", "oy", "ox",
     ]
 )  # fmt: skip
 def _difference(
-    fixed, weight, moving, where, gradient, losses, fixed_unit, moving_unit, scale, channels, z, y, x, mz,
+    fixed, weight, moving, where, gradient, losses, fixed_unit, moving_unit, scale, z, y, x, mz,
     my, mx, whole, cz, cy, cx, oz, oy, ox, lanes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """One of the eight cells in each 2^3 of the fixed map (z, y, x): of corner c, or the opposite one, o."""
@@ -274,9 +274,8 @@ def _difference(
     value = low + tz * along_z
     along_y = (edge01 - edge00) * (1 - tz) + (edge11 - edge10) * tz
     along_x = (slope00 + ty * (slope01 - slope00)) * (1 - tz) + (slope10 + ty * (slope11 - slope10)) * tz
-    # The last channel is the weight.
-    last = lane[None, :] == channels
-    w = tl.sum(tl.where(last, value, 0.0), 1)
+    first = lane[None, :] == 0  # the weight
+    w = tl.sum(tl.where(first, value, 0.0), 1)
     known = inside & (w * moving_unit > 1e-6)
     seen = value / tl.where(known, w, 1.0)[:, None]
     own = tl.load(fixed + cell[:, None] * lanes + lane[None, :], known[:, None], 0).to(tl.float32)
@@ -284,9 +283,9 @@ def _difference(
     loss = tl.where(known, 0.5 * factor * moving_unit * w * tl.sum(residual * residual, 1), 0.0)
     # The weight stays a constant as a factor, but v / w moves with it.
     part = tl.sum(residual * seen, 1)
-    gx = tl.sum(residual * along_x, 1) - part * tl.sum(tl.where(last, along_x, 0.0), 1)
-    gy = tl.sum(residual * along_y, 1) - part * tl.sum(tl.where(last, along_y, 0.0), 1)
-    gz = tl.sum(residual * along_z, 1) - part * tl.sum(tl.where(last, along_z, 0.0), 1)
+    gx = tl.sum(residual * along_x, 1) - part * tl.sum(tl.where(first, along_x, 0.0), 1)
+    gy = tl.sum(residual * along_y, 1) - part * tl.sum(tl.where(first, along_y, 0.0), 1)
+    gz = tl.sum(residual * along_z, 1) - part * tl.sum(tl.where(first, along_z, 0.0), 1)
     slope = factor * moving_unit
     tl.store(gradient + place, slope * gx, known)
     tl.store(gradient + component + place, slope * gy, known)
@@ -309,8 +308,8 @@ def difference(
     Args:
         where: (3, Z, Y, X) of all cells of the fixed map, or (3, Z / 2, Y / 2, X / 2) of those of one corner.
         corners: one or two (z, y, x).
-        fixed, moving: (Z, Y, X, lanes) int16, in units of their own: the channels, of the moving map times
-            its weight; then 1 or the weight; then zeros.
+        fixed, moving: (Z, Y, X, lanes) int16, in units of their own: 1, or the weight of the moving map; the
+            channels, of the moving map times its weight; then zeros.
         weight: (Z, Y, X) of the fixed map.
 
     Returns:
@@ -322,7 +321,7 @@ def difference(
     losses = where.new_empty((len(corners), triton.cdiv(count, _CELLS)))
     _difference[losses.shape[1], len(corners)](
         fixed, weight, moving, where, gradient, losses, fixed_unit, moving_unit,
-        2 / (count * channels * len(corners)), channels, z, y, x, *moving.shape[:3],
+        2 / (count * channels * len(corners)), z, y, x, *moving.shape[:3],
         int(where.shape[1:] == weight.shape), *corners[0], *corners[-1], lanes=moving.shape[3], block=_CELLS,
     )  # fmt: skip
     return losses.sum(), gradient

@@ -10,7 +10,7 @@
 typedef struct {
     const int16_t *moving, *fixed;
     const float *weight;
-    int64_t z_moving, y_moving, x_moving, x, plane_step, row_step, step, weight_lane;
+    int64_t z_moving, y_moving, x_moving, x, plane_step, row_step, step;
     int64_t component, where_plane, where_row, where_step;
     float moving_unit, fixed_unit, scale;
     const float *where;
@@ -20,9 +20,10 @@ typedef struct {
 /* Sum over a row of scale w_F w |v / w - F|^2 / 2. The eight corners are read once: value and derivatives of
  * v come from one tree of linear interpolations, and only they meet the residual. */
 INLINE double difference_row(const int lanes, const Difference *d, int64_t z, int64_t y) {
-    static const int16_t nothing[MOST_LANES] __attribute__((aligned(64)));
     const int vectors = lanes / WIDTH;
     const int64_t at_row = z * d->where_plane + y * d->where_row;
+    const int64_t row = d->x_moving * lanes, plane = d->y_moving * row;
+    int16_t patch[8 * MOST_LANES] __attribute__((aligned(64)));
     double sum = 0;
     for (int64_t x = 0; x < d->x; x++) {
         float *gradient = d->gradient + at_row + x * d->where_step;
@@ -36,40 +37,50 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
         const float fx = floorf(px), fy = floorf(py), fz = floorf(pz);
         const int64_t ix = (int64_t)fx, iy = (int64_t)fy, iz = (int64_t)fz;
         const float tx = px - fx, ty = py - fy, tz = pz - fz;
-        const int16_t *corner[8];
-        const int16_t *first = d->moving + ((iz * d->y_moving + iy) * d->x_moving + ix) * lanes;
-        for (int k = 0; k < 8; k++) corner[k] = first + (((k >> 2) * d->y_moving + ((k >> 1) & 1)) * d->x_moving + (k & 1)) * lanes;
-        if (ix < 0 || iy < 0 || iz < 0 || ix + 1 >= d->x_moving || iy + 1 >= d->y_moving || iz + 1 >= d->z_moving)
+        const int16_t *fixed = d->fixed + cell * lanes;
+        const int16_t *corner = d->moving + iz * plane + iy * row + ix * lanes;
+        int64_t down = row, back = plane;
+        if (ix < 0 || iy < 0 || iz < 0 || ix + 1 >= d->x_moving || iy + 1 >= d->y_moving || iz + 1 >= d->z_moving) {
+            /* Beyond the ends there is nothing. */
             for (int k = 0; k < 8; k++) {
-                const int64_t cx = ix + (k & 1), cy = iy + ((k >> 1) & 1), cz = iz + (k >> 2);
+                const int64_t cx = ix + (k & 1), cy = iy + (k >> 1 & 1), cz = iz + (k >> 2);
                 if (cx < 0 || cy < 0 || cz < 0 || cx >= d->x_moving || cy >= d->y_moving || cz >= d->z_moving)
-                    corner[k] = nothing;
+                    memset(patch + k * lanes, 0, lanes * sizeof(int16_t));
+                else
+                    memcpy(patch + k * lanes, d->moving + cz * plane + cy * row + cx * lanes, lanes * sizeof(int16_t));
             }
-        for (int k = 0; k < lanes; k += 2 * LANES)
-            for (int row = 0; row < 8; row += 2)
-                for (int64_t ahead = AHEAD; ahead < AHEAD + d->step; ahead++)
-                    __builtin_prefetch(corner[row] + ahead * lanes + k);
+            corner = patch;
+            down = 2 * lanes;
+            back = 4 * lanes;
+        } else
+            for (int k = 0; k < lanes; k += 2 * LANES) {
+                __builtin_prefetch(fixed + AHEAD * lanes + k);
+                for (int64_t ahead = AHEAD; ahead < AHEAD + d->step; ahead++) {
+                    __builtin_prefetch(corner + ahead * lanes + k);
+                    __builtin_prefetch(corner + ahead * lanes + k + down);
+                    __builtin_prefetch(corner + ahead * lanes + k + back);
+                    __builtin_prefetch(corner + ahead * lanes + k + back + down);
+                }
+            }
         vec value[MOST_VECTORS], along_x[MOST_VECTORS], along_y[MOST_VECTORS], along_z[MOST_VECTORS];
         for (int v = 0; v < vectors; v++) {
-            vec edge[4], slope[4];
-            for (int k = 0; k < 4; k++) {
-                const vec low = load_shorts(corner[2 * k] + v * WIDTH);
-                slope[k] = load_shorts(corner[2 * k + 1] + v * WIDTH) - low;
-                edge[k] = low + tx * slope[k];
-            }
-            const vec y0 = edge[1] - edge[0], y1 = edge[3] - edge[2];
-            const vec low = edge[0] + ty * y0, high = edge[2] + ty * y1;
-            const vec x0 = slope[0] + ty * (slope[1] - slope[0]), x1 = slope[2] + ty * (slope[3] - slope[2]);
+            const int16_t *at = corner + v * WIDTH;
+            const vec v00 = load_shorts(at), v01 = load_shorts(at + down);
+            const vec v10 = load_shorts(at + back), v11 = load_shorts(at + back + down);
+            const vec s00 = load_shorts(at + lanes) - v00, s01 = load_shorts(at + down + lanes) - v01;
+            const vec s10 = load_shorts(at + back + lanes) - v10, s11 = load_shorts(at + back + down + lanes) - v11;
+            const vec e00 = v00 + tx * s00, e10 = v10 + tx * s10;
+            const vec y0 = v01 + tx * s01 - e00, y1 = v11 + tx * s11 - e10;
+            const vec low = e00 + ty * y0, high = e10 + ty * y1;
+            const vec x0 = s00 + ty * (s01 - s00), x1 = s10 + ty * (s11 - s10);
             along_z[v] = high - low;
             value[v] = low + tz * along_z[v];
             along_y[v] = y0 + tz * (y1 - y0);
             along_x[v] = x0 + tz * (x1 - x0);
         }
-        const int64_t of = d->weight_lane / WIDTH, lane = d->weight_lane % WIDTH;
-        const float w = d->moving_unit * value[of][lane];
+        const float w = d->moving_unit * value[0][0];
         if (!(w > 1e-6f)) continue;
         const float inverse = d->moving_unit / w;
-        const int16_t *fixed = d->fixed + cell * lanes;
         vec squares = all(0), seen_part = all(0), sx = all(0), sy = all(0), sz = all(0);
         for (int v = 0; v < vectors; v++) {
             const vec seen = value[v] * inverse, residual = seen - d->fixed_unit * load_shorts(fixed + v * WIDTH);
@@ -83,30 +94,30 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
         sum += 0.5f * factor * w * total(squares);
         /* The weight stays a constant as a factor, but v / w moves with it. */
         const float slope = factor * d->moving_unit;
-        gradient[0] = slope * (sums[1] - sums[0] * along_x[of][lane]);
-        gradient[d->component] = slope * (sums[2] - sums[0] * along_y[of][lane]);
-        gradient[2 * d->component] = slope * (sums[3] - sums[0] * along_z[of][lane]);
+        gradient[0] = slope * (sums[1] - sums[0] * along_x[0][0]);
+        gradient[d->component] = slope * (sums[2] - sums[0] * along_y[0][0]);
+        gradient[2 * d->component] = slope * (sums[3] - sums[0] * along_z[0][0]);
     }
     return sum;
 }
 
 /* Loss of the planes [first, last) of z, and its gradient with respect to `where`.
  *
- * moving (z_moving, y_moving, x_moving, lanes): features times weight, then the weight in weight_lane, then zeros,
- * all in moving_unit. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x:
- * features, then 1 in weight_lane, then zeros, in fixed_unit; weight: of the same cells. where, gradient (3, z, y,
- * x), component, where_plane, where_row and where_step floats apart: where each fixed cell is seen, as an index (x, y,
- * z) of the moving cells, 0 beyond them. A weight below 1e-6 is none. With other_fixed or other_where a second set
- * of cells, so many cells and floats further, is done beside the first: it reads much of the same moving cells. */
+ * moving (z_moving, y_moving, x_moving, lanes): the weight, then features times weight, then zeros, all in
+ * moving_unit. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x: 1, then
+ * features, then zeros, in fixed_unit; weight: of the same cells. where, gradient (3, z, y, x), component,
+ * where_plane, where_row and where_step floats apart: where each fixed cell is seen, as an index (x, y, z) of the
+ * moving cells, 0 beyond them. A weight below 1e-6 is none. With other_fixed or other_where a second set of cells, so
+ * many cells and floats further, is done beside the first: it reads much of the same moving cells. */
 KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double moving_unit, int64_t z_moving,
                    int64_t y_moving, int64_t x_moving, const int16_t *fixed, double fixed_unit, const float *weight,
-                   int64_t plane_step, int64_t row_step, int64_t step, int64_t lanes, int64_t weight_lane, double scale,
+                   int64_t plane_step, int64_t row_step, int64_t step, int64_t lanes, double scale,
                    const float *where, float *gradient, int64_t component, int64_t where_plane, int64_t where_row,
                    int64_t where_step, int64_t y, int64_t x, int64_t other_fixed, int64_t other_where) {
     Difference d[2] = {{.moving = moving, .fixed = fixed, .weight = weight, .z_moving = z_moving, .y_moving = y_moving,
                         .x_moving = x_moving, .x = x, .plane_step = plane_step, .row_step = row_step, .step = step,
-                        .weight_lane = weight_lane, .component = component, .where_plane = where_plane,
-                        .where_row = where_row, .where_step = where_step, .moving_unit = (float)moving_unit,
+                        .component = component, .where_plane = where_plane, .where_row = where_row,
+                        .where_step = where_step, .moving_unit = (float)moving_unit,
                         .fixed_unit = (float)fixed_unit, .scale = (float)scale, .where = where, .gradient = gradient}};
     d[1] = d[0];
     d[1].fixed += other_fixed * lanes;
@@ -126,8 +137,8 @@ KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double mo
     return sum;
 }
 
-/* Cells of blocks [first, last) of BLOCK as lanes: channels (channels, cells), times their weight if there is one, in
- * whole units; then the weight, or 1; then zeros. */
+/* Cells of blocks [first, last) of BLOCK as lanes: their weight, or 1 if there is none; then the channels (channels,
+ * cells) times that; then zeros; in whole units. */
 KERNEL(lanes)(int64_t first, int64_t last, const float *channels, const float *weight, int64_t count, int64_t cells,
               double unit, int64_t lanes, int16_t *out) {
     const float units = (float)(1 / unit);
@@ -137,7 +148,7 @@ KERNEL(lanes)(int64_t first, int64_t last, const float *channels, const float *w
         const int64_t stop = block + FEW < end ? block + FEW : end;
         for (int64_t c = 0; c <= count; c++)
             for (int64_t i = block; i < stop; i++) {
-                const float one = c < count ? channels[c * cells + i] : 1;
+                const float one = c > 0 ? channels[(c - 1) * cells + i] : 1;
                 const float value = units * (weight ? one * weight[i] : one);
                 out[i * lanes + c] = (int16_t)lrintf(value < 32767 ? value : 32767);
             }

@@ -79,6 +79,24 @@ INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
 
+/* Of the first lanes alone, of some, 0 in the others. */
+INLINE vec load_some(const float *at, int64_t lanes) {
+#if WIDTH == 16
+    return _mm512_maskz_loadu_ps((__mmask16)((1 << lanes) - 1), at);
+#else
+    vec some = all(0);
+    memcpy(&some, at, lanes * sizeof(float));
+    return some;
+#endif
+}
+INLINE void store_some(float *at, vec value, int64_t lanes) {
+#if WIDTH == 16
+    _mm512_mask_storeu_ps(at, (__mmask16)((1 << lanes) - 1), value);
+#else
+    memcpy(at, &value, lanes * sizeof(float));
+#endif
+}
+
 /* Whether a comparison is true in one lane or more. */
 INLINE int any(ivec lanes) {
 #if WIDTH == 16

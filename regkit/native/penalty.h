@@ -70,13 +70,13 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
                     if (b != a) edge[a] += side[b] * stride[b];
             }
             const int64_t ex = edge[0], ey = edge[1], ez = edge[2];
-            float most = 0;
+            int32_t some = 0;
+            INDEPENDENT
             for (int64_t i = 0; i + 1 < x; i++) {
-                const float shortfall = (float)least - determinant(field, component, ex + i, ey + i, ez + i, x, plane);
-                short_of[i] = shortfall;
-                most = shortfall > most ? shortfall : most;
+                short_of[i] = (float)least - determinant(field, component, ex + i, ey + i, ez + i, x, plane);
+                some |= short_of[i] > 0;
             }
-            if (!(most > 0)) continue;
+            if (!some) continue;
             for (int64_t i = 0; i + 1 < x; i++) {
                 if (!(short_of[i] > 0)) continue;
                 if (k >= first) folding += (double)short_of[i] * short_of[i];

@@ -1,54 +1,112 @@
 /* Box means of width 3 with replicated borders, which are symmetric: they are their own adjoint. */
 
-/* One pass over `count` rows of `width` floats, `stride` apart, in place; `before` and `now` hold a row each. */
-INLINE void pass(float *rows, int64_t count, int64_t stride, int64_t width, float *before, float *now) {
-    const float third = 1.0f / 3;
-    memcpy(before, rows, width * sizeof(float));
-    for (int64_t k = 0; k < count; k++) {
-        float *here = rows + k * stride;
-        const float *after = here + (k + 1 < count ? stride : 0);
-        for (int64_t x = 0; x < width; x++) {
-            const float own = here[x];
-            now[x] = own;
-            here[x] = (before[x] + own + after[x]) * third;
+/* Steps between what is worked on and what is fetched from memory, which does not see so long steps coming. */
+#define STEPS_AHEAD 6
+
+/* As many box means one after the other along an axis of `count`, `stride` floats from one to the next, of the vectors
+ * side by side: in one sweep, each pass a step behind the one before it. Of the last vector the first `lanes` alone. */
+INLINE void sweep(const int passes, const int vectors, float *at, int64_t count, int64_t stride, int64_t lanes) {
+    const vec third = all(1.0f / 3);
+    vec before[3][4] = {0}, here[3][4] = {0}, next[4] = {0};
+    for (int64_t t = 0; t < count + passes; t++) {
+        const float *from = at + t * stride;
+        for (int v = 0; v < vectors; v++) __builtin_prefetch(from + STEPS_AHEAD * stride + v * WIDTH);
+        for (int v = 0; v < vectors; v++)
+            if (t < count) next[v] = lanes < WIDTH ? load_some(from + v * WIDTH, lanes) : load(from + v * WIDTH);
+        for (int p = 0; p < passes; p++) {
+            const int64_t k = t - p; /* what this pass is given now; at the end once more its last */
+            if (k < 0 || k > count) continue;
+            for (int v = 0; v < vectors; v++) {
+                const vec after = k < count ? next[v] : here[p][v];
+                if (k > 0) next[v] = (before[p][v] + here[p][v] + after) * third;
+                before[p][v] = k > 0 ? here[p][v] : after;
+                here[p][v] = after;
+            }
         }
-        float *swapped = before;
-        before = now;
-        now = swapped;
+        if (t < passes) continue;
+        float *to = at + (t - passes) * stride;
+        for (int v = 0; v < vectors; v++)
+            if (lanes < WIDTH) store_some(to + v * WIDTH, next[v], lanes);
+            else store(to + v * WIDTH, next[v]);
     }
 }
 
-INLINE void pass_along(float *row, int64_t width, float *copy) {
-    const float third = 1.0f / 3;
-    /* copy has one float more on either side */
-    memcpy(copy + 1, row, width * sizeof(float));
-    copy[0] = row[0];
-    copy[width + 1] = row[width - 1];
-    for (int64_t x = 0; x < width; x++) row[x] = (copy[x] + copy[x + 1] + copy[x + 2]) * third;
+INLINE void sweep_rows(const int passes, float *at, int64_t count, int64_t stride, int64_t width) {
+    int64_t i = 0;
+    for (; i + 4 * WIDTH <= width; i += 4 * WIDTH) sweep(passes, 4, at + i, count, stride, WIDTH);
+    for (; i + WIDTH <= width; i += WIDTH) sweep(passes, 1, at + i, count, stride, WIDTH);
+    if (i < width) sweep(passes, 1, at + i, count, stride, width - i);
+}
+
+/* So many box means of a row; `in` and `out` may be one. */
+INLINE void along(const int passes, const float *in, float *out, int64_t width) {
+    float copy[width];
+    if (width < WIDTH + 6) {
+        memmove(out, in, width * sizeof(float));
+        for (int p = 0; p < passes; p++) {
+            memcpy(copy, out, width * sizeof(float));
+            for (int64_t i = 0; i < width; i++)
+                out[i] = (copy[i > 0 ? i - 1 : 0] + copy[i] + copy[i + 1 < width ? i + 1 : i]) * (1.0f / 3);
+        }
+        return;
+    }
+    if (in == out) in = memcpy(copy, in, width * sizeof(float));
+    /* The three next to an end hang on the six there. */
+    float ends[2][6];
+    for (int i = 0; i < 6; i++) {
+        ends[0][i] = in[i];
+        ends[1][i] = in[width - 1 - i];
+    }
+    for (int e = 0; e < 2; e++)
+        for (int p = 0; p < passes; p++) {
+            float before = ends[e][0];
+            for (int i = 0; i < 5 - p; i++) {
+                const float here = ends[e][i];
+                ends[e][i] = (before + here + ends[e][i + 1]) * (1.0f / 3);
+                before = here;
+            }
+        }
+    const int64_t inner = width - 6;
+    for (int64_t i = 0;; i = next_vector(i, inner)) {
+        const float *at = in + i;
+        const vec near = load(at + 2) + load(at + 4), own = load(at + 3);
+        store(out + i + 3, passes == 1 ? (near + own) * (1.0f / 3)
+                                       : (load(at) + load(at + 6) + 3 * (load(at + 1) + load(at + 5)) + 6 * near + 7 * own) *
+                                             (1.0f / 27));
+        if (i + WIDTH >= inner) break;
+    }
+    for (int i = 0; i < 3; i++) {
+        out[i] = ends[0][i];
+        out[width - 1 - i] = ends[1][i];
+    }
 }
 
 /* The planes [first, last) of (planes, y, x), along x and y, `passes` times. */
-KERNEL(smooth_planes)(int64_t first, int64_t last, const float *in, float *out, int64_t y, int64_t x,
-                            int64_t passes) {
-    float before[x + 2], now[x + 2];
+KERNEL(smooth_planes)(int64_t first, int64_t last, const float *in, float *out, int64_t y, int64_t x, int64_t passes) {
     for (int64_t z = first; z < last; z++) {
         float *plane = out + z * y * x;
-        memcpy(plane, in + z * y * x, y * x * sizeof(float));
-        for (int64_t k = 0; k < passes; k++) {
-            for (int64_t j = 0; j < y; j++) pass_along(plane + j * x, x, before);
-            pass(plane, y, x, x, before, now);
+        const float *from = in + z * y * x;
+        for (int64_t left = passes; left > 0; left -= left < 3 ? 1 : 3) {
+            for (int64_t j = 0; j < y; j++)
+                if (left < 3) along(1, from + j * x, plane + j * x, x);
+                else along(3, from + j * x, plane + j * x, x);
+            if (left < 3) sweep_rows(1, plane, y, x, x);
+            else sweep_rows(3, plane, y, x, x);
+            from = plane;
         }
     }
     return 0;
 }
 
 /* The columns of y in [first, last) of (channels, z, y, x), along z, in place. */
-KERNEL(smooth_columns)(int64_t first, int64_t last, float *volume, int64_t channels, int64_t z, int64_t y,
-                             int64_t x, int64_t passes) {
-    float before[x], now[x];
+KERNEL(smooth_columns)(int64_t first, int64_t last, float *volume, int64_t channels, int64_t z, int64_t y, int64_t x,
+                       int64_t passes) {
     for (int64_t c = 0; c < channels; c++)
-        for (int64_t j = first; j < last; j++)
-            for (int64_t k = 0; k < passes; k++) pass(volume + (c * z * y + j) * x, z, y * x, x, before, now);
+        for (int64_t left = passes; left > 0; left -= left < 3 ? 1 : 3) {
+            float *rows = volume + (c * z * y + first) * x;
+            if (left < 3) sweep_rows(1, rows, z, y * x, (last - first) * x);
+            else sweep_rows(3, rows, z, y * x, (last - first) * x);
+        }
     return 0;
 }
 
