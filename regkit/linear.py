@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from regkit import native
 from regkit.costvolume import FeatureMap, best_steps, known_slab
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, index_grid, transform_points
@@ -80,7 +81,8 @@ class Judge:
         overlap = float(weight.sum())
         if overlap <= _LEAST_OVERLAP * self.full:
             return -np.inf
-        difference = float(((self.fixed_map.values - moved.values).square().mean(0) * weight).sum())
+        squares = moved.values.sub_(self.fixed_map.values).square_()
+        difference = float((squares.mean(0) * weight).sum())
         missing = max(self.full - overlap, 0)
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * max(self.full, overlap))
 
@@ -258,10 +260,11 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
     """
     wide = moving.padded(radius)
     depth, height, width = fixed.weight.shape[1:]
-    apart = max(_SLAB, depth * height * width * _SLAB // _MOST_CELLS)
+    cells = depth * height * width
+    slab, apart = (depth, depth) if cells <= _MOST_CELLS else (_SLAB, cells * _SLAB // _MOST_CELLS)
     found, gain, blocks = [], [], []
     for first in range(0, depth, apart):
-        last = min(first + _SLAB, depth)
+        last = min(first + slab, depth)
         better, step = best_steps(known_slab(fixed, wide, radius, first, last), radius)
         # A block that no displacement finds data for has the same cost for all of them.
         usable = (fixed.weight[0, first:last] > 0.5) & (better > 1e-6)
@@ -333,14 +336,11 @@ def least_trimmed_squares(
     middle, goal = points.mean(1, keepdim=True), targets.mean(1, keepdim=True)
     # About their means, so that nothing is lost where sums are subtracted.
     both = torch.cat([torch.ones_like(points[:1]), points - middle, targets - goal])
-    own, theirs = both[:4], both[4:]
-    sums = (both @ own.T).cpu().numpy()
+    error = torch.zeros_like(both[0])
+    sums = _kept_sums(both, error, 0.0)
     for _ in range(rounds):
-        matrix = fit(Moments.of(sums))
-        columns = torch.from_numpy(matrix[:3, [3, 0, 1, 2]]).to(both.device)
-        error = torch.mm(columns, own).sub_(theirs).square_().sum(0)
-        kept = (error <= _ranked(error, int(keep * (len(error) - 1)))).to(both.dtype)
-        before, sums = sums, (both @ (own * kept).T).cpu().numpy()
+        error = _squared_errors(both, fit(Moments.of(sums)))
+        before, sums = sums, _kept_sums(both, error, _ranked(error, int(keep * (len(error) - 1))))
         if (sums == before).all():
             break
     matrix = fit(Moments.of(sums))
@@ -348,11 +348,35 @@ def least_trimmed_squares(
     return matrix
 
 
-def _ranked(values: torch.Tensor, rank: int) -> torch.Tensor:
-    """The value that so many others are below, ()."""
+def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
+    """How far the matrix brings points from their targets, squared, (n,).
+
+    Args:
+        both: (7, n), float64: 1, the points and the targets.
+    """
+    columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
+    if native.serves(both, dtype=torch.float64):
+        error = torch.empty_like(both[0])
+        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
+        return error
+    return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
+
+
+def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+    """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
+    if native.serves(both, error, dtype=torch.float64):
+        blocks = native.blocks(len(error))
+        sums = np.empty((blocks, 7, 4))
+        native.run("kept_sums", blocks, both, len(error), error, most, sums)
+        return np.asarray(sums.sum(0))
+    return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+
+
+def _ranked(values: torch.Tensor, rank: int) -> float:
+    """The value that so many others are below."""
     if values.device.type == "cpu":  # numpy finds it fifty times as fast
-        return torch.from_numpy(np.partition(values.numpy(), rank)[rank : rank + 1])
-    return values.kthvalue(rank + 1).values
+        return float(np.partition(values.numpy(), rank)[rank])
+    return float(values.kthvalue(rank + 1).values)
 
 
 def _improve(

@@ -36,6 +36,7 @@ from regkit.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarit
 from regkit.folding import CORNERS, Corner, folded_points
 from regkit.geometry import Float64, Grid, sample
 from regkit.jacobian import jacobian_determinant
+from regkit.linear import _kept_sums, _squared_errors
 from regkit.phantom import torso
 from regkit.registration import _dense_field
 from regkit.resample import Source, resample
@@ -86,15 +87,34 @@ def _by_torch() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 83), (3, 2, 22)])
+@pytest.mark.parametrize("passes", [1, 2, 3, 7])
 def test_smoothing(
     kernels: str, threads: int, shape: tuple[int, int, int], passes: int, rng: np.random.Generator
 ) -> None:
+    """Of rows that are several vectors long, that are shorter than one, and whose last one is not whole."""
     volume = torch.from_numpy(rng.normal(size=(2, *shape)))
     found, expected = both(lambda at: smooth(at, passes), volume)
     for one, other in zip(found, expected):
         close(one, other)
+
+
+@pytest.mark.parametrize("count", [1, 7, 5000])
+def test_sums_of_points(kernels: str, threads: int, count: int, rng: np.random.Generator) -> None:
+    """What trimmed least squares asks of the points, of no points too."""
+    both_sides = torch.from_numpy(rng.normal(0, 20, size=(7, count)))
+    both_sides[0] = 1
+    matrix = rng.normal(size=(4, 4))
+    with _calls("squared_errors", "kept_sums"):
+        error = _squared_errors(both_sides, matrix)
+        most = float(error.median())
+        sums = [_kept_sums(both_sides, error, limit) for limit in (most, np.inf, -1.0)]
+    with _by_torch():
+        expected = _squared_errors(both_sides, matrix)
+        torch.testing.assert_close(error, expected, rtol=1e-12, atol=1e-9)
+        for found, limit in zip(sums, (most, np.inf, -1.0)):
+            np.testing.assert_allclose(found, _kept_sums(both_sides, error, limit), rtol=1e-12, atol=1e-8)
+    assert sums[1][0, 0] == count and not sums[2].any()
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], (2, 2, 2), (4, 17, 6)])

@@ -22,7 +22,7 @@ import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
 BLOCK = 2048  # of kernels.h
-_VERSION = 11  # of the kernels; see module.c
+_VERSION = 12  # of the kernels; see module.c
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
 _pool: ThreadPoolExecutor | None = None

@@ -13,3 +13,4 @@
 #include "sample.h"
 #include "smooth.h"
 #include "softmax.h"
+#include "trimmed.h"
