@@ -260,8 +260,8 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
     """
     wide = moving.padded(radius)
     depth, height, width = fixed.weight.shape[1:]
-    cells = depth * height * width
-    slab, apart = (depth, depth) if cells <= _MOST_CELLS else (_SLAB, cells * _SLAB // _MOST_CELLS)
+    count = depth * height * width
+    slab, apart = (depth, depth) if count <= _MOST_CELLS else (_SLAB, count * _SLAB // _MOST_CELLS)
     found, gain, blocks = [], [], []
     for first in range(0, depth, apart):
         last = min(first + slab, depth)
