@@ -138,7 +138,7 @@ class _Lanes:
         unit = 2.0 ** (math.frexp(max(largest, 1.0))[1] - 15)
         lanes = -(-(channels + 1) // _LANES) * _LANES
         if native.serves(values) and not gpu.serves(values):
-            cells, count = torch.from_numpy(np.empty((*shape, lanes), np.int16)), values[0].numel()
+            cells, count = native.empty(*shape, lanes, dtype=np.int16), values[0].numel()
             values, weight = values.contiguous(), None if weight is None else weight.contiguous()
             native.run("lanes", native.blocks(count), values, weight, channels, count, unit, lanes, cells)
             return cls(cells, unit)
