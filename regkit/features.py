@@ -250,10 +250,18 @@ def feature_maps(
             pooled[stride].append(values if same else pool(values, own, stride // part.stride)[0])
         del values  # of full resolution, before the next part computes its own
     channels = [len(found) for found in pooled[strides[0]]]
-    for level in pooled.values():
-        for k, (part, count) in enumerate(zip(parts, channels)):
-            level[k] = level[k] * math.sqrt(part.weight * sum(channels) / count)
-    return {stride: FeatureMap(torch.cat(level), weights[stride]) for stride, level in pooled.items()}
+    scales = [math.sqrt(part.weight * sum(channels) / n) for part, n in zip(parts, channels)]
+    return {stride: FeatureMap(_scaled(level, scales), weights[stride]) for stride, level in pooled.items()}
+
+
+def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
+    """The channels of all parts, each part's times its scale."""
+    channels, shape = [len(part) for part in level], level[0].shape[1:]
+    own = native.serves(*level)
+    out = native.empty(sum(channels), *shape) if own else level[0].new_empty((sum(channels), *shape))
+    for part, scale, to in zip(level, scales, out.split(channels)):
+        torch.mul(part, scale, out=to)
+    return out
 
 
 def _pooled_weights(weight: torch.Tensor, strides: Iterable[int]) -> dict[int, torch.Tensor]:
