@@ -78,9 +78,8 @@ def fast_eightbit() -> bool:
 
 
 def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
-    """Uninitialised, from the start of a cache line on. Unlike torch, numpy asks the system for huge pages,
-    which for the largest arrays saves much of the time that they take to be had and read; but a cell of it may
-    lie in two lines.
+    """Uninitialised. Unlike torch, numpy asks the system for huge pages, which for the largest arrays saves
+    much of the time that they take to be had and read; but a cell of its arrays may lie in two cache lines.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + _LINE, dtype=np.uint8)
