@@ -8,13 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from isal import igzip_threaded
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
@@ -22,7 +19,8 @@ from regkit.errors import RegkitError, reason
 if TYPE_CHECKING:  # it imports torch, which has to wait for what regkit.process makes of the process
     from regkit.geometry import Grid
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+_NIFTI = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (*_NIFTI, ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
 
 # Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
@@ -59,10 +57,10 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     """
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.name.endswith(".nii.gz"):
+        if path.name.endswith(_NIFTI):
             if image.GetDimension() != 3:
                 raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
-            _write_compressed(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
+            _write_nifti(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
 
@@ -71,9 +69,9 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
     """:func:`save_image` of vectors (z, y, x, 3) on a grid."""
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.name.endswith(".nii.gz"):
+        if path.name.endswith(_NIFTI):
             first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
-            _write_compressed(field, first, temporary, path)
+            _write_nifti(field, first, temporary, path)
         else:
             _write(grid.to_sitk(field, vector=True), temporary, path)
 
@@ -87,25 +85,29 @@ def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
 
-def _write_compressed(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, path: Path) -> None:
+def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, path: Path) -> None:
     """Write the NIfTI that ITK would, whose copies of it all take longer than gzip does.
 
-    Without a name or a time, so that the same image gives the same file.
+    A compressed one without a name or a time, so that the same image gives the same file.
 
     Args:
         array: (z, y, x) or (z, y, x, components).
         first: its first voxel as an image, of which ITK makes the header.
     """
-    plain = temporary.with_suffix("")
+    plain = temporary.name.endswith(".nii")
+    model = temporary if plain else temporary.with_suffix("")
     try:
-        _write(first, plain, path)
-        header = bytearray(plain.read_bytes()[:_HEADER])
+        _write(first, model, path)
+        header = bytearray(model.read_bytes()[:_HEADER])
     finally:
-        plain.unlink(missing_ok=True)
+        model.unlink(missing_ok=True)
     header[_SIDES] = np.array(array.shape[2::-1], np.int16).tobytes()
     threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+    stream: Any
     try:
-        with igzip_threaded.open(temporary, "wb", 1, threads=threads) as stream:
+        with (
+            open(temporary, "wb") if plain else igzip_threaded.open(temporary, "wb", 1, threads=threads)
+        ) as stream:
             stream.write(header)
             for component in np.moveaxis(array, -1, 0) if array.ndim == 4 else [array]:
                 for plane in component:
@@ -121,11 +123,7 @@ def _is_complete(path: Path, image: sitk.Image) -> bool:
     """
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     if path.suffix == ".nii":
-        try:
-            written: Any = nibabel.load(path)
-            size += written.dataobj.offset
-        except (OSError, EOFError, ImageFileError, HeaderDataError):
-            return False
+        size += _HEADER
     with open(path, "rb") as stream:
         if path.suffix == ".nrrd":
             # gzip ends in its uncompressed size modulo 2^32 (RFC 1952).

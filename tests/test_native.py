@@ -88,7 +88,7 @@ def _by_torch() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 83), (3, 2, 22)])
-@pytest.mark.parametrize("passes", [1, 2, 3, 7])
+@pytest.mark.parametrize("passes", [0, 1, 2, 3, 7])
 def test_smoothing(
     kernels: str, threads: int, shape: tuple[int, int, int], passes: int, rng: np.random.Generator
 ) -> None:

@@ -86,6 +86,7 @@ KERNEL(smooth_planes)(int64_t first, int64_t last, const float *in, float *out, 
     for (int64_t z = first; z < last; z++) {
         float *plane = out + z * y * x;
         const float *from = in + z * y * x;
+        if (passes < 1) memcpy(plane, from, y * x * sizeof(float));
         for (int64_t left = passes; left > 0; left -= left < 3 ? 1 : 3) {
             for (int64_t j = 0; j < y; j++)
                 if (left < 3) along(1, from + j * x, plane + j * x, x);
