@@ -34,7 +34,7 @@ def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
         volume: (C, Z, Y, X); differentiable.
         passes: three passes are close to a cubic B-spline kernel.
     """
-    if gpu.serves(volume) or native.serves(volume):
+    if passes and (gpu.serves(volume) or native.serves(volume)):
         smoothed: torch.Tensor = _Smooth.apply(volume, passes)
         return smoothed
     for _ in range(passes):

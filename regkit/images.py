@@ -31,7 +31,7 @@ from regkit.atomic import atomic_path
 from regkit.dicom import series_files
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, transform_points
-from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
+from regkit.outputs import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_output, save_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -55,7 +55,6 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
-_NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _MOST_LABELS = 1000  # the finest atlases have some 700
 _MM = {"meter": 1000.0, "micron": 0.001}
 
@@ -282,7 +281,7 @@ def _load(source: ImageLike, what: str) -> Volume:
 def _from_file(path: Path, what: str) -> Volume:
     if not os.access(path, os.R_OK):
         raise RegkitError(f"{what} cannot be opened: no permission to read it")
-    is_nifti = path.name.lower().endswith(_NIFTI_SUFFIXES)
+    is_nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with _quiet:

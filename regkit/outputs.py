@@ -19,8 +19,8 @@ from regkit.errors import RegkitError, reason
 if TYPE_CHECKING:  # it imports torch, which has to wait for what regkit.process makes of the process
     from regkit.geometry import Grid
 
-_NIFTI = (".nii.gz", ".nii")
-IMAGE_SUFFIXES = (*_NIFTI, ".nrrd", ".mha")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
 
 # Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
@@ -57,7 +57,7 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     """
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.name.endswith(_NIFTI):
+        if path.name.endswith(NIFTI_SUFFIXES):
             if image.GetDimension() != 3:
                 raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
             _write_nifti(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
@@ -69,7 +69,7 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
     """:func:`save_image` of vectors (z, y, x, 3) on a grid."""
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
-        if path.name.endswith(_NIFTI):
+        if path.name.endswith(NIFTI_SUFFIXES):
             first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
             _write_nifti(field, first, temporary, path)
         else:

@@ -79,7 +79,8 @@ def fast_eightbit() -> bool:
 
 def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     """Uninitialised. Unlike torch, numpy asks the system for huge pages, which for the largest arrays saves
-    much of the time that they take to be had and read; but a cell of its arrays may lie in two cache lines.
+    much of the time that they take to be had and read. These begin with a cache line, so that no cell of as
+    many bytes lies in two.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + _LINE, dtype=np.uint8)

@@ -79,7 +79,7 @@ INLINE vec load_shorts(const int16_t *at) { return __builtin_convertvector(widen
 INLINE void store(float *at, vec value) { *(loose_vec *)at = value; }
 INLINE vec all(float value) { return (vec){0} + value; }
 
-/* Of the first lanes alone, of some, 0 in the others. */
+/* The first `lanes` floats of a vector alone; the others are 0. */
 INLINE vec load_some(const float *at, int64_t lanes) {
 #if WIDTH == 16
     return _mm512_maskz_loadu_ps((__mmask16)((1 << lanes) - 1), at);

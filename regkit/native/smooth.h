@@ -81,18 +81,19 @@ INLINE void along(const int passes, const float *in, float *out, int64_t width) 
     }
 }
 
-/* The planes [first, last) of (planes, y, x), along x and y, `passes` times. */
+INLINE void smooth_plane(const int passes, const float *in, float *out, int64_t y, int64_t x) {
+    for (int64_t j = 0; j < y; j++) along(passes, in + j * x, out + j * x, x);
+    sweep_rows(passes, out, y, x, x);
+}
+
+/* The planes [first, last) of (planes, y, x), along x and y, `passes` times, at least once. */
 KERNEL(smooth_planes)(int64_t first, int64_t last, const float *in, float *out, int64_t y, int64_t x, int64_t passes) {
     for (int64_t z = first; z < last; z++) {
         float *plane = out + z * y * x;
         const float *from = in + z * y * x;
-        if (passes < 1) memcpy(plane, from, y * x * sizeof(float));
         for (int64_t left = passes; left > 0; left -= left < 3 ? 1 : 3) {
-            for (int64_t j = 0; j < y; j++)
-                if (left < 3) along(1, from + j * x, plane + j * x, x);
-                else along(3, from + j * x, plane + j * x, x);
-            if (left < 3) sweep_rows(1, plane, y, x, x);
-            else sweep_rows(3, plane, y, x, x);
+            if (left < 3) smooth_plane(1, from, plane, y, x);
+            else smooth_plane(3, from, plane, y, x);
             from = plane;
         }
     }
