@@ -153,7 +153,7 @@ def needs(settings: dict[str, Any], voxels: int) -> list[dict[str, Any]]:
     case = Case(
         voxels,
         settings["working_size"],
-        len(feature_maps(tiny, torch.ones_like(tiny)[None], spacing, parts, (2,))[2].values),
+        sum(feature_maps(tiny, torch.ones_like(tiny)[None], spacing, parts, (2,))[1]),
         next((part.extract for part in parts if part.name == "network"), None),
         settings["levels"],
         settings["iterations"],

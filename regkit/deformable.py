@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from regkit.coarse import match
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
+from regkit.evidence import blur_of_match, shares
 from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
@@ -51,10 +52,25 @@ class Pyramid:
         maps: stride -> map.
         start: index (x, y, z) in the working grid of the lattice's first voxel, a multiple of every
             stride.
+        channels: of each part, in their order.
     """
 
     maps: dict[int, FeatureMap]
     start: tuple[int, int, int]
+    channels: tuple[int, ...] = ()
+
+    def weighted(self, shares: Sequence[float]) -> Pyramid:
+        """With each part at a share of its weight; those of share 0 are left out."""
+        kept = [k for k, share in enumerate(shares) if share > 0]
+        channels = tuple(self.channels[k] for k in kept)
+        # The mean over fewer channels stays the sum over the parts.
+        lost = math.sqrt(sum(channels) / sum(self.channels))
+        maps = {}
+        for stride, level in self.maps.items():
+            parts = level.values.split(self.channels)
+            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k])) for k in kept])
+            maps[stride] = FeatureMap(values, level.weight)
+        return Pyramid(maps, self.start, channels)
 
     def offset(self, stride: int) -> torch.Tensor:
         """Cells (x, y, z) from the lattice's first cell to that of the working grid."""
@@ -121,6 +137,53 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence
     return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
 
 
+@dataclass(frozen=True)
+class Believed:
+    """The coarse field, and what of the features the pair itself bears out.
+
+    Args:
+        field: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+        fixed, moving: the features with each part at its share of its weight.
+        shares: of each part.
+        blurs: of each part, :func:`regkit.evidence.blur_of_match`; empty where there is one part alone.
+    """
+
+    field: torch.Tensor
+    fixed: Pyramid
+    moving: Pyramid
+    shares: tuple[float, ...]
+    blurs: tuple[float, ...]
+
+
+def believed_field(
+    fixed: Pyramid, moving: Pyramid, reference: int, work: Plan, on_step: Callable[[], None]
+) -> Believed:
+    """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
+
+    The reference is compared alone first. Where no other part tells a match from a near miss, the field is
+    the reference's; else all that do are compared together.
+
+    Args:
+        reference: index of the part that the others are measured against.
+    """
+    count = len(fixed.channels)
+    if count == 1:
+        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
+    single = [[float(k == other) for other in range(count)] for k in range(count)]
+    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
+    field = coarse_field(*alone, work, on_step)
+    offset, blurs = moving.offset(STRIDE), []
+    finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
+    for only in single:
+        one, other = (pyramid.weighted(only).maps[STRIDE] for pyramid in finest)
+        blurs.append(blur_of_match(one, other, offset, field))
+    kept = shares(blurs, reference)
+    if not any(share for k, share in enumerate(kept) if k != reference):
+        return Believed(field, *alone, tuple(kept), tuple(blurs))
+    some = fixed.weighted(kept), moving.weighted(kept)
+    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+
+
 def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
     """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
     stride = work.levels[0][0]
@@ -170,4 +233,5 @@ def _pyramid(
     lattice = work.grid.window(start, size)
     image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
     strides = [stride for stride, _ in work.levels]
-    return Pyramid(feature_maps(image, weight[None], lattice.spacing[0], parts, strides), start)
+    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
+    return Pyramid(maps, start, channels)

@@ -227,8 +227,8 @@ def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:
 
 def feature_maps(
     image: torch.Tensor, weight: torch.Tensor, spacing: float, parts: Sequence[Part], strides: Sequence[int]
-) -> dict[int, FeatureMap]:
-    """The channels of all parts on cells of each stride.
+) -> tuple[dict[int, FeatureMap], tuple[int, ...]]:
+    """The channels of all parts on cells of each stride, and how many each part has.
 
     They are scaled so that the mean over all channels of a squared difference is the sum over the parts of
     weight times the mean over the part's own channels.
@@ -251,7 +251,8 @@ def feature_maps(
         del values  # of full resolution, before the next part computes its own
     channels = [len(found) for found in pooled[strides[0]]]
     scales = [math.sqrt(part.weight * sum(channels) / n) for part, n in zip(parts, channels)]
-    return {stride: FeatureMap(_scaled(level, scales), weights[stride]) for stride, level in pooled.items()}
+    maps = {stride: FeatureMap(_scaled(level, scales), weights[stride]) for stride, level in pooled.items()}
+    return maps, tuple(channels)
 
 
 def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:

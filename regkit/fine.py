@@ -26,15 +26,76 @@ _LEAST_JACOBIAN = 0.3
 # as large as the fine level's it loses thin structures.
 _COARSE_LEARNING_RATE, _LEARNING_RATE = 0.4, 1.0
 # Gradients are sums over the cells, of order 1 where there is data: below this they are noise that
-# Adam must not blow up to full steps.
-_GRADIENT_FLOOR = 0.1
+# Adam must not blow up to full steps. With a floor of 0.1 a field that is right from the start wanders off by
+# a hundredth of a cell before it comes back, and a noise of one millionth ends elsewhere.
+_GRADIENT_FLOOR = 0.5
+# Mean squared strain of the coarse field at which the regularisation counts as set, and how far its weight
+# goes from there: it falls with the square of the strain. Chosen on the pairs that choose, and on images
+# beside copies of themselves (benchmarks/truth.py).
+_TYPICAL_STRAIN = 0.045
+_STIFFNESS_RANGE = (0.4, 6.0)
+_R3 = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
+_STRAIN_PASSES = 20  # box means over which the strain is averaged, a deviation of some 4 cells
 # Up to this size of the grid all cells are compared: with a quarter of them, thin structures lose a little.
 _FEW_CELLS = 200_000
 
 
-def diffusion(field: torch.Tensor) -> torch.Tensor:
-    """Sum over the axes of the mean squared forward difference."""
-    return torch.stack([field.diff(dim=axis).square().mean() for axis in (1, 2, 3)]).sum()
+def diffusion(field: torch.Tensor, stiffness: torch.Tensor) -> torch.Tensor:
+    """Sum over the axes of the mean of stiffness times squared forward difference.
+
+    Args:
+        field: (3, Z, Y, X) in cells.
+        stiffness: (1, Z, Y, X); of a difference it is the mean of those of its two ends.
+    """
+    total = field.new_zeros(())
+    for axis in (1, 2, 3):
+        difference = field.diff(dim=axis)
+        n = difference.shape[axis]
+        if n:
+            weight = (stiffness.narrow(axis, 0, n) + stiffness.narrow(axis, 1, n)) / 2
+            total = total + (weight * difference.square()).mean()
+    return total
+
+
+def stiffness_for(field: torch.Tensor) -> torch.Tensor:
+    """How strongly to hold a field together around each cell, given what the coarse stage found.
+
+    Where the coarse stage, which moves by whole cells, found hardly any strain, what is left to find is less
+    than a cell, and most of what features say of it is noise and the blur of interpolation. Where it found
+    much, there is much to follow. So the expected strain is taken from the field, as in empirical Bayes.
+
+    Args:
+        field: (3, Z, Y, X) displacement of the coarse stage, cells.
+
+    Returns:
+        (1, Z, Y, X), 1 where the strain is typical.
+    """
+    strain = torch.zeros_like(field[:1])
+    for axis in (1, 2, 3):
+        strain.narrow(axis, 0, field.shape[axis] - 1).add_(
+            field.diff(dim=axis).square().mean(0, keepdim=True)
+        )
+    strain = smooth(strain, _STRAIN_PASSES).clamp_min_(1e-9)
+    return (_TYPICAL_STRAIN / strain).square_().clamp_(*_STIFFNESS_RANGE)
+
+
+def scattered(cells: torch.Tensor) -> torch.Tensor:
+    """A place within each cell of a grid, evenly scattered: index coordinates (3, Z, Y, X).
+
+    Interpolation averages noise, most of all half-way between cells. At cell centres alone the features of
+    the fixed image would keep their noise, those of the moving image would lose it where the displacement
+    ends half-way, and displacements would be drawn there. Both are interpolated alike where the places in
+    the fixed image are as uneven. The fractions are those of the R3 sequence (Roberts, 2018).
+
+    Args:
+        cells: (1, Z, Y, X), of any values; places lie between its outer centres.
+    """
+    shape = cells.shape[1:]
+    count = torch.arange(shape.numel(), dtype=torch.float64)
+    inside = torch.stack([(count * ratio) % 1 - 0.5 for ratio in _R3]).view(3, *shape)
+    ends = torch.tensor([n - 1 for n in reversed(shape)], dtype=torch.float64).view(3, 1, 1, 1)
+    places = (index_grid(shape).double() + inside).clamp_min_(0)
+    return torch.minimum(places, ends).to(cells)
 
 
 def dissimilarity(fixed: FeatureMap, moving: FeatureMap, where: torch.Tensor) -> torch.Tensor:
@@ -197,36 +258,37 @@ class _Difference(torch.autograd.Function):
         return gradient.mul_(outputs[0]), None, None, None, None, None
 
 
-def penalty(field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
-    """Diffusion times ``regularisation``, and the barrier against folds at one corner of every cell.
+def penalty(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
+    """Diffusion, and the barrier against folds at one corner of every cell.
 
     Args:
         field: (3, Z, Y, X) in cells of its own lattice.
+        stiffness: (1, Z, Y, X), as for :func:`diffusion`.
     """
     if gpu.serves(field) or native.serves(field):
-        value: torch.Tensor = _Penalty.apply(field, corner, regularisation)
+        value: torch.Tensor = _Penalty.apply(field, corner, stiffness)
         return value
     shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
-    return regularisation * diffusion(field) + _BARRIER_WEIGHT * shortfall.square().mean()
+    return diffusion(field, stiffness) + _BARRIER_WEIGHT * shortfall.square().mean()
 
 
 class _Penalty(torch.autograd.Function):
     """:func:`penalty` with its gradient in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, field: torch.Tensor, corner: Corner, regularisation: float) -> torch.Tensor:
+    def forward(ctx: Any, field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
         if gpu.serves(field):
             from regkit.gpu import kernels
 
-            loss, gradient = kernels.penalty(field, corner, regularisation, _BARRIER_WEIGHT, _LEAST_JACOBIAN)
+            loss, gradient = kernels.penalty(field, corner, stiffness, _BARRIER_WEIGHT, _LEAST_JACOBIAN)
             ctx.save_for_backward(gradient)
             return loss
         field = field.contiguous()
         gradient = torch.empty_like(field)
         shape = field.shape[1:]
         value = native.run(
-            "penalty", shape[0], field, *shape, regularisation, _BARRIER_WEIGHT, _LEAST_JACOBIAN, *corner,
-            gradient,
+            "penalty", shape[0], field, *shape, stiffness.contiguous(), _BARRIER_WEIGHT, _LEAST_JACOBIAN,
+            *corner, gradient,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
         return field.new_tensor(value)
@@ -260,26 +322,33 @@ def refine(
     Returns:
         (3, Z, Y, X) displacement in cells; the trilinear field through it does not fold.
     """
-    anchor = index_grid(start.shape[1:], start.device) + offset.view(3, 1, 1, 1)
+    places = scattered(start[:1])
+    anchor = places + offset.view(3, 1, 1, 1)
     cells = start[0].numel()
     coarse, fine = settings.iterations
+    stiffness = settings.regularisation * stiffness_for(start)
+    coarse_stiffness = resize(stiffness, tuple(n // 2 for n in start.shape[1:]))
 
-    compare = comparison(fixed, moving)
+    compare = comparison(fixed.at(places), moving)
 
-    def objective(data: torch.Tensor, field: torch.Tensor, corner: Corner) -> torch.Tensor:
+    def objective(
+        data: torch.Tensor, field: torch.Tensor, corner: Corner, stiffness: torch.Tensor
+    ) -> torch.Tensor:
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
-        return cells * (_DATA_WEIGHT * data + penalty(field, corner, settings.regularisation))
+        return cells * (_DATA_WEIGHT * data + penalty(field, corner, stiffness))
 
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = _eighth(start, corner) + smooth(parameters, 3)
-        return objective(compare(_eighth(anchor, corner) + field, [corner]), field / 2, corner)
+        return objective(
+            compare(_eighth(anchor, corner) + field, [corner]), field / 2, corner, coarse_stiffness
+        )
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
         where, pairs = anchor + field, []
         for z, y, x in [corner] if cells > _FEW_CELLS else CORNERS[:4]:
             pairs.append(compare(where, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
-        return objective(torch.stack(pairs).mean(), field, corner)
+        return objective(torch.stack(pairs).mean(), field, corner, stiffness)
 
     wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)

@@ -215,7 +215,7 @@ class _Comparison:
         return Source(image, None, volume.grid).smoothed_for(self.grid.spacing[0])
 
     def _cells(self, image: torch.Tensor, weight: torch.Tensor) -> FeatureMap:
-        return feature_maps(image, weight[None], self.grid.spacing[0], self.parts, (STRIDE,))[STRIDE]
+        return feature_maps(image, weight[None], self.grid.spacing[0], self.parts, (STRIDE,))[0][STRIDE]
 
 
 def local_difference(fixed: FeatureMap, moved: FeatureMap) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -21,7 +22,7 @@ import torch
 from regkit import __version__, native
 from regkit.deformable import (
     STRIDE,
-    coarse_field,
+    believed_field,
     feature_difference,
     fine_field,
     fixed_features,
@@ -60,7 +61,8 @@ class Registration:
         warp: displacement field on the fixed grid, LPS mm.
         linear: 4x4, fixed LPS mm -> moving LPS mm: the linear start that the warp includes.
         metrics: ``folding_percent``, ``sd_log_jacobian``, ``feature_difference`` (mean squared
-            difference over the overlap, after the linear and the deformable stage) and, where labels
+            difference over the overlap, after the linear and the deformable stage), ``evidence`` (of each part of
+            the features the share of its weight that it kept, :mod:`regkit.evidence`) and, where labels
             were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after) and
             ``labels`` (one row per label).
         timings: seconds by stage, ``total`` last.
@@ -165,20 +167,32 @@ def register(
         cells = work.grid.pooled(STRIDE)
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
+        evidence: dict[str, dict[str, float]] = {}
         if settings.deformable:
             with stages("features"):
                 fixed_pyramid = fixed_features(sources[0], work, parts)
                 moving_pyramid = moving_features(sources[1], start.matrix, work, parts)
-                difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
             with stages("coarse"):
-                displacement = coarse_field(
-                    fixed_pyramid, moving_pyramid, work, stages.stepper(len(work.levels))
+                names = [part.name for part in parts]
+                believed = believed_field(
+                    fixed_pyramid,
+                    moving_pyramid,
+                    names.index("mind") if "mind" in names else 0,
+                    work,
+                    stages.stepper(2 * len(work.levels)),
                 )
+                fixed_pyramid, moving_pyramid = believed.fixed, believed.moving
+                difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
+                displacement = believed.field
             with stages("fine"):
                 step = stages.stepper(sum(settings.iterations))
                 displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
-            del fixed_pyramid, moving_pyramid
+            evidence = {
+                name: {"share": share, "blur_of_match": blur}
+                for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
+            }
+            del believed, fixed_pyramid, moving_pyramid
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
@@ -186,6 +200,7 @@ def register(
                 "folding_percent": folding_percent(determinant),
                 "sd_log_jacobian": sd_log_jacobian(determinant),
                 "feature_difference": difference,
+                "evidence": evidence,
             }
             moved_labels = None
             if moving_map is not None:

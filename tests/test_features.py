@@ -100,7 +100,8 @@ def test_features_and_weights_that_do_not_fit(random_weights: Path, monkeypatch:
 def test_mind_alone_is_pooled_and_no_more(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.random((8, 12, 16)))
     weight = torch.from_numpy(rng.integers(0, 2, (1, 8, 12, 16)).astype(np.float64))
-    maps = feature_maps(image, weight, 1.0, [MIND], (4, 2))
+    maps, channels = feature_maps(image, weight, 1.0, [MIND], (4, 2))
+    assert channels == (12,)
     for stride, found in maps.items():
         values, share = pool(mind_ssc(image), weight, stride)
         torch.testing.assert_close(found.values, values)
@@ -124,7 +125,7 @@ def test_a_combination_counts_the_weighted_sum_of_its_parts(rng: np.random.Gener
     weight = torch.from_numpy(rng.integers(0, 2, (1, 8, 12, 16)).astype(np.float64))
 
     def difference(*chosen: Part) -> dict[int, torch.Tensor]:
-        one, two = (feature_maps(image, weight, 1.0, chosen, (4, 2)) for image in images)
+        one, two = (feature_maps(image, weight, 1.0, chosen, (4, 2))[0] for image in images)
         assert all(torch.equal(one[stride].weight, two[stride].weight) for stride in one)
         return {stride: (one[stride].values - two[stride].values).square().mean(0) for stride in one}
 
@@ -134,7 +135,7 @@ def test_a_combination_counts_the_weighted_sum_of_its_parts(rng: np.random.Gener
         # Each part is the weighted mean over the cell of its own extractor.
         own = torch.nn.functional.avg_pool3d(weight, 2)
         values, _ = pool(_cells(images[0]), own, stride // 2)
-        found = feature_maps(images[0], weight, 1.0, [parts[1]], (stride,))[stride].values
+        found = feature_maps(images[0], weight, 1.0, [parts[1]], (stride,))[0][stride].values
         torch.testing.assert_close(found, 0.5 * values)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from regkit.costvolume import FeatureMap
 from regkit.filters import smooth
-from regkit.fine import diffusion, dissimilarity, refine
+from regkit.fine import _STIFFNESS_RANGE, diffusion, dissimilarity, refine, scattered, stiffness_for
 from regkit.folding import folded_points
 from regkit.geometry import index_grid
 from regkit.settings import PRESETS
@@ -24,8 +24,35 @@ def _random_map(rng: np.random.Generator, shape: tuple[int, ...] = SHAPE) -> Fea
 
 def test_diffusion_is_its_definition(rng: np.random.Generator) -> None:
     field = rng.normal(size=(3, *SHAPE))
-    expected = sum((np.diff(field, axis=axis) ** 2).mean() for axis in (1, 2, 3))
-    np.testing.assert_allclose(float(diffusion(torch.from_numpy(field))), expected)
+    stiffness = rng.uniform(0.1, 3, size=(1, *SHAPE))
+    expected = 0.0
+    for axis in (1, 2, 3):
+        ends = np.moveaxis(stiffness, axis, 0)
+        weight = np.moveaxis((ends[1:] + ends[:-1]) / 2, 0, axis)
+        expected += (weight * np.diff(field, axis=axis) ** 2).mean()
+    found = diffusion(torch.from_numpy(field), torch.from_numpy(stiffness))
+    np.testing.assert_allclose(float(found), expected)
+
+
+def test_a_field_is_held_together_more_where_the_coarse_stage_found_less_strain(
+    rng: np.random.Generator,
+) -> None:
+    still, strained = torch.zeros(3, 24, 8, 8), torch.from_numpy(rng.normal(size=(3, 24, 8, 8))).float()
+    assert (stiffness_for(still) == _STIFFNESS_RANGE[1]).all()
+    assert (stiffness_for(strained) == _STIFFNESS_RANGE[0]).all()
+    both = stiffness_for(torch.cat([0.1 * strained[:, :12], still[:, 12:]], dim=1))
+    assert both[0, 0].mean() < both[0, 12].mean() < both[0, -1].mean()
+
+
+def test_places_lie_in_their_cells_and_between_the_outer_centres() -> None:
+    places = scattered(torch.zeros(1, 4, 6, 9))
+    assert (places - index_grid((4, 6, 9))).abs().max() <= 0.5
+    assert (places >= 0).all()
+    assert (places.flatten(1).amax(1) <= torch.tensor([8.0, 5.0, 3.0])).all()
+    inside = (places - index_grid((4, 6, 9)))[:, 1:-1, 1:-1, 1:-1].flatten(1)
+    for quarter in range(4):  # as many in each quarter of the cell along each axis
+        share = ((inside + 0.5) * 4).floor().eq(quarter).float().mean(1)
+        assert ((share > 0.15) & (share < 0.35)).all()
 
 
 def test_dissimilarity_is_its_definition(rng: np.random.Generator) -> None:

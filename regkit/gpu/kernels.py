@@ -363,31 +363,48 @@ def _shares(field, component, p, j, i, known, sz, sy, sx, z, y, x, least):
 
 
 @triton.jit
-def _diffusion(field, at, p, j, i, inside, fz, fy, fx, z, y, x):
-    """Of one component: the squared differences to the neighbours that follow, and the derivative of all."""
+def _stiffnesses(stiffness, at, p, j, i, inside, z, y, x):
+    """Twice those of the differences to the neighbours that follow and to those before, 0 beyond the ends."""
+    here = tl.load(stiffness + at, inside, 0.0)
+    ax = here + tl.load(stiffness + at + 1, inside & (i + 1 < x), 0.0)
+    ay = here + tl.load(stiffness + at + x, inside & (j + 1 < y), 0.0)
+    az = here + tl.load(stiffness + at + y * x, inside & (p + 1 < z), 0.0)
+    bx = here + tl.load(stiffness + at - 1, inside & (i > 0), 0.0)
+    by = here + tl.load(stiffness + at - x, inside & (j > 0), 0.0)
+    bz = here + tl.load(stiffness + at - y * x, inside & (p > 0), 0.0)
+    ax, ay, az = tl.where(i + 1 < x, ax, 0.0), tl.where(j + 1 < y, ay, 0.0), tl.where(p + 1 < z, az, 0.0)
+    return ax, ay, az, tl.where(i > 0, bx, 0.0), tl.where(j > 0, by, 0.0), tl.where(p > 0, bz, 0.0)
+
+
+@triton.jit
+def _diffusion(field, at, p, j, i, inside, ax, ay, az, bx, by, bz, z, y, x):
+    """Of one component: the weighted squared differences to the neighbours that follow, and the derivative
+    of all. Weights ahead (a) and behind (b) are 0 where there is no neighbour."""
     here = tl.load(field + at, inside, 0.0)
     dx = tl.load(field + at + 1, inside & (i + 1 < x), 0.0) - here
     dy = tl.load(field + at + x, inside & (j + 1 < y), 0.0) - here
     dz = tl.load(field + at + y * x, inside & (p + 1 < z), 0.0) - here
-    dx, dy, dz = tl.where(i + 1 < x, dx, 0.0), tl.where(j + 1 < y, dy, 0.0), tl.where(p + 1 < z, dz, 0.0)
-    bx = here - tl.load(field + at - 1, inside & (i > 0), 0.0)
-    by = here - tl.load(field + at - x, inside & (j > 0), 0.0)
-    bz = here - tl.load(field + at - y * x, inside & (p > 0), 0.0)
-    bx, by, bz = tl.where(i > 0, bx, 0.0), tl.where(j > 0, by, 0.0), tl.where(p > 0, bz, 0.0)
-    value = fx * dx * dx + fy * dy * dy + fz * dz * dz
-    return value, 2 * (fx * (bx - dx) + fy * (by - dy) + fz * (bz - dz))
+    ex = here - tl.load(field + at - 1, inside & (i > 0), 0.0)
+    ey = here - tl.load(field + at - x, inside & (j > 0), 0.0)
+    ez = here - tl.load(field + at - y * x, inside & (p > 0), 0.0)
+    value = ax * dx * dx + ay * dy * dy + az * dz * dz
+    return value, 2 * (bx * ex - ax * dx + by * ey - ay * dy + bz * ez - az * dz)
 
 
 @triton.jit(do_not_specialize=["z", "y", "x", "sz", "sy", "sx"])
-def _penalty(field, gradient, losses, fz, fy, fx, barrier, least, z, y, x, sz, sy, sx, block: tl.constexpr):
+def _penalty(
+    field, stiffness, gradient, losses, fz, fy, fx, barrier, least, z, y, x, sz, sy, sx, block: tl.constexpr
+):
     at = tl.program_id(0) * block + tl.arange(0, block)
     component = z * y * x
     inside = at < component
     j = at // x
     i, p, j = at % x, j // y, j % y
-    loss_x, gx = _diffusion(field, at, p, j, i, inside, fz, fy, fx, z, y, x)
-    loss_y, gy = _diffusion(field + component, at, p, j, i, inside, fz, fy, fx, z, y, x)
-    loss_z, gz = _diffusion(field + 2 * component, at, p, j, i, inside, fz, fy, fx, z, y, x)
+    ax, ay, az, bx, by, bz = _stiffnesses(stiffness, at, p, j, i, inside, z, y, x)
+    ax, ay, az, bx, by, bz = fx * ax, fy * ay, fz * az, fx * bx, fy * by, fz * bz
+    loss_x, gx = _diffusion(field, at, p, j, i, inside, ax, ay, az, bx, by, bz, z, y, x)
+    loss_y, gy = _diffusion(field + component, at, p, j, i, inside, ax, ay, az, bx, by, bz, z, y, x)
+    loss_z, gz = _diffusion(field + 2 * component, at, p, j, i, inside, ax, ay, az, bx, by, bz, z, y, x)
     # A point takes part in the cell at whose corner it is, and in the three to whose corner an edge leads.
     short, xx, xy, xz, yx, yy, yz, zx, zy, zz = _shares(
         field, component, p, j, i, inside, sz, sy, sx, z, y, x, least
@@ -425,17 +442,18 @@ def _penalty(field, gradient, losses, fz, fy, fx, barrier, least, z, y, x, sz, s
 
 
 def penalty(
-    field: torch.Tensor, corner: tuple[int, int, int], diffusion: float, barrier: float, least: float
+    field: torch.Tensor, corner: tuple[int, int, int], stiffness: torch.Tensor, barrier: float, least: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`regkit.fine.penalty` of a field (3, Z, Y, X) and its gradient, () and (3, Z, Y, X)."""
     field = field.contiguous()
     gradient = torch.empty_like(field)
     shape, points = field.shape[1:], field[0].numel()
-    factors = [diffusion * n / (3 * points * (n - 1)) if n > 1 else 0.0 for n in shape]
+    # Half, as the kernel adds up the two ends of a difference.
+    factors = [0.5 * n / (3 * points * (n - 1)) if n > 1 else 0.0 for n in shape]
     cells = max(1, (shape[0] - 1) * (shape[1] - 1) * (shape[2] - 1))
     losses = field.new_empty(triton.cdiv(points, _BLOCK))
     _penalty[(len(losses),)](
-        field, gradient, losses, *factors, barrier / cells, least, *shape, *(1 - 2 * side for side in corner),
+        field, stiffness.contiguous(), gradient, losses, *factors, barrier / cells, least, *shape, *(1 - 2 * side for side in corner),
         block=_BLOCK,
     )  # fmt: skip
     return losses.sum(), gradient

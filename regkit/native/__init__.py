@@ -23,7 +23,7 @@ import torch
 
 Argument = torch.Tensor | np.ndarray | int | float | None
 BLOCK = 2048  # of kernels.h
-_VERSION = 13  # of the kernels; see module.c
+_VERSION = 14  # of the kernels; see module.c
 _LINE = 64  # bytes of a cache line
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)

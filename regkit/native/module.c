@@ -7,7 +7,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", NULL,
 PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&definition); }
 
 /* To be raised, with _VERSION in __init__.py, whenever a kernel takes other arguments or gives other results. */
-__attribute__((visibility("default"))) int version(void) { return 13; }
+__attribute__((visibility("default"))) int version(void) { return 14; }
 
 /* What the names of the kernels for this machine end with. */
 __attribute__((visibility("default"))) const char *suffix(void) {

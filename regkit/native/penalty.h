@@ -11,14 +11,14 @@ INLINE float determinant(const float *field, int64_t component, int64_t ex, int6
 
 /* Value and gradient for the planes [first, last) of z of a field (3, z, y, x) in cells:
  *
- *   diffusion * sum over the axes of sum (forward difference)^2 / (number of them)
+ *   sum over the axes of sum stiffness * (forward difference)^2 / (number of them)
  *   + barrier * sum over the cells of max(least - J, 0)^2 / (number of them)
  *
- * with J the determinant of x + field(x) at the corner (cz, cy, cx) of each cell of the lattice, as in
+ * with the stiffness (z, y, x) of a difference the mean of those of its two ends, and J the determinant of x + field(x) at the corner (cz, cy, cx) of each cell of the lattice, as in
  * regkit.folding.corner_jacobian. Each call writes its own planes of the gradient alone: cells that straddle
  * two ranges are computed by both. */
 KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int64_t y, int64_t x,
-                      double diffusion, double barrier, double least, int64_t cz, int64_t cy, int64_t cx,
+                      const float *stiffness, double barrier, double least, int64_t cz, int64_t cy, int64_t cx,
                       float *gradient) {
     const int64_t plane = y * x, component = z * plane;
     const int64_t size[3] = {x, y, z}, stride[3] = {1, x, plane};
@@ -26,7 +26,7 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
     float factor[3];
     for (int axis = 0; axis < 3; axis++) {
         const double differences = 3.0 * (component / size[axis]) * (size[axis] - 1);
-        factor[axis] = differences ? (float)(diffusion / differences) : 0;
+        factor[axis] = differences ? (float)(0.5 / differences) : 0;
     }
     for (int c = 0; c < 3; c++)
         for (int64_t k = first; k < last; k++)
@@ -36,22 +36,25 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
                 /* At an end of an axis the neighbour beyond it is the cell itself. */
                 const float *y0 = here - (j > 0 ? x : 0), *y1 = here + (j + 1 < y ? x : 0);
                 const float *z0 = here - (k > 0 ? plane : 0), *z1 = here + (k + 1 < z ? plane : 0);
+                const float *w = stiffness + k * plane + j * x;
+                const float *wy0 = w - (here - y0), *wy1 = w + (y1 - here);
+                const float *wz0 = w - (here - z0), *wz1 = w + (z1 - here);
+                /* Half of what is meant: the two ends of a difference are added up, not averaged. */
                 const float fx = factor[0], fy = factor[1], fz = factor[2];
                 float sum = 0;
                 for (int64_t i = 0; i < x; i++) {
                     const float dy = y1[i] - here[i], dz = z1[i] - here[i];
-                    sum += fy * dy * dy + fz * dz * dz;
-                    out[i] = 2 * (fy * (here[i] - y0[i] - dy) + fz * (here[i] - z0[i] - dz));
+                    const float ahead_y = fy * (w[i] + wy1[i]) * dy, ahead_z = fz * (w[i] + wz1[i]) * dz;
+                    sum += ahead_y * dy + ahead_z * dz;
+                    out[i] = 2 * (fy * (w[i] + wy0[i]) * (here[i] - y0[i]) - ahead_y +
+                                  fz * (w[i] + wz0[i]) * (here[i] - z0[i]) - ahead_z);
                 }
                 for (int64_t i = 0; i + 1 < x; i++) {
                     const float dx = here[i + 1] - here[i];
-                    sum += fx * dx * dx;
+                    sum += fx * (w[i] + w[i + 1]) * dx * dx;
                 }
-                if (x > 1) {
-                    for (int64_t i = 1; i + 1 < x; i++) out[i] += 2 * fx * (2 * here[i] - here[i - 1] - here[i + 1]);
-                    out[0] += 2 * fx * (here[0] - here[1]);
-                    out[x - 1] += 2 * fx * (here[x - 1] - here[x - 2]);
-                }
+                for (int64_t i = 1; i < x; i++) out[i] += 2 * fx * (w[i - 1] + w[i]) * (here[i] - here[i - 1]);
+                for (int64_t i = 0; i + 1 < x; i++) out[i] -= 2 * fx * (w[i] + w[i + 1]) * (here[i + 1] - here[i]);
                 smoothness += sum;
             }
     if (!(barrier > 0) || z < 2 || y < 2 || x < 2) return smoothness;
