@@ -33,7 +33,7 @@ _GRADIENT_FLOOR = 0.5
 # goes from there: it falls with the square of the strain. Chosen on the pairs that choose, and on images
 # beside copies of themselves (benchmarks/truth.py).
 _TYPICAL_STRAIN = 0.045
-_STIFFNESS_RANGE = (0.4, 6.0)
+_STIFFNESS_RANGE = (0.4, 12.0)
 _R3 = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 _STRAIN_PASSES = 20  # box means over which the strain is averaged, a deviation of some 4 cells
 # Up to this size of the grid all cells are compared: with a quarter of them, thin structures lose a little.
