@@ -1,0 +1,301 @@
+"""Register images between which the right map is known exactly, and measure how far off the result is.
+
+    python benchmarks/truth.py [--methods default mind] [--groups identity] [--cases TEXT] [--threads 1]
+        [--again] [-o benchmarks/results/truth]
+
+The cases are those of ``benchmarks/truth_cases.py``. The error of a voxel p of the fixed image is
+``|T(p) - T*(p)|`` in mm, T the result and T* the truth, and is told in voxels: over the cube root of the
+fixed voxel's volume. It counts in the body (:func:`truth_cases.body_of`), at least :data:`BORDER` voxels
+inside both fields of view; what lies nearer to the end of one is told apart, "at the border".
+
+Rows are kept: what the output has of a case and method for the same images and the same code (of a peer: the
+same version) is not run again unless ``--again`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from open_pairs import ROOT, commit, setting, write_rows
+from truth_cases import GROUPS, Case, cases
+
+import regkit
+from regkit.geometry import Float64, transform_points
+from regkit.warp import contains
+
+BORDER = 4  # voxels
+SAMPLES = 64  # places of a case whose stated doubt and error are kept for the plot
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found.
+
+    Args:
+        warp: on the fixed grid.
+        linear: 4x4, or None where the method does not tell its linear stage.
+        doubt: mm on the fixed grid, (z, y, x), or None.
+        seconds: of the whole registration.
+    """
+
+    warp: regkit.Warp
+    linear: Float64 | None
+    doubt: npt.NDArray[Any] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by what stands in its rows for its code, and how it is run: (case, threads) -> Found."""
+
+    version: Callable[[], str]
+    run: Callable[[Case, int], Found]
+
+
+def ours(**options: Any) -> Method:
+    def run(case: Case, threads: int) -> Found:
+        result = regkit.register(case.fixed, case.moving, init=case.init, threads=threads, **options)
+        doubt = getattr(result, "uncertainty", None)
+        return Found(
+            result.warp, result.linear, None if doubt is None else doubt.array, result.timings["total"]
+        )
+
+    return Method(lru_cache(commit), run)
+
+
+METHODS: dict[str, Method] = {
+    "default": ours(),
+    "mind": ours(features="mind"),
+    "accurate": ours(preset="accurate"),
+}
+
+
+def measure(case: Case, found: Found) -> dict[str, Any]:
+    """Errors in voxels, inside and at the border, and the shares of the fixed voxels that are imaged.
+
+    Returns:
+        ``voxel_mm``; ``body`` and ``border``, each of ``after`` and, where it is known, ``linear``:
+        mean, p95 and max, or None where no voxel counts; ``imaged``: the share of all fixed voxels that
+        lie in the moving field of view by ``truth``, ``linear`` and ``after``; ``doubt``, or None.
+    """
+    grid, moving = case.fixed.grid, case.moving.grid
+    points = grid.world_points()
+    maps = {"after": points + found.warp.field, "truth": case.truth(points)}
+    if found.linear is not None:
+        maps["linear"] = transform_points(found.linear, points)
+    voxel = float(np.prod(grid.spacing) ** (1 / 3))
+    deep = inside(grid, points, BORDER) & inside(moving, maps["truth"], BORDER)
+    seen = inside(moving, maps["truth"], 0)
+    where = {"body": case.body & deep, "border": case.body & seen & ~deep}
+    row: dict[str, Any] = {"voxel_mm": voxel}
+    for region, mask in where.items():
+        row[region] = {"voxels": int(mask.sum())}
+        for stage in ("linear", "after"):
+            if stage in maps:
+                row[region][stage] = summary(distance(maps[stage][mask], maps["truth"][mask]) / voxel)
+    row["imaged"] = {stage: float(contains(moving, mapped).mean()) for stage, mapped in maps.items()}
+    row["doubt"] = None
+    if found.doubt is not None and where["body"].any():
+        mask = where["body"]
+        row["doubt"] = doubt_against_error(
+            found.doubt[mask] / voxel, distance(maps["after"][mask], maps["truth"][mask]) / voxel
+        )
+    return row
+
+
+def inside(grid: regkit.Grid, points: Float64, voxels: int) -> npt.NDArray[np.bool_]:
+    """Which points (..., 3) lie at least so many voxels within the outer voxel centres of a grid."""
+    index = transform_points(grid.world_to_index, points)
+    return np.all((index >= voxels - 1e-6) & (index <= np.asarray(grid.size) - 1 - voxels + 1e-6), axis=-1)
+
+
+def distance(found: Float64, truth: Float64) -> Float64:
+    return np.asarray(np.linalg.norm(found - truth, axis=-1))
+
+
+def summary(error: Float64) -> dict[str, float] | None:
+    if not error.size:
+        return None
+    return {
+        "mean": float(error.mean()), "p95": float(np.percentile(error, 95)), "max": float(error.max())
+    }  # fmt: skip
+
+
+def doubt_against_error(doubt: npt.NDArray[Any], error: Float64) -> dict[str, Any]:
+    """How many places say under 1 voxel, how many of those are, and a sample of both numbers."""
+    sure = doubt < 1
+    some = np.random.default_rng(0).integers(0, error.size, SAMPLES)
+    return {
+        "sure": float(sure.mean()),
+        "right_where_sure": float((error[sure] < 1).mean()) if sure.any() else None,
+        "sample": [[float(f"{doubt[k]:.3g}"), float(f"{error[k]:.3g}")] for k in some],
+    }
+
+
+@lru_cache(maxsize=1)
+def digest(case: Case) -> str:
+    """Of the images and how they are registered."""
+    found = hashlib.sha1(repr((case.fixed.grid, case.moving.grid, case.init)).encode())
+    for volume in (case.fixed, case.moving):
+        found.update(volume.array.tobytes())
+    found.update(np.packbits(case.body).tobytes())
+    return found.hexdigest()[:12]
+
+
+def run(case: Case, name: str, threads: int) -> dict[str, Any]:
+    """The row of one case and method; what went wrong stands in ``error``."""
+    row = {
+        "group": case.group, "case": case.name, "kind": case.kind, "method": name,
+        "version": METHODS[name].version(), "images": digest(case), "threads": threads, "error": None,
+    }  # fmt: skip
+    start = time.perf_counter()
+    try:
+        found = METHODS[name].run(case, threads)
+    except Exception as error:  # of a peer anything may come: a row, not the end
+        return row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - start}
+    return row | measure(case, found) | {"seconds": found.seconds}
+
+
+def same(row: dict[str, Any], case: Case, name: str, threads: int) -> bool:
+    """Whether a row is what running the case again would give."""
+    version = METHODS[name].version()
+    return (
+        row["images"] == digest(case)
+        and row["version"] == version
+        and row["threads"] == threads
+        and not version.endswith("-dirty")
+    )
+
+
+def cell(row: dict[str, Any] | None, region: str) -> str:
+    """ "mean / p95 / max" of a row."""
+    if row is None:
+        return ""
+    if row["error"] is not None:
+        return "failed"
+    found = row[region]["after"]
+    return "-" if found is None else " / ".join(f"{found[key]:.2f}" for key in ("mean", "p95", "max"))
+
+
+def grouped(rows: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def means(rows: list[dict[str, Any]]) -> list[str]:
+    """What stands for a method over the cases of a group."""
+
+    def mean(*path: str) -> str:
+        values: list[float] = []
+        for row in rows:
+            value: Any = row
+            for key in path:
+                value = None if value is None else value.get(key)
+            if value is not None:
+                values.append(value)
+        return f"{np.mean(values):.2f}" if values else ""
+
+    worst = max((row for row in rows if row["error"] is None and row["body"]["after"]), default=None,
+                key=lambda row: row["body"]["after"]["mean"])  # fmt: skip
+    return [
+        str(len(rows)), str(sum(row["error"] is not None for row in rows)),
+        mean("body", "linear", "mean"), mean("body", "after", "mean"), mean("body", "after", "p95"),
+        "" if worst is None else f"{worst['body']['after']['mean']:.2f}, {worst['case']}",
+        mean("border", "linear", "mean"), mean("border", "after", "mean"), mean("seconds"),
+    ]  # fmt: skip
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """All tables, errors in voxels."""
+    parts = []
+    for group, own in grouped(rows, "group").items():
+        methods = grouped(own, "method")
+        parts.append(f"## {group}\n\nMeans over the cases, in voxels.")
+        head = ["method", "cases", "failed", "linear", "mean", "95 %", "worst mean", "border: linear", "mean"]
+        parts.append(markdown([*head, "s"], ([name, *means(found)] for name, found in methods.items())))
+        kinds = grouped(own, "kind")
+        parts.append("Mean by what was done to the copy; 95 % in brackets.")
+        parts.append(
+            markdown(
+                ["", *methods],
+                (
+                    [
+                        kind,
+                        *("{3} ({4})".format(*means(grouped(found, "method").get(m, []))) for m in methods),
+                    ]
+                    for kind, found in kinds.items()
+                ),
+            )
+        )
+        for region, title in (("body", "in the body"), ("border", f"in the {BORDER} voxels at the border")):
+            parts.append(f"Each case, {title}: mean / 95 % / largest.")
+            lines = []
+            for name, found in grouped(own, "case").items():
+                by = {row["method"]: row for row in found}
+                lines.append([name, *(cell(by.get(method), region) for method in methods)])
+            parts.append(markdown(["case", *methods], lines))
+    cropped = [row for row in rows if row["kind"] == "cropped" and row["error"] is None]
+    if cropped:
+        parts.append("## Cropped: % of the fixed voxels that land in the moving field of view")
+        shares = (
+            [row["case"], row["method"], *(
+                f"{100 * row['imaged'][stage]:.1f}" if stage in row["imaged"] else ""
+                for stage in ("truth", "linear", "after")
+            )]
+            for row in cropped
+        )  # fmt: skip
+        parts.append(markdown(["case", "method", "true", "linear", "after"], shares))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", default=["default", "mind"], choices=METHODS)
+    parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only those with TEXT in their name")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="run what the output already has as well")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "truth")
+    arguments = parser.parse_args()
+    kept = arguments.output.with_suffix(".json")
+    rows = {(r["case"], r["method"]): r for r in json.loads(kept.read_text())} if kept.exists() else {}
+    command = f"python benchmarks/truth.py --methods {' '.join(arguments.methods)}"
+    for case in cases(arguments.groups, arguments.cases):
+        for name in arguments.methods:
+            old = rows.get((case.name, name))
+            if old is not None and not arguments.again and same(old, case, name, arguments.threads):
+                continue
+            row = run(case, name, arguments.threads)
+            rows[case.name, name] = row
+            print(
+                f"{case.name}, {name}: {row['error'] or cell(row, 'body')}, {row['seconds']:.1f} s",
+                flush=True,
+            )
+            write_rows(
+                list(rows.values()),
+                arguments.output,
+                f"`{command}`, {setting()}\n\n{text(list(rows.values()))}",
+            )
+
+
+if __name__ == "__main__":
+    main()
