@@ -22,14 +22,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from open_pairs import ROOT, commit, setting, write_rows
+import SimpleITK as sitk
+from open_pairs import ROOT, apart, commit, setting, write_rows
 from truth_cases import GROUPS, Case, cases
 
 import regkit
+from regkit.bench import case as bench
+from regkit.bench.method import Inputs
+from regkit.bench.peers import Ants, Greedy
 from regkit.geometry import Float64, transform_points
 from regkit.warp import contains
 
@@ -64,7 +69,9 @@ class Method:
 
 def ours(**options: Any) -> Method:
     def run(case: Case, threads: int) -> Found:
-        result = regkit.register(case.fixed, case.moving, init=case.init, threads=threads, **options)
+        result = regkit.register(
+            case.fixed, case.moving, init=case.init, threads=case.threads or threads, **options
+        )
         doubt = getattr(result, "uncertainty", None)
         return Found(
             result.warp, result.linear, None if doubt is None else doubt.array, result.timings["total"]
@@ -73,15 +80,61 @@ def ours(**options: Any) -> Method:
     return Method(lru_cache(commit), run)
 
 
+def peer(package: Ants | Greedy, **settings: Any) -> Method:
+    """One of :mod:`regkit.bench.peers`, with other settings of its class.
+
+    Where the headers are right it deforms alone, as regkit is asked to; elsewhere its own linear stages come
+    first.
+    """
+
+    def run(case: Case, threads: int) -> Found:
+        return apart(
+            run_peer, type(package), settings, case.fixed, case.moving, case.init, case.threads or threads
+        )
+
+    return Method(package.version, run)
+
+
+def run_peer(
+    kind: type[Ants | Greedy],
+    settings: dict[str, Any],
+    fixed: regkit.Volume,
+    moving: regkit.Volume,
+    init: str,
+    threads: int,
+) -> Found:
+    """Register files of the two images, as the benchmark of peers does; in a process that may crash."""
+    package = kind()
+    for name, value in settings.items():
+        setattr(package, name, value)
+    with TemporaryDirectory() as folder:
+        files = {}
+        for role, volume in (("fixed", fixed), ("moving", moving)):
+            files[role] = bench.Side(Path(folder) / f"{role}.nrrd")
+            sitk.WriteImage(volume.to_sitk(), str(files[role].image))
+        pair = bench.Case("truth", "as given", files["fixed"], files["moving"], {})
+        start = np.eye(4) if init == "none" else None
+        outcome = package.register(Inputs(pair, start, threads, "cpu", 0, Path(folder)))
+    return Found(outcome.warp, start, None, sum(outcome.seconds.values()))
+
+
 METHODS: dict[str, Method] = {
     "default": ours(),
     "mind": ours(features="mind"),
     "accurate": ours(preset="accurate"),
+    "ants-mi": peer(Ants()),
+    "ants-cc": peer(Ants(), metric="CC", sampling=4),  # the radius of antspyx' own SyNCC
+    "greedy-nmi": peer(Greedy()),
+    "greedy-wncc": peer(Greedy(), metric="WNCC 2x2x2"),
 }
 
 
-def measure(case: Case, found: Found) -> dict[str, Any]:
+def measure(case: Case, found: Found, reference: Found | None = None) -> dict[str, Any]:
     """Errors in voxels, inside and at the border, and the shares of the fixed voxels that are imaged.
+
+    Args:
+        reference: what the method found for the case's reference, if it has one. Then the truth of the linear
+            stage is the reference's linear stage, and that of the whole its warp.
 
     Returns:
         ``voxel_mm``; ``body`` and ``border``, each of ``after`` and, where it is known, ``linear``:
@@ -90,26 +143,28 @@ def measure(case: Case, found: Found) -> dict[str, Any]:
     """
     grid, moving = case.fixed.grid, case.moving.grid
     points = grid.world_points()
-    maps = {"after": points + found.warp.field, "truth": case.truth(points)}
+    maps = {"truth": case.truth(points), "after": points + found.warp.field}
+    truths = {"after": maps["truth"], "linear": maps["truth"]}
     if found.linear is not None:
         maps["linear"] = transform_points(found.linear, points)
+    if reference is not None:
+        truths["after"] = maps["truth"] = case.truth(reference.warp.transform_points(points))
+        if reference.linear is not None:
+            truths["linear"] = case.truth(transform_points(reference.linear, points))
     voxel = float(np.prod(grid.spacing) ** (1 / 3))
     deep = inside(grid, points, BORDER) & inside(moving, maps["truth"], BORDER)
     seen = inside(moving, maps["truth"], 0)
     where = {"body": case.body & deep, "border": case.body & seen & ~deep}
+    errors = {stage: distance(maps[stage], truths[stage]) / voxel for stage in truths if stage in maps}
     row: dict[str, Any] = {"voxel_mm": voxel}
     for region, mask in where.items():
         row[region] = {"voxels": int(mask.sum())}
-        for stage in ("linear", "after"):
-            if stage in maps:
-                row[region][stage] = summary(distance(maps[stage][mask], maps["truth"][mask]) / voxel)
+        row[region] |= {stage: summary(error[mask]) for stage, error in errors.items()}
     row["imaged"] = {stage: float(contains(moving, mapped).mean()) for stage, mapped in maps.items()}
     row["doubt"] = None
     if found.doubt is not None and where["body"].any():
         mask = where["body"]
-        row["doubt"] = doubt_against_error(
-            found.doubt[mask] / voxel, distance(maps["after"][mask], maps["truth"][mask]) / voxel
-        )
+        row["doubt"] = doubt_against_error(found.doubt[mask] / voxel, errors["after"][mask])
     return row
 
 
@@ -145,7 +200,7 @@ def doubt_against_error(doubt: npt.NDArray[Any], error: Float64) -> dict[str, An
 @lru_cache(maxsize=1)
 def digest(case: Case) -> str:
     """Of the images and how they are registered."""
-    found = hashlib.sha1(repr((case.fixed.grid, case.moving.grid, case.init)).encode())
+    found = hashlib.sha1(repr((case.fixed.grid, case.moving.grid, case.init, case.threads)).encode())
     for volume in (case.fixed, case.moving):
         found.update(volume.array.tobytes())
     found.update(np.packbits(case.body).tobytes())
@@ -160,10 +215,19 @@ def run(case: Case, name: str, threads: int) -> dict[str, Any]:
     }  # fmt: skip
     start = time.perf_counter()
     try:
-        found = METHODS[name].run(case, threads)
+        found, reference = METHODS[name].run(case, threads), None
+        if case.reference is not None:
+            reference = run_reference(name, *case.reference, case.init, threads)
     except Exception as error:  # of a peer anything may come: a row, not the end
         return row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - start}
-    return row | measure(case, found) | {"seconds": found.seconds}
+    return row | measure(case, found, reference) | {"seconds": found.seconds}
+
+
+@lru_cache(maxsize=8)
+def run_reference(name: str, fixed: regkit.Volume, moving: regkit.Volume, init: str, threads: int) -> Found:
+    """What a method finds for a pair that several cases change; once for all methods of a run."""
+    pair = Case("reference", "nothing", "", fixed, moving, np.asarray, np.ones(fixed.array.shape, bool), init)
+    return METHODS[name].run(pair, threads)
 
 
 def same(row: dict[str, Any], case: Case, name: str, threads: int) -> bool:
