@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from open_pairs import ROOT, apart, commit, setting, write_rows
 from truth_cases import GROUPS, Case, cases
+from truth_report import cell, done, draw, report
 
 import regkit
 from regkit.bench import case as bench
@@ -162,7 +163,7 @@ def measure(case: Case, found: Found, reference: Found | None = None) -> dict[st
         row[region] |= {stage: summary(error[mask]) for stage, error in errors.items()}
     row["imaged"] = {stage: float(contains(moving, mapped).mean()) for stage, mapped in maps.items()}
     row["doubt"] = None
-    if found.doubt is not None and where["body"].any():
+    if found.doubt is not None and reference is None and where["body"].any():
         mask = where["body"]
         row["doubt"] = doubt_against_error(found.doubt[mask] / voxel, errors["after"][mask])
     return row
@@ -241,94 +242,6 @@ def same(row: dict[str, Any], case: Case, name: str, threads: int) -> bool:
     )
 
 
-def cell(row: dict[str, Any] | None, region: str) -> str:
-    """ "mean / p95 / max" of a row."""
-    if row is None:
-        return ""
-    if row["error"] is not None:
-        return "failed"
-    found = row[region]["after"]
-    return "-" if found is None else " / ".join(f"{found[key]:.2f}" for key in ("mean", "p95", "max"))
-
-
-def grouped(rows: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
-
-
-def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def means(rows: list[dict[str, Any]]) -> list[str]:
-    """What stands for a method over the cases of a group."""
-
-    def mean(*path: str) -> str:
-        values: list[float] = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = None if value is None else value.get(key)
-            if value is not None:
-                values.append(value)
-        return f"{np.mean(values):.2f}" if values else ""
-
-    worst = max((row for row in rows if row["error"] is None and row["body"]["after"]), default=None,
-                key=lambda row: row["body"]["after"]["mean"])  # fmt: skip
-    return [
-        str(len(rows)), str(sum(row["error"] is not None for row in rows)),
-        mean("body", "linear", "mean"), mean("body", "after", "mean"), mean("body", "after", "p95"),
-        "" if worst is None else f"{worst['body']['after']['mean']:.2f}, {worst['case']}",
-        mean("border", "linear", "mean"), mean("border", "after", "mean"), mean("seconds"),
-    ]  # fmt: skip
-
-
-def text(rows: list[dict[str, Any]]) -> str:
-    """All tables, errors in voxels."""
-    parts = []
-    for group, own in grouped(rows, "group").items():
-        methods = grouped(own, "method")
-        parts.append(f"## {group}\n\nMeans over the cases, in voxels.")
-        head = ["method", "cases", "failed", "linear", "mean", "95 %", "worst mean", "border: linear", "mean"]
-        parts.append(markdown([*head, "s"], ([name, *means(found)] for name, found in methods.items())))
-        kinds = grouped(own, "kind")
-        parts.append("Mean by what was done to the copy; 95 % in brackets.")
-        parts.append(
-            markdown(
-                ["", *methods],
-                (
-                    [
-                        kind,
-                        *("{3} ({4})".format(*means(grouped(found, "method").get(m, []))) for m in methods),
-                    ]
-                    for kind, found in kinds.items()
-                ),
-            )
-        )
-        for region, title in (("body", "in the body"), ("border", f"in the {BORDER} voxels at the border")):
-            parts.append(f"Each case, {title}: mean / 95 % / largest.")
-            lines = []
-            for name, found in grouped(own, "case").items():
-                by = {row["method"]: row for row in found}
-                lines.append([name, *(cell(by.get(method), region) for method in methods)])
-            parts.append(markdown(["case", *methods], lines))
-    cropped = [row for row in rows if row["kind"] == "cropped" and row["error"] is None]
-    if cropped:
-        parts.append("## Cropped: % of the fixed voxels that land in the moving field of view")
-        shares = (
-            [row["case"], row["method"], *(
-                f"{100 * row['imaged'][stage]:.1f}" if stage in row["imaged"] else ""
-                for stage in ("truth", "linear", "after")
-            )]
-            for row in cropped
-        )  # fmt: skip
-        parts.append(markdown(["case", "method", "true", "linear", "after"], shares))
-    return "\n\n".join(parts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -342,23 +255,27 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = arguments.output.with_suffix(".json")
     rows = {(r["case"], r["method"]): r for r in json.loads(kept.read_text())} if kept.exists() else {}
-    command = f"python benchmarks/truth.py --methods {' '.join(arguments.methods)}"
     for case in cases(arguments.groups, arguments.cases):
         for name in arguments.methods:
             old = rows.get((case.name, name))
             if old is not None and not arguments.again and same(old, case, name, arguments.threads):
                 continue
-            row = run(case, name, arguments.threads)
-            rows[case.name, name] = row
-            print(
-                f"{case.name}, {name}: {row['error'] or cell(row, 'body')}, {row['seconds']:.1f} s",
-                flush=True,
-            )
-            write_rows(
-                list(rows.values()),
-                arguments.output,
-                f"`{command}`, {setting()}\n\n{text(list(rows.values()))}",
-            )
+            row = rows[case.name, name] = run(case, name, arguments.threads)
+            print(f"{case.name}, {name}: {row['error'] or cell(row)}, {row['seconds']:.1f} s", flush=True)
+            write(list(rows.values()), arguments.output)
+    if rows:
+        write(list(rows.values()), arguments.output)
+        draw(done(list(rows.values())), arguments.output.with_suffix(".png"))
+
+
+def write(rows: list[dict[str, Any]], output: Path) -> None:
+    """All rows that there are, in the order of the groups and methods."""
+    order = [*GROUPS, *METHODS]
+    rows = sorted(rows, key=lambda row: (order.index(row["group"]), order.index(row["method"])))
+    threads = ", ".join(map(str, sorted({row["threads"] for row in rows})))
+    command = f"python benchmarks/truth.py --methods {' '.join(dict.fromkeys(r['method'] for r in rows))}"
+    head = f"`{command} --threads {threads}`, {setting()}; behind each method the code that its rows are of."
+    write_rows(rows, output, f"{head}\n\n{report(rows)}")
 
 
 if __name__ == "__main__":
