@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def run_peer(
     threads: int,
 ) -> Found:
     """Register files of the two images, as the benchmark of peers does; in a process that may crash."""
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # ANTs takes no argument for it
     package = kind()
     for name, value in settings.items():
         setattr(package, name, value)

@@ -24,7 +24,11 @@ def report(rows: list[Row]) -> str:
     """All tables, errors in voxels of the fixed image."""
     parts = []
     for group, own in grouped(rows, "group").items():
-        parts += [f"## {group}", NOTES[group], overview(own), "Mean (95 %) by kind:", by_kind(own)]
+        parts += [f"## {group}", NOTES[group], "Means over the cases of each method:", overview(own)]
+        shared = common(own)
+        if 0 < len(shared) < len(own):
+            parts += ["Over the cases that all of them have:", overview(shared)]
+        parts += ["Mean (95 %) by kind, of methods that have all its cases:", by_kind(own)]
         parts += ["Each case in the body, mean / 95 % / largest:", by_case(own, "body")]
         parts += ["Each case near the border, the same:", by_case(own, "border")]
     cropped = [row for row in done(rows) if row["kind"] == "cropped"]
@@ -46,6 +50,19 @@ def grouped(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row[key], []).append(row)
     return found
+
+
+def common(rows: list[Row]) -> list[Row]:
+    """The rows of those cases that every method has finished."""
+    methods, finished = grouped(rows, "method"), grouped(done(rows), "case")
+    return [row for row in rows if len(finished.get(row["case"], [])) == len(methods)]
+
+
+def whole(rows: list[Row], kind: str, method: str) -> list[Row]:
+    """A method's rows of a kind, or none where it lacks a case that another method has."""
+    cases = grouped(rows, "kind")[kind]
+    own = [row for row in done(cases) if row["method"] == method]
+    return own if len(own) == len(grouped(cases, "case")) else []
 
 
 def done(rows: Iterable[Row]) -> list[Row]:
@@ -93,10 +110,10 @@ def overview(rows: list[Row]) -> str:
 def by_kind(rows: list[Row]) -> str:
     methods = grouped(rows, "method")
     lines = []
-    for kind, own in grouped(rows, "kind").items():
+    for kind in grouped(rows, "kind"):
         line = [kind]
         for method in methods:
-            mine = grouped(own, "method").get(method, [])
+            mine = whole(rows, kind, method)
             mean, p95 = (average(values(mine, "body", "after", what)) for what in ("mean", "p95"))
             line.append(f"{mean} ({p95})" if mean else "")
         lines.append(line)
@@ -164,6 +181,7 @@ def draw(rows: list[Row], picture: Path) -> None:
     """Mean errors by kind, a dot for each method, and stated doubt against error where any is stated."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from regkit.atomic import atomic_path
     from regkit.colours import DIM, INK, PALE
@@ -178,12 +196,16 @@ def draw(rows: list[Row], picture: Path) -> None:
     colours = {method: f"C{k}" for k, method in enumerate(grouped(rows, "method"))}
     for ax, (group, own) in zip(axes, groups.items()):
         kinds = list(grouped(own, "kind"))
-        for method, mine in grouped(own, "method").items():
-            means = [values(grouped(mine, "kind").get(kind, []), "body", "after", "mean") for kind in kinds]
+        for method in grouped(own, "method"):
+            means = [values(whole(own, kind, method), "body", "after", "mean") for kind in kinds]
             # No error at all, as of a warp that a change does not move, has no place on a logarithmic axis.
             points = [(max(np.mean(m), 1e-3), k) for k, m in enumerate(means) if m]
-            ax.scatter(*zip(*points), s=22, color=colours[method], label=method, alpha=0.85)
+            if points:
+                ax.scatter(*zip(*points), s=22, color=colours[method], label=method, alpha=0.85)
         ax.set(xscale="log", ylim=(len(kinds) - 0.5, -0.5), title=group)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_yticks(range(len(kinds)), kinds)
         ax.set_xlabel("mean error in the body, voxels")
     if told:
