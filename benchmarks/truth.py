@@ -41,7 +41,7 @@ from regkit.geometry import Float64, transform_points
 from regkit.warp import contains
 
 BORDER = 4  # voxels
-SAMPLES = 64  # places of a case whose stated doubt and error are kept for the plot
+SAMPLES = 32  # places of a case whose stated doubt and error are kept for the plot
 
 
 @dataclass(frozen=True, eq=False)

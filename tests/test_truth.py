@@ -139,7 +139,7 @@ def test_doubt_is_held_against_the_error(turned: Case) -> None:
     boasting = np.full(true.grid.shape, 0.2 * voxel)
     told = measure(turned, found(off, boasting))["doubt"]
     assert told["sure"] == 1 and 0.2 < told["right_where_sure"] < 0.8
-    assert len(told["sample"]) == 64 and {round(d, 3) for d, _ in told["sample"]} == {0.2}
+    assert len(told["sample"]) == 32 and {round(d, 3) for d, _ in told["sample"]} == {0.2}
 
 
 def test_the_report_tells_of_failures(turned: Case) -> None:
