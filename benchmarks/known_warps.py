@@ -29,14 +29,29 @@ from regkit.jacobian import jacobian_determinant
 BEND_MM, BEND_SIGMA_MM, ROTATION_DEG, SHIFT_MM = 12.0, 25.0, 10.0, 15.0
 
 
-def known_map(grid: regkit.Grid, moving_grid: regkit.Grid, seed: int) -> regkit.Warp:
-    """V on the fixed grid: p -> R (p + bend(p) - centre) + centre + shift, free of folds."""
+def known_map(
+    grid: regkit.Grid,
+    moving_grid: regkit.Grid,
+    seed: int,
+    *,
+    bend_mm: float = BEND_MM,
+    sigma_mm: float = BEND_SIGMA_MM,
+    rotation_deg: float = ROTATION_DEG,
+    shift_mm: float = SHIFT_MM,
+) -> regkit.Warp:
+    """V on the fixed grid: p -> R (p + bend(p) - centre) + centre + shift, free of folds.
+
+    Args:
+        bend_mm: length of the bend at its peak.
+        sigma_mm: of the Gaussian that smooths it.
+        rotation_deg, shift_mm: the most that the rotation and the translation can be.
+    """
     random = np.random.default_rng(seed)
-    sigma = BEND_SIGMA_MM / np.asarray(grid.spacing[::-1])
+    sigma = sigma_mm / np.asarray(grid.spacing[::-1])
     bend = np.stack([gaussian_filter(random.standard_normal(grid.shape), sigma) for _ in range(3)], axis=-1)
-    bend *= BEND_MM / np.linalg.norm(bend, axis=-1).max()
-    turn = Rotation.from_rotvec(random.uniform(-1, 1, 3) * np.radians(ROTATION_DEG) / np.sqrt(3)).as_matrix()
-    shift = random.uniform(-1, 1, 3) * SHIFT_MM / np.sqrt(3)
+    bend *= bend_mm / np.linalg.norm(bend, axis=-1).max()
+    turn = Rotation.from_rotvec(random.uniform(-1, 1, 3) * np.radians(rotation_deg) / np.sqrt(3)).as_matrix()
+    shift = random.uniform(-1, 1, 3) * shift_mm / np.sqrt(3)
     points = transform_points(grid.index_to_world, slab_index(grid, 0, grid.shape[0]))
     field = (points + bend - grid.centre) @ turn.T + grid.centre + shift - points
     warp = regkit.Warp(field.astype(np.float32), grid, moving_grid)

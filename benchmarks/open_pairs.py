@@ -131,11 +131,13 @@ def setting() -> str:
 
 def write_rows(rows: Any, output: Path, head: str) -> None:
     """The measures as JSON beside the table as Markdown."""
+    from regkit.atomic import atomic_path
     from regkit.jsontext import to_json
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(to_json(rows) + "\n")
-    output.with_suffix(".md").write_text(head + "\n")
+    for suffix, text in ((".json", to_json(rows)), (".md", head)):
+        with atomic_path(output.with_suffix(suffix)) as temporary:
+            temporary.write_text(text + "\n")
 
 
 def main() -> None:

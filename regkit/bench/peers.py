@@ -36,6 +36,7 @@ class Ants(Package):
         f"mass, rigid and affine stage, or the start; {_CT}"
     )
     iterations = (40, 20, 0)  # antspyx' default: at a quarter of the resolution, at half of it, at the full
+    metric, sampling = "mattes", 32  # of SyN; sampling is the bins of a histogram, or for CC a radius
 
     def register(self, inputs: Inputs) -> Outcome:
         import ants
@@ -63,6 +64,8 @@ class Ants(Package):
             moving_mask=moving_mask,
             mask_all_stages=True,
             reg_iterations=self.iterations,
+            syn_metric=self.metric,
+            syn_sampling=self.sampling,
         )
         clock.end("register")
         linear, warp = np.eye(4), None
@@ -98,13 +101,15 @@ class Greedy(Package):
         f"level where the fixed image has 64 voxels along every axis; {_CT}"
     )
 
+    metric = "NMI"
+
     def register(self, inputs: Inputs) -> Outcome:
         from picsl_greedy import Greedy3D
 
         clock = Clock()
         pair = Pair.load(inputs.case)
         given: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
-        images = f"-i fixed moving -m NMI -threads {inputs.threads} -seed {inputs.seed} -V 0"
+        images = f"-i fixed moving -m {self.metric} -threads {inputs.threads} -seed {inputs.seed} -V 0"
         for option, name, mask in (("-gm", "inside", pair.fixed_mask), ("-mm", "visible", pair.moving_mask)):
             if mask is not None:
                 given[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
