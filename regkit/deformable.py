@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.coarse import match
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
-from regkit.evidence import blur_of_match, shares
+from regkit.evidence import blur_of_match, local_contrast, share_of, share_of_intensities
 from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
@@ -156,28 +156,33 @@ class Believed:
 
 
 def believed_field(
-    fixed: Pyramid, moving: Pyramid, reference: int, work: Plan, on_step: Callable[[], None]
+    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
 ) -> Believed:
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
-    The reference is compared alone first. Where no other part tells a match from a near miss, the field is
-    the reference's; else all that do are compared together.
+    MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
+    else all that do are compared together.
 
     Args:
-        reference: index of the part that the others are measured against.
+        names: of the parts; if there are several, "mind" is one.
     """
-    count = len(fixed.channels)
+    count = len(names)
     if count == 1:
         return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
+    reference = names.index("mind")
     single = [[float(k == other) for other in range(count)] for k in range(count)]
     alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
     field = coarse_field(*alone, work, on_step)
-    offset, blurs = moving.offset(STRIDE), []
+    offset = moving.offset(STRIDE)
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
-    for only in single:
-        one, other = (pyramid.weighted(only).maps[STRIDE] for pyramid in finest)
-        blurs.append(blur_of_match(one, other, offset, field))
-    kept = shares(blurs, reference)
+    apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
+    blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
+    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+    if "intensity" in names:
+        k = names.index("intensity")
+        one, other = (local_contrast(intensities) for intensities in apart[k])
+        kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
+    del finest, apart
     if not any(share for k, share in enumerate(kept) if k != reference):
         return Believed(field, *alone, tuple(kept), tuple(blurs))
     some = fixed.weighted(kept), moving.weighted(kept)

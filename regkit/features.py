@@ -187,6 +187,8 @@ MIND = Part(
     name="mind",
     weighs=True,
 )
+# Counts where both images are of one modality alone (regkit.evidence).
+INTENSITY = Part(lambda image, spacing: image[None], weight=3.0, name="intensity")
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -217,7 +219,7 @@ def feature_parts(
     part = Part(
         network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
     )
-    return name, (part,) if name == "network" else (part, MIND), network.record
+    return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
 
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -16,7 +16,7 @@ import torch
 from regkit.costvolume import FeatureMap
 from regkit.deformable import STRIDE, plan
 from regkit.errors import RegkitError
-from regkit.features import DEFAULT, feature_maps, feature_parts, parts_for
+from regkit.features import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
 from regkit.filters import smooth
 from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
 from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labelled
@@ -187,7 +187,9 @@ class _Comparison:
         self.target = target
         self.grid = plan(target.grid, target.grid, named_settings(preset)).grid
         self.cells = self.grid.pooled(STRIDE)
-        self.parts = parts_for(self.grid.spacing[0], feature_parts(features, weights)[1])
+        parts = parts_for(self.grid.spacing[0], feature_parts(features, weights)[1])
+        # Atlases of any modality vote: what only one modality bears out is not asked.
+        self.parts = [part for part in parts if part is not INTENSITY]
         self.device = device
         # A target that is CT has one window beside atlases that are CT, and another beside others.
         self._of_target = cache(self._features_of_target)

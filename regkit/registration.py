@@ -177,7 +177,7 @@ def register(
                 believed = believed_field(
                     fixed_pyramid,
                     moving_pyramid,
-                    names.index("mind") if "mind" in names else 0,
+                    names,
                     work,
                     stages.stepper(2 * len(work.levels)),
                 )
@@ -222,7 +222,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
-                "compared": [part.name for part in parts] if settings.deformable else [],
+                "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
                 "preset": preset,
                 "init": str(init),

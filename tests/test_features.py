@@ -76,7 +76,7 @@ def test_unknown_features_are_named_with_those_there_are() -> None:
 def test_the_parts_of_every_name(random_weights: Path) -> None:
     found = {name: feature_parts(name, random_weights) for name in NAMES if name != "mind"}
     assert [part.stride for part in found["network"][1]] == [2]
-    assert [part.stride for part in found["network+mind"][1]] == [2, 2]
+    assert [part.stride for part in found["network+mind"][1]] == [2, 2, 1]
     for name, _, record in found.values():
         assert name in found
         assert record == {
@@ -145,8 +145,8 @@ def test_a_part_is_asked_of_voxels_that_it_knows() -> None:
     assert parts_for(1.4, (coarse, always)) == (coarse, always)
     assert parts_for(1.39, (coarse, always)) == (always,)
     assert parts_for(0.5, (coarse,)) == (coarse,)
-    assert [part.finest for part in feature_parts("network+mind")[1]] == [pytest.approx(1.4), 0]
+    assert [part.finest for part in feature_parts("network+mind")[1]] == [pytest.approx(1.4), 0, 0]
 
 
 def test_weights_that_tell_no_spacing_are_always_asked(random_weights: Path) -> None:
-    assert [part.finest for part in feature_parts("network+mind", random_weights)[1]] == [0, 0]
+    assert [part.finest for part in feature_parts("network+mind", random_weights)[1]] == [0, 0, 0]

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from regkit.costvolume import FeatureMap
+from regkit.deformable import STRIDE, Pyramid
+from regkit.evidence import blur_of_match, local_contrast, share_of, share_of_intensities
+from regkit.filters import smooth
+
+SHAPE = (12, 14, 16)
+OFFSET = torch.zeros(3)
+STILL = torch.zeros(3, *SHAPE)
+
+
+def _map(values: torch.Tensor) -> FeatureMap:
+    return FeatureMap(values, torch.ones_like(values[:1]))
+
+
+def _texture(rng: np.random.Generator, channels: int = 1) -> torch.Tensor:
+    return smooth(torch.from_numpy(rng.random((channels, *SHAPE))).float(), 1)
+
+
+def test_a_match_is_told_from_a_near_miss_and_noise_is_not(rng: np.random.Generator) -> None:
+    one, other = _texture(rng, 4), _texture(rng, 4)
+    assert blur_of_match(_map(one), _map(one), OFFSET, STILL) < 1e-6
+    assert blur_of_match(_map(one), _map(other), OFFSET, STILL) == pytest.approx(1, abs=0.15)
+    noisy = one + 0.3 * one.std() * torch.from_numpy(rng.normal(size=one.shape)).float()
+    assert 0.02 < blur_of_match(_map(one), _map(noisy), OFFSET, STILL) < 0.5
+
+
+def test_what_is_not_known_counts_nothing(rng: np.random.Generator) -> None:
+    one = _texture(rng)
+    other, weight = one.clone(), torch.ones_like(one)
+    other[:, 4:], weight[:, 4:] = 100, 0
+    assert blur_of_match(_map(one), FeatureMap(other, weight), OFFSET, STILL) < 1e-3
+
+
+def test_a_part_keeps_what_it_can_tell_beside_the_reference() -> None:
+    assert share_of(0.5, 0.5) == 1
+    assert share_of(0.7, 0.4) == pytest.approx(0.25)
+    assert share_of(0.96, 0.5) == 0
+    assert share_of(0.9, 0.5) == 0  # a share too small to be worth its time
+    assert share_of(0.1, 0.9) == 1.25
+
+
+def test_intensities_count_in_one_modality_alone(rng: np.random.Generator) -> None:
+    one = _texture(rng)
+    brighter, other = 0.9 * one + 0.05, (one - one.mean()).abs()
+
+    def share(moving: torch.Tensor) -> float:
+        maps = _map(one), _map(moving)
+        local = (local_contrast(m) for m in maps)
+        return share_of_intensities(
+            blur_of_match(*maps, OFFSET, STILL), blur_of_match(*local, OFFSET, STILL)
+        )
+
+    assert share(brighter) == 1
+    assert share(other) == share(1 - one) == 0
+
+
+def test_local_contrast_is_its_definition(rng: np.random.Generator) -> None:
+    values = _texture(rng)
+    found = local_contrast(_map(values), 1).values[0].numpy()
+    boxes = np.lib.stride_tricks.sliding_window_view(values[0].numpy(), (3, 3, 3)).reshape(10, 12, 14, 27)
+    inner = (slice(1, -1),) * 3
+    deviation = boxes.std(-1)
+    centred = values[0].numpy()[inner] - boxes.mean(-1)
+    ratio = centred / found[inner]  # the deviation, and a tenth of its mean over the volume
+    np.testing.assert_allclose(ratio - deviation, np.full_like(ratio, (ratio - deviation).mean()), atol=2e-3)
+
+
+def test_parts_at_shares_of_their_weights_cost_their_sum(rng: np.random.Generator) -> None:
+    one, other = (Pyramid({STRIDE: _map(_texture(rng, 5))}, (0, 0, 0), (2, 3)) for _ in range(2))
+
+    def cost(fixed: Pyramid, moving: Pyramid) -> torch.Tensor:
+        return (fixed.maps[STRIDE].values - moving.maps[STRIDE].values).square().mean(0)
+
+    def at(*shares: float) -> torch.Tensor:
+        return cost(one.weighted(shares), other.weighted(shares))
+
+    torch.testing.assert_close(at(1, 1), cost(one, other))
+    torch.testing.assert_close(at(0.5, 2), 0.5 * at(1, 0) + 2 * at(0, 1))
+    assert one.weighted((0, 1)).channels == (3,)
