@@ -9,10 +9,12 @@ All matrices are 4x4 and map LPS mm of the fixed world to LPS mm of the moving w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.spatial.transform import Rotation
 
 from regkit import native
 from regkit.costvolume import FeatureMap, best_steps, known_slab
@@ -23,8 +25,16 @@ from regkit.resample import Source, resample
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
 _LEAST_OVERLAP = 0.2  # of the smaller image
+_EMPTY = 0.04  # normalised intensity of air, below which there is nothing that could be missed
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
+# Images that agree as well as this do not lie the other way round: their turns are not searched.
+_UPRIGHT = 0.5
+# A turn is taken where the disagreement falls to this share of it.
+_TURN_BONUS = 0.97
+_TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+# Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
+_TURN_SIDE = 64
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
 _SLAB, _MOST_CELLS = 8, 150_000
@@ -42,21 +52,25 @@ class LinearStart:
     Args:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
-        origin: which start won: "header", "centre" or "search".
+        origin: which start won: "header", "centre", "search" or "turned".
         model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
+        runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
+            last fits; None where turns were not searched.
     """
 
     matrix: Float64
     similarity: float
     origin: str
     model: str
+    runner_up: tuple[str, float] | None = None
 
 
 class Judge:
     """Feature similarity of two images over their overlap, for any linear map between them.
 
-    The mean squared difference counts over the overlap; what does not overlap counts as much as
-    a random shift would give, so that shrinking the overlap buys nothing.
+    The mean squared difference counts over the overlap. What is in the image and does not overlap counts as
+    much as a random shift would give, so that shrinking the overlap buys nothing. An empty margin may leave
+    the field of view for free, or a head could neither be turned nor shrunk.
 
     Args:
         fixed, moving: smoothed for ``spacing``.
@@ -70,7 +84,10 @@ class Judge:
         self.extract = extract
         self.mismatch = mismatch
         self.fixed_map = feature_map(fixed, np.eye(4), self.grid, extract)
-        self.full = min(float(self.fixed_map.weight.sum()), _covered_mm3(moving) / spacing**3)
+        seen, weight = resample(fixed, np.eye(4), self.grid)
+        self.content = (weight * (seen > _EMPTY))[None]
+        moving_content = float((moving.image > _EMPTY).float().mean()) * _covered_mm3(moving) / spacing**3
+        self.full = max(min(float(self.content.sum()), moving_content), 1.0)
 
     def moving_map(self, matrix: Float64) -> FeatureMap:
         return feature_map(self.moving, matrix, self.grid, self.extract)
@@ -78,13 +95,13 @@ class Judge:
     def similarity(self, matrix: Float64) -> float:
         moved = self.moving_map(matrix)
         weight = self.fixed_map.weight * moved.weight
-        overlap = float(weight.sum())
-        if overlap <= _LEAST_OVERLAP * self.full:
+        overlap, covered = float(weight.sum()), float((self.content * moved.weight).sum())
+        if covered <= _LEAST_OVERLAP * self.full:
             return -np.inf
         squares = moved.values.sub_(self.fixed_map.values).square_()
         difference = float((squares.mean(0) * weight).sum())
-        missing = max(self.full - overlap, 0)
-        return 1 - (difference + missing * self.mismatch) / (self.mismatch * max(self.full, overlap))
+        missing = max(self.full - covered, 0)
+        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
 
 def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Descriptor) -> FeatureMap:
@@ -119,12 +136,12 @@ def align(
     if _covered_mm3(moving) < _covered_mm3(fixed):
         start = align(moving, fixed, spacing, extract, models, force, on_step)
         inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
-        return LinearStart(inverse, start.similarity, start.origin, start.model)
+        return replace(start, matrix=inverse)
 
     coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
     fine_spacing = coarse_spacing / 2
     f, m = fixed.smoothed_for(coarse_spacing), moving.smoothed_for(coarse_spacing)
-    shifts, mismatch = search_translation(f, m, coarse_spacing, extract)
+    shifts, _, mismatch = search_translation(f, m, coarse_spacing, extract)
     coarse = Judge(f, m, coarse_spacing, extract, mismatch)
     f, m = fixed.smoothed_for(fine_spacing), moving.smoothed_for(fine_spacing)
     fine = Judge(f, m, fine_spacing, extract, mismatch)
@@ -148,27 +165,89 @@ def align(
         )
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
+    rivals: list[LinearStart] = []
+    if best.similarity < _UPRIGHT:
+        # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
+        turned = []
+        for start in search_turns(fixed, moving, coarse, extract):
+            for _ in range(_TURN_ROUNDS):
+                start = _improve(start, coarse, coarse, 3, fit_rigid, "rigid")
+            start = replace(start, similarity=fine.similarity(start.matrix))
+            turned.append(_improve(start, coarse, fine, 3, fit_rigid, "rigid"))
+        rival = max(turned, key=lambda c: c.similarity, default=best)
+        for _ in range(_TURN_ROUNDS):
+            rival = _improve(rival, fine, fine, 2, fit_rigid, "rigid")
+        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _TURN_BONUS else []
+        rivals = [replace(one, runner_up=(best.origin, best.similarity)) for one in rivals]
+        best = replace(best, runner_up=(rival.origin, rival.similarity))
     on_step()
 
     fits: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
     for model in models:
-        for judge, radius, rounds in ((coarse, 3, 2), (fine, 2, 2)):
-            for _ in range(rounds):
-                forced = force and model == models[-1] and judge is fine
-                before = best
-                best = _improve(best, judge, fine, radius, fits[model], model, forced)
-                if best is before:  # from where it is, the next round would find the same
-                    break
+        last = force and model == models[-1]
+        best, *rivals = (_fitted(one, coarse, fine, fits[model], model, last) for one in (best, *rivals))
         on_step()
-    return best
+    # The headers' orientation wins a near tie.
+    return min(
+        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _TURN_BONUS)
+    )
+
+
+def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str, force: bool) -> LinearStart:
+    """Two rounds of block matching on either grid; ``force`` takes those on the fine one in any case."""
+    for judge, radius in ((coarse, 3), (fine, 2)):
+        for _ in range(2):
+            before = start
+            start = _improve(start, judge, fine, radius, fit, model, force and judge is fine)
+            if start is before:  # from where it is, the next round would find the same
+                break
+    return start
 
 
 STEPS = 4
 
 
+def search_turns(fixed: Source, moving: Source, judge: Judge, extract: Descriptor) -> list[LinearStart]:
+    """The most similar of 59 turns, each at its best translation; no pose is more than 45 degrees from all.
+
+    The translations are searched on a coarser grid than the judge's, the best turns compared on his.
+
+    Returns:
+        Up to ``_TURNS_TRIED`` starts, best first; their similarity is the judge's.
+    """
+    both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
+    spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
+    f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
+    centre, found = moving.grid.centre, []
+    for turn in Rotation.create_group("I").as_matrix():
+        if np.allclose(turn, np.eye(3)):
+            continue
+        about = _translation(centre) @ _linear(turn) @ _translation(-centre)
+        # The moving image turned the other way: its world is brought to the moving one by the turn.
+        grid = moving.grid
+        origin = transform_points(np.linalg.inv(about), grid.origin)
+        direction = turn.T @ np.reshape(grid.direction, (3, 3))
+        turned = Grid(grid.size, grid.spacing, tuple(origin), tuple(direction.ravel()))
+        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, turned), spacing, extract, count=1)
+        found += [(score, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
+    found.sort(key=lambda one: one[0])
+    starts = [
+        LinearStart(matrix, judge.similarity(matrix), "turned", "translation")
+        for _, matrix in found[: 2 * _TURNS_TRIED]
+    ]
+    starts.sort(key=lambda start: -start.similarity)
+    return [start for start in starts[:_TURNS_TRIED] if start.similarity > -np.inf]
+
+
+def _linear(matrix: npt.ArrayLike) -> Float64:
+    whole = np.eye(4)
+    whole[:3, :3] = matrix
+    return whole
+
+
 def search_translation(
     fixed: Source, moving: Source, spacing: float, extract: Descriptor, count: int = 3
-) -> tuple[list[Float64], float]:
+) -> tuple[list[Float64], list[float], float]:
     """The translations under which the features agree best, over every overlap there can be.
 
     The weighted sum of squared differences of all whole-cell shifts comes from correlations in the
@@ -180,7 +259,8 @@ def search_translation(
 
     Returns:
         Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
-        ``_APART`` cells apart, and the median mean squared difference over the shifts: what a random
+        ``_APART`` cells apart; of each the squared difference, with what does not overlap, as a share of what
+        random shifts give; and the median mean squared difference over the shifts: what a random
         one gives.
     """
     grid = fixed.grid.working(spacing)
@@ -210,12 +290,13 @@ def search_translation(
     score = difference + (full - overlap).clamp_min(0) * mismatch
     score[~possible] = torch.inf
     size = m.weight.shape[1:]
-    shifts = []
+    shifts, scores = [], []
     for peak in _lowest(score, count, _APART):
         # Shifts beyond the moving lattice's end are the negative ones, wrapped around.
         cells = [k if k < n else k - around for k, n, around in zip(peak, size, shape, strict=True)]
         shifts.append(transform_points(lattice.index_to_world, cells[::-1]) - np.asarray(grid.origin))
-    return shifts, mismatch
+        scores.append(float(score[tuple(peak)]) / max(full * mismatch, 1e-9))
+    return shifts, scores, mismatch
 
 
 def _fast(length: int) -> int:
@@ -394,7 +475,7 @@ def _improve(
         return start
     similarity = final.similarity(matrix)
     if similarity > start.similarity or (force and similarity > -np.inf):
-        return LinearStart(matrix, similarity, start.origin, model)
+        return replace(start, matrix=matrix, similarity=similarity, model=model)
     return start
 
 

@@ -61,10 +61,10 @@ class Registration:
         warp: displacement field on the fixed grid, LPS mm.
         linear: 4x4, fixed LPS mm -> moving LPS mm: the linear start that the warp includes.
         metrics: ``folding_percent``, ``sd_log_jacobian``, ``feature_difference`` (mean squared
-            difference over the overlap, after the linear and the deformable stage), ``evidence`` (of each part of
-            the features the share of its weight that it kept, :mod:`regkit.evidence`) and, where labels
-            were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after) and
-            ``labels`` (one row per label).
+            difference over the overlap, after the linear and the deformable stage), ``evidence`` (of each
+            part of the features the share of its weight that it kept, :mod:`regkit.evidence`) and, where
+            labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after)
+            and ``labels`` (one row per label).
         timings: seconds by stage, ``total`` last.
         memory: peak MB of the process up to the end of each stage, ``peak`` last.
         settings: everything the run depended on.
@@ -226,7 +226,13 @@ def register(
                 "weights": record,
                 "preset": preset,
                 "init": str(init),
-                "start": {"origin": start.origin, "model": start.model, "similarity": start.similarity},
+                "start": {
+                    "origin": start.origin,
+                    "model": start.model,
+                    "similarity": start.similarity,
+                    "runner_up": start.runner_up
+                    and {"origin": start.runner_up[0], "similarity": start.runner_up[1]},
+                },
                 "intensity_windows": windows,
                 "device": str(where),
                 "threads": torch.get_num_threads(),
@@ -380,7 +386,7 @@ def _sources(
                 )
         low, high = window_of(counted, window if ct[side] else None)
         image = torch.from_numpy(normalise(volume.array, (low, high))).to(device)
-        sources.append(Source(image, inside, volume.grid))
+        sources.append(Source(image, inside, volume.grid).without_filling(volume.array))
         windows[side] = {"ct": ct[side], "low": low, "high": high}
     return (sources[0], sources[1]), windows
 

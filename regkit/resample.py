@@ -11,6 +11,8 @@ from regkit import native
 from regkit.filters import blur
 from regkit.geometry import MOST_VOXELS, Float64, Grid, index_grid, map_index, sample
 
+_CUT = 0.05  # share of a plane beyond which an image that begins there is cut, not ended
+
 
 @dataclass(frozen=True)
 class Source:
@@ -32,6 +34,40 @@ class Source:
         if sigma.max() < 0.25:
             return self
         return Source(blur(self.image, sigma.tolist()), self.mask, self.grid)
+
+    def without_filling(self, array: np.ndarray) -> Source:
+        """Without the outer planes that hold one value alone next to one that cuts through something.
+
+        Resampling leaves such planes where it found no data. Taken for air they would be an edge that the
+        other image does not have. Planes of a margin that ends gently, as around a brain without its skull,
+        stay: where they end is where the brain ends.
+
+        Args:
+            array: (Z, Y, X), the values as they were read.
+        """
+        bounds = []
+        for axis in range(3):
+            planes = np.moveaxis(array, axis, 0)
+            first = _filled(planes)
+            last = len(planes) - (_filled(planes[::-1]) if first < len(planes) else 0)
+            bounds.append(slice(first, last) if last - first > 1 else slice(0, len(planes)))
+        if all(b.stop - b.start == n for b, n in zip(bounds, array.shape)):
+            return self
+        start = [b.start for b in reversed(bounds)]
+        size = [b.stop - b.start for b in reversed(bounds)]
+        inside = tuple(bounds)
+        mask = None if self.mask is None else self.mask[inside].contiguous()
+        return Source(self.image[inside].contiguous(), mask, self.grid.window(tuple(start), tuple(size)))
+
+
+def _filled(planes: np.ndarray) -> int:
+    """How many of the first planes are filling: all of one value, before one of which much is not."""
+    value = planes[0].flat[0]
+    for k, plane in enumerate(planes):
+        other = np.count_nonzero(plane != value)
+        if other:
+            return k if other > _CUT * plane.size else 0
+    return 0
 
 
 def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

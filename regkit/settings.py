@@ -18,7 +18,8 @@ class Settings:
             more than half the shortest side of the field of view.
         iterations: Adam steps of the fine stage on its two levels, coarse and fine; a coarse step costs about
             a quarter of a fine one.
-        regularisation: weight of the diffusion term of the fine stage, where the coarse one found typical strain.
+        regularisation: weight of the diffusion term of the fine stage, where the coarse one found as much
+            strain as is typical.
         deformable: False stops after the linear start.
     """
 

@@ -50,9 +50,7 @@ def test_intensities_count_in_one_modality_alone(rng: np.random.Generator) -> No
     def share(moving: torch.Tensor) -> float:
         maps = _map(one), _map(moving)
         local = (local_contrast(m) for m in maps)
-        return share_of_intensities(
-            blur_of_match(*maps, OFFSET, STILL), blur_of_match(*local, OFFSET, STILL)
-        )
+        return share_of_intensities(blur_of_match(*maps, OFFSET, STILL), blur_of_match(*local, OFFSET, STILL))
 
     assert share(brighter) == 1
     assert share(other) == share(1 - one) == 0

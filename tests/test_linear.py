@@ -121,7 +121,7 @@ def test_the_search_is_what_trying_every_shift_gives(rng: np.random.Generator) -
                 there = tuple(slice(lo + s, hi + s) for lo, hi, s in zip(low, high, (z, y, x), strict=True))
                 scores[x, y, z] = (((a[here] - b[there]) ** 2).sum(), size)
                 means.append(scores[x, y, z][0] / size)
-    shifts, mismatch = search_translation(fixed, moving, 1.0, identity, count=1)
+    shifts, _, mismatch = search_translation(fixed, moving, 1.0, identity, count=1)
     assert mismatch == pytest.approx(np.sort(means)[(len(means) - 1) // 2], rel=1e-3)
     full = min(a.size, b.size)
     best = min(scores, key=lambda shift: scores[shift][0] + max(full - scores[shift][1], 0) * mismatch)

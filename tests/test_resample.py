@@ -106,3 +106,25 @@ def test_detail_finer_than_the_grid_does_not_turn_into_something_else() -> None:
     assert weight[inner].all()
     assert raw[inner].std() > 0.1
     assert found[inner].std() < 0.01
+
+
+def test_planes_that_resampling_left_empty_are_no_data(rng: np.random.Generator) -> None:
+    """And a margin that ends gently is."""
+    array = rng.random((6, 7, 8)).astype(np.float32)
+    array[:2], array[..., -1] = -1000, -1000
+    grid = Grid((8, 7, 6), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    mask = torch.ones(6, 7, 8)
+    found = Source(torch.from_numpy(array), mask, grid).without_filling(array)
+    assert found.image.equal(torch.from_numpy(array[2:, :, :-1]))
+    assert found.mask is not None
+    assert found.mask.shape == found.image.shape
+    assert found.grid == Grid((7, 7, 4), grid.spacing, (4.0, 5.0, 12.0))
+
+    gentle = np.zeros((12, 12, 12), dtype=np.float32)
+    gentle[3:9, 3:9, 3:9] = 1
+    gentle[2, 6, 6] = gentle[9, 6, 6] = gentle[6, 2, 6] = gentle[6, 9, 6] = gentle[6, 6, 2] = gentle[
+        6, 6, 9
+    ] = 1
+    for whole in (gentle, np.zeros_like(gentle), rng.random((4, 4, 4)).astype(np.float32)):
+        source = Source(torch.from_numpy(whole), None, Grid(whole.shape[::-1]))
+        assert source.without_filling(whole) is source

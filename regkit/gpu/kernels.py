@@ -453,8 +453,8 @@ def penalty(
     cells = max(1, (shape[0] - 1) * (shape[1] - 1) * (shape[2] - 1))
     losses = field.new_empty(triton.cdiv(points, _BLOCK))
     _penalty[(len(losses),)](
-        field, stiffness.contiguous(), gradient, losses, *factors, barrier / cells, least, *shape, *(1 - 2 * side for side in corner),
-        block=_BLOCK,
+        field, stiffness.contiguous(), gradient, losses, *factors, barrier / cells, least, *shape,
+        *(1 - 2 * side for side in corner), block=_BLOCK,
     )  # fmt: skip
     return losses.sum(), gradient
 
