@@ -223,7 +223,9 @@ def _affine(header: Any, spacing: Float64) -> tuple[Float64 | None, bool]:
     if qform_code > 0 and not _prefers_sform(sform, qform, sform_code):
         chosen = qform
     lengths = np.linalg.norm(chosen[:3, :3], axis=0)
-    if chosen is sform and not np.allclose(lengths, spacing, rtol=0.01):
+    turn = chosen[:3, :3] / lengths
+    straight = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3  # else the grid refuses it as sheared
+    if chosen is sform and straight and not np.allclose(lengths, spacing, rtol=0.01):
         raise RegkitError(
             f"its header says two things: spacing of {spacing.round(4).tolist()} in pixdim, "
             f"of {lengths.round(4).tolist()} in the sform; correct the header"
