@@ -59,6 +59,10 @@ _INTENTS = (1006, 1007)  # NIfTI's DISPVECT and VECTOR
 _LPS_RAS = np.array([-1, -1, 1], dtype=np.float32)
 
 
+class NotLinearError(RegkitError):
+    """A transform was read where a linear one is needed."""
+
+
 def write_warp(warp: Warp, path: str | Path, format: str | None = None) -> None:
     """Write a warp.
 
@@ -185,6 +189,12 @@ def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | 
     return Warp(field, fixed, moving)
 
 
+def is_transform(path: str | Path) -> bool:
+    """Whether a name is one of a file that may hold a linear transform."""
+    convention, path = foreign.split_convention(Path(path))
+    return convention is not None or _suffix(path) in _READ_TRANSFORM
+
+
 def read_linear(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Float64:
     """The 4x4 LPS matrix, fixed point -> moving point, of a linear transform.
 
@@ -209,7 +219,7 @@ def read_linear(path: str | Path, fixed: Grid | None = None, moving: Grid | None
         if matrix is None:
             matrix = _linear(_read_parts(path))
     except RegkitError as error:
-        raise RegkitError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     return checked_matrix(matrix, str(path))
 
 
@@ -370,7 +380,9 @@ def _linear(parts: Sequence[guard.Part]) -> Float64:
     matrices = []
     for part in parts:
         if part.matrix is None:
-            raise RegkitError(f"holds a {part.name}, which is not linear; give a rigid or affine transform")
+            raise NotLinearError(
+                f"holds a {part.name}, which is not linear; give a rigid or affine transform"
+            )
         matrices.append(part.matrix)
     return reduce(np.matmul, matrices, np.eye(4))  # the last one acts first
 

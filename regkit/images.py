@@ -48,6 +48,7 @@ __all__ = [
     "load_labels",
     "load_mask",
     "load_volume",
+    "looks_like_labels",
     "save_image",
 ]
 
@@ -188,6 +189,23 @@ def label_type(low: float, high: float) -> npt.DTypeLike | None:
     """The first of uint8, int16, int32, uint32 and int64 that holds ``low`` to ``high``, or None."""
     kinds = (np.uint8, np.int16, np.int32, np.uint32, np.int64)
     return next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
+
+
+def looks_like_labels(array: npt.NDArray[Any]) -> bool:
+    """Whether an image (z, y, x) is a label map: few whole values, mostly equal to their neighbours.
+
+    An image of eight bits has few whole values, too, but noise.
+    """
+    few = array[::2, ::2, ::2]  # to tell most images in an eighth of the time
+    if few.dtype.kind == "f" and not (few == np.rint(few)).all():
+        return False
+    if len(np.unique(few)) > _MOST_LABELS or array.min() < 0:
+        return False
+    if array.dtype.kind == "f" and not (array == np.rint(array)).all():
+        return False
+    here, there = array[:, :, 1:], array[:, :, :-1]
+    inside = (here != 0) & (there != 0)
+    return bool(inside.any() and (here == there)[inside].mean() > 0.7)
 
 
 def load_labelled(

@@ -93,6 +93,18 @@ BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+# What can be opened is described, though there is nothing in it to register.
+DESCRIBED = {
+    "2-D": "image of 2 axes",
+    "one slice": "9  9  1",
+    "4-D": "image of 4 axes",
+    "colours": "image of 5 axes",
+    "NaN": "not finite voxels  1",
+    "Inf": "not finite voxels  1",
+    "constant": "label map",
+}
+
+
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     folder = tmp_path / "input"
@@ -110,6 +122,9 @@ def test_bad_images(good: Path, tmp_path: Path, case: str, role: str) -> None:
     make, expected = BAD_IMAGES[case]
     bad, out = good / "bad.nii.gz", tmp_path / "out.nii.gz"
     make(bad)
+    if role == "info" and case in DESCRIBED:
+        assert DESCRIBED[case] in run("info", bad).stdout
+        return
     labels = ("--atlas-labels", good / "labels.nii.gz")
     words: tuple[object, ...] = {
         "fixed": ("register", bad, good / "moving.nii.gz", "-o", out, "-q"),
@@ -227,6 +242,8 @@ BAD_WARPS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("case", BAD_WARPS)
 @pytest.mark.parametrize("command", ["apply", "points", "jacobian", "invert", "convert", "evaluate"])
 def test_bad_warps(good: Path, tmp_path: Path, case: str, command: str) -> None:
+    if (command, case) == ("points", "no grid"):
+        pytest.skip("a matrix moves points without a grid")
     name, make, expected = BAD_WARPS[case]
     bad, out, moving = good / name, tmp_path / "out.nii.gz", good / "moving.nii.gz"
     make(bad)
