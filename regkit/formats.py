@@ -16,6 +16,7 @@ matrices of further tools are read as well: :mod:`regkit.foreign`.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from functools import reduce
@@ -282,6 +283,8 @@ def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
             )
         grid = Grid.from_ras_affine(shape[:3], file.affine)
         _check_memory(shape)
+        for doubt in file.doubts:
+            warnings.warn(f"{path}: {doubt}", stacklevel=4)
         field = foreign.field_of(file, grid, moving)
         if field is not None:
             if intent in _INTENTS:
@@ -324,6 +327,8 @@ def _read_vector_image(path: Path, moving: Grid | None) -> Warp:
                 f"a {dimension}-D image of {header.components} component(s), not a warp: those are 3-D with 3"
             )
         _check_memory((*header.size, 3))
+        for doubt in odd.doubts:
+            warnings.warn(f"{path}: {doubt}", stacklevel=4)
         final, array = file.read(int(np.prod(header.size)) * 3 * 8)
     grid = Grid(final.size, final.spacing, final.origin, final.direction)  # type: ignore[arg-type]
     field = array.astype(np.float32, copy=False)

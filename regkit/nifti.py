@@ -73,9 +73,8 @@ class NiftiFile:
             with np.errstate(all="ignore"):
                 array = np.asanyarray(self.voxels)
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
-            raise RegkitError(
-                f"its voxels cannot be read ({reason(error)}); it is truncated or damaged"
-            ) from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise RegkitError(f"its voxels cannot be read ({said}); it is truncated or damaged") from error
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -400,3 +400,12 @@ def test_a_file_with_a_colon_in_its_name_is_itself(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     write_linear(MATRIX, "run:1.tfm")
     np.testing.assert_allclose(read_linear("run:1.tfm"), MATRIX, atol=1e-9)
+
+
+def test_a_field_that_does_not_say_where_it_lies_is_doubted(tmp_path: Path) -> None:
+    path = save(tmp_path / "field.nii", np.zeros((*FIXED.size, 3)))
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes(4)  # qform_code and sform_code
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"field\.nii: its qform and sform have the code 0"):
+        read_warp(path)

@@ -66,8 +66,8 @@ Init = Annotated[
         rich_help_panel=_METHOD,
         help="Where to start. auto: searched for, then rigid and affine where they help. "
         "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
-        "with affine. FILE: a linear transform, fixed point -> moving point, of ITK (.tfm .mat .txt .h5) or of "
-        "another tool (docs/formats.md).",
+        "with affine. FILE: a linear transform, fixed point -> moving point, of ITK (.tfm .mat .txt .h5) "
+        "or of another tool (docs/formats.md).",
     ),
 ]
 Features = Annotated[
