@@ -27,7 +27,7 @@ _FSL_OTHERS = {
     2017: "quadratic spline coefficients of FSL's TOPUP",
     2018: "an off-resonance field of FSL's TOPUP, in Hz",
 }
-_NIFTYREG_OTHERS = {
+_NIFTYREG_OTHERS: dict[float, str] = {
     2: "a grid of spline control points",
     3: "a velocity field",
     4: "a velocity field",
@@ -94,7 +94,7 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
             return _from_positions(_vectors(file), grid)  # NiftyReg's deformation field: the same
         if parameter == 1:
             return _vectors(file) * _LPS_RAS.astype(np.float32)  # NiftyReg's displacements: RAS mm
-        kind = _NIFTYREG_OTHERS.get(int(parameter), f"something of kind {parameter:g}")
+        kind = _NIFTYREG_OTHERS.get(parameter, f"something of kind {parameter:g}")
         raise RegkitError(f"is {kind} of NiftyReg: write the field with 'reg_transform -def'")
     if name.startswith("NREG"):
         raise RegkitError(f"is a '{name}' of an old NiftyReg: write the field with 'reg_transform -def'")
@@ -145,6 +145,8 @@ def _slopes(points: Float64, values: Float64) -> Float64:
 def _vectors(file: NiftiFile) -> npt.NDArray[np.float32]:
     """The vectors as they stand in the file, (z, y, x, 3)."""
     array = file.read()
+    if array.dtype.kind not in "iuf":
+        raise RegkitError(f"holds vectors of the type {array.dtype}, not of real numbers")
     with np.errstate(all="ignore"):
         array = array.astype(np.float32, copy=False)
     array = array[:, :, :, 0] if array.ndim == 5 else array
@@ -244,8 +246,7 @@ def text_matrix(
             raise RegkitError("holds no plain 4x4 matrix of numbers")
         return None
     matrix = np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-        raise RegkitError("holds a matrix that is singular or not finite")
+    _check(matrix)
     if convention is None:
         raise RegkitError(
             "is a plain 4x4 matrix, which does not say what its numbers mean: name it fsl:FILE (FLIRT), "
@@ -284,14 +285,22 @@ def _lta(text: str) -> Float64:
     matrix = _numbers(body[1], 16).reshape(4, 4)
     if int(kind[1]) == 0:
         source, target = (_lta_volume(text, name) for name in ("src", "dst"))
+        _check(source)
         matrix = target @ matrix @ np.linalg.inv(source)
     elif int(kind[1]) != 1:
         raise RegkitError(
             f"is a .lta of type {kind[1]}; only 0 (voxels) and 1 (RAS) are read: lta_convert writes them"
         )
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-        raise RegkitError("holds a matrix that is singular or not finite")
+    _check(matrix)
     return _FLIP_XY @ np.linalg.inv(matrix) @ _FLIP_XY
+
+
+def _check(matrix: Float64) -> None:
+    """Refuse a 4x4 matrix that is not affine or cannot be inverted."""
+    if not np.isfinite(matrix).all() or np.abs(matrix).max() > 1e12:
+        raise RegkitError("holds a matrix that is singular or not finite")
+    if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6) or np.linalg.cond(matrix[:3, :3]) > 1e8:
+        raise RegkitError("holds a matrix that is singular or not finite, or not affine")
 
 
 def _lta_volume(text: str, name: str) -> Float64:
@@ -318,7 +327,7 @@ def _numbers(text: str, count: int) -> Float64:
     except ValueError:
         numbers = np.empty(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise RegkitError(f"is damaged: {count} numbers were expected for '{text.strip()[:40]}'")
+        raise RegkitError(f"is damaged: {count} numbers were expected for '{' '.join(text.split())[:40]}'")
     return numbers
 
 

@@ -15,7 +15,7 @@ import math
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ SUFFIXES = (*_SINGLE, *_PAIR, *_MGH)
 """Endings of the files that are read here."""
 
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's code of the unit of space
+_MOST_GZIP = 1100  # bytes of content to one of gzip, whose best is 1032
 _MOST_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
 
 
@@ -51,6 +52,7 @@ class NiftiFile:
         placed: whether the file says where it lies in the world.
         doubts: what is odd about its place in the world, each half a sentence.
         voxels: nibabel's proxy of the array.
+        most_bytes: that the file can hold.
     """
 
     shape: tuple[int, ...]
@@ -62,6 +64,7 @@ class NiftiFile:
     placed: bool
     doubts: tuple[str, ...]
     voxels: ArrayProxy
+    most_bytes: int = 0
 
     def read(self) -> npt.NDArray[Any]:
         """The array in the file's order of axes, scaled by the header's slope and intercept.
@@ -69,6 +72,11 @@ class NiftiFile:
         Raises:
             RegkitError: if the file is truncated or damaged; without its name.
         """
+        needed = math.prod(self.shape) * self.voxels.dtype.itemsize
+        if needed > self.most_bytes:  # before nibabel takes the memory for them
+            raise RegkitError(
+                "its voxels cannot be read: the file is too short for them; it is truncated or damaged"
+            )
         try:
             with np.errstate(all="ignore"):
                 array = np.asanyarray(self.voxels)
@@ -88,6 +96,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
     with ExitStack() as stack:
         try:
             header_path, voxel_path = _files(path)
+            place = header_path
             stream = stack.enter_context(_opened(header_path))
             raw = stream.read(544)
             if path.name.lower().endswith(_MGH):
@@ -100,8 +109,11 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
                 offset = _offset(header, single)
                 extension = (raw + stream.read(max(0, offset - len(raw))))[len(header.binaryblock) : offset]
                 if not single:
+                    place = voxel_path
                     stream = stack.enter_context(_opened(voxel_path))
                 found = _nifti(header, kind, extension if single else b"", stream, offset)
+            inside = _MOST_GZIP if isinstance(stream, igzip.IGzipFile) else 1
+            found = replace(found, most_bytes=inside * place.stat().st_size)
         except RegkitError:
             raise
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
@@ -189,6 +201,8 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
     affine = np.diag([unit, unit, unit, 1.0]) @ affine
     slope, inter = header.get_slope_inter()
     dtype = header.get_data_dtype()
+    if not dtype.itemsize:
+        raise RegkitError("is damaged: its header has a type of voxels that is unknown")
     spec = (shape, dtype, offset, 1.0 if slope is None else slope, inter or 0.0)
     voxels = ArrayProxy(stream, spec, mmap=False)
     return NiftiFile(shape, affine, kind, intent, description, extension, placed, tuple(doubts), voxels)
