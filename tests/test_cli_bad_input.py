@@ -386,3 +386,20 @@ def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path, monkeypatch: pyt
         words = ("-o", tmp_path / name) if command == "jacobian" else (tmp_path / name,)
         assert "No space left" in error_of(command, good / "warp.nii.gz", *words)
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_stdout_is_one_line(good: Path) -> None:
+    command = [sys.executable, "-m", "regkit", "info", str(good / "moving.nii.gz"), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(regkit.__file__).parents[1])}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "error: could not write the output: No space left on device\n"
+
+
+def test_a_closed_stdout_is_one_line(good: Path) -> None:
+    words = f"{sys.executable} -m regkit info {good / 'moving.nii.gz'} --json >&-"
+    environment = os.environ | {"PYTHONPATH": str(Path(regkit.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, env=environment)
+    assert len(done.stderr.splitlines()) <= 1 and "Traceback" not in done.stderr
