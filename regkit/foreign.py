@@ -6,6 +6,7 @@ refused by name, with what the tool itself can write instead.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -380,7 +381,7 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
         raise RegkitError("is a transform of elastix' that is added to another; only composed ones are read")
     # By its name alone: it lies beside this one, and a path in a file from elsewhere is not followed.
     first = path.with_name(Path(before.replace("\\", "/")).name)
-    if not first.is_file():
+    if not os.path.isfile(first):
         raise RegkitError(f"is preceded by '{first.name}' (InitialTransform), which is not beside it")
     return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MOST_TEXT], first, depth + 1)
 

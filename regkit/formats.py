@@ -16,6 +16,7 @@ matrices of further tools are read as well: :mod:`regkit.foreign`.
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -242,7 +243,7 @@ def _suffix(path: Path) -> str:
 
 
 def _require_file(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # of names that no system allows it says no
         raise RegkitError(f"{path}: no such file")
 
 

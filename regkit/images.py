@@ -311,9 +311,14 @@ def _load(source: ImageLike, what: str) -> Volume:
             "give a file, or wrap an array as regkit.Volume(array, grid)"
         )
     path = Path(source)
-    if not path.exists():
+    # By os.path, which takes names that no system allows for names of nothing.
+    if not os.path.exists(path):
         raise RegkitError(f"{what} does not exist")
-    return _from_series(path, what) if path.is_dir() else _from_file(path, what)
+    if os.path.isdir(path):
+        return _from_series(path, what)
+    if not os.path.isfile(path):
+        raise RegkitError(f"{what} is no file that can be read more than once; save it as one first")
+    return _from_file(path, what)
 
 
 def _from_file(path: Path, what: str) -> Volume:

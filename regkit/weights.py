@@ -231,7 +231,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise RegkitError(f"cannot read weights '{path}': the name must end in {' or '.join(_SUFFIXES)}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RegkitError(f"cannot read weights '{path}': no such file")
     if path.suffix == ".safetensors":
         architecture, tensors, provenance = _read_safetensors(path)

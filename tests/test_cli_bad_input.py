@@ -403,3 +403,24 @@ def test_a_closed_stdout_is_one_line(good: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(regkit.__file__).parents[1])}
     done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, env=environment)
     assert len(done.stderr.splitlines()) <= 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "mha", "h5", "tfm", "npz", "csv"])
+def test_names_that_no_system_allows(good: Path, tmp_path: Path, suffix: str) -> None:
+    name = tmp_path / f"{'a' * 300}.{suffix}"
+    moving, warp, out = good / "moving.nii.gz", good / "warp.nii.gz", tmp_path / "out.nii.gz"
+    assert "a" * 300 in error_of("info", name)
+    assert "a" * 300 in error_of("apply", warp if suffix == "csv" else name, moving, "-o", name)
+    if suffix != "csv":
+        assert "a" * 300 in error_of("apply", name, moving, "-o", out)
+    else:
+        assert "a" * 300 in error_of("apply", warp, "--points", name, "-o", tmp_path / "out.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_for_an_image(good: Path, tmp_path: Path) -> None:
+    for name in ("pipe.nii", "pipe.mha"):
+        os.mkfifo(good / name)
+        assert "save it as one first" in error_of(
+            "apply", good / "warp.nii.gz", good / name, "-o", tmp_path / "o.nii"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +101,7 @@ class _Header:
 
         from regkit import guard, nifti
 
-        if not file.is_file():
+        if not os.path.isfile(file):
             return None
         try:
             if file.name.lower().endswith(nifti.SUFFIXES):

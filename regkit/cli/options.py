@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -115,6 +116,6 @@ def start_file(init: str) -> Path | None:
     from regkit.foreign import split_convention
 
     file = split_convention(Path(init))[1]
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise typer.BadParameter(f"'{init}' is none of {', '.join(INITS)}, and no file", param_hint="--init")
     return file
