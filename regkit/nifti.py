@@ -264,7 +264,9 @@ def _qform(header: Any, spacing: Float64) -> Float64:
         ]
     )
     affine = np.eye(4)
-    affine[:3, :3] = turn * spacing * [1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0]
+    # Rounded as ITK's NIfTI library keeps it, so that directions are ITK's to the last bit.
+    columns = turn * spacing * [1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0]
+    affine[:3, :3] = columns.astype(np.float32)
     affine[:3, 3] = [float(header[f"qoffset_{k}"]) for k in "xyz"]
     return affine
 
