@@ -60,6 +60,9 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
     if code in _FSL_OTHERS:
         hint = "" if code >= 2016 else ": write the field with 'fnirtfileutils --withaff -o'"
         raise RegkitError(f"holds {_FSL_OTHERS[code]}{hint}")
+    afni = b"x_delta" in file.extension and b"AFNI" in file.extension and len(file.shape) in (4, 5)
+    if afni and file.shape[-1] in (3, 6) and file.shape[3:-1] in ((), (1,)):
+        return _afni_field(file, grid, moving)
     if not five and not four:
         return None
     if code == _FSL_FIELD:
@@ -73,16 +76,6 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
         raise RegkitError(f"is a 4-D file of {tool} without an intent that says what its numbers are")
     if not five:
         return None
-    if b"x_delta" in file.extension and b"AFNI" in file.extension:
-        # AFNI (3dQwarp, 3dNwarpCat): displacements in its DICOM order of coordinates, which is LPS, of the
-        # base at its own voxels; obliquity of either image does not count in them.
-        for which, image in (("its", grid), ("the moving image's", moving)):
-            if image is not None and _is_oblique(image):
-                raise RegkitError(
-                    f"is a warp of AFNI, whose coordinates leave out obliquity, and {which} grid is oblique: "
-                    "bring it to a plumb grid first (3dWarp -deoblique)"
-                )
-        return _vectors(file)
     if re.search("flow field|velocity", file.description, re.IGNORECASE):
         raise RegkitError(
             f"is a '{file.description}' of SPM, no warp before it is integrated: write the deformation with "
@@ -104,6 +97,21 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
     if code == _VECTOR:
         return _vectors(file)
     return None
+
+
+def _afni_field(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np.float32]:
+    """AFNI's (3dQwarp, 3dNwarpCat): displacements in its DICOM order, which is LPS, at the base's voxels.
+
+    Three volumes named x_delta, y_delta and z_delta, often with three more of volumes and energies
+    (IW3D_to_dataset). The obliquity of either image does not count in AFNI's coordinates.
+    """
+    for which, image in (("its", grid), ("the moving image's", moving)):
+        if image is not None and _is_oblique(image):
+            raise RegkitError(
+                f"is a warp of AFNI, whose coordinates leave out obliquity, and {which} grid is oblique: "
+                "bring it to a plumb grid first (3dWarp -deoblique)"
+            )
+    return _vectors(file)
 
 
 def refuse_positions(field: npt.NDArray[np.float32], grid: Grid) -> None:
@@ -151,7 +159,7 @@ def _vectors(file: NiftiFile) -> npt.NDArray[np.float32]:
     with np.errstate(all="ignore"):
         array = array.astype(np.float32, copy=False)
     array = array[:, :, :, 0] if array.ndim == 5 else array
-    return array.transpose(2, 1, 0, 3)
+    return array[..., :3].transpose(2, 1, 0, 3)
 
 
 def _from_positions(positions: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:

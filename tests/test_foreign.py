@@ -113,6 +113,10 @@ def test_afni_counts_in_lps_on_a_plumb_grid(tmp_path: Path) -> None:
     for intent in (0, 1007, 1006):
         path = save(tmp_path / "WARP.nii", vectors, PLUMB, intent=intent, notes=AFNI)
         np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-3)
+    more = np.concatenate([vectors, np.ones_like(vectors)], axis=-1)  # hexvol, BulkEn, ShearEn
+    for four in (False, True):
+        path = save(tmp_path / "WARP.nii", more, PLUMB, intent=0, notes=AFNI, four=four)
+        np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-3)
     with pytest.raises(RegkitError, match="moving image's grid is oblique"):
         read_warp(path, None, MOVING)
     path = save(tmp_path / "WARP.nii", vectors, FIXED, notes=AFNI)
