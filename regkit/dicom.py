@@ -84,12 +84,12 @@ def has_frames(tags: dict[str, str]) -> bool:
     return tags.get(_CLASS, "").strip("\0 ") == _SEGMENTATION or (count.isdecimal() and int(count) > 1)
 
 
-def read_frames(path: Path) -> tuple[npt.NDArray[Any], Grid]:
+def read_frames(path: Path) -> tuple[npt.NDArray[Any], Grid, bool]:
     """The volume of one file of many frames: enhanced CT, MR and PET, doses, and segmentations.
 
     Returns:
-        (z, y, x) and its grid. Of a segmentation the numbers of its segments, 0 where there is none, on a
-        grid that ends where they do.
+        (z, y, x), its grid, and whether it is a segmentation: then the numbers of its segments, 0 where there
+        is none, on a grid that ends where they do.
 
     Raises:
         RegkitError: without pydicom, if the frames make no even stack, have no place, or are damaged, and
@@ -110,7 +110,8 @@ def read_frames(path: Path) -> tuple[npt.NDArray[Any], Grid]:
             f"cannot be read: its DICOM frames are damaged or compressed ({reason(error)})"
         ) from error
     try:
-        return _frames(dataset, pixels if pixels.ndim == 3 else pixels[None])
+        array, grid = _frames(dataset, pixels if pixels.ndim == 3 else pixels[None])
+        return array, grid, str(dataset.SOPClassUID) == _SEGMENTATION
     except RegkitError:
         raise
     except Exception as error:  # numbers that are none, sequences that are shorter than they should be

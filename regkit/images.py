@@ -57,6 +57,7 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
+_CROPPED = (".seg.nrrd", ".seg.nhdr")  # 3D Slicer's segmentations
 _MOST_LABELS = 1000  # the finest atlases have some 700
 
 
@@ -105,6 +106,10 @@ class Volume:
         elif dtype.kind == "f" and dtype.itemsize not in (4, 8):
             dtype = np.dtype(np.float32 if dtype.itemsize < 4 else np.float64)
         return self.grid.to_sitk(np.asarray(self.array, dtype=dtype))
+
+
+class _Segments(Volume):
+    """A segmentation of a kind of file that ends where its segments do, as 3D Slicer's and DICOM's."""
 
 
 ImageLike = str | os.PathLike[str] | sitk.Image | SpatialImage | Volume
@@ -390,7 +395,8 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (spacing, origin))
         _warn_doubts(odd.doubts, what)
     grid = _grid_of(final.size, spacing, origin, direction, what)
-    return Volume(array.reshape(grid.shape), grid, path.name)
+    kind = _Segments if path.name.lower().endswith(_CROPPED) else Volume
+    return kind(array.reshape(grid.shape), grid, path.name)
 
 
 def _from_series(folder: Path, what: str) -> Volume:
@@ -408,11 +414,11 @@ def _from_series(folder: Path, what: str) -> Volume:
 def _from_frames(path: Path, what: str) -> Volume:
     """The volume of a DICOM file of many frames."""
     try:
-        array, grid = dicom.read_frames(path)
+        array, grid, segments = dicom.read_frames(path)
     except RegkitError as error:
         raise RegkitError(_about(what, str(error))) from error
     _volume_size(grid.size, what)
-    return Volume(array, grid, path.name)
+    return (_Segments if segments else Volume)(array, grid, path.name)
 
 
 def _about(what: str, text: str) -> str:
@@ -427,7 +433,7 @@ def _warn_doubts(doubts: Sequence[str], what: str) -> None:
 
 
 def _refuse_layers(path: Path, header: guard.Header, what: str) -> None:
-    if path.name.lower().endswith(".seg.nrrd") and (len(header.size) > 3 or header.components > 1):
+    if path.name.lower().endswith(_CROPPED) and (len(header.size) > 3 or header.components > 1):
         raise RegkitError(
             f"{what} holds segments that overlap, in several layers; export one label map from 3D Slicer"
         )
@@ -523,7 +529,8 @@ def _orthonormal(grid: Grid) -> Grid:
 def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     if grid is None:
         return volume
-    if volume.grid.size != grid.size and (padded := _part_of(volume, grid)) is not None:
+    may_be_part = isinstance(volume, _Segments) and volume.grid.size != grid.size
+    if may_be_part and (padded := _part_of(volume, grid)) is not None:
         warnings.warn(
             f"{what} covers only a part of the voxels of its image, {_by(volume.grid.size)} of "
             f"{_by(grid.size)}; the others count as 0",
