@@ -186,10 +186,9 @@ def main() -> None:
     answers = {"image": _image, "transform": _transform, "series": _series, "headers": _headers}
     try:
         answers[request["do"]](sitk, request, out)
-    except MemoryError:
-        _say(out, {"error": "it asks for more memory than a file of its size can need"})
     except Exception as error:
-        _say(out, {"error": str(error)})
+        no_memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
+        _say(out, {"error": "it asks for more memory than it may take" if no_memory else str(error)})
     out.flush()
     os._exit(0)  # ITK has nothing left to do, and cleaning up costs time
 
