@@ -238,6 +238,8 @@ def text_matrix(
     if content.startswith(b"MATLAB 5"):
         raise RegkitError("is a file of MATLAB 5, such as SPM's, not of ITK; give an ITK transform")
     if b"\0" in content:
+        if convention:
+            raise RegkitError("holds no plain 4x4 matrix of numbers")
         return None
     text = content.decode("utf-8", "replace")
     if re.search(r"^\s*\(Transform\s", text, re.MULTILINE):

@@ -303,6 +303,7 @@ def test_plain_matrices_need_their_meaning(tmp_path: Path) -> None:
         ("1 0 0 nan\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "singular or not finite"),
         ("1 0 0\n", "no plain 4x4 matrix"),
         ("hello\n", "no plain 4x4 matrix"),
+        ("1 0 0 0\n0 1 0 0\n0 0 1 0\n\0", "no plain 4x4 matrix"),
     ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(RegkitError, match=rf"bad\.txt: holds .*{message}"):
