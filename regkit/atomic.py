@@ -1,14 +1,25 @@
-"""Writing a file so that it is complete or absent; it needs nothing that a bare training machine has not."""
+"""Writing files so that each is complete or absent; it needs nothing that a bare training machine has not."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import socket
+import zlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from regkit.errors import RegkitError
+
+_WAITING: ContextVar[list[tuple[Path, Path]] | None] = ContextVar(
+    "files to be renamed together", default=None
+)
+# The machine, the process and a number of its own; the machine, because a folder may be shared by several.
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(rf"\.regkit-{_HOST}-(\d+)-[0-9a-f]{{12}}(\..*)?")
 
 
 def make_folder(folder: Path) -> None:
@@ -27,19 +38,77 @@ def make_folder(folder: Path) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same ending, that replaces it if the block succeeds.
 
-    If the block fails, the temporary file is removed and ``path`` stays as it was.
+    If the block fails, the temporary file is removed and ``path`` stays as it was. What runs that were killed
+    left beside it is removed as well.
 
     Raises:
         RegkitError: if writing fails (OSError), such as on a full disk.
     """
     path = Path(path)
+    _remove_left_over(path.parent)
     # The last two endings: enough for .nii.gz and .mrk.json, by which a writer picks the format.
-    temporary = path.with_name(f".{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
+    ending = "".join(path.suffixes[-2:])
+    temporary = path.with_name(f".regkit-{_HOST}-{os.getpid()}-{secrets.token_hex(6)}{ending}")
+    waiting = _WAITING.get()
+    done = False
     try:
         yield temporary
-        os.replace(temporary, path)
+        if waiting is None:
+            os.replace(temporary, path)
+        else:
+            waiting.append((temporary, path))
+        done = True
     except OSError as error:
         raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if not (done and waiting is not None):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Files of :func:`atomic_path` in the block get their names when all of them are written, or none does.
+
+    Raises:
+        RegkitError: if a file cannot be given its name.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    token = _WAITING.set(waiting)
+    try:
+        yield
+        while waiting:
+            temporary, path = waiting[0]
+            try:
+                os.replace(temporary, path)
+            except OSError as error:
+                raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
+            del waiting[0]
+    finally:
+        _WAITING.reset(token)
+        for temporary, _ in waiting:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that are no more."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+        for name in names:
+            found = _TEMPORARY.fullmatch(name)
+            if found and not _is_alive(int(found[1])):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True

@@ -4,47 +4,65 @@
 format     suffix              content
 ========== =================== ======================================================================
 itk        .nii .nii.gz        5-D NIfTI (X, Y, Z, 1, 3), intent 1007 (VECTOR), LPS mm: what ITK, ANTs and
-                               SimpleITK write and read; .mha and .nrrd hold the same vector image
+                               SimpleITK write and read; .mha .mhd .nrrd .nhdr hold the same vector image
 dispvect   .nii .nii.gz        5-D NIfTI, intent 1006 (DISPVECT), RAS mm: NIfTI by the letter (ITK >= 5.4)
 h5         .h5                 ITK composite transform of one displacement field, float64
 l2r        .npz .nii .nii.gz   Learn2Reg: (X, Y, Z, 3) voxels, without geometry of its own
 ========== =================== ======================================================================
 
-All hold the resampling ("pull") transform, fixed point -> moving point, as float32 unless said.
+All hold the resampling ("pull") transform, fixed point -> moving point, as float32 unless said. Fields and
+matrices of further tools are read as well: :mod:`regkit.foreign`.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 import zipfile
-import zlib
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
+from regkit import foreign, guard
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, affine_transform, slab_index, transform_points
+from regkit.headers import quirks
+from regkit.nifti import open_nifti
 from regkit.outputs import check_output, save_field
 from regkit.warp import Warp
 
 _NIFTI = (".nii", ".nii.gz")
+_READ_NIFTI = (*_NIFTI, ".hdr", ".hdr.gz", ".img", ".img.gz")
 _VECTOR_IMAGE = (".mha", ".nrrd")
+_READ_VECTOR_IMAGE = (*_VECTOR_IMAGE, ".mhd", ".nhdr")
 _TRANSFORM = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+_READ_TRANSFORM = (*_TRANSFORM, ".lta")
+_NAMED = {
+    ".m3z": "a morph of FreeSurfer: 'mri_warp_convert --outitk' writes a field",
+    ".mif": "of MRtrix: 'warpconvert' writes a field",
+    ".xfm": "a transform of MNI: 'lta_convert' or 'xfm2lta' writes an .lta",
+    ".head": "of AFNI: '3dAFNItoNIFTI' writes NIfTI",
+    ".brik": "of AFNI: '3dAFNItoNIFTI' writes NIfTI",
+    ".1d": "a matrix of AFNI: 'cat_matvec' and c3d_affine_tool bring it to ITK",
+}
 _SUFFIXES = {
     "itk": (*_NIFTI, *_VECTOR_IMAGE),
     "dispvect": _NIFTI,
     "h5": (".h5",),
     "l2r": (".npz", *_NIFTI),
 }
-_DISPVECT, _VECTOR = 1006, 1007  # NIfTI intent codes
+_INTENTS = (1006, 1007)  # NIfTI's DISPVECT and VECTOR
 _LPS_RAS = np.array([-1, -1, 1], dtype=np.float32)
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, ImageFileError, HeaderDataError)
+
+
+class NotLinearError(RegkitError):
+    """A transform was read where a linear one is needed."""
 
 
 def write_warp(warp: Warp, path: str | Path, format: str | None = None) -> None:
@@ -87,26 +105,30 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
             the file's grid).
         moving: the moving image's grid. Learn2Reg files need it; otherwise it is kept for the inverse.
 
+    A name may say what a plain 4x4 matrix means: ``fsl:flirt.mat``, ``ras:aladin.txt``, ``lps:matrix.txt``.
+
     Returns:
         A warp on ``fixed`` where given, else on the file's grid.
 
     Raises:
         RegkitError: if the file is missing, damaged, ambiguous or no warp, or needs a grid not given.
     """
-    path = Path(path)
+    convention, path = foreign.split_convention(Path(path))
     suffix = _suffix(path)
     _require_file(path)
     try:
-        if suffix in _NIFTI:
+        if suffix in _READ_NIFTI:
             warp = _read_nifti(path, fixed, moving)
-        elif suffix in _VECTOR_IMAGE:
+        elif suffix in _READ_VECTOR_IMAGE:
             warp = _read_vector_image(path, moving)
         elif suffix == ".npz":
             warp = from_learn2reg(_read_npz(path), fixed, moving)
-        elif suffix in _TRANSFORM:
-            warp = _from_transform(_read_transform(path), fixed, moving)
+        elif suffix in _READ_TRANSFORM:
+            warp = _read_transform(path, convention, fixed, moving)
+        elif suffix in _NAMED:
+            raise RegkitError(f"is {_NAMED[suffix]}")
         else:
-            known = ", ".join((*_NIFTI, *_VECTOR_IMAGE, ".npz", *_TRANSFORM))
+            known = ", ".join((*_READ_NIFTI, *_READ_VECTOR_IMAGE, ".npz", *_READ_TRANSFORM))
             raise RegkitError(f"'{suffix}' is no suffix of a warp: give one of {known}")
     except RegkitError as error:
         raise RegkitError(f"{path}: {error}") from None
@@ -169,34 +191,37 @@ def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | 
     return Warp(field, fixed, moving)
 
 
-def read_linear(path: str | Path) -> Float64:
-    """The 4x4 LPS matrix, fixed point -> moving point, of a linear ITK transform (.tfm, .txt, .mat, .h5).
+def is_transform(path: str | Path) -> bool:
+    """Whether a name is one of a file that may hold a linear transform."""
+    convention, path = foreign.split_convention(Path(path))
+    return convention is not None or _suffix(path) in _READ_TRANSFORM
 
-    Any linear type and composites of them, in ITK's order.
+
+def read_linear(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Float64:
+    """The 4x4 LPS matrix, fixed point -> moving point, of a linear transform.
+
+    Any linear type of ITK (.tfm, .txt, .mat, .h5) and composites of them, in ITK's order; FreeSurfer's .lta,
+    elastix' parameters, and plain matrices by a name such as ``fsl:flirt.mat``, ``ras:aladin.txt`` or
+    ``lps:matrix.txt`` (:func:`regkit.foreign.text_matrix`).
+
+    Args:
+        fixed, moving: the images' grids, which a matrix of FSL's needs.
 
     Raises:
         RegkitError: if the file is missing, damaged, not 3-D, not linear or not invertible.
     """
-    path = Path(path)
+    convention, path = foreign.split_convention(Path(path))
     _require_file(path)
-    if _suffix(path) not in _TRANSFORM:
-        raise RegkitError(f"{path}: a linear transform is read from {', '.join(_TRANSFORM)}")
+    if _suffix(path) not in _READ_TRANSFORM:
+        raise RegkitError(f"{path}: a linear transform is read from {', '.join(_READ_TRANSFORM)}")
     try:
-        transform = _read_transform(path)
+        matrix = None
+        if not _is_hdf5(path):
+            matrix = foreign.text_matrix(path, convention, fixed, moving)
+        if matrix is None:
+            matrix = _linear(_read_parts(path))
     except RegkitError as error:
-        raise RegkitError(f"{path}: {error}") from None
-    if not transform.IsLinear():
-        raise RegkitError(
-            f"{path}: holds a {transform.GetName()}, which is not linear; give a rigid or affine transform"
-        )
-    # Asking where four points go needs no case per transform type. 1000 mm keep rounding out of the matrix.
-    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    matrix = np.eye(4)
-    matrix[:3, 3] = origin
-    for axis in range(3):
-        point = np.zeros(3)
-        point[axis] = 1000.0
-        matrix[:3, axis] = (np.array(transform.TransformPoint(point.tolist())) - origin) / 1000.0
+        raise type(error)(f"{path}: {error}") from None
     return checked_matrix(matrix, str(path))
 
 
@@ -213,11 +238,12 @@ def write_linear(matrix: npt.ArrayLike, path: str | Path) -> None:
 
 def _suffix(path: Path) -> str:
     name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    packed = (".nii.gz", ".hdr.gz", ".img.gz")
+    return name[-7:] if name.endswith(packed) else Path(name).suffix
 
 
 def _require_file(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # of names that no system allows it says no
         raise RegkitError(f"{path}: no such file")
 
 
@@ -250,120 +276,158 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
 
 
 def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
-    try:
-        image: Any = nib.load(path)
-    except _DAMAGE as error:
-        raise RegkitError(f"cannot be read as NIfTI ({reason(error)})") from None
-    shape, intent = tuple(image.shape), int(image.header["intent_code"])
-    has_intent = intent in (_VECTOR, _DISPVECT)
-    if len(shape) == 5 and shape[3:] == (1, 3):
-        if not has_intent:
+    with open_nifti(path) as file:
+        shape, intent = file.shape, file.intent[0]
+        if len(shape) < 3 or (len(shape) < 4 and shape[0] != 3):
+            raise RegkitError(
+                f"an image of shape {shape}, not a warp: those have shape (X, Y, Z, 1, 3) or (X, Y, Z, 3)"
+            )
+        grid = Grid.from_ras_affine(shape[:3], file.affine)
+        _check_memory(shape)
+        for doubt in file.doubts:
+            warnings.warn(f"{path}: {doubt}", stacklevel=4)
+        field = foreign.field_of(file, grid, moving)
+        if field is not None:
+            if intent in _INTENTS:
+                foreign.refuse_positions(field, grid)
+            return Warp(field, grid, moving)
+        if len(shape) == 5 and shape[3:] == (1, 3):
             raise RegkitError(
                 f"a 5-D field with intent code {intent}, which does not tell LPS from RAS vectors: "
                 "set it to 1007 if they are LPS mm (ITK, ANTs) or to 1006 if they are RAS mm"
             )
-        field = _nifti_values(image)[:, :, :, 0].transpose(2, 1, 0, 3)
-        return Warp(field * _LPS_RAS if intent == _DISPVECT else field, _itk_grid(path), moving)
-    if len(shape) == 4 and 3 in (shape[0], shape[3]):
-        if has_intent:
-            raise RegkitError(
-                f"a 4-D field of shape {shape} with intent code {intent}: ITK's fields are 5-D, "
-                "(X, Y, Z, 1, 3), and Learn2Reg's have intent 0; correct whichever is wrong"
-            )
-        return from_learn2reg(_nifti_values(image), fixed, moving)
+        if len(shape) == 4 and 3 in (shape[0], shape[3]):
+            if intent in _INTENTS:
+                raise RegkitError(
+                    f"a 4-D field of shape {shape} with intent code {intent}: ITK's fields are 5-D, "
+                    "(X, Y, Z, 1, 3), and Learn2Reg's have intent 0; correct whichever is wrong"
+                )
+            return from_learn2reg(file.read().astype(np.float32, copy=False), fixed, moving)
     raise RegkitError(
         f"an image of shape {shape}, not a warp: those have shape (X, Y, Z, 1, 3) or (X, Y, Z, 3)"
     )
 
 
-def _nifti_values(image: Any) -> npt.NDArray[np.float32]:
-    # By nibabel, because ITK fills the missing end of a truncated file without a word.
-    try:
-        return np.asarray(image.dataobj, dtype=np.float32)
-    except _DAMAGE as error:
-        raise RegkitError(f"is truncated or damaged ({reason(error)})") from None
+def _check_memory(shape: Sequence[int]) -> None:
+    from regkit.images import check_fits_memory
 
-
-def _itk_grid(path: Path) -> Grid:
-    """The grid as ITK takes it from the header, by which the images themselves are read, too."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise RegkitError(f"cannot be read as a field ({reason(error)})") from None
-    return Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    # The values as they stand in the file, and as float32.
+    check_fits_memory(int(np.prod([float(n) for n in shape])), "the warp", 12)
 
 
 def _read_vector_image(path: Path, moving: Grid | None) -> Warp:
-    if path.suffix.lower() == ".nrrd":
-        _check_nrrd_header(path)
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise RegkitError(f"cannot be read as an image ({reason(error)})") from None
-    dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if dimension != 3 or components != 3:
-        raise RegkitError(
-            f"a {dimension}-D image of {components} component(s), not a warp: those are 3-D with 3"
-        )
-    return Warp(sitk.GetArrayFromImage(image).astype(np.float32, copy=False), Grid.from_sitk(image), moving)
+    with guard.open_image([path]) as file:
+        header = file.header
+        odd = quirks(path, header.format)
+        _check_nrrd(odd.fields)
+        if odd.scale != 1:
+            raise RegkitError("its grid is not in mm, and its vectors may be in that unit or not; convert it")
+        dimension = len(header.size)
+        if dimension != 3 or header.components != 3:
+            raise RegkitError(
+                f"a {dimension}-D image of {header.components} component(s), not a warp: those are 3-D with 3"
+            )
+        _check_memory((*header.size, 3))
+        for doubt in odd.doubts:
+            warnings.warn(f"{path}: {doubt}", stacklevel=4)
+        final, array = file.read(int(np.prod(header.size)) * 3 * 8)
+    grid = Grid(final.size, final.spacing, final.origin, final.direction)  # type: ignore[arg-type]
+    field = array.astype(np.float32, copy=False)
+    foreign.refuse_positions(field, grid)
+    return Warp(field, grid, moving)
 
 
-def _check_nrrd_header(path: Path) -> None:
-    """Refuse the two NRRD fields that ITK reads without a word and that mean something else."""
-    with path.open("rb") as file:
-        lines = file.read(1 << 16).split(b"\n\n")[0].decode("latin-1").lower().splitlines()
-    fields = dict(
-        line.replace(":=", ":", 1).split(":", 1) for line in lines if ":" in line and line[0] != "#"
-    )
-    space = fields.get("space", "left-posterior-superior").strip()
+def _check_nrrd(fields: dict[str, str]) -> None:
+    """Refuse the two fields of a NRRD header that ITK reads without a word and that mean something else."""
+    space = fields.get("space", "left-posterior-superior").lower()
     if space not in ("left-posterior-superior", "lps"):
         raise RegkitError(
             f"its space is '{space}', but only vectors in left-posterior-superior are understood"
         )
     # 3D Slicer marks the fields that carry moving points to fixed ones so (PR #8757).
-    if fields.get("displacement field type", "resampling").strip() != "resampling":
+    if fields.get("displacement field type", "resampling").lower() != "resampling":
         raise RegkitError(
             "a 'modeling' displacement field; save the resampling transform (its inverse) instead"
         )
 
 
 def _read_npz(path: Path) -> npt.NDArray[np.float32]:
+    from regkit.images import check_fits_memory
+
     try:
-        # Opened here, because np.load leaves a file open that turns out to be damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if len(archive.files) != 1:
-                raise RegkitError(f"a Learn2Reg .npz holds exactly one array, got {len(archive.files)}")
-            return archive[archive.files[0]].astype(np.float32)
+        # By hand, since np.load takes the memory that a header asks for before it looks at the file's size.
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(names) != 1:
+                raise RegkitError(f"a Learn2Reg .npz holds exactly one array, got {len(names)}")
+            check_fits_memory(archive.getinfo(names[0]).file_size, "its array", 3)
+            with archive.open(names[0]) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+        return np.asarray(array, dtype=np.float32)
     except RegkitError:
         raise
-    except (*_DAMAGE, TypeError, AttributeError) as error:  # np.load gives a bare array of an .npy
+    except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
         raise RegkitError(f"cannot be read as .npz ({reason(error)})") from None
 
 
-def _read_transform(path: Path) -> sitk.Transform:
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise RegkitError(f"cannot be read as an ITK transform ({reason(error)})") from None
-    if transform.GetDimension() != 3:
-        raise RegkitError(f"a {transform.GetDimension()}-D transform, but 3-D is needed")
-    return transform
+def _is_hdf5(path: Path) -> bool:
+    return _suffix(path) in (".h5", ".hdf5")
 
 
-def _from_transform(transform: sitk.Transform, fixed: Grid | None, moving: Grid | None) -> Warp:
-    if isinstance(transform, sitk.CompositeTransform):  # in a file never one in another
-        parts = [transform.GetNthTransform(n).Downcast() for n in range(transform.GetNumberOfTransforms())]
-    else:
-        parts = [transform]
+def _read_parts(path: Path) -> list[guard.Part]:
+    parts = guard.read_transform(path)
+    for part in parts:
+        if part.dimension != 3:
+            raise RegkitError(f"a {part.dimension}-D transform, but 3-D is needed")
+    return parts
+
+
+def _linear(parts: Sequence[guard.Part]) -> Float64:
+    matrices = []
+    for part in parts:
+        if part.matrix is None:
+            raise NotLinearError(
+                f"holds a {part.name}, which is not linear; give a rigid or affine transform"
+            )
+        matrices.append(part.matrix)
+    return reduce(np.matmul, matrices, np.eye(4))  # the last one acts first
+
+
+def _read_transform(path: Path, convention: str | None, fixed: Grid | None, moving: Grid | None) -> Warp:
+    matrix = None if _is_hdf5(path) else foreign.text_matrix(path, convention, fixed, moving)
+    if matrix is not None:
+        if fixed is None:
+            raise RegkitError("a matrix without a grid of its own: give the fixed image too (--fixed)")
+        return Warp.from_transform(affine_transform(checked_matrix(matrix, "its matrix")), fixed, moving)
+    parts = _read_parts(path)
     # ITK applies the last part first, so that one's field lies over the fixed image.
     first = parts[-1] if parts else None
-    if isinstance(first, sitk.DisplacementFieldTransform):
-        field = first.GetDisplacementField()
+    if first is not None and first.name == "DisplacementFieldTransform" and first.values is not None:
+        grid = _field_grid(first)
         if len(parts) == 1:
-            return Warp(sitk.GetArrayFromImage(field).astype(np.float32), Grid.from_sitk(field), moving)
-        fixed = fixed or Grid.from_sitk(field)
+            return Warp(first.values.astype(np.float32), grid, moving)
+        fixed = fixed or grid
     if fixed is None:
         raise RegkitError("an ITK transform without a grid of its own: give the fixed image too (--fixed)")
+    transform = sitk.CompositeTransform(
+        [_to_sitk(part) for part in parts] or [sitk.Transform(3, sitk.sitkIdentity)]
+    )
     return Warp.from_transform(transform, fixed, moving)
+
+
+def _field_grid(part: guard.Part) -> Grid:
+    size, origin, spacing, direction = np.split(np.array(part.fixed), [3, 6, 9])
+    return Grid(tuple(size), tuple(spacing), tuple(origin), tuple(direction))
+
+
+def _to_sitk(part: guard.Part) -> sitk.Transform:
+    if part.matrix is not None:
+        return affine_transform(part.matrix)
+    if part.values is not None and part.name == "DisplacementFieldTransform":
+        return sitk.DisplacementFieldTransform(_field_grid(part).to_sitk(part.values, vector=True))
+    if part.values is not None and part.name == "BSplineTransform":
+        spline = sitk.BSplineTransform(3, part.order)
+        spline.SetFixedParameters(part.fixed)
+        spline.SetParameters(part.values.tolist())
+        return spline
+    raise RegkitError(f"holds a {part.name}, which is not read")

@@ -1,22 +1,21 @@
 """Images in: files, DICOM folders and objects in memory to :class:`Volume`. The way out is in outputs.py.
 
-Whatever cannot be used is refused here, by role and name, before any work starts. Files are placed as ITK
-places them, so that a result fits the same file in ANTs or Slicer. That matters for a NIfTI whose sform and
-qform disagree: ITK mostly takes the qform unless the sform has code 1, nibabel takes the sform. An object of
-nibabel keeps its affine.
+Whatever cannot be used is refused here, by role and name, before any work starts, and what is doubtful about
+a file's place in the world is a warning. Files are placed as ITK places them, so that a result fits the same
+file in ANTs or Slicer. That matters for a NIfTI whose sform and qform disagree: ITK mostly takes the qform
+unless the sform has code 1, nibabel takes the sform. An object of nibabel keeps its affine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import nibabel
@@ -24,14 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 
+from regkit import dicom, guard, nifti
 from regkit.atomic import atomic_path
-from regkit.dicom import series_files
 from regkit.errors import RegkitError
 from regkit.geometry import Float64, Grid, transform_points
-from regkit.outputs import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_output, save_image
+from regkit.headers import quirks
+from regkit.intensity import is_ct
+from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -47,6 +47,8 @@ __all__ = [
     "load_labelled",
     "load_labels",
     "load_mask",
+    "load_volume",
+    "looks_like_labels",
     "save_image",
 ]
 
@@ -55,8 +57,8 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
+_CROPPED = (".seg.nrrd", ".seg.nhdr")  # 3D Slicer's segmentations
 _MOST_LABELS = 1000  # the finest atlases have some 700
-_MM = {"meter": 1000.0, "micron": 0.001}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +99,17 @@ class Volume:
         object.__setattr__(self, "array", array)
 
     def to_sitk(self) -> sitk.Image:
-        """The same image for SimpleITK; bool becomes uint8, float16 becomes float32."""
-        wider = {"bool": np.uint8, "float16": np.float32}.get(self.array.dtype.name, self.array.dtype)
-        return self.grid.to_sitk(np.asarray(self.array, dtype=wider))
+        """The same image for SimpleITK; bool becomes uint8, float16 float32, and longer floats float64."""
+        dtype = self.array.dtype.newbyteorder("=")
+        if dtype.kind == "b":
+            dtype = np.dtype(np.uint8)
+        elif dtype.kind == "f" and dtype.itemsize not in (4, 8):
+            dtype = np.dtype(np.float32 if dtype.itemsize < 4 else np.float64)
+        return self.grid.to_sitk(np.asarray(self.array, dtype=dtype))
+
+
+class _Segments(Volume):
+    """A segmentation of a kind of file that ends where its segments do, as 3D Slicer's and DICOM's."""
 
 
 ImageLike = str | os.PathLike[str] | sitk.Image | SpatialImage | Volume
@@ -117,6 +127,7 @@ def load_image(source: ImageLike, role: str) -> Volume:
     """
     what = _what(source, role)
     volume = _load(source, what)
+    volume = _unwrapped(volume, what)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
         array = np.require(volume.array, np.float32, ["C", "W"])
     _refuse_not_finite(array, what)
@@ -125,8 +136,21 @@ def load_image(source: ImageLike, role: str) -> Volume:
     return replace(volume, array=array)
 
 
+def load_volume(source: ImageLike, role: str) -> Volume:
+    """A scalar 3-D image in the type of its source, whatever its values are.
+
+    Args:
+        source: as for :func:`load_image`.
+        role: what it is, for messages.
+
+    Raises:
+        RegkitError: if it is not one scalar 3-D image on a regular grid.
+    """
+    return _load(source, _what(source, role))
+
+
 def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty: bool = False) -> Volume:
-    """A label map, as the smallest of uint8, int16 and int32 that holds its labels.
+    """A label map, in the type of :func:`label_type`.
 
     Args:
         source: as for :func:`load_image`.
@@ -161,15 +185,32 @@ def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty
     dtype = label_type(low, high)
     if dtype is None:
         raise RegkitError(
-            f"{what} holds labels from {low:g} to {high:g}; only 32-bit whole numbers are possible"
+            f"{what} holds labels from {low:g} to {high:g}; only whole numbers below 2^63 are possible"
         )
     return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
 
 
 def label_type(low: float, high: float) -> npt.DTypeLike | None:
-    """The smallest of uint8, int16 and int32 that holds labels from ``low`` to ``high``, if any does."""
-    kinds = (np.uint8, np.int16, np.int32)
+    """The first of uint8, int16, int32, uint32 and int64 that holds ``low`` to ``high``, or None."""
+    kinds = (np.uint8, np.int16, np.int32, np.uint32, np.int64)
     return next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
+
+
+def looks_like_labels(array: npt.NDArray[Any]) -> bool:
+    """Whether an image (z, y, x) is a label map: few whole values, mostly equal to their neighbours.
+
+    An image of eight bits has few whole values, too, but noise.
+    """
+    few = array[::2, ::2, ::2]  # to tell most images in an eighth of the time
+    if few.dtype.kind == "f" and not (few == np.rint(few)).all():
+        return False
+    if len(np.unique(few)) > _MOST_LABELS or array.min() < 0:
+        return False
+    if array.dtype.kind == "f" and not (array == np.rint(array)).all():
+        return False
+    here, there = array[:, :, 1:], array[:, :, :-1]
+    inside = (here != 0) & (there != 0)
+    return bool(inside.any() and (here == there)[inside].mean() > 0.7)
 
 
 def load_labelled(
@@ -262,7 +303,9 @@ def _load(source: ImageLike, what: str) -> Volume:
         _volume_size(source.grid.size, what)
         return source
     if isinstance(source, sitk.Image):
-        grid = _grid_of(source, what)
+        grid = _grid_of(
+            source.GetSize(), source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what
+        )
         _refuse_not_scalar(source.GetPixelIDTypeAsString(), what)
         return Volume(sitk.GetArrayFromImage(source).reshape(grid.shape), grid, what)
     if isinstance(source, SpatialImage):
@@ -273,62 +316,144 @@ def _load(source: ImageLike, what: str) -> Volume:
             "give a file, or wrap an array as regkit.Volume(array, grid)"
         )
     path = Path(source)
-    if not path.exists():
+    # By os.path, which takes names that no system allows for names of nothing.
+    if not os.path.exists(path):
         raise RegkitError(f"{what} does not exist")
-    return _from_series(path, what) if path.is_dir() else _from_file(path, what)
+    if os.path.isdir(path):
+        return _from_series(path, what)
+    if not os.path.isfile(path):
+        raise RegkitError(f"{what} is no file that can be read more than once; save it as one first")
+    return _from_file(path, what)
 
 
 def _from_file(path: Path, what: str) -> Volume:
     if not os.access(path, os.R_OK):
         raise RegkitError(f"{what} cannot be opened: no permission to read it")
-    is_nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _quiet:
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            if is_nifti and "orthonormal" in str(error):
-                # ITK refuses a direction that is off by 1e-4; nibabel reads it, and Grid judges it.
-                return replace(_from_nibabel(_open_nifti(path, what), what), name=path.name)
-            raise RegkitError(f"{what} is not an image (NIfTI, NRRD, MetaImage or DICOM)") from error
-        grid = _grid_of(reader, what)
-        _refuse_not_scalar(sitk.GetPixelIDValueAsString(reader.GetPixelID()), what)
-        pixel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-        check_fits_memory(math.prod(grid.size), what, 4 + pixel_bytes)
-        if is_nifti:
-            # ITK fills the missing end of a truncated NIfTI without a word; nibabel refuses it.
-            image = _open_nifti(path, what)
-            _check_spacing(path, image, what)
-            return Volume(_nibabel_array(image, grid, what), grid, path.name)
-        try:
-            array = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
-            raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
-    return Volume(array.reshape(grid.shape), grid, path.name)
+    try:
+        if path.name.lower().endswith(nifti.SUFFIXES):
+            return _from_nifti(path, what)
+        with guard.open_image([path]) as file:
+            if file.header.format == "GDCMImageIO" and dicom.has_frames(file.header.tags or {}):
+                return _from_frames(path, what)
+            return _from_itk(file, path, what)
+    except guard.ParserError as error:
+        text = str(error)
+        if kind := dicom.no_image(path):
+            text = f"is {kind}, which holds no volume"
+        elif "ImageIO" in text and "etermine" in text:
+            text = "is not an image (NIfTI, MGH, NRRD, MetaImage, DICOM or another that ITK reads)"
+        raise RegkitError(_about(what, text)) from error
+
+
+def _from_nifti(path: Path, what: str) -> Volume:
+    try:
+        file = nifti.open_nifti(path)
+        with file as found:
+            kind = np.dtype(found.voxels.dtype).kind
+            vectors = len(found.shape) == 5 and found.shape[3] == 1 and found.intent[0] in (1006, 1007)
+            _refuse_not_scalar("vector" if vectors else {"c": "complex", "V": "vector"}.get(kind, ""), what)
+            size = _volume_size(found.shape, what)
+            check_fits_memory(math.prod(size), what, 4 + _bytes_of(found.voxels.dtype))
+            grid = _orthonormal(Grid.from_ras_affine(size, found.affine))
+            _warn_doubts(found.doubts, what)
+            array = found.read()
+    except RegkitError as error:
+        if str(error).startswith(what):
+            raise
+        raise RegkitError(_about(what, str(error))) from error
+    return Volume(array.reshape(grid.size).transpose(2, 1, 0), grid, path.name)
+
+
+def _bytes_of(dtype: Any) -> int:
+    return int(np.dtype(dtype).itemsize)
+
+
+def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> Volume:
+    """The volume of a file that ITK has opened, or of so many files of which it has opened the first."""
+    header = file.header
+    odd = quirks(path, header.format) if path.is_file() else None
+    _refuse_layers(path, header, what)
+    if files == 1:
+        _grid_of(header.size, header.spacing, header.origin, header.direction, what)
+    _refuse_not_scalar(header.pixel, what)
+    # Several files are slices of one step, whose stack is read as float32.
+    size = math.prod(header.size) * files
+    bytes_per_voxel = np.dtype(header.dtype or "f8").itemsize if files == 1 else 4
+    check_fits_memory(size, what, 4 + bytes_per_voxel)
+    try:
+        # A slope may turn whole numbers into float64 as they are read.
+        final, array = file.read(size * max(8, bytes_per_voxel))
+    except guard.ParserError as error:
+        raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
+    origin, direction, spacing = final.origin, final.direction, final.spacing
+    if header.format == "MINCImageIO":  # whose world is RAS, which ITK 5.4 takes for LPS
+        axes = len(final.size)
+        flip = np.diag([-1.0, -1.0] + [1.0] * (axes - 2))
+        origin = tuple(flip @ origin)
+        direction = tuple((flip @ np.reshape(direction, (axes, axes))).ravel())
+    if odd:
+        spacing, origin = (tuple(odd.scale * v for v in values) for values in (spacing, origin))
+        _warn_doubts(odd.doubts, what)
+    grid = _grid_of(final.size, spacing, origin, direction, what)
+    kind = _Segments if path.name.lower().endswith(_CROPPED) else Volume
+    return kind(array.reshape(grid.shape), grid, path.name)
 
 
 def _from_series(folder: Path, what: str) -> Volume:
     """The volume of a folder that holds exactly one DICOM series."""
-    with _quiet:
-        names = series_files(folder, what)
+    try:
+        names = dicom.series_files(folder, what)
         if len(names) == 1:
             return _from_file(Path(names[0]), what)
-        first = sitk.ImageFileReader()
-        first.SetFileName(names[0])
-        first.ReadImageInformation()
-        _refuse_not_scalar(sitk.GetPixelIDValueAsString(first.GetPixelID()), what)
-        check_fits_memory(math.prod(first.GetSize()) * len(names), what)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(names)
-        # Each slice has its own slope and intercept; the type of the first may not hold the others.
-        reader.SetOutputPixelType(sitk.sitkFloat32)
-        try:
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise RegkitError(f"{what}: its DICOM slices cannot be read as one volume") from error
-    grid = _grid_of(image, what)
-    return Volume(sitk.GetArrayFromImage(image), grid, folder.name)
+        with guard.open_image(names) as file:
+            return _from_itk(file, folder, what, len(names))
+    except guard.ParserError as error:
+        raise RegkitError(_about(what, str(error))) from error
+
+
+def _from_frames(path: Path, what: str) -> Volume:
+    """The volume of a DICOM file of many frames."""
+    try:
+        array, grid, segments = dicom.read_frames(path)
+    except RegkitError as error:
+        raise RegkitError(_about(what, str(error))) from error
+    _volume_size(grid.size, what)
+    return (_Segments if segments else Volume)(array, grid, path.name)
+
+
+def _about(what: str, text: str) -> str:
+    """A sentence about a file, of which a reader said the second half."""
+    verb = text.split(" ", 1)[0]
+    return f"{what} {text}" if verb in ("is", "has", "holds", "cannot") else f"{what}: {text}"
+
+
+def _warn_doubts(doubts: Sequence[str], what: str) -> None:
+    for doubt in doubts:
+        warnings.warn(f"{what}: {doubt}", stacklevel=2)
+
+
+def _refuse_layers(path: Path, header: guard.Header, what: str) -> None:
+    if path.name.lower().endswith(_CROPPED) and (len(header.size) > 3 or header.components > 1):
+        raise RegkitError(
+            f"{what} holds segments that overlap, in several layers; export one label map from 3D Slicer"
+        )
+
+
+def _unwrapped(volume: Volume, what: str) -> Volume:
+    """A CT whose negative values were stored as unsigned 16 bits, -1000 as 64536, with its own values."""
+    array = volume.array
+    if array.dtype != np.uint16 or int(array.max()) < 61440:
+        return volume
+    few = array[::2, ::2, ::2]
+    # Nothing lies between the densest metal and the least value that a scanner writes.
+    if ((few > 30000) & (few < 61440)).any() or not is_ct(few.view(np.int16)):
+        return volume
+    warnings.warn(
+        f"{what}: its values are those of a CT whose negative numbers were stored as unsigned 16 bits; "
+        "they are taken as signed",
+        stacklevel=3,
+    )
+    return replace(volume, array=array.view(np.int16))
 
 
 def _from_nibabel(image: SpatialImage, what: str) -> Volume:
@@ -341,22 +466,12 @@ def _from_nibabel(image: SpatialImage, what: str) -> Volume:
         raise RegkitError(f"{what} has no affine, so its place in the world is unknown; give it one")
     header = image.header
     unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
-    affine = np.diag([_MM.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
+    affine = np.diag([{"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
     try:
         grid = _orthonormal(Grid.from_ras_affine(size, affine))
     except RegkitError as error:
         raise RegkitError(f"{what}: {error}") from error
     return Volume(_nibabel_array(image, grid, what), grid, what)
-
-
-def _open_nifti(path: Path, what: str) -> SpatialImage:
-    try:
-        image = nibabel.load(path)
-    except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError) as error:
-        raise RegkitError(f"{what} is not a NIfTI image that can be read ({error})") from error
-    if not isinstance(image, SpatialImage):
-        raise RegkitError(f"{what} is a {type(image).__name__}, which holds no volume")
-    return image
 
 
 def _nibabel_array(image: SpatialImage, grid: Grid, what: str) -> npt.NDArray[Any]:
@@ -367,27 +482,9 @@ def _nibabel_array(image: SpatialImage, grid: Grid, what: str) -> npt.NDArray[An
         raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
 
 
-def _check_spacing(path: Path, image: Any, what: str) -> None:
-    """Refuse a NIfTI without spacing, which ITK and nibabel replace by 1 mm, or with two.
-
-    ITK takes the spacing of pixdim even where it takes the direction of the sform.
-    """
-    with nibabel.openers.ImageOpener(str(path)) as stream:
-        spacing = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
-    if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise RegkitError(f"{what}: its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
-    sform, qform = image.header["sform_code"], image.header["qform_code"]
-    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if (sform == 1 or (sform and not qform)) and not np.allclose(lengths, np.abs(spacing), rtol=0.01):
-        raise RegkitError(
-            f"{what}: its header says two things: spacing of {np.abs(spacing).round(4).tolist()} in pixdim, "
-            f"of {lengths.round(4).tolist()} in the sform; correct the header"
-        )
-
-
 def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     """The size (x, y, z) of a volume, without the trailing axes of one that NIfTI allows."""
-    text = " x ".join(str(n) for n in size)
+    text = _by(size)
     if any(n != 1 for n in size[3:]):
         raise RegkitError(f"{what} has {len(size)} dimensions ({text}); give one 3-D volume of it")
     if len(size) < 3 or 1 in size[:3]:
@@ -397,17 +494,21 @@ def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     return size[0], size[1], size[2]
 
 
-def _grid_of(image: sitk.Image | sitk.ImageFileReader, what: str) -> Grid:
-    """The grid of an image or of a header that was read."""
-    dimension = image.GetDimension()
-    size = _volume_size(image.GetSize(), what)
-    direction = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
-    spacing = np.asarray(image.GetSpacing()[:3])
+def _grid_of(
+    size: Sequence[int],
+    spacing: Sequence[float],
+    origin: Sequence[float],
+    direction: Sequence[float],
+    what: str,
+) -> Grid:
+    """The grid of an image by what ITK says of it, of whatever dimension."""
+    dimension, size = len(size), _volume_size(size, what)
+    axes = np.reshape(direction, (dimension, dimension))[:3, :3]
+    step = np.asarray(spacing[:3])
     # A header may run an axis backwards by negative spacing; ITK turns the direction as it reads the voxels.
-    direction = direction * np.where(spacing < 0, -1, 1)
+    axes = axes * np.where(step < 0, -1, 1)
     try:
-        grid = Grid(size, tuple(np.abs(spacing)), image.GetOrigin()[:3], tuple(direction.ravel()))
-        return _orthonormal(grid)
+        return _orthonormal(Grid(size, tuple(np.abs(step)), tuple(origin[:3]), tuple(axes.ravel())))  # type: ignore[arg-type]
     except RegkitError as error:
         raise RegkitError(f"{what}: {error}") from error
 
@@ -428,6 +529,14 @@ def _orthonormal(grid: Grid) -> Grid:
 def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     if grid is None:
         return volume
+    may_be_part = isinstance(volume, _Segments) and volume.grid.size != grid.size
+    if may_be_part and (padded := _part_of(volume, grid)) is not None:
+        warnings.warn(
+            f"{what} covers only a part of the voxels of its image, {_by(volume.grid.size)} of "
+            f"{_by(grid.size)}; the others count as 0",
+            stacklevel=3,
+        )
+        return padded
     if not volume.grid.same_as(grid, _SAME_GRID_VOXELS):
         raise RegkitError(
             f"{what} does not lie on the voxels of its image: it has {_describe(volume.grid)}, the image "
@@ -435,6 +544,24 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
             "interpolation"
         )
     return replace(volume, grid=grid)
+
+
+def _part_of(volume: Volume, grid: Grid) -> Volume | None:
+    """A volume filled up with 0 to a grid of which it is a part, as 3D Slicer crops; None if it is none."""
+    start = transform_points(grid.world_to_index, volume.grid.origin)
+    first = np.rint(start).astype(int)
+    end = first + volume.grid.size
+    if (first < 0).any() or (end > grid.size).any():
+        return None
+    if not volume.grid.same_as(grid.window(tuple(first), volume.grid.size), _SAME_GRID_VOXELS):
+        return None
+    array = np.zeros(grid.shape, volume.array.dtype)
+    array[tuple(slice(a, b) for a, b in zip(first[::-1], end[::-1], strict=True))] = volume.array
+    return replace(volume, array=array, grid=grid)
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in size)
 
 
 def _describe(grid: Grid) -> str:
@@ -489,31 +616,3 @@ def _available_memory() -> float:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return math.inf
-
-
-class _Quiet:
-    """Keeps the warnings of ITK and nibabel off the screen while any thread reads: what matters of them is
-    raised here.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._readers, self._before = Lock(), 0, (True, 0)
-
-    def __enter__(self) -> None:
-        logger = nibabel.imageglobals.logger
-        with self._lock:
-            if not self._readers:
-                self._before = sitk.ProcessObject.GetGlobalWarningDisplay(), logger.level
-            self._readers += 1
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-            logger.setLevel(logging.CRITICAL + 1)
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if not self._readers:
-                sitk.ProcessObject.SetGlobalWarningDisplay(self._before[0])
-                nibabel.imageglobals.logger.setLevel(self._before[1])
-
-
-_quiet = _Quiet()

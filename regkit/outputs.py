@@ -40,9 +40,9 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     path = Path(path)
     if not any(path.name.endswith(s) and path.name != s for s in suffixes):
         raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(suffixes)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RegkitError(f"cannot write '{path}': it is a folder; give the name of a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise RegkitError(f"cannot write '{path}': '{path.parent}' is not a folder; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise RegkitError(f"cannot write '{path}': no permission to write in the folder '{path.parent}'")

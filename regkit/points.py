@@ -1,6 +1,7 @@
 """Landmark files: one point per row, LPS mm once read.
 
 * ``.csv``: columns x, y, z under a header (others, such as a name, are ignored), or three bare columns; LPS.
+  Tables of 3D Slicer name theirs r, a, s (or l, p, s); spreadsheets of some countries write ``5,0;6,0``.
 * ``.fcsv`` and ``.mrk.json``: point lists of 3D Slicer, LPS or RAS as they say themselves.
 
 Formats of Slicer: https://slicer.readthedocs.io/en/latest/developer_guide/modules/markups.html
@@ -53,7 +54,7 @@ def read_points(path: str | os.PathLike[str]) -> Float64:
         raise RegkitError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
     text = _read_text(path)
     if path.suffix == ".csv":
-        return _read_table(text, path, ("x", "y", "z"))
+        return _read_csv(text, path)
     system = re.search(r"^#\s*CoordinateSystem\s*=\s*(\w+)", text, re.MULTILINE)
     columns = re.search(r"^#\s*columns\s*=\s*(.+)$", text, re.MULTILINE)
     if not system:
@@ -116,18 +117,42 @@ def _read_text(path: Path) -> str:
         raise RegkitError(f"points '{path}' are not a text file") from error
 
 
+def _read_csv(text: str, path: Path) -> Float64:
+    """Points of a table, whose header may name the system of 3D Slicer's tables."""
+    first = next((line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"), "")
+    cells = {cell.strip().lower() for cell in re.split("[,;\t]", first)}
+    for names, system in ((("r", "a", "s"), "RAS"), (("l", "p", "s"), "LPS")):
+        if not cells >= set(names):
+            continue
+        # Slicer keeps a row for points that are only planned, and a position with it.
+        if "defined" in cells:
+            defined = _read_table(text, path, ("defined",))[:, 0]
+            if (defined == 0).any():
+                raise RegkitError(f"points '{path}': point {defined.argmin() + 1} has no defined position")
+        return _to_lps(_read_table(text, path, names), system, path)
+    return _read_table(text, path, ("x", "y", "z"))
+
+
 def _read_table(text: str, path: Path, names: Sequence[str], header: str | None = None) -> Float64:
-    """The named columns of comma-separated text as numbers, (n, len(names)).
+    """The named columns of text separated by commas, semicolons or tabs as numbers, (n, len(names)).
 
     Args:
         header: the line of column names where the text holds it in a comment; otherwise the first row
             that does not consist of numbers alone is the header, and without one the columns are ``names``.
     """
-    rows = [
-        (number, [cell.strip() for cell in row])
-        for number, row in enumerate(csv.reader(text.splitlines()), start=1)
-        if row and any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#")
-    ]
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip() and line.lstrip()[0] != "#"), "")
+    separator = next((sign for sign in ";\t" if header is None and first.count(sign) > 1), ",")
+    try:
+        rows = [
+            (number, [cell.strip() for cell in row])
+            for number, row in enumerate(csv.reader(lines, delimiter=separator), start=1)
+            if row and any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#")
+        ]
+    except csv.Error as error:
+        raise RegkitError(f"points '{path}' are no table of text: {error}") from error
+    if separator != ",":  # then a comma is the decimal point
+        rows = [(number, [re.sub(r"^([-+]?\d+),(\d+)", r"\1.\2", c) for c in row]) for number, row in rows]
     if not rows:
         raise RegkitError(f"points '{path}' are empty")
     if header is not None:

@@ -39,8 +39,8 @@ class Propagation:
     """What :func:`propagate` found.
 
     Args:
-        labels: the label map on the target's grid, of the smallest of uint8, int16 and int32 that holds the
-            labels of all atlases; 0 where no atlas covers the target.
+        labels: the label map on the target's grid, of the first of uint8, int16, int32, uint32 and int64
+            that holds the labels of all atlases; 0 where no atlas covers the target.
         confidence: the share of the votes that the label of a voxel had, 0 to 1, float32; 0 where there was
             no vote.
         atlases: for each its names, ``image`` and ``labels``, its share of all ``votes``, and what

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regkit.atomic import together
 from regkit.formats import write_linear, write_warp
 from regkit.images import load_image, load_labels
 from regkit.outputs import save_image
@@ -22,7 +23,7 @@ def write_results(
     fixed_labels: ImageLike | None = None,
     moving_labels: ImageLike | None = None,
 ) -> None:
-    """Write what ``files`` asks for.
+    """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
         files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels" and "figure".
@@ -38,24 +39,25 @@ def write_results(
     if "moved_labels" in files and result.moved_labels is not None:
         volumes["moved_labels"] = result.moved_labels
 
-    if "warp" in files:
-        write_warp(result.warp, files["warp"])
-    if inverse is not None:
-        write_warp(inverse, files["inverse"])
-    if "linear" in files:
-        write_linear(result.linear, files["linear"])
-    for name, volume in volumes.items():
-        save_image(volume.to_sitk(), files[name])
-    if "figure" in files:
-        from regkit.figure import registration_figure
+    with together():
+        if "warp" in files:
+            write_warp(result.warp, files["warp"])
+        if inverse is not None:
+            write_warp(inverse, files["inverse"])
+        if "linear" in files:
+            write_linear(result.linear, files["linear"])
+        for name, volume in volumes.items():
+            save_image(volume.to_sitk(), files[name])
+        if "figure" in files:
+            from regkit.figure import registration_figure
 
-        registration_figure(
-            load_image(fixed, "fixed image"),
-            result.moving,
-            result.moved,
-            files["figure"],
-            None if fixed_labels is None else load_labels(fixed_labels, "fixed labels"),
-            None if moving_labels is None else load_labels(moving_labels, "moving labels"),
-            result.moved_labels,
-            result.warp.jacobian(),
-        )
+            registration_figure(
+                load_image(fixed, "fixed image"),
+                result.moving,
+                result.moved,
+                files["figure"],
+                None if fixed_labels is None else load_labels(fixed_labels, "fixed labels"),
+                None if moving_labels is None else load_labels(moving_labels, "moving labels"),
+                result.moved_labels,
+                result.warp.jacobian(),
+            )

@@ -8,7 +8,7 @@ other way, through :meth:`Warp.inverse`.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +112,28 @@ class Warp:
 
         Returns:
             What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume. The last two are float32, labels the smallest integer type that fits.
+            nibabel, else a Volume. The last two are float32, of ``nearest`` the type of the image, of
+            ``label`` the smallest integer type that fits.
 
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.images import Volume, load_image, load_labels
+        from regkit.images import Volume, load_image, load_labels, load_volume
 
         if interpolation not in _INTERPOLATORS:
             raise RegkitError(
                 f"interpolation '{interpolation}' is unknown: use one of {', '.join(_INTERPOLATORS)}"
             )
         labels = interpolation == "label"
-        volume = (load_labels if labels else load_image)(image, "image to warp")
+        # The nearest voxel's value makes up none, so that it keeps its type, which ids above 2^24 need.
+        load = {"label": load_labels, "nearest": load_volume}.get(interpolation, load_image)
+        volume = load(image, "image to warp")
+        if (
+            default is not None
+            and volume.array.dtype.kind in "iu"
+            and not _holds(volume.array.dtype, default)
+        ):
+            volume = replace(volume, array=volume.array.astype(np.float64))
         # ITK rounds in its own way to whole numbers: an image of ITK's is left to it as it is.
         if isinstance(image, sitk.Image) and image.GetDimension() == 3 and not labels:
             source = image
@@ -148,7 +157,7 @@ class Warp:
             return sitk.Cast(moved, image.GetPixelID())
         array = sitk.GetArrayFromImage(moved)
         if isinstance(image, SpatialImage):
-            return nib.Nifti1Image(array.T, grid.ras_affine)
+            return nib.Nifti1Image(array.T, grid.ras_affine, dtype=array.dtype)
         return Volume(array, grid, volume.name)
 
     def transform_points(self, points: npt.ArrayLike) -> Float64:
@@ -196,31 +205,12 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
-        affine = self._affine_part()
-        if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
-            raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
-        back = np.linalg.inv(affine)
-        residual = self._residual(affine)
-        # In index coordinates u of the fixed grid: u + residual(u) = target, target affine in y.
-        to_target = self.grid.world_to_index @ back @ grid.index_to_world
-        spacing = torch.tensor(self.grid.spacing)
+        inverter = Inverter(self)
         field = np.empty((*grid.shape, 3), dtype=np.float32)
-        inside = failed = 0
         for first, last in slabs(grid):
-            index = slab_index(grid, first, last)
-            target = _tensor(transform_points(to_target, index).reshape(-1, 3))
-            found, converged = _solve(residual, target, spacing, 1e-3 * min(self.grid.spacing))
-            source = transform_points(self.grid.index_to_world, found.numpy()).reshape(index.shape)
-            field[first:last] = source - transform_points(grid.index_to_world, index)
-            here = contains(self.grid, source).ravel()
-            inside += int(here.sum())
-            failed += int((here & ~converged.numpy()).sum())
-        if failed:
-            warnings.warn(
-                "the warp folds or nearly so: its inverse did not converge at "
-                f"{100 * failed / inside:.3g} % of the points inside the fixed image",
-                stacklevel=2,
-            )
+            here = transform_points(grid.index_to_world, slab_index(grid, first, last))
+            field[first:last] = inverter(here) - here
+        inverter.warn()
         return Warp(field, grid, self.grid)
 
     def jacobian(self) -> Volume:
@@ -255,6 +245,48 @@ class Warp:
         return torch.from_numpy(residual)
 
 
+class Inverter:
+    """The inverse of a warp at any points: see :meth:`Warp.inverse`.
+
+    Raises:
+        RegkitError: if the affine part of the warp is singular.
+    """
+
+    def __init__(self, warp: Warp) -> None:
+        affine = warp._affine_part()
+        if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
+            raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
+        self._grid = warp.grid
+        self._residual = warp._residual(affine)
+        # In index coordinates u of the fixed grid: u + residual(u) = target, target affine in y.
+        self._to_target = warp.grid.world_to_index @ np.linalg.inv(affine)
+        self._inside = self._failed = 0
+
+    def __call__(self, points: Float64) -> Float64:
+        """For points y of the moving image, LPS mm (..., 3), the x with T(x) = y."""
+        flat = points.reshape(-1, 3)
+        found = np.empty_like(flat)
+        spacing = torch.tensor(self._grid.spacing)
+        for first in range(0, len(flat), _BLOCK):
+            target = _tensor(transform_points(self._to_target, flat[first : first + _BLOCK]))
+            index, converged = _solve(self._residual, target, spacing, 1e-3 * min(self._grid.spacing))
+            source = transform_points(self._grid.index_to_world, index.numpy())
+            found[first : first + _BLOCK] = source
+            here = contains(self._grid, source)
+            self._inside += int(here.sum())
+            self._failed += int((here & ~converged.numpy()).sum())
+        return found.reshape(points.shape)
+
+    def warn(self) -> None:
+        """Warn if some of the points so far that came into the fixed image did not converge."""
+        if self._failed:
+            warnings.warn(
+                "the warp folds or nearly so: its inverse did not converge at "
+                f"{100 * self._failed / self._inside:.3g} % of the points inside the fixed image",
+                stacklevel=3,
+            )
+
+
 def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Volume:
     """Labels on ``grid`` through a transform (fixed point -> moving point), by nearest neighbour.
 
@@ -264,6 +296,14 @@ def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Vo
 
     seen = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
     return Volume(sitk.GetArrayFromImage(seen), grid, labels.name)
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a type of voxels has a value; those of fractions have all."""
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(value == round(value) and limits.min <= value <= limits.max)
 
 
 def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:

@@ -231,7 +231,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise RegkitError(f"cannot read weights '{path}': the name must end in {' or '.join(_SUFFIXES)}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RegkitError(f"cannot read weights '{path}': no such file")
     if path.suffix == ".safetensors":
         architecture, tensors, provenance = _read_safetensors(path)
@@ -296,7 +296,7 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             f"refused to read weights '{path}': it holds more than plain tensors, which could run code, or "
             "is damaged; convert a checkpoint you trust to one of its state dict alone"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # of torch, zipfile or pickle's machine, as the damage will have it
         raise RegkitError(f"cannot read weights '{path}': truncated or damaged") from error
     if isinstance(found, Mapping):
         found = next((found[name] for name in _NESTED if isinstance(found.get(name), Mapping)), found)

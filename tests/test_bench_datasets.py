@@ -194,7 +194,9 @@ def test_an_archive_that_is_half_there(abdomen: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(abdomen, tmp_path / "copy")
     image = folder / "imagesTr/AbdomenMRCT_0001_0000.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
-    assert f"'{image}': its voxels cannot be read" in error_of(cases, "l2r-abdomen", folder, tmp_path, ["1"])
+    assert f"'{image}' cannot be read: it is truncated" in error_of(
+        cases, "l2r-abdomen", folder, tmp_path, ["1"]
+    )
     assert cases("l2r-abdomen", folder, tmp_path, ["2"])
 
 

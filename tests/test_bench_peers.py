@@ -302,7 +302,7 @@ def test_a_malformed_command(text: str, message: str) -> None:
         ("print('only here'); raise SystemExit(2)", "code 2: only here"),
         ("pass", "wrote no file to {warp}"),
         ("[open('warp' + end, 'w') for end in ('.npz', '.h5')]", "several files.*warp.h5, warp.npz"),
-        ("open('warp.nii.gz', 'w').write('no')", "cannot be read as NIfTI"),
+        ("open('warp.nii.gz', 'w').write('no')", "is not an image"),
     ],
 )
 def test_a_command_that_fails(code: str, message: str, case: Case, tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ import SimpleITK as sitk
 from cli_cases import error_of, run, usage_error_of
 from warp_cases import FIXED, MOVING, affine_map, blob, smooth_warp, texture
 
-from regkit.cli.info import looks_like_labels
 from regkit.formats import to_learn2reg, write_linear, write_warp
 from regkit.geometry import Grid
-from regkit.images import Volume, load_labels
+from regkit.images import Volume, load_labels, looks_like_labels
 from regkit.jacobian import learn2reg_sdlogj, sd_log_jacobian
 from regkit.metrics import compare_labels
 from regkit.outputs import save_image
@@ -258,7 +257,7 @@ def test_info_of_warps(files: Path) -> None:
         assert found["folding_percent"] == 0
         assert found["size"] == list(FIXED.size)
     assert "--fixed" in error_of("info", files / "warp.npz")
-    assert "give one 3-D volume" in error_of("info", files / "l2r.nii.gz")
+    assert "give one 3-D volume" in run("info", files / "l2r.nii.gz").stdout
 
 
 def test_info_of_a_matrix(files: Path) -> None:
@@ -270,3 +269,26 @@ def test_info_of_a_matrix(files: Path) -> None:
     (files / "broken.tfm").write_text("hello")
     assert "cannot be read" in error_of("info", files / "broken.tfm")
     assert "no such file" in error_of("info", files / "absent.h5")
+
+
+def test_info_describes_what_is_not_registered(tmp_path: Path) -> None:
+    grid = Grid((6, 7, 8), (1.0, 1.5, 2.0))
+    values = np.arange(336.0).reshape(grid.shape)
+    save_image(grid.to_sitk(np.full(grid.shape, 2.5)), tmp_path / "constant.nii.gz")
+    found = _info(tmp_path / "constant.nii.gz")
+    assert found["kind"] == "image" and found["not_to_register"] == "every voxel has the same value"
+    assert found["values"] == {"minimum": 2.5, "median": 2.5, "maximum": 2.5}
+    values[1, 2, 3] = np.nan
+    save_image(grid.to_sitk(values), tmp_path / "holes.nrrd")
+    assert _info(tmp_path / "holes.nrrd")["not_finite_voxels"] == 1
+    series = sitk.JoinSeries([grid.to_sitk(values)] * 4)
+    sitk.WriteImage(series, tmp_path / "series.mha")
+    found = _info(tmp_path / "series.mha")
+    assert found["kind"] == "image of 4 axes" and found["size"] == [6, 7, 8, 4]
+    assert "give one 3-D volume" in found["not_to_register"]
+    assert found["voxel_type"] == "64-bit float" and found["spacing_mm"] == [1, 1.5, 2]
+    sitk.WriteImage(sitk.Image([9, 9], sitk.sitkUInt8), tmp_path / "flat.png")
+    assert _info(tmp_path / "flat.png")["kind"] == "image of 2 axes"
+    write_points(tmp_path / "points.csv", [[1, 2, 3], [4, 0, 9]])
+    found = _info(tmp_path / "points.csv")
+    assert found["count"] == 2 and found["highest_lps_mm"] == [4, 2, 9]

@@ -15,6 +15,7 @@ from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 import regkit.cli.register as cli_register
 import regkit.registration
 from regkit.cli.options import FEATURES
+from regkit.errors import RegkitError
 from regkit.features import DEFAULT, NAMES
 from regkit.formats import read_linear
 from regkit.images import load_image, load_labels
@@ -343,3 +344,20 @@ def test_the_bar_on_a_terminal(files: Files, tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     result = run("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words, "--overwrite")
     assert result.stderr == f"fixed={files.fixed} moving={files.moving}\n"
+
+
+def test_outputs_appear_together_or_not_at_all(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figure comes last; where it cannot be drawn, an old warp stays beside its old moved image."""
+
+    def fail(*_: object) -> None:
+        raise RegkitError("the disk is full")
+
+    monkeypatch.setattr("regkit.figure.registration_figure", fail)
+    (tmp_path / "warp.nii.gz").write_text("of an earlier run")
+    words = ("register", files.fixed, files.moving, "-o", tmp_path / "warp.nii.gz", "--overwrite", "-q")
+    more = ("--moved", tmp_path / "moved.nii.gz", "--figure", tmp_path / "f.png", "--preset", "linear")
+    assert "the disk is full" in error_of(*words, *more, "--threads", 1, "--init", "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["warp.nii.gz"]
+    assert (tmp_path / "warp.nii.gz").read_text() == "of an earlier run"

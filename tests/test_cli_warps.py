@@ -234,3 +234,15 @@ def test_the_endings_are_those_of_the_writers(tmp_path: Path) -> None:
     for suffix in MATRICES:
         write_linear(np.eye(4), tmp_path / f"matrix{suffix}")
     assert len(list(tmp_path.iterdir())) == len(WARPS) + len(MATRICES)
+
+
+def test_convert_a_matrix_of_fsl_to_one_of_itk(files: Path, tmp_path: Path) -> None:
+    from regkit.formats import read_linear
+
+    np.savetxt(files / "flirt.mat", affine_map(5, (1, 2, 3)))
+    name, out = f"fsl:{files / 'flirt.mat'}", tmp_path / "start.tfm"
+    assert "give both (--fixed and --moving)" in error_of("convert", name, out)
+    grids = ("--fixed", files / "fixed.nii.gz", "--moving", files / "moving.nii.gz")
+    run("convert", name, out, *grids)
+    np.testing.assert_allclose(read_linear(out), read_linear(name, FIXED, MOVING), atol=1e-3)
+    assert "fsl:FILE" in error_of("convert", files / "flirt.mat", out, "--overwrite", *grids)

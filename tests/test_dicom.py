@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from regkit.dicom import series_files
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
-from regkit.images import load_image
+from regkit.images import load_image, load_labels
 
 CUBE = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
 
@@ -143,3 +147,213 @@ def test_one_dicom_slice_is_two_dimensional(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(RegkitError, match="2-D"):
         load_image(tmp_path / "series", "fixed image")
+
+
+# ---- files of many frames
+
+STACK = Grid((16, 14, 12), (2.0, 2.5, 3.0), (-10.0, -20.0, 30.0))
+CT, SEG, DOSE = "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.2"
+
+
+def item(**values: Any) -> Any:
+    """A DICOM data set of these elements."""
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.Dataset()
+    for name, value in values.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def write_frames(path: Path, pixels: np.ndarray, uid: str = CT, **values: Any) -> Path:
+    """A file of frames (n, y, x) with the elements given, of STACK's spacing within them."""
+    pydicom = pytest.importorskip("pydicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = pydicom.uid.ExplicitVRLittleEndian, uid
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = 1 if uid == SEG else 16
+    common = item(
+        SOPClassUID=uid, SOPInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", StudyInstanceUID="1.2.5",
+        Modality="CT", Rows=pixels.shape[1], Columns=pixels.shape[2], NumberOfFrames=len(pixels),
+        SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=bits, BitsStored=bits,
+        HighBit=bits - 1, PixelRepresentation=int(uid == CT),
+    )  # fmt: skip
+    dataset.update(common)
+    content = np.packbits(pixels.ravel().astype(np.uint8), bitorder="little") if uid == SEG else pixels
+    dataset.PixelData = content.tobytes() + b"\0" * (len(content.tobytes()) % 2)
+    dataset.update(item(**values))
+    dataset.save_as(path)
+    return path
+
+
+def write_enhanced(
+    path: Path, pixels: np.ndarray, places: np.ndarray, slopes: Sequence[float] | None = None
+) -> Path:
+    """An enhanced CT with a place (LPS mm) for each frame."""
+    shared = item(
+        PixelMeasuresSequence=[item(PixelSpacing=[2.5, 2.0], SliceThickness=3)],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+    )
+    frames = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[float(v) for v in place])],
+            PixelValueTransformationSequence=[item(RescaleSlope=slope, RescaleIntercept=-slope)],
+        )
+        for place, slope in zip(places, slopes or [1] * len(pixels))
+    ]
+    return write_frames(
+        path, pixels, SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames
+    )
+
+
+def stack() -> tuple[np.ndarray, np.ndarray]:
+    """Frames, and the place of each."""
+    pixels = np.random.default_rng(0).integers(-1000, 1000, STACK.shape).astype(np.int16)
+    return pixels, STACK.world_points()[:, 0, 0]
+
+
+@pytest.mark.parametrize("order", ["even", "reversed", "shuffled"])
+def test_frames_are_sorted_by_place(order: str, tmp_path: Path) -> None:
+    pixels, places = stack()
+    frames = {"even": np.arange(12), "reversed": np.arange(12)[::-1]}.get(
+        order, np.random.default_rng(1).permutation(12)
+    )
+    path = write_enhanced(tmp_path / "ct.dcm", pixels[frames], places[frames])
+    volume = load_image(path, "fixed image")
+    assert volume.grid.same_as(STACK, 1e-5)
+    np.testing.assert_array_equal(volume.array, pixels - 1)
+
+
+def test_a_folder_with_one_file_of_frames(tmp_path: Path) -> None:
+    (tmp_path / "scan").mkdir()
+    pixels, places = stack()
+    write_enhanced(tmp_path / "scan" / "ct.dcm", pixels, places)
+    np.testing.assert_array_equal(load_image(tmp_path / "scan", "fixed image").array, pixels - 1)
+
+
+def test_frames_have_slopes_of_their_own(tmp_path: Path) -> None:
+    pixels, places = stack()
+    slopes = [1.5, 3.0] * 6
+    path = write_enhanced(tmp_path / "ct.dcm", pixels[::-1], places[::-1], slopes)
+    wanted = (pixels.astype(np.float32) - 1) * np.float32(slopes[::-1])[:, None, None]
+    np.testing.assert_allclose(load_image(path, "fixed image").array, wanted, rtol=1e-6)
+
+
+def test_frames_that_are_not_one_even_stack_are_refused(tmp_path: Path) -> None:
+    pixels, places = stack()
+    some = [0, 1, 2, 3, 4, 5, 8, 9, 10, 11]
+    twice = np.r_[places, places]
+    tilted = places + np.outer(np.arange(12), [0, 0.8, 0])
+    for name, frames, where in (
+        ("gap", pixels[some], places[some]),
+        ("two", np.r_[pixels, pixels], twice),
+        ("tilted", pixels, tilted),
+    ):
+        path = write_enhanced(tmp_path / f"{name}.dcm", frames, where)
+        with pytest.raises(RegkitError, match=rf"^fixed image '.*{name}\.dcm'.* do not stack evenly"):
+            load_image(path, "fixed image")
+    with pytest.raises(RegkitError, match="12 DICOM frames that do not say where they lie"):
+        load_image(write_frames(tmp_path / "bare.dcm", pixels), "fixed image")
+
+
+def test_frames_with_damaged_numbers_are_refused(tmp_path: Path) -> None:
+    pixels, places = stack()
+    path = write_enhanced(tmp_path / "ct.dcm", pixels, places)
+    content = path.read_bytes()
+    for old, new in ((b"-10.0\\-20.0\\36.0", b"-10.0\\-20.0\\3T.0"), (b"2.5\\2.0", b"2.5T2.0")):
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(RegkitError, match=r"ct\.dcm' (is|cannot)"):
+            load_image(path, "fixed image")
+    path.write_bytes(content[:-1000])
+    with pytest.raises(RegkitError, match=r"ct\.dcm'"):
+        load_image(path, "fixed image")
+
+
+def test_without_pydicom_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_enhanced(tmp_path / "ct.dcm", *stack())
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(RegkitError, match=r"pip install 'regkit\[dicom\]'"):
+        load_image(path, "fixed image")
+
+
+def write_segments(path: Path, masks: np.ndarray, kind: str = "BINARY") -> Path:
+    """A segmentation on STACK of masks (segment, z, y, x), of which each has the frames where it is."""
+    where = [(s, k) for s in range(len(masks)) for k in range(len(masks[s])) if masks[s, k].any()]
+    frames = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[-10.0, -20.0, 30 + 3.0 * k])],
+            SegmentIdentificationSequence=[item(ReferencedSegmentNumber=s + 1)],
+        )
+        for s, k in where
+    ]
+    shared = item(
+        PixelMeasuresSequence=[item(PixelSpacing=[2.5, 2.0], SpacingBetweenSlices=3.0)],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+    )
+    return write_frames(
+        path, np.array([masks[s, k] for s, k in where]), SEG, SegmentationType=kind,
+        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames,
+    )  # fmt: skip
+
+
+def test_segments_become_labels_at_their_place(tmp_path: Path) -> None:
+    masks = np.zeros((2, *STACK.shape), np.uint8)
+    masks[0, 2:6, 3:8, 3:8] = 1
+    masks[1, 7:10, 5:9, 8:13] = 1  # no frame holds slice 6
+    path = write_segments(tmp_path / "seg.dcm", masks)
+    wanted = masks[0] + 2 * masks[1]
+    with pytest.warns(UserWarning, match="covers only a part"):
+        labels = load_labels(path, "fixed labels", STACK)
+    np.testing.assert_array_equal(labels.array, wanted)
+    np.testing.assert_array_equal(load_labels(path, "labels").array, wanted[2:10])
+
+    masks[1, 4, 4, 4] = 1
+    with pytest.raises(RegkitError, match="segments overlap"):
+        load_labels(write_segments(tmp_path / "both.dcm", masks), "labels")
+    with pytest.raises(RegkitError, match="of type FRACTIONAL; only BINARY"):
+        load_labels(write_segments(tmp_path / "share.dcm", masks, "FRACTIONAL"), "labels")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_doses_come_in_their_units(absolute: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 60000, STACK.shape).astype(np.uint16)
+    offsets = [30.0 * absolute + 3.0 * k for k in range(12)]
+    path = write_frames(
+        tmp_path / "dose.dcm", pixels, DOSE, DoseGridScaling=0.001, GridFrameOffsetVector=offsets,
+        ImagePositionPatient=[-10.0, -20.0, 30.0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        PixelSpacing=[2.5, 2.0],
+    )  # fmt: skip
+    volume = load_image(path, "dose")
+    assert volume.grid.same_as(STACK, 1e-5)
+    np.testing.assert_allclose(volume.array, pixels * 0.001, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("uid", "name"),
+    [("481.3", "a structure set"), ("88.33", "a structured report"), ("11.1", "a presentation state")],
+)
+def test_what_holds_no_volume_is_refused_by_name(uid: str, name: str, tmp_path: Path) -> None:
+    path = write_frames(
+        tmp_path / "other.dcm", np.zeros((1, 2, 2), np.int16), f"1.2.840.10008.5.1.4.1.1.{uid}"
+    )
+    dataset = pytest.importorskip("pydicom").dcmread(path)
+    for element in ("PixelData", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"):
+        delattr(dataset, element)
+    dataset.save_as(path)
+    with pytest.raises(RegkitError, match=rf"^fixed image '.*other\.dcm' is {name}.*holds no volume"):
+        load_image(path, "fixed image")
+    (tmp_path / "folder").mkdir()
+    path.rename(tmp_path / "folder" / "other.dcm")
+    write_series(tmp_path / "folder", ramp(), CUBE)
+    np.testing.assert_array_equal(load_image(tmp_path / "folder", "image").array, ramp())
+
+
+def test_a_position_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = write_series(tmp_path / "series", ramp(), CUBE)[2]
+    content = path.read_bytes()
+    place = re.search(rb"\x20\x00\x32\x00....(10)", content, re.DOTALL)
+    assert place
+    path.write_bytes(content[: place.start(1)] + b"0T" + content[place.end(1) :])
+    with pytest.raises(RegkitError, match=r"image '.*series'"):
+        load_image(tmp_path / "series", "image")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit.atomic import atomic_path
+from regkit.atomic import atomic_path, together
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_image
@@ -141,3 +144,52 @@ def test_check_output_refuses_a_folder_without_permission(
             check_output(tmp_path / "a.nii", IMAGE_SUFFIXES)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_files_of_one_run_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.nii.gz"
+    one.write_text("old")
+    with pytest.raises(RuntimeError), together():
+        with atomic_path(one) as temporary:
+            temporary.write_text("new")
+        assert one.read_text() == "old"
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["one.csv"]
+    assert one.read_text() == "old"
+    with together():
+        for path in (one, two):
+            with atomic_path(path) as temporary:
+                temporary.write_text("new")
+        assert one.read_text() == "old" and not two.exists()
+    assert one.read_text() == two.read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(RegkitError, match=r"could not write '.*gone/a\.csv'"), together():
+        (tmp_path / "gone").mkdir()
+        with atomic_path(one) as temporary:
+            temporary.write_text("newer")
+        with atomic_path(tmp_path / "gone" / "a.csv") as temporary:
+            temporary.write_text("newer")
+        temporary.unlink()
+        (tmp_path / "gone").rmdir()
+    with atomic_path(one) as temporary:  # after a group, files get their names at once again
+        temporary.write_text("last")
+    assert one.read_text() == "last"
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from regkit.atomic import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1]) / 'out.nii.gz') as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".regkit-")
+    other = tmp_path / left.name.replace(left.name.split("-")[1], "0badhost")  # another machine's
+    other.write_text("half")
+    alive = tmp_path / re.sub(r"-\d+-", f"-{os.getppid()}-", left.name)
+    alive.write_text("half")
+    with atomic_path(tmp_path / "next.csv") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["next.csv", other.name, alive.name])

@@ -117,7 +117,6 @@ BAD: dict[str, tuple[str, str | bytes | None, str]] = {
     "no number": ("p.csv", "# mm\nx,y,z\n1,2,3\n4,five,6\n", "line 4: 'five' for y is no finite number"),
     "not finite": ("p.csv", "x,y,z\n1,2,nan\n", "line 2: 'nan' for z is no finite number"),
     "short row": ("p.csv", "1,2,3\n4,5\n", "line 2: nothing for z is no finite number"),
-    "semicolons": ("p.csv", "x;y;z\n1;2;3\n", "have no column x, y, z among x;y;z"),
     "fcsv without system": ("p.fcsv", fcsv(LPS, None), "state no system; add a line '# Coord"),
     "fcsv of voxels": ("p.fcsv", fcsv(LPS, "2"), "are in the system '2'; only LPS and RAS"),
     "fcsv empty": ("p.fcsv", fcsv(LPS[:0], "LPS"), "are empty"),
@@ -163,3 +162,23 @@ def test_writing_refuses_what_makes_no_list(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match=r"must end in \.csv"):
         write_points(tmp_path / "p.txt", LPS)
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_slicer_name_their_system(tmp_path: Path) -> None:
+    path = tmp_path / "slicer.csv"
+    path.write_text("label,r,a,s,defined,selected\nF-1,-5,-6,7,1,1\nF-2,1,2,3,1,1\n")
+    np.testing.assert_array_equal(read_points(path), [[5, 6, 7], [-1, -2, 3]])
+    path.write_text("label,l,p,s\nF-1,5,6,7\n")
+    np.testing.assert_array_equal(read_points(path), [[5, 6, 7]])
+    path.write_text("label,r,a,s,defined\nF-1,-5,-6,7,1\nF-2,0,0,0,0\n")
+    with pytest.raises(RegkitError, match="point 2 has no defined position"):
+        read_points(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x;y;z\n5,0;6,25;-7,5\n", "5,0;6,25;-7,5\n", "x\ty\tz\n5\t6.25\t-7.5\n", "name;z;y;x\na;-7.5;6.25;5\n"],
+)
+def test_semicolons_tabs_and_decimal_commas(text: str, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text(text)
+    np.testing.assert_array_equal(read_points(tmp_path / "points.csv"), [[5, 6.25, -7.5]])

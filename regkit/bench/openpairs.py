@@ -21,6 +21,7 @@ are for the reader. A pair is named by its folder.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _read(folder: Path) -> Case:
         if not (isinstance(value, str) and value) and (value is not None or key in ("fixed", "moving")):
             raise RegkitError(f"manifest '{path}': '{key}' must be the name of a file, not {value!r}")
         files[key] = None if value is None else folder / value
-        if value is not None and not (folder / value).is_file():
+        if value is not None and not os.path.isfile(folder / value):
             raise RegkitError(f"manifest '{path}': its {key}, '{folder / value}', does not exist")
     labels = _labels(manifest["labels"], path)
     if (files["fixed_labels"] is None) != (files["moving_labels"] is None):

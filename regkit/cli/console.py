@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -23,6 +24,8 @@ from regkit.jsontext import to_json
 Report = Callable[[str, float], None]
 """Called with the name of a stage and the share of the whole that is done, 0 to 1."""
 
+# What writing to stdout fails with: a full disk or device, a reader that has gone, one that was never there.
+_NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO)
 _NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")
 _PIPE_WIDTH = 120  # columns of a table where there is no terminal to tell
 
@@ -39,6 +42,10 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
             except RegkitError as error:
                 _fail(str(error), 1)
+            except OSError as error:
+                if error.errno not in _NO_OUTPUT or error.filename is not None:
+                    raise
+                _fail(f"could not write the output: {error.strerror}", 1)
             except KeyboardInterrupt:
                 _fail("interrupted; nothing was left half-written", 130)
             except (MemoryError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def check_outputs(
             raise RegkitError(f"cannot write '{path}': it is one of the inputs; give another name")
         if place in seen:
             raise RegkitError(f"cannot write '{path}' twice: two outputs have this name; give another")
-        if place.exists() and not overwrite:
+        if os.path.exists(place) and not overwrite:
             raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from regkit.images import Volume
     from regkit.warp import Warp
 
-_TRANSFORMS = (".tfm", ".txt", ".mat", ".h5", ".hdf5")
-_MOST_LABELS = 1000
+_POINTS = (".csv", ".fcsv", ".mrk.json")
 
 
 def command(
@@ -29,7 +30,7 @@ def command(
         typer.Argument(
             metavar="FILE",
             show_default=False,
-            help="An image, a DICOM folder, a label map, a warp or a transform.",
+            help="An image, a DICOM folder, a label map, a warp, a transform or points.",
         ),
     ],
     fixed: FixedGrid = None,
@@ -52,47 +53,127 @@ def command(
 
 
 def _describe(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, Any]:
-    from regkit.images import load_image, load_labels
+    from regkit.formats import is_transform
+    from regkit.images import load_labels, load_volume, looks_like_labels
 
-    if file.suffix.lower() in _TRANSFORMS:
+    if is_transform(file):
         return _transform(file, fixed, moving)
-    if file.suffix.lower() == ".npz" or _holds_vectors(file, fixed is not None and moving is not None):
+    if file.name.lower().endswith(_POINTS):
+        return _points(file)
+    header = _Header.of(file)
+    if file.suffix.lower() == ".npz" or (
+        header and header.holds_vectors(fixed is not None and moving is not None)
+    ):
         return _warp(load_warp(file, fixed, moving))
-    volume = load_image(file, "image")
+    try:
+        volume = load_volume(file, "image")
+    except RegkitError as error:
+        if header is None or not header.is_unusual():
+            raise
+        return header.facts(str(error))
     if looks_like_labels(volume.array):
-        return _label_map(load_labels(file, "labels"))
+        return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
 
 
-def _holds_vectors(file: Path, learn2reg: bool) -> bool:
-    """Whether an image's header says that each voxel holds a displacement.
+@dataclass(frozen=True)
+class _Header:
+    """What the header of an image says, whatever there is to do with it.
 
     Args:
-        learn2reg: whether a 4-D image of three volumes counts as a field in voxels.
+        size: along every axis, x first.
+        spacing: mm, along the first three; None where the header is to blame.
+        components: numbers per voxel.
+        intent: NIfTI's intent code.
     """
-    import SimpleITK as sitk
 
-    if not file.is_file():
-        return False
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return False  # reading it as an image tells why
-    size = reader.GetSize()
-    if len(size) == 3:  # three whole numbers are colours
-        is_real = reader.GetPixelID() in (sitk.sitkVectorFloat32, sitk.sitkVectorFloat64)
-        return is_real and reader.GetNumberOfComponents() == 3
-    return size[3:] == (1, 3) or (learn2reg and size[3:] == (3,))
+    format: str
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    voxels: str
+    components: int = 1
+    intent: int = 0
+
+    @classmethod
+    def of(cls, file: Path) -> _Header | None:
+        """That of a file, or None if it has none that can be read."""
+        import numpy as np
+
+        from regkit import guard, nifti
+
+        if not os.path.isfile(file):
+            return None
+        try:
+            if file.name.lower().endswith(nifti.SUFFIXES):
+                with nifti.open_nifti(file) as found:
+                    spacing = tuple(map(float, np.linalg.norm(found.affine[:3, :3], axis=0)))
+                    dtype = found.voxels.dtype
+                    components = len(dtype.names or "x")
+                    return cls(found.kind, found.shape, spacing, str(dtype), components, found.intent[0])
+            with guard.open_image([file]) as image:
+                header = image.header
+                name = header.format.removesuffix("ImageIO")
+                return cls(name, header.size, header.spacing[:3], header.pixel, header.components)
+        except RegkitError:
+            return None
+
+    def holds_vectors(self, learn2reg: bool) -> bool:
+        """Whether each voxel holds a displacement.
+
+        Args:
+            learn2reg: whether a 4-D image of three volumes counts as a field in voxels.
+        """
+        if len(self.size) == 3:  # three whole numbers are colours
+            return self.components == 3 and "float" in self.voxels
+        if self.size[3:] == (1, 3):
+            return self.voxels != "uint8"  # of which colours are
+        return self.size[3:] == (3,) and (learn2reg or 2006 <= self.intent <= 2018)
+
+    def is_unusual(self) -> bool:
+        """Whether the image is none that regkit registers, though nothing need be wrong with it."""
+        from regkit.images import MIN_VOXELS
+
+        shape = self.size[:3]
+        extra = any(n != 1 for n in self.size[3:])
+        return (
+            extra
+            or len(shape) < 3
+            or min(shape) < MIN_VOXELS
+            or self.components > 1
+            or "complex" in self.voxels
+        )
+
+    def facts(self, problem: str) -> dict[str, Any]:
+        """For people and for JSON."""
+        return {
+            "kind": f"image of {len(self.size)} axes",
+            "format": self.format,
+            "size": list(self.size),
+            "spacing_mm": [round(s, 6) for s in self.spacing],
+            "voxel_type": self.voxels,
+            "components": self.components,
+            "not_to_register": problem,
+        }
+
+
+def _points(file: Path) -> dict[str, Any]:
+    from regkit.points import read_points
+
+    points = read_points(file)
+    return {
+        "kind": "points, LPS mm",
+        "count": len(points),
+        "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
+        "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
+    }
 
 
 def _transform(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, Any]:
-    from regkit.formats import read_linear
+    from regkit.formats import NotLinearError, read_linear
 
     try:
-        matrix = read_linear(file)
-    except RegkitError:  # not linear, or not readable, and then reading it as a warp fails as well
+        matrix = read_linear(file, fixed, moving)
+    except NotLinearError:
         return _warp(load_warp(file, fixed, moving))
     return {"kind": "linear transform, fixed point -> moving point, LPS mm", "matrix": matrix.tolist()}
 
@@ -108,14 +189,22 @@ def _range(values: np.ndarray) -> dict[str, float]:
 
 
 def _image(volume: Volume) -> dict[str, Any]:
+    import numpy as np
+
     from regkit.intensity import CT_WINDOW, is_ct, window_of
 
-    ct = is_ct(volume.array)
-    low, high = window_of(volume.array, CT_WINDOW if ct else None)
-    return {
-        "kind": "image",
-        **_grid(volume.grid),
-        "values": _range(volume.array),
+    finite = np.isfinite(volume.array)
+    facts = {"kind": "image", **_grid(volume.grid), "voxel_type": str(volume.array.dtype)}
+    if not finite.all():
+        facts["not_finite_voxels"] = int((~finite).sum())
+        return facts | ({"values": _range(volume.array[finite])} if finite.any() else {})
+    values = volume.array.astype(np.float32)
+    facts["values"] = _range(volume.array)
+    if values.min() == values.max():
+        return facts | {"not_to_register": "every voxel has the same value"}
+    ct = is_ct(values)
+    low, high = window_of(values, CT_WINDOW if ct else None)
+    return facts | {
         "taken_as": "CT" if ct else "no CT: values are scaled by percentiles",
         "window": {"low": low, "high": high},
     }
@@ -165,20 +254,6 @@ def _grid(grid: Grid) -> dict[str, Any]:
         "origin_lps_mm": [round(o, 3) for o in grid.origin],
         "centre_lps_mm": [round(float(c), 3) for c in grid.centre],
     }
-
-
-def looks_like_labels(array: np.ndarray) -> bool:
-    """Whether an image (z, y, x) is a label map: few whole values, mostly equal to their neighbours.
-
-    An image of eight bits has few whole values, too, but noise.
-    """
-    import numpy as np
-
-    if array.min() < 0 or (array != np.rint(array)).any() or len(np.unique(array)) > _MOST_LABELS:
-        return False
-    here, there = array[:, :, 1:], array[:, :, :-1]
-    inside = (here != 0) & (there != 0)
-    return bool(inside.any() and (here == there)[inside].mean() > 0.7)
 
 
 def _text(value: Any) -> str:

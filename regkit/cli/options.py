@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,17 @@ WarpFile = Annotated[
     typer.Argument(
         metavar="WARP",
         show_default=False,
-        help="A warp: ITK field (.nii.gz .mha .nrrd), ITK transform (.h5 .tfm .mat .txt), Learn2Reg (.npz).",
+        help="A warp: ITK field (.nii.gz .mha .nrrd), ITK transform (.h5 .tfm .mat .txt), Learn2Reg (.npz), "
+        "or a file of SPM, FSL, NiftyReg, AFNI, FreeSurfer or elastix (docs/formats.md).",
+    ),
+]
+ChainFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="WARP",
+        show_default=False,
+        help="A warp or linear transform (docs/formats.md). inverse:FILE is its inverse; a plain matrix is "
+        "named fsl:FILE, ras:FILE or lps:FILE.",
     ),
 ]
 FixedGrid = Annotated[
@@ -56,7 +67,8 @@ Init = Annotated[
         rich_help_panel=_METHOD,
         help="Where to start. auto: searched for, then rigid and affine where they help. "
         "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
-        "with affine. FILE: a linear ITK transform (.tfm .mat .txt .h5), fixed point -> moving point.",
+        "with affine. FILE: a linear transform, fixed point -> moving point, of ITK (.tfm .mat .txt .h5) "
+        "or of another tool (docs/formats.md).",
     ),
 ]
 Features = Annotated[
@@ -101,6 +113,9 @@ def start_file(init: str) -> Path | None:
     """The file that ``--init`` names; None where it names a way to start."""
     if init in INITS:
         return None
-    if not Path(init).is_file():
+    from regkit.foreign import split_convention
+
+    file = split_convention(Path(init))[1]
+    if not os.path.isfile(file):
         raise typer.BadParameter(f"'{init}' is none of {', '.join(INITS)}, and no file", param_hint="--init")
-    return Path(init)
+    return file

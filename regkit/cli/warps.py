@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from regkit.cli.console import print_facts, print_json
-from regkit.cli.files import IMAGES, WARPS, check_outputs, load_grid, load_warp, warn_outside
-from regkit.cli.options import AsJson, FixedGrid, MovingGrid, Overwrite, WarpFile
+from regkit.cli.console import print_facts, print_json, warn
+from regkit.cli.files import IMAGES, WARPS, check_outputs, load_grid, load_warp
+from regkit.cli.options import AsJson, ChainFile, FixedGrid, MovingGrid, Overwrite, WarpFile
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regkit.geometry import Float64, Grid
+    from regkit.warp import Warp
+
+_LINEAR = (".tfm", ".txt", ".mat")
 _POINTS = (".csv", ".fcsv", ".mrk.json")
 
 
 def apply(
-    warp: WarpFile,
+    warp: ChainFile,
     image: Annotated[
         Path | None,
         typer.Argument(
@@ -37,10 +44,21 @@ def apply(
             "itself. Points of the moving image go the other way: apply the warp of 'regkit invert' to them.",
         ),
     ] = None,
+    then: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A warp or linear transform that goes on from where the one before came out; may be given "
+            "several times. The image is interpolated once.",
+        ),
+    ] = None,
     interpolation: Annotated[
-        Literal["linear", "bspline", "nearest", "label"],
-        typer.Option(help="For labels: nearest, or label, which keeps outlines smoother."),
-    ] = "linear",
+        Literal["auto", "linear", "bspline", "nearest", "label"],
+        typer.Option(
+            help="For labels: nearest, or label, which keeps outlines smoother. auto: label for an image of "
+            "few whole numbers in patches, and linear for others.",
+        ),
+    ] = "auto",
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -54,68 +72,109 @@ def apply(
     moving: MovingGrid = None,
     default_value: Annotated[
         float | None,
-        typer.Option(help="The value where the image ends. Default: its minimum; 0 for 'label'."),
+        typer.Option(help="The value where the image ends. Default: its minimum; 0 for labels."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring an image, labels or points through a warp."""
+    """Bring an image, labels or points through a warp, or through several transforms in a row."""
     if (image is None) == (points is None):
         raise typer.BadParameter("give either an image or --points", param_hint="IMAGE")
+    from regkit.chain import existing
+
+    chain = [warp, *(then or [])]
     kinds = IMAGES if points is None else _POINTS
-    check_outputs([(output, kinds)], (warp, image, points, reference, moving), overwrite)
+    inputs = (*map(existing, chain), image, points, reference, moving)
+    check_outputs([(output, kinds)], inputs, overwrite)
     if points is not None:
-        _apply_to_points(warp, points, output, reference, moving)
+        _apply_to_points(chain, points, output, reference, moving)
     elif image is not None:
-        _apply_to_image(warp, image, output, interpolation, reference, default_value)
+        _apply_to_image(chain, image, output, interpolation, reference, default_value)
     typer.echo(f"wrote {output}")
 
 
 def _apply_to_points(
-    warp_file: Path, points: Path, output: Path, reference: Path | None, moving: Path | None
+    chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
+    from regkit.chain import outside, read_chain, through
     from regkit.points import read_points, write_points
 
     start = read_points(points)
-    warp = load_warp(warp_file, load_grid(reference, "reference"), load_grid(moving, "moving image"))
-    warn_outside(start, warp.grid, "they move as the nearest voxel at its border does")
-    write_points(output, warp.transform_points(start))
+    steps = read_chain(chain, load_grid(reference, "reference"), load_grid(moving, "moving image"))
+    if left := outside(steps, start):
+        warn(
+            f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
+            "its border does"
+        )
+    write_points(output, through(steps, start))
 
 
 def _apply_to_image(
-    warp_file: Path,
+    chain: list[Path],
     image: Path,
     output: Path,
     interpolation: str,
     reference: Path | None,
     default: float | None,
 ) -> None:
-    import SimpleITK as sitk
-
-    from regkit.images import load_image, load_labels
+    from regkit.chain import compose, is_chain, read_chain
+    from regkit.images import load_image, load_labels, load_volume, looks_like_labels
     from regkit.outputs import save_image
 
-    role = "image to warp"
-    volume = load_labels(image, role) if interpolation == "label" else load_image(image, role)
+    volume = load_volume(image, "image to warp")
     grid = load_grid(reference, "reference")
-    warp = load_warp(warp_file, grid, volume.grid)
-    moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default).to_sitk()
-    if interpolation == "nearest":  # makes up no value, so that labels can stay of whole-number type
-        same = sitk.Cast(moved, _pixel_type(image))
-        if (sitk.GetArrayViewFromImage(same) == sitk.GetArrayViewFromImage(moved)).all():
-            moved = same
-    save_image(moved, output)
+    if interpolation == "auto":
+        interpolation = "linear"
+        if looks_like_labels(volume.array) and volume.array.min() < volume.array.max():
+            interpolation = "label"
+            typer.echo(
+                "note: the image is a label map by its values and moves as one (--interpolation label); "
+                "if it is none, give --interpolation linear",
+                err=True,
+            )
+    if interpolation != "nearest":
+        load = load_labels if interpolation == "label" else load_image
+        volume = load(volume, f"image to warp '{image}'")
+    if is_chain(chain):
+        warp = compose(read_chain(chain, grid, volume.grid), grid, volume.grid)
+    else:
+        warp = load_warp(chain[0], grid, volume.grid)
+    if grid is not None:
+        _warn_elsewhere(warp, grid)
+    moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default)
+    _warn_empty(warp, grid or warp.grid, volume.grid, moved.array)
+    save_image(moved.to_sitk(), output)
 
 
-def _pixel_type(image: Path) -> int:
-    """SimpleITK's type of the voxels of a file; float32 for a DICOM folder, whose slices may differ."""
-    import SimpleITK as sitk
+def _lattice(grid: Grid) -> Float64:
+    """Points spread over a grid, LPS mm (n, 3), of at most some 4000 voxels."""
+    import numpy as np
 
-    if image.is_dir():
-        return int(sitk.sitkFloat32)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(image))
-    reader.ReadImageInformation()
-    return int(reader.GetPixelID())
+    from regkit.geometry import transform_points
+
+    axes = [np.linspace(0, n - 1, min(n, 16)).round() for n in grid.size]
+    return transform_points(grid.index_to_world, np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3))
+
+
+def _warn_elsewhere(warp: Warp, reference: Grid) -> None:
+    from regkit.warp import contains
+
+    share = contains(warp.grid, _lattice(reference)).mean()
+    if share < 0.5:
+        warn(
+            f"only {100 * share:.0f} % of the reference lies in the warp's field, and the rest is not moved; "
+            "is it the fixed image of this warp?"
+        )
+
+
+def _warn_empty(warp: Warp, result: Grid, moving: Grid, moved: np.ndarray) -> None:
+    from regkit.warp import contains
+
+    share = contains(moving, warp.transform_points(_lattice(result))).mean()
+    if share == 0 or moved.min() == moved.max():
+        warn(
+            "the result holds nothing of the image: the warp leads no voxel into it; is it the moving image "
+            "of this warp, and does the warp go from fixed to moving?"
+        )
 
 
 def jacobian(
@@ -196,7 +255,10 @@ def invert(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", show_default=False, help="A warp file of any format.")
+        Path,
+        typer.Argument(
+            metavar="IN", show_default=False, help="A warp or transform of any format (docs/formats.md)."
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The file to write.")],
     to: Annotated[
@@ -217,10 +279,17 @@ def convert(
     moving: MovingGrid = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rewrite a warp in another format."""
-    check_outputs([(output, WARPS)], (source, fixed, moving), overwrite)
+    """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
+    from regkit.chain import existing
 
+    check_outputs([(output, (*WARPS, *_LINEAR))], (existing(source), fixed, moving), overwrite)
+
+    from regkit.formats import read_linear, write_linear
     from regkit.warp import Warp
 
-    Warp.load(source, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")).save(output, to)
+    grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    if output.suffix in _LINEAR:
+        write_linear(read_linear(source, *grids), output)
+    else:
+        Warp.load(source, *grids).save(output, to)
     typer.echo(f"wrote {output}")

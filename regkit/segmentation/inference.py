@@ -27,7 +27,7 @@ class Segmentation:
     """What :func:`segment` found.
 
     Args:
-        labels: on the image's grid, of the smallest of uint8, int16 and int32 that holds all labels.
+        labels: on the image's grid, of the first of uint8, int16, int32, uint32 and int64 that holds all.
         confidence: the probability of the label of each voxel, as the network has it, 0 to 1, float32.
         names: of the labels that the model knows.
     """

@@ -1,0 +1,498 @@
+"""Damaged files against every reader: no traceback, crash, hang, or pickle that runs.
+
+    python benchmarks/fuzz.py --cases 3000 -o benchmarks/results/fuzz.md
+
+Each reader gets small real files of its format, which this script writes, with bytes changed, cut, repeated
+and moved, and numbers in text replaced. It has to read the file or refuse it with one line (RegkitError),
+within 10 s and in so much memory. Readers run in a child process, so that a crash or a hang is one case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import pickle
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import numpy as np
+
+from regkit.provenance import commit
+
+MOST_SECONDS = 10.0
+MEMORY = 4 << 30
+"""Bytes of address space that a reader may take beyond what the process has once its libraries are in."""
+CANARY = "pickle-was-run"
+_HOSTILE = "weights, hostile pickle"
+Read = Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format and what reads it.
+
+    Args:
+        name: the seed's file name; a folder where it has no ending.
+        seed: writes the file, or the files, of which the one named is damaged.
+        read: raises RegkitError or nothing.
+        text: whether numbers in it are written as text.
+        process: whether reading starts a process.
+    """
+
+    name: str
+    seed: Callable[[Path], object]
+    read: Read
+    text: bool = False
+    process: bool = False
+
+
+def readers() -> dict[str, Reader]:
+    """Of every format that regkit reads from users."""
+    import nibabel as nib
+    import SimpleITK as sitk
+    import torch
+
+    from regkit.cli.files import read_label_names
+    from regkit.formats import read_linear, read_warp, write_linear, write_warp
+    from regkit.geometry import Grid
+    from regkit.images import load_image, load_labels
+    from regkit.points import read_pairs, read_points, write_points
+    from regkit.unet import Architecture, UNet
+    from regkit.warp import Warp
+    from regkit.weights import load_network, save_weights
+
+    grid = Grid((8, 9, 10), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1000, grid.shape).astype(np.int16)
+    field = rng.normal(size=(*grid.shape, 3)).astype(np.float32)
+    warp = Warp(field, grid, grid)
+    affine = np.diag([-1.0, -1.5, 2.0, 1.0])
+    matrix = np.array([[1, 0.1, 0, 3], [-0.1, 1, 0, 4], [0, 0, 1.1, 5], [0, 0, 0, 1]])
+
+    def image(path: Path) -> Any:
+        return load_image(path, "image")
+
+    def labels(path: Path) -> Any:
+        return load_labels(path, "labels")
+
+    def field_file(path: Path) -> Any:
+        return read_warp(path, grid, grid)
+
+    def linear(path: Path) -> Any:
+        return read_linear(path, grid, grid)
+
+    def plain(convention: str) -> Read:
+        return lambda path: read_linear(f"{convention}:{path}", grid, grid)
+
+    def nifti(kind: Any, array: np.ndarray = values.T) -> Callable[[Path], object]:
+        return lambda path: nib.save(kind(array, affine), path)
+
+    def itk(array: np.ndarray = values, packed: bool = False) -> Callable[[Path], object]:
+        vector = array.ndim == 4
+        return lambda path: sitk.WriteImage(grid.to_sitk(array, vector=vector), str(path), packed)
+
+    def foreign(intent: int, name: str, p1: float = 0, four: bool = False) -> Callable[[Path], object]:
+        def write(path: Path) -> None:
+            array = field.transpose(2, 1, 0, 3)
+            made = nib.Nifti1Image(array if four else array[:, :, :, None], affine)
+            made.header["intent_code"], made.header["intent_name"] = intent, name.encode()
+            made.header["intent_p1"] = p1
+            nib.save(made, path)
+
+        return write
+
+    def transform(made: Any) -> Callable[[Path], object]:
+        return lambda path: sitk.WriteTransform(made, str(path))
+
+    def words(content: str) -> Callable[[Path], object]:
+        return lambda path: path.write_text(content)
+
+    def series(folder: Path) -> None:
+        folder.mkdir()
+        for k, plane in enumerate(values):
+            slice_ = sitk.GetImageFromArray(plane[None])
+            slice_.SetSpacing(grid.spacing)
+            for tag, value in {
+                "0008|0060": "CT", "0020|000e": "1.2.3", "0020|000d": "1.2", "0008|0018": f"1.2.3.{k}",
+                "0020|0032": f"10\\-20\\{30 + 2 * k}", "0020|0037": "1\\0\\0\\0\\1\\0",
+            }.items():  # fmt: skip
+                slice_.SetMetaData(tag, value)
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetFileName(str(folder / f"{k}.dcm"))
+            writer.Execute(slice_)
+
+    def network(path: Path) -> None:
+        torch.manual_seed(0)
+        made = UNet(Architecture(out_channels=4, width=4, levels=1, stride=1))
+        provenance = {"data": "none", "channels": '[["features", 4, "unit", 1.0]]'}
+        save_weights(path.with_suffix(".safetensors"), made, provenance)
+        if path.suffix == ".pth":
+            torch.save(made.state_dict(), path)
+
+    def hostile(path: Path) -> None:
+        network(path)
+        path.write_bytes(pickle.dumps(_Run(path.parent / CANARY)))
+
+    composite = sitk.CompositeTransform([sitk.AffineTransform(3), warp.to_sitk()])
+    markups = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": [
+        {"id": "1", "label": "F-1", "position": [1.5, 2, 3], "positionStatus": "defined"}]}]}  # fmt: skip
+    lta = "type      = 1\nnxforms   = 1\nmean = 0 0 0\nsigma = 1.0\n1 4 4\n" + "".join(
+        " ".join(map(str, row)) + "\n" for row in matrix
+    ) + "src volume info\nvalid = 1\nvolume = 8 9 10\nvoxelsize = 1 1.5 2\nxras = 1 0 0\n"  # fmt: skip
+    elastix = (
+        '(Transform "EulerTransform")\n(TransformParameters 0.1 0.2 0.3 4 5 6)\n'
+        "(CenterOfRotationPoint 1 2 3)\n(FixedImageDimension 3)\n"
+    )
+    rows = "\n".join(" ".join(map(str, row)) for row in matrix)
+    pair = "fx,fy,fz,mx,my,mz\n1,2,3,4,5,6\n7,8,9,10,11,12\n"
+    found = {
+        "NIfTI-1": Reader("a.nii", nifti(nib.Nifti1Image), image),
+        "NIfTI-1, gzip": Reader("a.nii.gz", nifti(nib.Nifti1Image), image),
+        "NIfTI-2": Reader("a.nii", nifti(nib.Nifti2Image), image),
+        "NIfTI pair": Reader("a.hdr", nifti(nib.Nifti1Pair), image),
+        "NIfTI pair, voxels": Reader("a.img", nifti(nib.Nifti1Pair), image),
+        "Analyze": Reader("a.hdr", nifti(nib.Spm99AnalyzeImage), image),
+        "MGH": Reader("a.mgh", nifti(nib.MGHImage), image),
+        "MGZ": Reader("a.mgz", nifti(nib.MGHImage), image),
+        "label map": Reader("a.nii", nifti(nib.Nifti1Image, (values // 200).T), labels),
+        "NRRD": Reader("a.nrrd", itk(), image, True, True),
+        "NRRD, gzip": Reader("a.nrrd", itk(packed=True), image, True, True),
+        "NRRD, detached": Reader("a.nhdr", itk(), image, True, True),
+        "MetaImage": Reader("a.mha", itk(), image, True, True),
+        "MetaImage, zlib": Reader("a.mha", itk(packed=True), image, True, True),
+        "MetaImage, detached": Reader("a.mhd", itk(), image, True, True),
+        "TIFF": Reader("a.tif", itk(), image, process=True),
+        "VTK": Reader("a.vtk", itk(), image, True, True),
+        "GIPL": Reader("a.gipl", itk(), image, process=True),
+        "MINC 2": Reader("a.mnc", itk(), image, process=True),
+        "HDF5 image": Reader("a.hdf5", itk(), image, process=True),
+        "DICOM series": Reader("d/3.dcm", lambda p: series(p.parent), lambda p: image(p.parent), False, True),
+        "ITK field, NIfTI": Reader("w.nii.gz", lambda p: write_warp(warp, p), field_file),
+        "ITK field, MetaImage": Reader("w.mha", itk(field), field_file, True, True),
+        "ITK field, NRRD": Reader("w.nrrd", itk(field), field_file, True, True),
+        "ITK composite, HDF5": Reader("w.h5", transform(composite), field_file, process=True),
+        "ITK affine, HDF5": Reader("w.h5", lambda p: write_linear(matrix, p), linear, process=True),
+        "ITK affine, text": Reader("w.tfm", lambda p: write_linear(matrix, p), linear, True, True),
+        "ITK affine, MATLAB": Reader("w.mat", lambda p: write_linear(matrix, p), linear, process=True),
+        "DISPVECT": Reader("w.nii", lambda p: write_warp(warp, p, "dispvect"), field_file),
+        "Learn2Reg, npz": Reader("w.npz", lambda p: write_warp(warp, p, "l2r"), field_file),
+        "Learn2Reg, NIfTI": Reader("w.nii", lambda p: write_warp(warp, p, "l2r"), field_file),
+        "SPM": Reader("y.nii", foreign(1007, "Mapping"), field_file),
+        "NiftyReg": Reader("n.nii", foreign(1007, "NREG_TRANS", 1), field_file),
+        "FNIRT": Reader("f.nii.gz", foreign(2006, "", four=True), field_file),
+        "FLIRT": Reader("m.mat", words(rows), plain("fsl"), True),
+        "plain 4x4": Reader("m.txt", words(rows), plain("ras"), True),
+        "FreeSurfer LTA": Reader("m.lta", words(lta), linear, True),
+        "elastix": Reader("TransformParameters.0.txt", words(elastix), linear, True),
+        "points, CSV": Reader("p.csv", lambda p: write_points(p, [[1, 2, 3], [4, 5, 6]]), read_points, True),
+        "points, fcsv": Reader("p.fcsv", lambda p: write_points(p, [[1, 2, 3]]), read_points, True),
+        "points, Slicer JSON": Reader("p.mrk.json", words(json.dumps(markups)), read_points, True),
+        "landmark pairs": Reader("p.csv", words(pair), read_pairs, True),
+        "label names": Reader("n.json", words('{"1": "liver", "2": "spleen"}'), read_label_names, True),
+        "weights, safetensors": Reader("w.safetensors", network, load_network),
+        "weights, pickle": Reader("w.pth", network, load_network),
+        "weights, hostile pickle": Reader("w.pth", hostile, load_network),
+    }  # fmt: skip
+    try:
+        import pydicom  # noqa: F401
+    except ImportError:
+        return found
+    return found | {
+        "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image, process=True),
+        "DICOM segments": Reader(
+            "s.dcm", lambda p: _frames(p, values > 500, segments=True), labels, process=True
+        ),
+    }
+
+
+class _Run:
+    """A pickle that leaves a file behind when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def _frames(path: Path, pixels: np.ndarray, segments: bool = False) -> None:
+    """An enhanced CT, or a segmentation, as one file."""
+    import pydicom
+
+    def item(**named: Any) -> Any:
+        dataset = pydicom.Dataset()
+        for name, value in named.items():
+            setattr(dataset, name, value)
+        return dataset
+
+    uid = "1.2.840.10008.5.1.4.1.1." + ("66.4" if segments else "2.1")
+    bits = 1 if segments else 16
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = pydicom.uid.ExplicitVRLittleEndian, uid
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.update(
+        item(
+            SOPClassUID=uid, SOPInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", StudyInstanceUID="1.2.5",
+            Modality="SEG" if segments else "CT", Rows=pixels.shape[1], Columns=pixels.shape[2],
+            NumberOfFrames=len(pixels), SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
+            BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=0,
+            SegmentationType="BINARY",
+        )
+    )  # fmt: skip
+    content = np.packbits(pixels.ravel(), bitorder="little") if segments else pixels.astype("<u2")
+    dataset.PixelData = content.tobytes() + b"\0" * (content.nbytes % 2)
+    measures = item(PixelSpacing=[1.5, 1.0], SliceThickness=2, SpacingBetweenSlices=2)
+    axes = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    dataset.SharedFunctionalGroupsSequence = [
+        item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[axes])
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[10.0, -20.0, 30 + 2.0 * k])],
+            PixelValueTransformationSequence=[item(RescaleSlope=1.5, RescaleIntercept=-5)],
+            SegmentIdentificationSequence=[item(ReferencedSegmentNumber=1)],
+        )
+        for k in range(len(pixels))
+    ]
+    dataset.save_as(path)
+
+
+_NUMBERS = (
+    b"-1", b"0", b"1e308", b"nan", b"inf", b"2147483648", b"4294967295", b"-0", b"0T0", b"1e-320", b"",
+    b"99999999999999999999", b"3,5", b"x",
+)  # fmt: skip
+_INTEGERS = (0, 1, -1, 2**15 - 1, -(2**15), 2**31 - 1, -(2**31), 2**16, 70, 1000)
+
+
+def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
+    """The content with one to four things wrong with it."""
+    if content[:2] == b"\x1f\x8b" and rng.random() < 0.8:  # what is inside is read, too
+        return gzip.compress(damage(gzip.decompress(content), rng, text), 1)
+    data = bytearray(content)
+    for _ in range(min(4, rng.geometric(0.6))):
+        # Headers are where parsers go wrong.
+        end = len(data) if rng.random() < 0.3 else min(len(data), 600)
+        at = int(rng.integers(0, max(1, end)))
+        kind = rng.integers(0, 8)
+        if text and rng.random() < 0.5:
+            found = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
+            if found:
+                hit = found[rng.integers(len(found))]
+                data[hit.start() : hit.end()] = _NUMBERS[rng.integers(len(_NUMBERS))]
+            continue
+        if kind == 0:
+            for k in rng.integers(0, max(1, end), rng.integers(1, 9)):
+                if k < len(data):
+                    data[k] = rng.integers(256)
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            del data[at : at + int(rng.integers(1, 64))]
+        elif kind == 3:
+            data[at:at] = bytes(rng.integers(0, 256, rng.integers(1, 64), dtype=np.uint8))
+        elif kind == 4:
+            data[at : at + 16] = (b"\0" if rng.random() < 0.5 else b"\xff") * 16
+        elif kind == 5:
+            size = int(rng.choice([2, 4, 8]))
+            at -= at % size
+            number = _INTEGERS[rng.integers(len(_INTEGERS))] % 2 ** (8 * size)
+            data[at : at + size] = number.to_bytes(size, "little" if rng.random() < 0.8 else "big")
+        elif kind == 6:
+            at -= at % 4
+            number = np.float32([np.nan, np.inf, -np.inf, 1e30, -1, 0, 1e-40][rng.integers(7)])
+            data[at : at + 4] = number.tobytes()
+        else:
+            other = int(rng.integers(0, max(1, end)))
+            data[at : at + 32] = data[other : other + 32]
+    return bytes(data)
+
+
+def work(seed: int, jobs: list[tuple[str, int, int]]) -> None:
+    """In a child: read the cases of readers and say of each how it went, a line of JSON.
+
+    Args:
+        jobs: a reader's name and its first and last + 1 case.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    out = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    every = readers()
+    with open("/proc/self/statm") as stream:
+        limit = int(stream.read().split()[0]) * resource.getpagesize() + MEMORY
+
+    def say(**facts: Any) -> None:
+        print(json.dumps(facts), file=out, flush=True)
+
+    for name, first, last in jobs:
+        reader = every[name]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / reader.name
+            reader.seed(path)
+            whole = path.read_bytes()
+            if not name.endswith("pickle"):  # the published network, whose 23 MB pickles are, is not at hand
+                reader.read(path)  # a seed that is refused would test nothing
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            for case in range(first, last):
+                rng = np.random.default_rng([seed, case, *name.encode()])
+                as_it_is = case == 0 and name == _HOSTILE
+                path.write_bytes(whole if as_it_is else damage(whole, rng, reader.text))
+                say(name=name, start=case)
+                say(name=name, case=case, **_one(reader, path, Path(folder)))
+
+
+def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
+    """How reading a file went."""
+    from regkit.errors import RegkitError
+
+    start, detail = time.monotonic(), ""
+    try:
+        reader.read(path)
+        how = "read"
+    except RegkitError as error:
+        how = "refused" if "\n" not in str(error) else "more than one line"
+        detail = "" if how == "refused" else str(error)[:200]
+    except BaseException as error:
+        how, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    seconds = time.monotonic() - start
+    if (folder / CANARY).exists():
+        how, detail = "pickle run", ""
+    if seconds > MOST_SECONDS:
+        how = "hang"
+    return {"how": how, "detail": detail, "seconds": seconds}
+
+
+class Tally:
+    """What came of the cases of one reader."""
+
+    def __init__(self, cases: int) -> None:
+        self.cases, self.done, self.started = cases, 0, False
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.seconds: list[float] = []
+
+    def add(self, name: str, how: str, detail: str = "", seconds: float = 0.0) -> None:
+        """Count a case."""
+        self.counts[how] += 1
+        self.seconds.append(seconds)
+        if how not in ("read", "refused"):
+            self.faults.append(f"{name}, case {self.done}: {how} {detail}".strip())
+        self.done += 1
+        self.started = False
+
+    def row(self, name: str) -> str:
+        """A line of the table."""
+        times = sorted(self.seconds)
+        cells = [name, self.cases, *(self.counts[column] for column in _COLUMNS)]
+        cells += [f"{1000 * times[len(times) // 2]:.1f}", f"{times[-1]:.2f}"]
+        return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def fuzz(seed: int, cases: dict[str, int], report: Callable[[str], None]) -> dict[str, Tally]:
+    """All cases of the readers; the child is started again where one kills it or does not end."""
+    tallies = {name: Tally(count) for name, count in cases.items()}
+    while jobs := [(name, t.done, t.cases) for name, t in tallies.items() if t.done < t.cases]:
+        command = [sys.executable, __file__, "--work", json.dumps([seed, jobs])]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout
+            late = False
+
+            def end(process: Any = child) -> None:
+                nonlocal late
+                late = True
+                process.kill()
+
+            tally, name = None, ""
+            timer = Timer(120, end)
+            timer.start()
+            for line in child.stdout:
+                timer.cancel()
+                found = json.loads(line)
+                name = found["name"]
+                tally = tallies[name]
+                if "start" in found:
+                    tally.started = True
+                else:
+                    tally.add(name, found["how"], found["detail"], found["seconds"])
+                    if tally.done == tally.cases:
+                        report(tally.row(name))
+                timer = Timer(2 * MOST_SECONDS, end)
+                timer.start()
+            timer.cancel()
+        if tally is not None and tally.started:
+            tally.add(name, "hang" if late else "crash", f"exit code {child.returncode}")
+            if tally.done == tally.cases:
+                report(tally.row(name))
+        elif child.returncode:
+            raise SystemExit(f"the seed after '{name}' is not read (exit code {child.returncode})")
+    return tallies
+
+
+_COLUMNS = ("read", "refused", "traceback", "more than one line", "crash", "hang", "pickle run")
+
+
+def main() -> None:
+    """Fuzz and write the table; exit code 1 if anything but reading and refusing happened."""
+    if sys.argv[1:2] == ["--work"]:
+        work(*json.loads(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", type=int, default=3000, help="damaged files per reader")
+    parser.add_argument("--itk-cases", type=int, help="of readers that start a process per file; as --cases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reader", action="append", help="only this one; may be given several times")
+    parser.add_argument("-o", "--output", type=Path, help="a .md file for the table")
+    options = parser.parse_args()
+    every = readers()
+    slow = options.cases if options.itk_cases is None else options.itk_cases
+    names = options.reader or list(every)
+    cases = {name: slow if every[name].process else options.cases for name in names}
+    head = ["reader", "cases", *_COLUMNS, "median, ms", "slowest, s"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+
+    def report(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    print("\n".join(lines), flush=True)
+    tallies = fuzz(options.seed, cases, report)
+    faults = [fault for tally in tallies.values() for fault in tally.faults]
+    print(f"{sum(cases.values()):,} cases, {len(faults)} faults", *faults, sep="\n")
+    if options.output:
+        options.output.write_text(_page(options, slow, lines, faults, sum(cases.values())))
+    raise SystemExit(1 if faults else 0)
+
+
+def _page(options: Any, slow: int, lines: list[str], faults: list[str], total: int) -> str:
+    command = f"python benchmarks/fuzz.py --cases {options.cases} --itk-cases {slow} --seed {options.seed}"
+    text = (
+        f"# Damaged files against every reader\n\n`{command}`, commit {commit()}, one thread: {total:,} "
+        "cases. A case is one file with one to four things wrong with it; it has to be read or refused with "
+        f"one line, within {MOST_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
+        f"Faults: {len(faults)}.\n\n"
+    )
+    text += "\n".join(lines) + "\n"
+    return text + ("\n## Faults\n\n" + "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "")
+
+
+if __name__ == "__main__":
+    main()
