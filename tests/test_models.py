@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.anatomy import STRUCTURES
 from regkit.metrics import dice
 from regkit.network import NetworkFeatures
 from regkit.pretrain.config import load_config
+from regkit.structures import TRUNK
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
@@ -67,7 +67,7 @@ def _named(
     for image, structures in zip(pair.images, pair.structures):
         found = extract(image, told).argmax(0)
         truth = structures[1::2, 1::2, 1::2]
-        large = [number for number in STRUCTURES if (truth == number).sum() > least]
+        large = [number for number in TRUNK if (truth == number).sum() > least]
         assert len(large) > 10
         scores.append(np.array([*dice(truth.numpy(), found.numpy(), large).values()]))
     return scores
