@@ -30,7 +30,7 @@ def draw_trunk(dice: Dice, spacing: float = 2.5) -> Anatomy:
     fatness = min(float(np.exp(random.normal(0.1, 0.45))), 2.2)
     shape = sides(_EXTENT.tolist(), spacing)
     room = np.maximum(_EXTENT - spacing * np.array(shape[::-1]), 0) / 2
-    middle = _MIDDLE + _INNER * random.uniform(-1, 1, 3) * room
+    middle = _MIDDLE + _INNER * random.uniform(-1, 1, 3) * room if room.any() else _MIDDLE
     # The fat are of greater girth, above all from front to back.
     coordinates = posed(dice, shape, spacing, middle, 8, (fatness**0.12, fatness**0.22, 1))
     tissues, structures = draw_tissues(
