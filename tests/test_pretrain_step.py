@@ -115,8 +115,9 @@ def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name:
     student = _student(config)
     found = student.losses(batch, Dice.of(0))
     assert list(found) == [other for other in WEIGHTS if other != name]
-    assert config.architecture.out_channels == 23 + STRUCTURE_CHANNELS - channels[name]
-    assert student.network(batch.images).shape[1] == 54 - channels[name]
+    count = 23 + STRUCTURE_CHANNELS - channels[name]
+    assert config.architecture.out_channels == count
+    assert student.network(batch.images).shape[1] == count
     assert len(student.heads) == (0 if name == "label" else CONFIG.levels + 1)
     groups = [group for group in ("affinity", "distance", "embedding", "structure") if group != name]
     assert [channels.name for channels in config.reading.channels] == groups
