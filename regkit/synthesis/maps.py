@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.pose import posed, sides
 from regkit.tissues import TISSUES
 
+if TYPE_CHECKING:
+    from regkit.images import Volume
+
 LEGEND = "anatomies.json"
 """The file beside the maps that says what their labels are."""
 
@@ -34,6 +37,7 @@ _MOST_LABELS = 255
 _TURN = 20.0  # degrees
 _MARGIN = 1.2  # an anatomy is so much larger than its map: bent and turned, bodies still lie within it
 _STRUCTURE_NUMBERS = {name: number for number, name in STRUCTURES.items()}
+_ALONE, _MISSING = 0.2, 0.3  # probabilities
 _MOST_DISPLACED = 5  # structures of an anatomy
 _LARGEST_MISSING = 0.04  # share of the body: what is larger is never missing
 
@@ -103,10 +107,10 @@ class LabelMaps:
         _displace(points, labels, chosen, self.legend.structures, dice)
         seen = _looked_up(labels, chosen.to_index, points)
         structures = self.legend.structures[seen]
-        if self.legend.alone.any() and dice.chance(0.2):
-            seen = np.where(self.legend.alone[seen], seen, 0)
-            structures = np.where(self.legend.alone[seen], structures, 0)
-        if dice.chance(0.3):
+        if self.legend.alone.any() and dice.chance(_ALONE):
+            kept = self.legend.alone[seen]
+            seen, structures = np.where(kept, seen, 0), np.where(kept, structures, 0)
+        if dice.chance(_MISSING):
             seen, structures = _without_one(seen, structures, dice)
         return anatomy_of(_mixed(seen, self.legend.tissues, spacing, dice), structures, spacing)
 
@@ -198,8 +202,8 @@ def _known(name: Any, names: Collection[str], kind: str, label: str) -> str:
     raise ValueError(f'{where}: no {kind} named "{name}"{hint}')
 
 
-def packed(volume: Any, legend: Legend) -> PackedMap:
-    """A label map (:class:`regkit.images.Volume`) as anatomies are drawn of it.
+def packed(volume: Volume, legend: Legend) -> PackedMap:
+    """A label map as anatomies are drawn of it.
 
     Raises:
         RegkitError: if it has a label that the legend does not name.
@@ -220,19 +224,12 @@ def packed(volume: Any, legend: Legend) -> PackedMap:
     part = volume.array[tuple(slice(a, b) for a, b in zip(first, last))]
     labels = np.searchsorted(legend.ids, part).astype(np.uint8)
     z, y, x = labels.shape
-    to_world = volume.grid.index_to_world @ _shifted(first[::-1])
-    last_voxel = np.array([x, y, z]) - 1.0
-    to_world[:3, 3] -= to_world[:3, :3] @ (last_voxel / 2) + to_world[:3, 3]
-    ends = [to_world[:3, :3] @ (corner * (last_voxel + 1)) for corner in product((-0.5, 0.5), repeat=3)]
-    return PackedMap(
-        zlib.compress(labels.tobytes(), 6), (z, y, x), np.linalg.inv(to_world), np.ptp(ends, axis=0)
-    )
-
-
-def _shifted(first: Sequence[int]) -> npt.NDArray[np.float64]:
-    matrix = np.eye(4)
-    matrix[:3, 3] = first
-    return matrix
+    size = np.array([x, y, z])
+    to_world = volume.grid.index_to_world.copy()
+    to_world[:3, 3] = -to_world[:3, :3] @ ((size - 1) / 2)
+    corners = [to_world[:3, :3] @ (corner * size) for corner in product((-0.5, 0.5), repeat=3)]
+    extent = np.ptp(corners, axis=0)
+    return PackedMap(zlib.compress(labels.tobytes(), 6), (z, y, x), np.linalg.inv(to_world), extent)
 
 
 def _middle(
