@@ -74,7 +74,7 @@ class PackedMap:
 
     labels: bytes
     shape: tuple[int, int, int]
-    to_index: npt.NDArray[np.float64]
+    to_index: npt.NDArray[np.floating[Any]]
     extent: npt.NDArray[np.float64]
 
     def array(self) -> npt.NDArray[np.uint8]:
@@ -229,7 +229,9 @@ def packed(volume: Volume, legend: Legend) -> PackedMap:
     to_world[:3, 3] = -to_world[:3, :3] @ ((size - 1) / 2)
     corners = [to_world[:3, :3] @ (corner * size) for corner in product((-0.5, 0.5), repeat=3)]
     extent = np.ptp(corners, axis=0)
-    return PackedMap(zlib.compress(labels.tobytes(), 6), (z, y, x), np.linalg.inv(to_world), extent)
+    return PackedMap(
+        zlib.compress(labels.tobytes(), 6), (z, y, x), np.linalg.inv(to_world), np.asarray(extent, float)
+    )
 
 
 def _middle(
@@ -272,7 +274,7 @@ def _displace(
 
 
 def _looked_up(
-    labels: npt.NDArray[np.uint8], to_index: npt.NDArray[np.float64], points: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8], to_index: npt.NDArray[np.floating[Any]], points: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.uint8]:
     """The nearest label at each point (3, Z, Y, X), LPS mm; beyond the map that at its border."""
     flat = np.zeros(points.shape[1:], np.int32)
