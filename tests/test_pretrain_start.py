@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,8 +27,6 @@ CONFIG = Config(
 
 def _weights(names: list[str], seed: int = 3) -> tuple[UNet, dict[str, str]]:
     """Of a network of the configuration that knows some structures."""
-    from dataclasses import replace
-
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = UNet(replace(CONFIG.architecture, out_channels=1 + len(names)))

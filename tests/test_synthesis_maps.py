@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,13 @@ def test_maps_take_a_fraction_of_their_memory(folder: Path) -> None:
     assert chosen.array().dtype == np.uint8
     assert chosen.shape == (34, 38, 34)  # cropped
     assert len(chosen.labels) < 0.1 * np.prod(chosen.shape)
+
+
+def test_drawing_processes_get_the_same_maps(folder: Path) -> None:
+    maps = load_maps(folder)
+    sent = pickle.dumps(maps)
+    assert len(sent) < 20_000
+    assert torch.equal(pickle.loads(sent).draw(Dice.of(4), 2.5).labels, maps.draw(Dice.of(4), 2.5).labels)
 
 
 def test_pairs_of_maps_name_what_they_show_and_repeat(folder: Path) -> None:
