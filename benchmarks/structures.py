@@ -18,13 +18,13 @@ import SimpleITK as sitk
 import torch
 from open_pairs import ROOT, SHARED, setting, write_rows
 
-from regkit.anatomy import STRUCTURES
 from regkit.components import cell_features
 from regkit.geometry import resize
 from regkit.images import Volume, load_image, load_labels
 from regkit.intensity import default_ct_window, is_ct
 from regkit.metrics import dice, summarise
 from regkit.network import NetworkFeatures
+from regkit.structures import TRUNK
 from regkit.warp import resample_labels
 from regkit.weights import bundled_weights
 
@@ -44,7 +44,7 @@ _OURS = {
 def number_of(name: str) -> int:
     """Our number of a structure that the pair names."""
     ours = _OURS.get(name, name.replace("_", " "))
-    return next(number for number, theirs in STRUCTURES.items() if theirs == ours)
+    return next(number for number, theirs in TRUNK.items() if theirs == ours)
 
 
 def named(image: Volume, extract: NetworkFeatures) -> np.ndarray:

@@ -26,6 +26,8 @@ from open_pairs import ROOT, setting, write_rows
 from regkit.pretrain.config import Config, load_config
 from regkit.pretrain.feed import batches
 from regkit.pretrain.train import Place, Trainer
+from regkit.synthesis.maps import LabelMaps
+from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Source
@@ -68,7 +70,11 @@ def _wait(device: torch.device) -> None:
 
 
 def cubes(
-    pairs: Pairs, side: int, sources: Sequence[tuple[Source, float]], device: torch.device
+    pairs: Pairs,
+    side: int,
+    sources: Sequence[tuple[Source, float]],
+    maps: Sequence[LabelMaps],
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """A row for a pair of cubes, the anatomies that they are cut from included."""
     how = replace(
@@ -77,16 +83,21 @@ def cubes(
         shapes=(),
         ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
     )
-    synthesiser = Synthesiser(how, sources, 0, device)
+    synthesiser = Synthesiser(how, sources, 0, device, maps=maps)
     pair = seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
     return [{"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair}]
 
 
 def steps(
-    config: Config, bank: int, sources: Sequence[tuple[Source, float]], workers: int, device: torch.device
+    config: Config,
+    bank: int,
+    sources: Sequence[tuple[Source, float]],
+    maps: Sequence[LabelMaps],
+    workers: int,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Rows for a step of a configuration: its drawing, its training, and with workers both in a run."""
-    trainer = Trainer(config, sources, Place(0, 1, device))
+    trainer = Trainer(config, sources, Place(0, 1, device), maps=maps)
     of = f"the {config.batch} pairs of a step"
     batch = trainer.batch(0)
     step = seconds(lambda k: trainer.advance(batch), 40, device)
@@ -101,7 +112,7 @@ def steps(
     rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
     if workers:
         whole = replace(config, pairs=replace(config.pairs, bank=bank))
-        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device)), workers)
+        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device), maps=maps), workers)
         what = f"a step of a run, {workers} processes draw anatomies"
         rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
     return rows
@@ -113,6 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, default=DEFAULT)
     parser.add_argument("--templates", type=Path, action="append", default=[])
+    parser.add_argument("--anatomies", type=Path, action="append", default=[])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--batch", type=int, nargs="+")
@@ -129,12 +141,15 @@ def main() -> None:
     if not arguments.templates:
         config = replace(config, procedural=1.0, templates=0.0)
     sources = mixture(config.procedural, config.templates, arguments.templates)
+    maps = whole_maps(config.pairs.anatomies, arguments.anatomies)
     device = torch.device(arguments.device)
     parts: list[Callable[[], list[dict[str, Any]]]] = [
-        partial(steps, replace(config, batch=batch), given.pairs.bank, sources, arguments.workers, device)
+        partial(
+            steps, replace(config, batch=batch), given.pairs.bank, sources, maps, arguments.workers, device
+        )
         for batch in arguments.batch or (config.batch,)
     ]
-    parts += [partial(cubes, config.pairs, side, sources, device) for side in SIDES]
+    parts += [partial(cubes, config.pairs, side, sources, maps, device) for side in SIDES]
     gpu = f", {torch.cuda.get_device_name()}" if arguments.device == "cuda" else ""
     command = "python benchmarks/synthesis.py"
     command += f" --config {arguments.config.name}" if arguments.config != DEFAULT else ""
@@ -144,6 +159,7 @@ def main() -> None:
     command += f" --batch {' '.join(map(str, arguments.batch))}" if arguments.batch else ""
     command += f" --reuse {arguments.reuse}" if arguments.reuse else ""
     command += "".join(f" --templates {path.name}" for path in arguments.templates)
+    command += "".join(f" --anatomies {path.name}" for path in arguments.anatomies)
     rows: list[dict[str, Any]] = []
     for part in parts:
         rows += part()

@@ -28,51 +28,16 @@ from regkit.painting import (
     join,
     mirrored,
 )
+from regkit.structures import TRUNK
+from regkit.tissues import TISSUES, intensities
 
-NAMES = {
-    1: "liver", 2: "spleen", 3: "right kidney", 4: "left kidney", 5: "gallbladder", 6: "stomach",
-    7: "pancreas", 8: "aorta", 9: "vena cava", 10: "vertebrae", 11: "right psoas", 12: "left psoas",
-    13: "right lung", 14: "left lung",
-}  # fmt: skip
+NAMES = {number: name for number, name in TRUNK.items() if number <= 14}
 """What the demo measures."""
-STRUCTURES = NAMES | {
-    15: "fat of the wall", 16: "muscles of the wall", 17: "inner fat", 18: "right back muscles",
-    19: "left back muscles", 20: "small bowel", 21: "colon", 22: "duodenum", 23: "heart", 24: "ribs",
-    25: "discs", 26: "spinal canal", 27: "spinal cord", 28: "portal vein", 29: "other vessels", 30: "pelvis",
-}  # fmt: skip
-"""What the trunk is divided into; 0 is what lies around it."""
-
-# tissue: (CT, T2, T1). CT in Hounsfield units in the portal venous phase. MR in arbitrary units: a T2 turbo
-# spin echo, in which fat and fluid are bright, and a T1 gradient echo, in which fluid is dark and organs are
-# much alike. Flowing blood and compact bone give little signal in either. No two orders of brightness agree.
-_TISSUES = {
-    "air": (-1000, 0, 0), "lung": (-835, 30, 25), "skin": (30, 260, 380), "fat": (-104, 640, 800),
-    "muscle": (58, 150, 290), "diaphragm": (60, 140, 280), "compact bone": (640, 22, 25),
-    "marrow": (185, 300, 500), "rib": (430, 60, 150), "cartilage": (115, 215, 220), "disc": (88, 150, 260),
-    "nucleus": (78, 420, 230), "csf": (14, 900, 110), "cord": (42, 400, 300), "liver": (112, 245, 410),
-    "spleen": (124, 400, 280), "renal cortex": (188, 430, 350), "renal medulla": (150, 540, 270),
-    "urine": (14, 880, 120), "bile": (8, 900, 180), "pancreas": (94, 340, 430), "gut wall": (84, 260, 300),
-    "fluid": (16, 800, 130), "gas": (-960, 4, 3), "chyme": (30, 520, 230), "stool": (15, 330, 330),
-    "artery": (182, 30, 110), "vein": (160, 55, 130), "portal vein": (172, 80, 140),
-    "heart": (118, 190, 280), "chamber": (168, 40, 120),
-}  # fmt: skip
-_MODALITIES = ("ct", "t2", "t1")
-
-_NUMBERS = {name: number for number, name in STRUCTURES.items()}
+_NUMBERS = {name: number for number, name in TRUNK.items()}
 
 # z of the vertebral centres, L5 (first) to T8, and of the heads of the ribs.
 _VERTEBRAE = (-118.0, -83.0, -48.5, -15.0, 17.0, 47.5, 76.0, 103.0, 129.0, 154.0)
 _RIB_HEADS = {12: 54.0, 11: 82.0, 10: 109.0, 9: 135.0, 8: 160.0, 7: 185.0}
-
-
-TISSUES = tuple(_TISSUES)
-"""The tissues by number: their intensities are those of :func:`intensities`."""
-
-
-def intensities(modality: str) -> dict[str, float]:
-    """Mean intensity of each tissue, by name: "ct" in HU, or "t2" or "t1" in arbitrary units, 0 to 900."""
-    column = _MODALITIES.index(modality)
-    return {name: float(values[column]) for name, values in _TISSUES.items()}
 
 
 def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Float, npt.NDArray[np.uint8]]:
@@ -114,7 +79,7 @@ def draw_tissues(
         fatness: thickness of the fat under the skin, as a share of the usual one.
 
     Returns:
-        numbers in :data:`TISSUES`, and :data:`STRUCTURES`, both (Z, Y, X).
+        numbers in :data:`regkit.tissues.TISSUES`, and :data:`regkit.structures.TRUNK`, both (Z, Y, X).
     """
     x, y, z = coordinates
     numbers = {name: float(number) for number, name in enumerate(TISSUES)}

@@ -21,9 +21,11 @@ from cli_cases import error_of, run, usage_error_of, write_phantom
 from regkit.pretrain import run as running
 from regkit.pretrain import train as training
 from regkit.pretrain.validation import Validation
+from regkit.structures import HEAD, STRUCTURES
 from regkit.training import plot, session
 from regkit.training.checkpoint import checkpoints, load_checkpoint
-from regkit.weights import load_network
+from regkit.unet import Architecture, UNet
+from regkit.weights import Channels, Reading, load_network, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +104,8 @@ def test_a_run_is_stopped_gone_on_with_and_registers(
     assert network.architecture.width == 2
     assert provenance["name"] == "tiny"
     assert provenance["step"] == "40"
-    assert json.loads(provenance["origin"]) == {"templates": ["templates.npz"], "start": None}
+    origin = {"templates": ["templates.npz"], "anatomies": [], "start": None}
+    assert json.loads(provenance["origin"]) == origin
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -361,3 +364,76 @@ def test_a_run_starts_from_the_weights_of_another(config: Path, tmp_path: Path) 
     assert "another architecture: width differ" in error_of(
         "pretrain", "--config", wide, "-o", tmp_path / "c", "--start", first
     )
+
+
+NAMES = """\
+loss.affinity: 0.0
+loss.distance: 0.0
+loss.local: 0.0
+loss.label: 0.0
+loss.structure: 1.0
+pairs.anatomies: 0.7
+"""
+
+
+@pytest.fixture
+def anatomies(tmp_path: Path) -> Path:
+    """A folder of one label map and what its labels are."""
+    labels = np.zeros((24, 24, 24), np.uint8)
+    labels[4:20, 4:20, 4:20] = 1
+    labels[8:16, 8:16, 8:16] = 2
+    folder = tmp_path / "anatomies"
+    folder.mkdir()
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((4.0, 4.0, 4.0))
+    sitk.WriteImage(image, str(folder / "one.nii.gz"))
+    named = {"1": {"tissue": "fat"}, "2": {"structure": "liver", "tissue": "liver"}}
+    (folder / "anatomies.json").write_text(json.dumps({"source": "nobody, CC0", "labels": named}))
+    return folder
+
+
+def test_a_run_on_label_maps_names_them_and_what_was_new_to_its_start(
+    config: Path, anatomies: Path, tmp_path: Path
+) -> None:
+    """It begins with weights of the trunk's structures alone, as the bundled ones are."""
+    config.write_text(TINY.replace("steps: 40", "steps: 4") + NAMES)
+    first = UNet(
+        Architecture(out_channels=31, width=2, levels=2, stride=2, padding="replicate", norm="instance")
+    )
+    reading = Reading("equalised", (Channels("structure", 31, "softmax"),))
+    start = tmp_path / "trunk.safetensors"
+    save_weights(start, first, reading.to_metadata())
+    folder = tmp_path / "run"
+    words = ("pretrain", "--config", config, "-o", folder, "--anatomies", anatomies)
+    result = run(*words, "--start", start)
+    line = f"16 structures that '{start}' does not know begin at random: left cerebral white matter, "
+    assert result.stderr.startswith(line)
+    network, provenance = load_network(folder / "tiny.safetensors")
+    assert network.architecture.out_channels == 1 + len(STRUCTURES)
+    assert json.loads(provenance["structures"]) == list(STRUCTURES.values())
+    origin = json.loads(provenance["origin"])
+    assert origin["anatomies"] == [{"folder": "anatomies", "maps": 1, "source": "nobody, CC0"}]
+    assert origin["start"]["file"] == start.name
+    assert origin["start"]["new"] == list(HEAD.values())
+    assert result.stderr.count("begin at random") == 1
+    assert (
+        "begin at random" not in run(*words, "--start", start).stderr
+    )  # it is done, and goes on with itself
+    process = _bare("--config", config, "-o", tmp_path / "bare", "--anatomies", anatomies)
+    assert "install SimpleITK, nibabel and scipy" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+
+
+def test_unusable_anatomies(config: Path, anatomies: Path, tmp_path: Path) -> None:
+    words = ("pretrain", "--config", config, "-o", tmp_path / "run")
+    assert "leave --anatomies out" in error_of(*words, "--anatomies", anatomies)
+    config.write_text(TINY + NAMES)
+    assert "give them with --anatomies FOLDER" in error_of(*words)
+    assert "no folder of label maps" in error_of(*words, "--anatomies", tmp_path / "nowhere")
+    whole = (anatomies / "one.nii.gz").read_bytes()
+    (anatomies / "one.nii.gz").write_bytes(whole[: len(whole) // 2])
+    assert "one.nii.gz" in error_of(*words, "--anatomies", anatomies)
+    (anatomies / "one.nii.gz").write_bytes(whole)
+    (anatomies / "anatomies.json").write_text('{"source": "nobody", "labels": {"1": {"tissue": "fat"}}}')
+    assert "does not name: 2" in error_of(*words, "--anatomies", anatomies)
+    assert not list((tmp_path / "run").iterdir())

@@ -84,6 +84,22 @@ def test_another_size_and_templates_without_a_configuration(tmp_path: Path) -> N
     assert load_image(out / NAMES[0], "image").grid.size == (32, 32, 32)
 
 
+def test_whole_label_maps(tmp_path: Path) -> None:
+    """Without a configuration, of them alone."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    labels = np.zeros((24, 24, 24), np.uint8)
+    labels[4:20, 4:20, 4:20] = 1
+    save_image(Grid((24, 24, 24), (5.0, 5.0, 5.0)).to_sitk(labels), folder / "one.nii.gz")
+    words = ("synthesize", "-n", 2, "-o", tmp_path / "out", "--size", 32, "-q", "--anatomies", folder)
+    assert "no anatomies.json in" in error_of(*words)
+    (folder / "anatomies.json").write_text('{"source": "nobody", "labels": {"1": {"tissue": "fat"}}}')
+    assert run(*words).output == ""
+    first, second = (load_labels(tmp_path / "out" / NAMES[k], "labels").array for k in (1, 5))
+    assert first.any() and second.any()
+    assert not np.array_equal(first, second)
+
+
 def test_nothing_is_overwritten_unasked(drawn: Path, config: Path) -> None:
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
     words = ("synthesize", "-n", 1, "-o", drawn, "--config", config, "-q")

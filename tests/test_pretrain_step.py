@@ -12,6 +12,7 @@ from regkit.equalise import equalised
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.losses import balance, rows
 from regkit.pretrain.step import Batch, Student, collate
+from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, Synthesiser
@@ -109,13 +110,14 @@ def test_one_batch_can_be_learnt_by_heart(batch: Batch) -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name: str) -> None:
     # Either contrast trains the embedding.
-    channels = {"affinity": 12, "distance": 6, "local": 0, "label": 0, "structure": 31}
+    channels = {"affinity": 12, "distance": 6, "local": 0, "label": 0, "structure": STRUCTURE_CHANNELS}
     config = replace(CONFIG, loss=replace(CONFIG.loss, **{name: 0.0}))
     student = _student(config)
     found = student.losses(batch, Dice.of(0))
     assert list(found) == [other for other in WEIGHTS if other != name]
-    assert config.architecture.out_channels == 54 - channels[name]
-    assert student.network(batch.images).shape[1] == 54 - channels[name]
+    count = 23 + STRUCTURE_CHANNELS - channels[name]
+    assert config.architecture.out_channels == count
+    assert student.network(batch.images).shape[1] == count
     assert len(student.heads) == (0 if name == "label" else CONFIG.levels + 1)
     groups = [group for group in ("affinity", "distance", "embedding", "structure") if group != name]
     assert [channels.name for channels in config.reading.channels] == groups

@@ -37,7 +37,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, *how: SimpleNamespace(images=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *_, **__: SimpleNamespace(images=labels.float(), seen=labels < 255)
     )
 
 
@@ -266,6 +266,9 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
         ({"reuse": 0}, "reuse of pairs"),
         ({"bank": 0}, "bank of pairs"),
         ({"trunks": 1.5}, "trunks of pairs must be a share"),
+        ({"anatomies": -0.1}, "anatomies of pairs must be a share"),
+        ({"thick": 2.0}, "thick of pairs must be a share"),
+        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7 and 0.4"),
         ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
         (
             {"shapes": ((8, 8, 27),)},
@@ -346,7 +349,11 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
     shown: list[torch.Tensor] = []
 
     def render(
-        labels: torch.Tensor, dice: object, palettes: object, grains: list[Callable[[], torch.Tensor]]
+        labels: torch.Tensor,
+        dice: object,
+        palettes: object,
+        grains: list[Callable[[], torch.Tensor]],
+        thick: float,
     ) -> SimpleNamespace:
         shown.extend(grain() for grain in grains)
         return SimpleNamespace(images=labels.float(), seen=labels < 255)
@@ -372,7 +379,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_pairs_do_not_depend_on_those_that_they_are_drawn_with() -> None:
     """Alone and in a batch, bit for bit: of trunks and ensembles, with all that a pair may have."""
-    how = replace(HOW, strays=5, bank=4, trunks=0.3, shapes=((12, 16, 20),))
+    how = replace(HOW, strays=5, bank=4, trunks=0.3, spacing=(4.4, 7.2), shapes=((12, 16, 20),))
     synthesiser = Synthesiser(how, SOURCES, 3, torch.device("cpu"))
     numbers = [0, 3, 4, 9, 1, 7]
     together = synthesiser.draw(numbers, (12, 16, 20))

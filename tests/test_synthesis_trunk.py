@@ -11,29 +11,25 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from regkit.anatomy import NAMES, STRUCTURES, TISSUES, draw_tissues, intensities
+from regkit.anatomy import NAMES, draw_tissues
 from regkit.errors import RegkitError
-from regkit.pretrain.targets import STRUCTURE_CHANNELS, STRUCTURE_GROUPS
-from regkit.synthesis import trunk as drawing
+from regkit.pretrain.targets import STRUCTURE_CHANNELS
+from regkit.structures import GROUPS, HEAD, STRUCTURES, TRUNK
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
+from regkit.synthesis.pose import MOST_SIDE
 from regkit.synthesis.sources import Procedural
+from regkit.tissues import TISSUES, intensities
 
-_NUMBER = {name: number for number, name in STRUCTURES.items()}
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Voxels of 5 mm: an eighth of the time."""
-    monkeypatch.setattr(drawing, "_SPACING", 5.0)
-    monkeypatch.setattr(drawing, "_SHAPE", (70, 56, 76))
+_NUMBER = {name: number for number, name in TRUNK.items()}
+_COARSE = 5.0  # mm: an eighth of the time
 
 
 @cache
 def _trunk(seed: int) -> Anatomy:
-    return draw_trunk(Dice.of(seed))
+    return draw_trunk(Dice.of(seed), _COARSE)
 
 
 @pytest.fixture
@@ -55,15 +51,19 @@ def _middle(trunk: Anatomy, name: str) -> torch.Tensor:
 
 def test_every_structure_is_there_and_nothing_else(trunks: list[Anatomy]) -> None:
     for trunk in trunks:
-        assert set(_structures(trunk).unique().tolist()) == {0, *STRUCTURES}
-    assert max(STRUCTURES) + 1 == STRUCTURE_CHANNELS
+        assert set(_structures(trunk).unique().tolist()) == {0, *TRUNK}
+
+
+def test_structures_are_numbered_without_gaps_and_those_of_the_trunk_first() -> None:
+    assert list(STRUCTURES) == list(range(1, STRUCTURE_CHANNELS))
+    assert list(STRUCTURES)[: len(TRUNK)] == list(TRUNK)
     assert len(set(STRUCTURES.values())) == len(STRUCTURES)
 
 
 def test_some_lack_an_organ() -> None:
     for seed, lacking in ((7, {"left kidney"}), (11, {"gallbladder"})):
-        there = set(_structures(draw_trunk(Dice.of(seed))).unique().tolist())
-        assert {name for number, name in STRUCTURES.items() if number not in there} == lacking
+        there = set(_structures(_trunk(seed)).unique().tolist())
+        assert {name for number, name in TRUNK.items() if number not in there} == lacking
 
 
 def test_structures_that_share_a_channel_lie_apart() -> None:
@@ -71,8 +71,9 @@ def test_structures_that_share_a_channel_lie_apart() -> None:
 
     On the mean of many: now and then a liver reaches to the spleen, or a colon to the spine.
     """
-    assert sorted(number for group in STRUCTURE_GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
-    pairs = [pair for group in STRUCTURE_GROUPS for pair in permutations(group, 2)]
+    assert sorted(number for group in GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
+    groups = [[number for number in group if number not in HEAD] for group in GROUPS]
+    pairs = [pair for group in groups for pair in permutations(group, 2)]
     near = []
     for trunk in map(_trunk, range(12)):
         assert trunk.spacing is not None
@@ -140,7 +141,18 @@ def test_contrasts_differ_in_order() -> None:
 
 
 def test_the_demo_draws_the_same_organs() -> None:
-    assert {number: STRUCTURES[number] for number in NAMES} == NAMES
+    assert {number: TRUNK[number] for number in NAMES} == NAMES
+    assert max(NAMES) == len(NAMES) == 14
+
+
+def test_a_fine_trunk_is_a_box_out_of_it() -> None:
+    """As many voxels at most; in it the parts are as large as they are in the whole."""
+    box = draw_trunk(Dice.of(3), 1.5)
+    assert tuple(box.labels.shape) == (MOST_SIDE,) * 3
+    assert box.spacing == 1.5
+    sizes = {name: 1.5**3 * (_structures(box) == _NUMBER[name]).sum() / 1000 for name in TRUNK.values()}
+    assert sum(size > 0 for size in sizes.values()) > 10  # ml
+    assert 4 < sizes["aorta"] < 120
 
 
 def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
@@ -177,6 +189,7 @@ def test_pairs_of_trunks_name_what_they_show() -> None:
         offset=8,
         strays=10,
         trunks=1.0,
+        spacing=(4.4, 7.2),
         ensembles=Ensembles(size=48),
         shapes=((16, 48, 48),),
     )

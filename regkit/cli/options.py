@@ -54,6 +54,15 @@ Templates = Annotated[
         "SUBJECT.nii.gz). May be given several times.",
     ),
 ]
+Anatomies = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER",
+        show_default=False,
+        help="Whole label maps (.nii.gz) to draw bodies of, and anatomies.json, which names their labels. "
+        "May be given several times.",
+    ),
+]
 
 # How to register, for the commands that do.
 FEATURES = ("mind", "network", "network+mind")

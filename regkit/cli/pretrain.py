@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.options import Templates
+from regkit.cli.options import Anatomies, Templates
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
         ),
     ],
     templates: Templates = None,
+    anatomies: Anatomies = None,
     minutes: Annotated[
         float, typer.Option(min=0.0, show_default=False, help="Stop after so long. Default: all steps.")
     ] = math.inf,
@@ -71,6 +72,7 @@ def command(
         config,
         output,
         templates=templates or [],
+        anatomies=anatomies or [],
         minutes=minutes,
         device=device,
         threads=threads,

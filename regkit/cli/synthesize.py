@@ -11,7 +11,7 @@ import typer
 from regkit.atomic import make_folder
 from regkit.cli.console import progress
 from regkit.cli.files import IMAGES, PICTURES, check_outputs
-from regkit.cli.options import Overwrite, Quiet, Templates
+from regkit.cli.options import Anatomies, Overwrite, Quiet, Templates
 
 if TYPE_CHECKING:
     from regkit.synthesis.pairs import Pairs
@@ -30,10 +30,11 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Draw as this training configuration does. Default: built-in settings, with built-in shapes "
-            "and as many templates, if there are any.",
+            "and as many templates, if there are any; of whole label maps alone, if those are given.",
         ),
     ] = None,
     templates: Templates = None,
+    anatomies: Anatomies = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pairs.")] = 0,
     size: Annotated[
         int | None,
@@ -67,6 +68,7 @@ def command(
     from regkit.geometry import Grid
     from regkit.outputs import save_image
     from regkit.pretrain.config import Config, load_config
+    from regkit.synthesis.mixture import anatomies as whole_maps
     from regkit.synthesis.mixture import mixture
     from regkit.synthesis.pairs import Synthesiser
     from regkit.synthesis.sheet import contact_sheet, middle_slices
@@ -74,12 +76,13 @@ def command(
     paths = templates or []
     if config is None:
         settings = Config(templates=float(bool(paths)))
-        how = _drawn(settings.pairs, size or _SIZE)
+        how = _drawn(replace(settings.pairs, anatomies=float(bool(anatomies))), size or _SIZE)
     else:
         settings = load_config(config)
         how = _drawn(settings.pairs, size or settings.pairs.size)
     sources = mixture(settings.procedural, settings.templates, paths)
-    synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"))
+    maps = whole_maps(how.anatomies, anatomies or [])
+    synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"), maps=maps)
     grid = Grid((how.size,) * 3)
     shown = []
     with progress(quiet) as report:

@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument(
         "--templates", type=Path, action="append", default=[], help="an .npz archive, or a folder; repeatable"
     )
+    parser.add_argument(
+        "--anatomies", type=Path, action="append", default=[], help="a folder of whole label maps; repeatable"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; default: never")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as torch does")
@@ -47,6 +50,7 @@ def main() -> int:
             given.config,
             given.output,
             templates=given.templates,
+            anatomies=given.anatomies,
             minutes=given.minutes,
             device=given.device,
             threads=given.threads,

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from regkit.errors import RegkitError
-from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS, STRUCTURE_GROUPS
+from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS
+from regkit.structures import GROUPS
 from regkit.synthesis.pairs import Pairs
 from regkit.unet import Architecture
 from regkit.weights import Channels, Reading
 
-# Trunks are as much larger and smaller than their mean (regkit.synthesis.trunk): what is learnt at a spacing
+# Bodies are as much larger and smaller than their mean (regkit.synthesis.pose): what is learnt at a spacing
 # holds as far beyond it.
 _BUILDS = 1.1
 
@@ -159,13 +160,12 @@ class Config:
             (loss.affinity, Channels("affinity", 6 * len(loss.offsets), "sigmoid", cost.affinity)),
             (loss.distance, Channels("distance", DISTANCE_CHANNELS, "none", cost.distance)),
             (loss.local + loss.label, Channels("embedding", loss.embedding, "unit", cost.embedding)),
-            (
-                loss.structure,
-                Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, STRUCTURE_GROUPS),
-            ),
+            (loss.structure, Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, GROUPS)),
         )
         low, high = self.pairs.spacing
-        spacing = (low / _BUILDS, high * _BUILDS) if self.pairs.trunks else None  # shapes have no size in mm
+        spacing = (
+            (low / _BUILDS, high * _BUILDS) if self.pairs.of_bodies else None
+        )  # shapes have no size in mm
         return Reading("equalised", tuple(channels for weight, channels in parts if weight), spacing)
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import torch
 from regkit.errors import RegkitError
 from regkit.pretrain.step import Batch
 from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.maps import LabelMaps
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
 from regkit.synthesis.sources import Source
 
@@ -86,7 +87,7 @@ class _Workers:
             # Not a fork: this process has threads, and may have a GPU.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(config.pairs, drawn_here.sources, config.seed),
+            initargs=(config.pairs, drawn_here.sources, config.seed, drawn_here.maps),
         )
         self.synthesiser = Synthesiser(
             config.pairs, drawn_here.sources, config.seed, trainer.where.device, self.anatomy
@@ -124,14 +125,14 @@ def _all_alive() -> Iterator[None]:
 _draw: Callable[[int], Anatomy]
 
 
-def _begin(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int) -> None:
+def _begin(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps]) -> None:
     global _draw
     # A signal to all processes of a run is for the one that trains, which then ends these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _draw = partial(draw_anatomy, how, sources, seed)
+    _draw = partial(draw_anatomy, how, sources, seed, maps=maps)
 
 
 def _leave_with_parent() -> None:

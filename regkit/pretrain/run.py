@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ import torch
 from regkit.atomic import make_folder
 from regkit.errors import RegkitError
 from regkit.pretrain.config import load_config
+from regkit.pretrain.start import started
 from regkit.pretrain.train import Place, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
+from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture, readers_needed
+from regkit.training.checkpoint import checkpoints
 from regkit.training.log import read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import step_progress
@@ -62,6 +66,7 @@ def pretrain(
     run: Path,
     *,
     templates: Sequence[Path] = (),
+    anatomies: Sequence[Path] = (),
     minutes: float = math.inf,
     device: str = "auto",
     threads: int | None = None,
@@ -79,12 +84,13 @@ def pretrain(
         config: the file of the configuration; the weights are named after it.
         run: made if missing.
         templates: archives (.npz) and folders of label maps.
+        anatomies: folders of whole label maps and what their labels are (:mod:`regkit.synthesis.maps`).
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
         workers: processes that draw the anatomies, beside this one; by default all cores but two, at most 16,
             where a GPU trains, and none (but a thread) where a CPU does.
         weights: where to export to instead of ``run``, a .safetensors file.
-        start: weights of the same architecture that a new run begins with.
+        start: weights of the same architecture that a new run begins with; they may know fewer structures.
         validation: a folder of label maps that the network is scored on after each checkpoint, as
             :mod:`regkit.pretrain.validation` says; the best is kept in ``run`` as ``best.safetensors``.
 
@@ -99,8 +105,9 @@ def pretrain(
     settings = load_config(config)
     target = weights or run / f"{config.stem}.safetensors"
     _prepare(run, target)
-    begin = None if start is None else load_network(start)[0]
+    begin, new = (None, []) if start is None else started(*load_network(start), settings)
     sources = mixture(settings.procedural, settings.templates, templates)
+    bodies = whole_maps(settings.pairs.anatomies, anatomies)
     maps = []
     if validation is not None:
         with readers_needed(validation):
@@ -109,9 +116,16 @@ def pretrain(
         torch.set_num_threads(threads)
     origin = {
         "templates": [path.name for path in templates],
-        "start": None if start is None else {"file": start.name, "sha256": sha256(start)},
+        "anatomies": [
+            {"folder": path.name, "maps": len(found.maps), "source": found.legend.source}
+            for path, found in zip(anatomies, bodies)
+        ],
+        "start": None if start is None else {"file": start.name, "sha256": sha256(start), "new": new},
     }
     with place(device) as where:
+        if new and where.first and not checkpoints(run):
+            words = f"{len(new)} structures that '{start}' does not know begin at random: {', '.join(new)}"
+            print(words, file=sys.stderr, flush=True)
         watch = None
         if maps and where.first:
             scored = Validation(maps, settings.stride, where.device)
@@ -124,6 +138,7 @@ def pretrain(
                     run,
                     where=where,
                     start=begin,
+                    maps=bodies,
                     minutes=minutes,
                     workers=_spare_cores(where) if workers is None else workers,
                     report=report,

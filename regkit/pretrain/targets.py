@@ -13,16 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from regkit.structures import STRUCTURES
+
 _FARTHEST = 12  # voxels; distances beyond are not told apart
 DISTANCE_CHANNELS = 6
-STRUCTURE_CHANNELS = 31  # regkit.anatomy.STRUCTURES, which needs scipy, and 0 for everything else
-# Structures that lie apart: of none do more than a few per cent lie within 32 mm, which is as far as a
-# registration looks, of another of its group. So it cannot take one for the other, and a channel for each
-# group tells it as much as one for each structure.
-STRUCTURE_GROUPS = (
-    (0, 25), (1, 2, 12), (3, 4, 23), (5, 8, 24, 30), (6, 11), (7, 18), (9, 15), (10, 21), (13, 19, 22),
-    (14, 29), (16,), (17,), (20, 26), (27, 28),
-)  # fmt: skip
+STRUCTURE_CHANNELS = 1 + len(STRUCTURES)  # and 0 for everything else
 
 
 @dataclass(frozen=True)

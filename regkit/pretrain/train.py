@@ -23,6 +23,8 @@ from regkit.pretrain.feed import batches
 from regkit.pretrain.passes import passes_of
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.provenance import commit
+from regkit.structures import STRUCTURES
+from regkit.synthesis.maps import LabelMaps
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
@@ -90,6 +92,7 @@ class Trainer:
         sources: of shapes, and their weights.
         where: this process.
         start: a network to begin with, in place of random weights.
+        maps: whole label maps.
 
     Raises:
         RegkitError: if the batch does not divide among the processes, or ``start`` has another architecture.
@@ -101,6 +104,7 @@ class Trainer:
         sources: Sequence[tuple[Source, float]],
         where: Place,
         start: UNet | None = None,
+        maps: Sequence[LabelMaps] = (),
     ) -> None:
         if config.batch % where.world:
             raise RegkitError(
@@ -111,7 +115,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.student = Student(config)
         if start is not None:
-            _check_same(start.architecture, config.architecture)
+            check_same(start.architecture, config.architecture)
             self.student.network.load_state_dict(start.state_dict())
         self.student.to(where.device)
         self.student.network.to(memory_format=config.architecture.memory_format)  # type: ignore[call-overload]
@@ -123,7 +127,7 @@ class Trainer:
             fused=where.device.type == "cuda",  # one launch
         )
         self.passes = passes_of(self.student.train())
-        self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device)
+        self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device, maps=maps)
         self.step = 0
         self.interrupted = False  # by a signal, of which train() says here that it ended the run
 
@@ -195,7 +199,8 @@ class Trainer:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
 
 
-def _check_same(theirs: Architecture, ours: Architecture) -> None:
+def check_same(theirs: Architecture, ours: Architecture) -> None:
+    """RegkitError if a run cannot begin with weights of an architecture."""
     differs = [k for k, v in ours.to_dict().items() if theirs.to_dict()[k] != v]
     if differs:
         raise RegkitError(
@@ -227,6 +232,7 @@ def train(
     *,
     where: Place,
     start: UNet | None = None,
+    maps: Sequence[LabelMaps] = (),
     minutes: float = math.inf,
     workers: int = 0,
     save_every: float = 5.0,
@@ -237,6 +243,7 @@ def train(
 
     Args:
         start: a network that a new run begins with; a run that is gone on with has its own.
+        maps: whole label maps.
         run: folder of the run: checkpoints, ``log.csv``, ``config.json``; gone on with if it has any.
         workers: processes that draw the anatomies of the pairs; with 0 a thread of this one does.
         save_every: minutes between checkpoints.
@@ -246,7 +253,7 @@ def train(
     Raises:
         RegkitError: if the folder holds another run, or cannot be written.
     """
-    trainer = Trainer(config, sources, where, start)
+    trainer = Trainer(config, sources, where, start, maps)
     found = checkpoints(run)
     if found:
         trainer.load(found[-1])
@@ -297,6 +304,7 @@ def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | 
         "config": json.dumps(trainer.config.to_dict()),
         "origin": json.dumps(dict(origin or {})),
         **trainer.config.reading.to_metadata(),
+        "structures": json.dumps(list(STRUCTURES.values())),
         "commit": commit() or "unknown",
         "torch": torch.__version__,
     }

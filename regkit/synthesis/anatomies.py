@@ -26,6 +26,7 @@ class Anatomy:
         palette: draws the mean and deviation of every label in one image.
         spacing: mm, of its voxels, if its axes are the patient's, towards head, back and left: views are then
             not flipped, keep their axes, and are of random spacing.
+        views: smallest and largest spacing of the views of such a one, mm; by default those of the settings.
         strays: details that single views may have besides.
     """
 
@@ -34,6 +35,7 @@ class Anatomy:
     structures: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(256, np.uint8))
     palette: Callable[[Dice], Palette] = random_palette
     spacing: float | None = None
+    views: tuple[float, float] | None = None
     strays: tuple[Stray, ...] = ()
 
     def with_grain(self, dice: Dice) -> Anatomy:

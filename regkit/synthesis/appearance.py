@@ -83,6 +83,7 @@ def render(
     palettes: Sequence[Palette],
     grains: Sequence[Callable[[], torch.Tensor] | None] | None = None,
     partial: float = 0.35,
+    thick: float = 0.1,
 ) -> Rendering:
     """An image of each of several label maps, the same one whatever it is drawn beside.
 
@@ -95,6 +96,7 @@ def render(
         grains: each gives the (2, Z, Y, X) fine structure that all images of an anatomy show, every one in
             its own way; asked for only where it is seen.
         partial: probability that a field of view ends within the volume.
+        thick: probability of thick slices, or of larger voxels.
     """
     shape = labels.shape[1:]
     scanned = [not palette.window for palette in palettes]
@@ -113,7 +115,7 @@ def render(
         drawn = [(dice[v].uniform(0, 0.4), max(shape) / dice[v].uniform(1, 3)) for v in biased]
         strengths, scales = zip(*drawn)
         _change(images, biased, _biases(shape, strengths, scales, [dice[v] for v in biased]).mul_)
-    for v in _chosen(dice, 0.1):
+    for v in _chosen(dice, thick):
         images[v] = _thick_slices(images[v], dice[v])
     for v in _chosen(dice, 0.05):
         images[v] = _in_k_space(images[v], dice[v])
@@ -288,7 +290,7 @@ def _thick_slices(image: torch.Tensor, dice: Dice) -> torch.Tensor:
     """Fewer voxels along one axis, or along all, and interpolated back."""
     ratios = np.ones(3)
     if dice.chance(0.7):
-        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 4)
+        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 6)
     else:
         ratios[:] = dice.uniform(1.2, 2.5)
     z, y, x = (max(4, round(n / r)) for n, r in zip(image.shape, ratios))

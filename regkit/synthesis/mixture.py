@@ -1,4 +1,4 @@
-"""The mixture of shapes that a configuration and a list of paths stand for."""
+"""The shapes and label maps that a configuration and lists of paths stand for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regkit.errors import RegkitError
+from regkit.synthesis.maps import LabelMaps, load_maps
 from regkit.synthesis.sources import Procedural, Source, Templates, load_archive, load_folder
 
 
@@ -33,6 +34,32 @@ def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[
     sources: list[tuple[Source, float]] = [(Procedural(), procedural)] if procedural else []
     sources += [(load_templates(path), templates / len(paths)) for path in paths]
     return sources
+
+
+def anatomies(share: float, folders: Sequence[Path]) -> list[LabelMaps]:
+    """The label maps of folders, which are drawn evenly.
+
+    Args:
+        share: of the anatomies that are label maps.
+
+    Raises:
+        RegkitError: if they have a share and no folder, or a folder and no share, or one cannot be used.
+    """
+    if share and not folders:
+        raise RegkitError(
+            f"the configuration draws whole label maps (pairs.anatomies {share:g}), but there are none: give "
+            "them with --anatomies FOLDER, or set 'pairs.anatomies: 0' in it"
+        )
+    if folders and not share:
+        raise RegkitError(
+            "the configuration draws no whole label maps: leave --anatomies out, or give them a share in it, "
+            "such as 'pairs.anatomies: 0.4'"
+        )
+    found = []
+    for folder in folders:
+        with readers_needed(folder):
+            found.append(load_maps(folder))
+    return found
 
 
 def load_templates(path: Path) -> Templates:

@@ -14,9 +14,12 @@ from regkit.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
+from regkit.synthesis.maps import LabelMaps
 from regkit.synthesis.noise import Dice, onto, random_turn, smooth_noises, splined_at
 from regkit.synthesis.sources import Source
 
+# Voxels of the views of a body, in its own: finer ones would show its voxels, coarser ones miss what is fine.
+_FINEST, _COARSEST = 0.88, 1.45
 _STRAYS = 4  # times as many as one view has at most, of an anatomy
 
 
@@ -36,10 +39,11 @@ class Pairs:
             ``shapes``; the offset within them is what room there is.
         bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other. A
             network learns few anatomies by heart, and no more from them.
-        trunks: share of the anatomies that are human trunks (:mod:`regkit.synthesis.trunk`) and not ensembles
-            of shapes.
-        spacing: smallest and largest, of the views of a trunk, mm.
+        trunks, anatomies: shares of the anatomies that are painted trunks (:mod:`regkit.synthesis.trunk`) and
+            whole label maps (:mod:`regkit.synthesis.maps`); the others are ensembles of shapes.
+        spacing: smallest and largest, of the views of a trunk or map, mm.
         shapes: voxels (Z, Y, X) that volumes have instead of those of a cube; one is drawn for each step.
+        thick: share of the images that are of thick slices, or of larger voxels.
 
     Raises:
         RegkitError: if a number makes no pairs.
@@ -55,8 +59,10 @@ class Pairs:
     ensembles: Ensembles = field(default_factory=Ensembles)
     bank: int = 1
     trunks: float = 0.0
+    anatomies: float = 0.0
     spacing: tuple[float, float] = (2.0, 4.0)
     shapes: tuple[tuple[int, int, int], ...] = ()
+    thick: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("size", "reuse", "bank"):
@@ -71,14 +77,19 @@ class Pairs:
                 f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} with an "
                 f"offset of {self.offset}; make them {self.size + self.offset} or larger"
             )
-
         if self.strays < 0 or self.ensembles.most + self.strays > MOST:
             raise RegkitError(
                 f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
                 f"{self.strays}"
             )
-        if not 0 <= self.trunks <= 1:
-            raise RegkitError(f"trunks of pairs must be a share from 0 to 1, got {self.trunks}")
+        for name in ("trunks", "anatomies", "thick"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RegkitError(f"{name} of pairs must be a share from 0 to 1, got {getattr(self, name)}")
+        if self.trunks + self.anatomies > 1:
+            raise RegkitError(
+                f"trunks and anatomies of pairs must not exceed 1 together, got {self.trunks} and "
+                f"{self.anatomies}"
+            )
         if not 0 < self.spacing[0] <= self.spacing[1]:
             raise RegkitError(f"spacing of pairs must be positive and rising, got {list(self.spacing)}")
         for shape in self.shapes:
@@ -91,6 +102,11 @@ class Pairs:
     def shape(self, dice: Dice) -> tuple[int, ...]:
         """The shape (Z, Y, X) of the volumes of a step."""
         return self.shapes[dice.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
+
+    @property
+    def of_bodies(self) -> bool:
+        """Whether sizes in millimetres mean anything."""
+        return self.trunks + self.anatomies > 0
 
     def turns(self, pair: int) -> range:
         """The numbers of the anatomies that take turns at a pair."""
@@ -128,6 +144,7 @@ class Synthesiser:
         sources: of shapes, and their weights.
         device: where pairs are made.
         anatomies: gives an anatomy by its number, as :func:`draw_anatomy` does; by default it draws it.
+        maps: whole label maps.
     """
 
     def __init__(
@@ -137,9 +154,10 @@ class Synthesiser:
         seed: int,
         device: torch.device,
         anatomies: Callable[[int], Anatomy] | None = None,
+        maps: Sequence[LabelMaps] = (),
     ) -> None:
-        self.how, self.sources, self.seed, self.device = how, sources, seed, device
-        self._anatomies = anatomies or partial(draw_anatomy, how, sources, seed)
+        self.how, self.sources, self.maps, self.seed, self.device = how, sources, maps, seed, device
+        self._anatomies = anatomies or partial(draw_anatomy, how, sources, seed, maps=maps)
         self._held: dict[int, Anatomy] = {}
 
     def draw(self, numbers: Sequence[int], shape: tuple[int, ...] | None = None) -> Views:
@@ -162,11 +180,24 @@ class Synthesiser:
         return self._held[number]
 
 
-def draw_anatomy(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, number: int) -> Anatomy:
-    """The anatomy of a number, on the CPU: a trunk or an ensemble of shapes, without a grain."""
+def draw_anatomy(
+    how: Pairs,
+    sources: Sequence[tuple[Source, float]],
+    seed: int,
+    number: int,
+    maps: Sequence[LabelMaps] = (),
+) -> Anatomy:
+    """The anatomy of a number, on the CPU, without a grain: a trunk, a label map or an ensemble of shapes."""
     dice = Dice.of(seed, 0, number)
-    if how.trunks and dice.chance(how.trunks):
-        anatomy = draw_trunk(dice)
+    kind = dice.uniform(0, 1) if how.of_bodies else 1.0
+    if kind < how.trunks + how.anatomies:
+        spacing = _spacing(how, dice)
+        if kind < how.trunks:
+            anatomy = draw_trunk(dice, spacing)
+        else:
+            anatomy = maps[dice.one_of(len(maps))].draw(dice, spacing)
+        low, high = how.spacing
+        anatomy = replace(anatomy, views=(max(low, _FINEST * spacing), min(high, _COARSEST * spacing)))
     else:
         anatomy = Anatomy(draw_labels(how.ensembles, sources, dice))
     # No more than the pairs can show.
@@ -174,7 +205,13 @@ def draw_anatomy(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int,
     return replace(anatomy, strays=draw_strays(count, how.ensembles, sources, dice))
 
 
-def draw_trunk(dice: Dice) -> Anatomy:
+def _spacing(how: Pairs, dice: Dice) -> float:
+    """Of the voxels of a body, mm, so that those of views are as likely at all scales."""
+    finest = how.spacing[0] / _FINEST
+    return float(np.exp(dice.uniform(np.log(finest), np.log(max(finest, how.spacing[1] / _COARSEST)))))
+
+
+def draw_trunk(dice: Dice, spacing: float = 2.5) -> Anatomy:
     """A trunk, from a module that is not imported before one is wanted.
 
     Raises:
@@ -187,7 +224,7 @@ def draw_trunk(dice: Dice) -> Anatomy:
             f"drawing trunks needs {error.name}, which is not installed; install scipy, or set "
             "'pairs.trunks: 0' in the configuration"
         ) from error
-    return drawn(dice)
+    return drawn(dice, spacing)
 
 
 @dataclass(frozen=True)
@@ -243,7 +280,8 @@ def cut_and_render(
         for cut, anatomy, at in zip(cuts, anatomies, where)
         for grain in (_upright_grain, _grain)
     ]
-    rendering = render(labels, of_views, [anatomy.palette(d) for anatomy, d in views], grains)
+    palettes = [anatomy.palette(d) for anatomy, d in views]
+    rendering = render(labels, of_views, palettes, grains, thick=how.thick)
     return Views(rendering.images, labels, rendering.seen, partner, structures)
 
 
@@ -251,7 +289,7 @@ def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) 
     sides = np.array(shape)
     axes, flips, scale = np.arange(3), np.zeros(3, bool), 1.0
     if anatomy.spacing:
-        scale = float(np.exp(dice.uniform(*np.log(how.spacing)))) / anatomy.spacing
+        scale = float(np.exp(dice.uniform(*np.log(anatomy.views or how.spacing)))) / anatomy.spacing
     else:
         # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
         axes, flips = dice.scalars.permutation(3), dice.scalars.random(3) < 0.5
