@@ -413,7 +413,7 @@ def _linear_start(
         raise RegkitError(
             f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform"
         )
-    return LinearStart(read_linear(os.fspath(init)), np.nan, "file", "given")
+    return LinearStart(read_linear(os.fspath(init), fixed.grid, moving.grid), np.nan, "file", "given")
 
 
 def _warp(

@@ -262,14 +262,16 @@ def test_a_network_is_left_out_on_voxels_that_it_does_not_know() -> None:
     def found(spacing: float, features: str) -> regkit.Registration:
         grid = regkit.Grid(GRID.size, (spacing,) * 3, GRID.origin)
         fixed = regkit.Volume(FIXED.array, grid, "fixed")
-        moving = regkit.Volume(np.roll(FIXED.array, 1, axis=2), grid, "moving")
+        # Of another contrast, so that intensities are not compared.
+        moving = regkit.Volume(-np.roll(FIXED.array, 1, axis=2), grid, "moving")
         return regkit.register(fixed, moving, init="none", features=features)
 
     for spacing, compared in ((1.3, ["mind"]), (1.5, ["network", "mind"])):
         both, mind = found(spacing, "network+mind"), found(spacing, "mind")
         assert both.settings["compared"] == compared
         assert both.settings["features"] == "network+mind"
-        assert np.array_equal(both.warp.field, mind.warp.field) == (compared == ["mind"])
+        # But for the rounding of features that are scaled beside others and back.
+        assert (np.abs(both.warp.field - mind.warp.field).max() < 1e-3) == (compared == ["mind"])
     assert found(1.3, "network").settings["compared"] == ["network"]
     assert found(1.3, "mind").settings["compared"] == ["mind"]
 
