@@ -266,14 +266,32 @@ def test_a_network_is_left_out_on_voxels_that_it_does_not_know() -> None:
         moving = regkit.Volume(-np.roll(FIXED.array, 1, axis=2), grid, "moving")
         return regkit.register(fixed, moving, init="none", features=features)
 
-    for spacing, compared in ((1.3, ["mind"]), (1.5, ["network", "mind"])):
-        both, mind = found(spacing, "network+mind"), found(spacing, "mind")
-        assert both.settings["compared"] == compared
+    for spacing, asked in ((1.3, ["mind", "intensity"]), (1.5, ["network", "mind", "intensity"])):
+        both = found(spacing, "network+mind")
+        assert list(both.metrics["evidence"]) == asked
         assert both.settings["features"] == "network+mind"
-        # But for the rounding of features that are scaled beside others and back.
-        assert (np.abs(both.warp.field - mind.warp.field).max() < 1e-3) == (compared == ["mind"])
-    assert found(1.3, "network").settings["compared"] == ["network"]
-    assert found(1.3, "mind").settings["compared"] == ["mind"]
+
+
+def test_where_no_other_part_tells_anything_the_result_is_that_of_mind() -> None:
+    """But for the rounding of features that are scaled beside others and back."""
+    moving = regkit.Volume(-np.roll(FIXED.array, 1, axis=2), GRID, "moving")
+    both, mind = (regkit.register(FIXED, moving, init="none", features=f) for f in ("network+mind", "mind"))
+    assert both.metrics["evidence"]["network"]["share"] == both.metrics["evidence"]["intensity"]["share"] == 0
+    assert both.settings["compared"] == mind.settings["compared"] == ["mind"]
+    assert np.abs(both.warp.field - mind.warp.field).max() < 1e-3
+
+
+def test_intensities_are_compared_in_one_modality_and_said() -> None:
+    moving = regkit.Volume(np.roll(FIXED.array, 1, axis=2), GRID, "moving")
+    assert "intensity" in regkit.register(FIXED, moving, init="none").settings["compared"]
+
+
+def test_features_that_were_named_are_asked_whatever_the_voxels() -> None:
+    grid = regkit.Grid(GRID.size, (1.3,) * 3, GRID.origin)
+    fine = regkit.Volume(FIXED.array, grid, "fine")
+    for features in ("network", "mind"):
+        found = regkit.register(fine, fine, init="none", features=features)
+        assert found.settings["compared"] == [features]
 
 
 def test_weights_without_features_are_combined_with_mind(random_weights: Path) -> None:
