@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.costvolume import FeatureMap
+from regkit.filters import smooth
 from regkit.geometry import index_grid
 
 _NEAR_MISS = 2  # cells
@@ -17,7 +18,11 @@ _NEAR_MISS = 2  # cells
 _WORTHLESS = 0.95
 # Below this share of its weight a part is left out, above the other it counts no more.
 _LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
-_ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.65
+# Cells. The multiple was chosen so that of what is said to be within a voxel, 95 % are.
+_DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
+_DOUBT_PASSES = 4
+_ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
+_AIR = 0.08  # share of the brightest below which there is nothing
 
 
 def blur_of_match(
@@ -52,6 +57,41 @@ def blur_of_match(
     return cost((0, 0, 0)) / max(sum(misses) / len(misses), 1e-9)
 
 
+def doubt(
+    fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
+) -> torch.Tensor:
+    """How far off a displacement may be, cells, (Z / 2, Y / 2, X / 2): of every second cell along each axis.
+
+    About a minimum of the cost of curvature h, noise that leaves a cost c there moves it by a multiple of
+    sqrt(c / h). The curvature is taken from the costs one cell away, both are averaged over the cells around.
+    Where a near miss costs no more, or nothing is known, it is as much as ``MOST_DOUBT``.
+
+    Args:
+        fixed, moving, offset, displacement: as for :func:`blur_of_match`.
+    """
+    some = (slice(None), *(slice(None, None, 2),) * 3)
+    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
+    where = where + offset.to(where).view(3, 1, 1, 1)
+    values, weight = fixed.values[some], fixed.weight[some]
+
+    def costs(shift: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = moving.at(where + where.new_tensor(shift).view(3, 1, 1, 1))
+        known = weight * seen.weight
+        difference = seen.values.sub_(values).square_().mean(0, keepdim=True)
+        return smooth(difference * known, _DOUBT_PASSES), smooth(known, _DOUBT_PASSES)
+
+    here, known = costs((0, 0, 0))
+    rise, least = torch.zeros_like(here), known
+    for axis in range(3):
+        for sign in (-1, 1):
+            there, seen = costs(tuple(sign * (axis == k) for k in range(3)))
+            rise += (there / seen.clamp_min(1e-6) - here / known.clamp_min(1e-6)) / 6
+            least = torch.minimum(least, seen)
+    found = _DOUBT * (here / known.clamp_min(1e-6) / rise.clamp_min(1e-9)).sqrt_() + _LEAST_DOUBT
+    found = torch.where((rise > 0) & (least > 0.25), found, torch.full_like(found, MOST_DOUBT))
+    return found.clamp_(max=MOST_DOUBT)[0]
+
+
 def share_of(blur: float, reference: float) -> float:
     """The share of its weight that a part keeps beside a reference, given both of their blurs.
 
@@ -78,7 +118,10 @@ def share_of_intensities(blur: float, local_blur: float) -> float:
 
 
 def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:
-    """Intensities less their mean over a box of (2 radius + 1)^3 cells, over their deviation there."""
+    """Intensities less their mean over a box of (2 radius + 1)^3 cells, over their deviation there.
+
+    Air, which lies around the body in any modality, weighs nothing.
+    """
 
     def mean(volume: torch.Tensor) -> torch.Tensor:
         padded = F.pad(volume[None], (radius,) * 6, mode="replicate")
@@ -88,4 +131,5 @@ def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:
     known = mean(weight).clamp_min_(1e-3)
     centre = mean(values * weight) / known
     deviation = (mean(values.square() * weight) / known - centre.square()).clamp_min_(0).sqrt_()
-    return FeatureMap((values - centre) / (deviation + 0.1 * deviation.mean()).clamp_min_(1e-6), weight)
+    contrast = (values - centre) / (deviation + 0.1 * deviation.mean()).clamp_min_(1e-6)
+    return FeatureMap(contrast, weight * (values > _AIR * values.max()))

@@ -22,6 +22,7 @@ import torch
 from regkit import __version__, native
 from regkit.deformable import (
     STRIDE,
+    Pyramid,
     believed_field,
     feature_difference,
     fine_field,
@@ -30,6 +31,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
+from regkit.evidence import doubt
 from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
@@ -39,7 +41,7 @@ from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
 from regkit.metrics import LabelScore, compare_labels, summarise
-from regkit.resample import Source
+from regkit.resample import Source, resample
 from regkit.settings import named_settings
 from regkit.warp import Warp, resample_labels
 
@@ -70,6 +72,7 @@ class Registration:
         settings: everything the run depended on.
         moving: the moving image, as loaded.
         moved_labels: the moving labels on the fixed grid, by nearest neighbour, where given.
+        doubt: ``uncertainty`` on the solver's cells, mm.
     """
 
     warp: Warp
@@ -80,12 +83,25 @@ class Registration:
     settings: dict[str, Any]
     moving: Volume = field(repr=False)
     moved_labels: Volume | None = field(default=None, repr=False)
+    doubt: Source | None = field(default=None, repr=False)
 
     @cached_property
     def moved(self) -> Volume:
         """The moving image on the fixed grid, linearly interpolated, float32."""
         moved: Volume = self.warp.apply(self.moving)
         return moved
+
+    @cached_property
+    def uncertainty(self) -> Volume | None:
+        """How far off the warp may be at each voxel of the fixed grid, mm, float32; None of a linear start.
+
+        From how well the features tell the match from its neighbours (:func:`regkit.evidence.doubt`). Where
+        the moving image has no data, or nothing is told, it is the largest value there is.
+        """
+        if self.doubt is None:
+            return None
+        values, _ = resample(self.doubt, np.eye(4), self.warp.grid)
+        return Volume(values.cpu().numpy(), self.warp.grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Measures, times and settings, ready for JSON but for NaN."""
@@ -168,6 +184,7 @@ def register(
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
         evidence: dict[str, dict[str, float]] = {}
+        uncertain: Source | None = None
         if settings.deformable:
             with stages("features"):
                 fixed_pyramid = fixed_features(sources[0], work, parts)
@@ -188,6 +205,7 @@ def register(
                 step = stages.stepper(sum(settings.iterations))
                 displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
+                uncertain = _doubt(fixed_pyramid, moving_pyramid, displacement, cells)
             evidence = {
                 name: {"share": share, "blur_of_match": blur}
                 for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
@@ -222,6 +240,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "asked": list(evidence),
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
                 "preset": preset,
@@ -244,6 +263,7 @@ def register(
             },
             moving=moving_image,
             moved_labels=moved_labels,
+            doubt=uncertain,
         )
 
 
@@ -389,6 +409,13 @@ def _sources(
         sources.append(Source(image, inside, volume.grid).without_filling(volume.array))
         windows[side] = {"ct": ct[side], "low": low, "high": high}
     return (sources[0], sources[1]), windows
+
+
+def _doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor, cells: Grid) -> Source:
+    found = doubt(fixed.maps[STRIDE], moving.maps[STRIDE], moving.offset(STRIDE), displacement)
+    spacing = [2 * s for s in cells.spacing]
+    grid = Grid(found.shape[::-1], spacing, cells.origin, cells.direction)  # type: ignore[arg-type]
+    return Source(found.cpu() * cells.spacing[0], None, grid)
 
 
 def _linear_start(

@@ -26,7 +26,8 @@ def write_results(
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
-        files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels" and "figure".
+        files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels",
+            "uncertainty" and "figure".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure.
 
     Raises:
@@ -38,6 +39,8 @@ def write_results(
         volumes["moved"] = result.moved
     if "moved_labels" in files and result.moved_labels is not None:
         volumes["moved_labels"] = result.moved_labels
+    if "uncertainty" in files and result.uncertainty is not None:
+        volumes["uncertainty"] = result.uncertainty
 
     with together():
         if "warp" in files:

@@ -4,7 +4,14 @@ import torch
 
 from regkit.costvolume import FeatureMap
 from regkit.deformable import STRIDE, Pyramid
-from regkit.evidence import blur_of_match, local_contrast, share_of, share_of_intensities
+from regkit.evidence import (
+    MOST_DOUBT,
+    blur_of_match,
+    doubt,
+    local_contrast,
+    share_of,
+    share_of_intensities,
+)
 from regkit.filters import smooth
 
 SHAPE = (12, 14, 16)
@@ -79,3 +86,15 @@ def test_parts_at_shares_of_their_weights_cost_their_sum(rng: np.random.Generato
     torch.testing.assert_close(at(1, 1), cost(one, other))
     torch.testing.assert_close(at(0.5, 2), 0.5 * at(1, 0) + 2 * at(0, 1))
     assert one.weighted((0, 1)).channels == (3,)
+
+
+def test_doubt_grows_with_noise_and_is_largest_where_nothing_is_told(rng: np.random.Generator) -> None:
+    one = _texture(rng, 4)
+    noise = one.std() * torch.from_numpy(rng.normal(size=one.shape)).float()
+    little, much = (doubt(_map(one), _map(one + k * noise), OFFSET, STILL).mean() for k in (0.1, 0.5))
+    assert doubt(_map(one), _map(one), OFFSET, STILL).max() < 0.1 < little < much < MOST_DOUBT
+    nothing = FeatureMap(one, torch.zeros_like(one[:1]))
+    assert (doubt(_map(one), nothing, OFFSET, STILL) == MOST_DOUBT).all()
+    flat = torch.full_like(one, 0.5)
+    assert (doubt(_map(flat), _map(flat), OFFSET, STILL) == MOST_DOUBT).all()
+    assert doubt(_map(one), _map(one), OFFSET, STILL).shape == tuple(n // 2 for n in SHAPE)

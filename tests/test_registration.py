@@ -434,3 +434,19 @@ def test_a_trunk_of_two_modalities_in_unrelated_frames() -> None:
     assert dice["after"] > 0.75 > dice["before"] + 0.5, dice
     assert result.metrics["folding_percent"] == 0
     assert [row["name"] for row in result.metrics["labels"]] == list(phantom.names.values())
+
+
+def test_doubt_lies_on_the_fixed_grid_in_mm() -> None:
+    """Small where an image meets itself, as large as can be where the moving image ends."""
+    same = regkit.register(FIXED, FIXED, init="none").uncertainty
+    assert same is not None
+    assert same.grid == FIXED.grid
+    assert np.median(same.array) < 0.5 * SPACING
+    middle = FIXED.grid.size[0] // 2
+    half = regkit.Volume(
+        FIXED.array[:, :, :middle], FIXED.grid.window((0, 0, 0), (middle, *FIXED.grid.size[1:]))
+    )
+    beyond = regkit.register(FIXED, half, init="none").uncertainty
+    assert beyond is not None
+    assert np.median(beyond.array[:, :, -4:]) > 8 * SPACING
+    assert regkit.register(FIXED, FIXED, init="none", preset="linear").uncertainty is None

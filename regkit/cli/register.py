@@ -70,6 +70,13 @@ def command(
             rich_help_panel=_OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
         ),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUTS,
+            help="How far off the warp may be, mm, on the voxels of the fixed image.",
+        ),
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
@@ -116,6 +123,10 @@ def command(
         raise typer.BadParameter("needs --fixed-labels or --moved-labels", param_hint="--moving-labels")
     if label_names and not (fixed_labels and moving_labels):
         raise typer.BadParameter("needs --fixed-labels and --moving-labels", param_hint="--label-names")
+    if uncertainty and preset == "linear":
+        raise typer.BadParameter(
+            "a linear start says nothing of it; leave out --preset linear", param_hint="--uncertainty"
+        )
     start = start_file(init)
     outputs = {
         "warp": (output, WARPS),
@@ -123,6 +134,7 @@ def command(
         "moved_labels": (moved_labels, IMAGES),
         "inverse": (inverse, WARPS),
         "linear": (linear, MATRICES),
+        "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
     }
     inputs = (

@@ -76,8 +76,15 @@ def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """That the network was not asked, if it was not."""
-    if settings["features"] != "network+mind" or settings["compared"] != ["mind"]:
+    """What was compared, if the network was not, and why."""
+    if (
+        settings["features"] != "network+mind"
+        or "network" in settings["compared"]
+        or not settings["compared"]
+    ):
         return []
     spacing = settings["working_spacing_mm"]
-    return [("features", f"MIND alone: the network does not know voxels as fine as {spacing:.1f} mm")]
+    rest = "MIND and intensities" if "intensity" in settings["compared"] else "MIND alone"
+    if "network" in settings["asked"]:
+        return [("features", f"{rest}: the network recognises nothing in this pair")]
+    return [("features", f"{rest}: the network does not know voxels as fine as {spacing:.1f} mm")]
