@@ -18,6 +18,9 @@ from regkit.geometry import MOST_VOXELS, POINTS, sample
 LEAST_WEIGHT = 1e-6
 # What the kernels take: the largest search range, the shortest row.
 MOST_RADIUS, LEAST_ROW = 4, 16
+# Short costs end at 4. MIND, the network and intensities side by side may come to 5.25 where all of them
+# disagree as much as they can.
+_MOST_SHORT = 5.5
 
 
 @dataclass(frozen=True)
@@ -194,13 +197,16 @@ def _costs_by_kernel(
 
 def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> float | None:
     """The largest magnitude of two maps' values, if :func:`short_costs` can be had: a row is long enough, and
-    no cost is beyond 16 bits.
+    hardly any cost can be beyond 16 bits, where all count as the largest.
     """
     on_gpu = gpu.serves(fixed.values)
     if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
         return None
-    ends = [float(end) for one in (fixed, moving) for end in one.values.aminmax()]
-    return max(map(abs, ends)) if (max(ends) - min(ends)) ** 2 < 65534 / 2**14 else None
+    flat = [one.values.flatten(1) for one in (fixed, moving)]
+    lowest = torch.minimum(*(one.amin(1) for one in flat))
+    highest = torch.maximum(*(one.amax(1) for one in flat))
+    most = float((highest - lowest).square().mean())
+    return float(torch.maximum(highest.abs(), lowest.abs()).max()) if most < _MOST_SHORT else None
 
 
 def steps_of_values(largest: float, channels: int) -> float:
