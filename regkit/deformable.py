@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.coarse import match
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
-from regkit.evidence import blur_of_match, local_contrast, share_of, share_of_intensities
+from regkit.evidence import blur_of_match, doubt, local_contrast, share_of, share_of_intensities
 from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
@@ -210,6 +210,11 @@ def fine_field(
     """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
     offset = moving.offset(STRIDE).to(start.device)
     return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+
+
+def displacement_doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> torch.Tensor:
+    """:func:`regkit.evidence.doubt` of a displacement (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+    return doubt(fixed.maps[STRIDE], moving.maps[STRIDE], moving.offset(STRIDE), displacement)
 
 
 def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from regkit.costvolume import FeatureMap
 from regkit.filters import smooth
-from regkit.geometry import index_grid
+from regkit.geometry import index_grid, resize
 
 _NEAR_MISS = 2  # cells
 # A part whose match costs this share of a near miss, or more, tells nothing.
@@ -21,6 +21,7 @@ _LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
 # Cells. The multiple was chosen so that of what is said to be within a voxel, 95 % are.
 _DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
 _DOUBT_PASSES = 4
+_DOUBT_TAKEN, _TAKEN, _TAKEN_PASSES = 0.8, 2.0, 6
 _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _AIR = 0.08  # share of the brightest below which there is nothing
 
@@ -90,6 +91,29 @@ def doubt(
     found = _DOUBT * (here / known.clamp_min(1e-6) / rise.clamp_min(1e-9)).sqrt_() + _LEAST_DOUBT
     found = torch.where((rise > 0) & (least > 0.25), found, torch.full_like(found, MOST_DOUBT))
     return found.clamp_(max=MOST_DOUBT)[0]
+
+
+def taken_back(displacement: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
+    """A displacement less what the features cannot tell from none, (3, Z, Y, X) in cells.
+
+    Up to ``_DOUBT_TAKEN`` cells of doubt nothing is taken back. Beyond, the displacement d keeps the share
+    |d|^2 / (|d|^2 + e^2), with e in proportion to the doubt that is too much, as in a Wiener filter: where
+    the features are as flat as those of images smoothed by 8 mm, only what is large beside the doubt stays.
+
+    Args:
+        displacement: from the linear start, (3, Z, Y, X) in cells.
+        doubt: of :func:`doubt`, (Z / 2, Y / 2, X / 2); where it is ``MOST_DOUBT``, which tells nothing of the
+            images, that of the cells around counts.
+    """
+    known = (doubt < MOST_DOUBT)[None].to(doubt)
+    near = smooth(known, _DOUBT_PASSES)
+    around = torch.where(near > 1e-3, smooth(doubt * known, _DOUBT_PASSES) / near.clamp_min(1e-3), 0.0)
+    excess = _TAKEN * (resize(around, displacement.shape[1:]) - _DOUBT_TAKEN).clamp_min_(0)
+    squares = smooth(displacement.square().sum(0, keepdim=True), _TAKEN_PASSES)
+    share = squares / (squares + excess.square()).clamp_min_(1e-9)
+    # What is 0 stays 0, whatever its share.
+    share = torch.where(excess > 0, share, 1.0)
+    return displacement * smooth(share, _TAKEN_PASSES)
 
 
 def share_of(blur: float, reference: float) -> float:

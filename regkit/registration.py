@@ -22,8 +22,8 @@ import torch
 from regkit import __version__, native
 from regkit.deformable import (
     STRIDE,
-    Pyramid,
     believed_field,
+    displacement_doubt,
     feature_difference,
     fine_field,
     fixed_features,
@@ -31,7 +31,7 @@ from regkit.deformable import (
     plan,
 )
 from regkit.errors import RegkitError
-from regkit.evidence import doubt
+from regkit.evidence import taken_back
 from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
@@ -204,8 +204,10 @@ def register(
             with stages("fine"):
                 step = stages.stepper(sum(settings.iterations))
                 displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
+                in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
+                displacement = unfold(taken_back(displacement, in_cells))
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
-                uncertain = _doubt(fixed_pyramid, moving_pyramid, displacement, cells)
+                uncertain = _doubt(in_cells, cells)
             evidence = {
                 name: {"share": share, "blur_of_match": blur}
                 for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
@@ -411,11 +413,11 @@ def _sources(
     return (sources[0], sources[1]), windows
 
 
-def _doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor, cells: Grid) -> Source:
-    found = doubt(fixed.maps[STRIDE], moving.maps[STRIDE], moving.offset(STRIDE), displacement)
-    spacing = [2 * s for s in cells.spacing]
-    grid = Grid(found.shape[::-1], spacing, cells.origin, cells.direction)  # type: ignore[arg-type]
-    return Source(found.cpu() * cells.spacing[0], None, grid)
+def _doubt(in_cells: torch.Tensor, cells: Grid) -> Source:
+    """The doubt of every second cell in mm, where it lies."""
+    spacing = tuple(2 * s for s in cells.spacing)
+    grid = Grid(in_cells.shape[::-1], spacing, cells.origin, cells.direction)  # type: ignore[arg-type]
+    return Source(in_cells.cpu() * cells.spacing[0], None, grid)
 
 
 def _linear_start(

@@ -11,6 +11,7 @@ from regkit.evidence import (
     local_contrast,
     share_of,
     share_of_intensities,
+    taken_back,
 )
 from regkit.filters import smooth
 
@@ -98,3 +99,16 @@ def test_doubt_grows_with_noise_and_is_largest_where_nothing_is_told(rng: np.ran
     flat = torch.full_like(one, 0.5)
     assert (doubt(_map(flat), _map(flat), OFFSET, STILL) == MOST_DOUBT).all()
     assert doubt(_map(one), _map(one), OFFSET, STILL).shape == tuple(n // 2 for n in SHAPE)
+
+
+def test_small_displacements_in_much_doubt_are_taken_back() -> None:
+    one = torch.ones(3, *SHAPE)
+    shape = tuple(n // 2 for n in SHAPE)
+    sure, unsure = torch.full(shape, 0.5), torch.full(shape, 3.0)
+    torch.testing.assert_close(taken_back(one, sure), one)
+    small, large = (taken_back(scale * one, unsure).mean() / scale for scale in (0.3, 20))
+    assert small < 0.05
+    assert large > 0.95
+    assert (taken_back(0 * one, unsure) == 0).all()
+    # Of what nobody imaged nothing is known, for or against.
+    torch.testing.assert_close(taken_back(one, torch.full(shape, MOST_DOUBT)), one)
