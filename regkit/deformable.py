@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from regkit.coarse import match
 from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
-from regkit.evidence import blur_of_match, doubt, local_contrast, share_of, share_of_intensities
+from regkit.evidence import (
+    blur_of_match,
+    doubt,
+    local_contrast,
+    may_be_one_modality,
+    share_of,
+    share_of_intensities,
+)
 from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
@@ -180,8 +187,10 @@ def believed_field(
     kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
     if "intensity" in names:
         k = names.index("intensity")
-        one, other = (local_contrast(intensities) for intensities in apart[k])
-        kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
+        kept[k] = 0.0
+        if may_be_one_modality(blurs[k]):
+            one, other = (local_contrast(intensities) for intensities in apart[k])
+            kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
     if not any(share for k, share in enumerate(kept) if k != reference):
         return Believed(field, *alone, tuple(kept), tuple(blurs))

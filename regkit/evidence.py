@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.costvolume import FeatureMap
-from regkit.filters import smooth
+from regkit.filters import box_sum, smooth
 from regkit.geometry import index_grid, resize
 
 _NEAR_MISS = 2  # cells
@@ -128,6 +128,11 @@ def share_of(blur: float, reference: float) -> float:
     return share if share >= _LEAST_SHARE else 0.0
 
 
+def may_be_one_modality(blur: float) -> bool:
+    """Whether intensities of this blur are worth a look at their local contrast."""
+    return blur < _ONE_MODALITY
+
+
 def share_of_intensities(blur: float, local_blur: float) -> float:
     """1 where both images are of one modality, so that their intensities can be compared as they are, else 0.
 
@@ -138,7 +143,7 @@ def share_of_intensities(blur: float, local_blur: float) -> float:
         blur: of the intensities.
         local_blur: of their :func:`local_contrast`.
     """
-    return float(blur < _ONE_MODALITY and local_blur < _ONE_MODALITY_LOCAL)
+    return float(may_be_one_modality(blur) and local_blur < _ONE_MODALITY_LOCAL)
 
 
 def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:
@@ -148,8 +153,8 @@ def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:
     """
 
     def mean(volume: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(volume[None], (radius,) * 6, mode="replicate")
-        return F.avg_pool3d(padded, 2 * radius + 1, 1)[0]
+        padded = F.pad(volume[None], (radius,) * 6, mode="replicate")[0]
+        return box_sum(padded, radius).div_((2 * radius + 1) ** 3)
 
     values, weight = intensities.values, intensities.weight
     known = mean(weight).clamp_min_(1e-3)
