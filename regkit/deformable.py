@@ -15,6 +15,7 @@ from regkit.costvolume import FeatureMap
 from regkit.errors import RegkitError
 from regkit.evidence import (
     blur_of_match,
+    differences_near,
     doubt,
     local_contrast,
     may_be_one_modality,
@@ -232,12 +233,8 @@ def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tens
     Args:
         displacement: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
     """
-    some = (slice(None), *(slice(None, None, 2),) * 3)
-    shift = moving.offset(STRIDE).to(displacement.device).view(3, 1, 1, 1)
-    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some] + shift
-    seen, fixed_map = moving.maps[STRIDE].at(where), fixed.maps[STRIDE]
-    weight = fixed_map.weight[some] * seen.weight
-    difference = (fixed_map.values[some] - seen.values).square().mean(0, keepdim=True)
+    maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+    difference, weight = differences_near(*maps, moving.offset(STRIDE), displacement)((0, 0, 0))
     return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
 
 

@@ -6,6 +6,8 @@ contrast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -26,6 +28,30 @@ _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _AIR = 0.08  # share of the brightest below which there is nothing
 
 
+def differences_near(
+    fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
+) -> Callable[[tuple[int, int, int]], tuple[torch.Tensor, torch.Tensor]]:
+    """The squared differences, mean over the channels, under a displacement and any shift (x, y, z) of it.
+
+    Args:
+        fixed, moving, offset, displacement: as for :func:`blur_of_match`.
+
+    Returns:
+        A function of the shift, cells: differences and weights of every second cell along each axis, both
+        (1, Z / 2, Y / 2, X / 2).
+    """
+    some = (slice(None), *(slice(None, None, 2),) * 3)
+    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
+    where = where + offset.to(where).view(3, 1, 1, 1)
+    values, weight = fixed.values[some], fixed.weight[some]
+
+    def differences(shift: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = moving.at(where + where.new_tensor(shift).view(3, 1, 1, 1))
+        return seen.values.sub_(values).square_().mean(0, keepdim=True), weight * seen.weight
+
+    return differences
+
+
 def blur_of_match(
     fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
 ) -> float:
@@ -40,15 +66,10 @@ def blur_of_match(
         offset: (x, y, z), the index in ``moving`` of the cell that lies on the fixed cell (0, 0, 0).
         displacement: (3, Z, Y, X) in cells.
     """
-    some = (slice(None), *(slice(None, None, 2),) * 3)
-    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
-    where = where + offset.to(where).view(3, 1, 1, 1)
-    values, weight = fixed.values[some], fixed.weight[some]
+    differences = differences_near(fixed, moving, offset, displacement)
 
     def cost(shift: tuple[int, int, int]) -> float:
-        seen = moving.at(where + where.new_tensor(shift).view(3, 1, 1, 1))
-        known = weight * seen.weight
-        difference = seen.values.sub_(values).square_().mean(0, keepdim=True)
+        difference, known = differences(shift)
         return float((difference * known).sum() / known.sum().clamp_min(1e-6))
 
     steps = [
@@ -70,22 +91,17 @@ def doubt(
     Args:
         fixed, moving, offset, displacement: as for :func:`blur_of_match`.
     """
-    some = (slice(None), *(slice(None, None, 2),) * 3)
-    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
-    where = where + offset.to(where).view(3, 1, 1, 1)
-    values, weight = fixed.values[some], fixed.weight[some]
+    differences = differences_near(fixed, moving, offset, displacement)
 
-    def costs(shift: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = moving.at(where + where.new_tensor(shift).view(3, 1, 1, 1))
-        known = weight * seen.weight
-        difference = seen.values.sub_(values).square_().mean(0, keepdim=True)
+    def costs(shift: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        difference, known = differences(shift)
         return smooth(difference * known, _DOUBT_PASSES), smooth(known, _DOUBT_PASSES)
 
     here, known = costs((0, 0, 0))
     rise, least = torch.zeros_like(here), known
     for axis in range(3):
         for sign in (-1, 1):
-            there, seen = costs(tuple(sign * (axis == k) for k in range(3)))
+            there, seen = costs(tuple(sign * (axis == k) for k in range(3)))  # type: ignore[arg-type]
             rise += (there / seen.clamp_min(1e-6) - here / known.clamp_min(1e-6)) / 6
             least = torch.minimum(least, seen)
     found = _DOUBT * (here / known.clamp_min(1e-6) / rise.clamp_min(1e-9)).sqrt_() + _LEAST_DOUBT

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.spatial.transform import Rotation
 
 from regkit import native
 from regkit.costvolume import FeatureMap, best_steps, known_slab
@@ -215,6 +214,8 @@ def search_turns(fixed: Source, moving: Source, judge: Judge, extract: Descripto
     Returns:
         Up to ``_TURNS_TRIED`` starts, best first; their similarity is the judge's.
     """
+    from scipy.spatial.transform import Rotation  # takes 0.2 s to import, and few pairs need it
+
     both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
     spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)

@@ -49,7 +49,7 @@ class Source:
         for axis in range(3):
             planes = np.moveaxis(array, axis, 0)
             first = _filled(planes)
-            last = len(planes) - (_filled(planes[::-1]) if first < len(planes) else 0)
+            last = len(planes) - _filled(planes[::-1])
             bounds.append(slice(first, last) if last - first > 1 else slice(0, len(planes)))
         if all(b.stop - b.start == n for b, n in zip(bounds, array.shape)):
             return self
