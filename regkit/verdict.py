@@ -1,0 +1,351 @@
+"""PASS, WARN or FAIL: whether a registration can be believed, by gates that need no labels.
+
+Both images are compared once more at low resolution (:mod:`regkit.lowres`). What counts as a good agreement
+differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front,
+upside down, and mirrored left to right gets the same search for a place and the same rigid fit as the image
+itself. Where the right one fits no better than its wrong copies, the two images have nothing to tell each
+other.
+
+The thresholds were chosen on half of the pairs of ``benchmarks/verdict.py`` and hold on the other half as
+``benchmarks/results/verdict.md`` says.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from regkit.evidence import MOST_DOUBT
+from regkit.features import mind_ssc
+from regkit.geometry import Float64, Grid, transform_points
+from regkit.linear import Judge, block_match, fit_rigid, least_trimmed_squares
+from regkit.lowres import LowRes, Points, content
+from regkit.resample import Source, resample
+
+PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
+
+# Cells of the low resolution over the smaller and over the larger field of view.
+_CELLS, _MOST_CELLS = 15_000, 75_000
+_ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
+_LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
+# Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
+# to the patient's left, back and head, as nearly as they can.
+_COPIES: dict[str, tuple[int, ...]] = {
+    "itself": (),
+    "left to right": (2,),
+    "back to front": (1,),
+    "upside down": (0,),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One measured value and what it says of a registration.
+
+    Args:
+        name: in short.
+        value: as measured; NaN where it cannot be measured on this pair.
+        unit: of the value, or "".
+        warn, fail: from these on the gate warns or fails; NaN where it never does.
+        above: whether values above the thresholds are bad, or those below.
+        level: "PASS", "WARN" or "FAIL".
+        says: what the value means, a sentence.
+    """
+
+    name: str
+    value: float
+    unit: str
+    warn: float
+    fail: float
+    above: bool
+    level: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gates say together: the worst of them.
+
+    Args:
+        level: "PASS", "WARN" or "FAIL".
+        gates: all that were measured.
+    """
+
+    level: str
+    gates: tuple[Gate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON but for NaN."""
+        return {"level": self.level, "gates": [asdict(gate) for gate in self.gates]}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Where a gate warns and fails, and what it then says."""
+
+    unit: str
+    warn: float
+    fail: float
+    above: bool
+    good: str
+    bad: str
+
+
+RULES: dict[str, _Rule] = {
+    "copies": _Rule(
+        "", 0.90, 0.97, True,
+        "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
+        "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
+        "show something else than the fixed one, or lie turned in its header.",
+    ),
+    "side": _Rule(
+        "", 1.03, math.nan, True,
+        "The moving image fits at least as well as its mirror image.",
+        "Mirrored left to right, the moving image fits better: one of the images may have its sides exchanged.",
+    ),
+    "place": _Rule(
+        "cells", 3.0, math.nan, True,
+        "The linear start lies where the images agree best.",
+        "Without the given start, the images agree better in another place: let --init auto search for it.",
+    ),
+    "overlap": _Rule(
+        "%", 40, 5, False,
+        "Most of what the fixed image shows has a place in the moving one.",
+        "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
+    ),
+    "doubt": _Rule(
+        "cells", 2.7, math.nan, True,
+        "The features tell a match from its neighbours.",
+        "The features hardly tell a match from its neighbours: look at --uncertainty.",
+    ),
+    "size": _Rule(
+        "times", 4.0, 8.0, True,
+        "Both images are of a like size.",
+        "One image is many times as large as the other: one of them may be in another unit than mm.",
+    ),
+    "scale": _Rule(
+        "times", 1.4, math.nan, True,
+        "The linear start scales as people differ.",
+        "The linear start scales by more than people differ.",
+    ),
+    "folding": _Rule(
+        "%", 0.0, 1.0, True,
+        "The warp folds nowhere.",
+        "The warp folds: it turns tissue inside out.",
+    ),
+    "labels": _Rule(
+        "Dice", 0.0, -0.1, False,
+        "The labels agree better than by the headers alone.",
+        "The labels agree worse than by the headers alone.",
+    ),
+}  # fmt: skip
+"""By the names of the gates."""
+
+
+def verdict_of(values: Mapping[str, float]) -> Verdict:
+    """The verdict by the measured values of gates, in the order of :data:`RULES`."""
+    gates = []
+    for name, rule in RULES.items():
+        if name not in values:
+            continue
+        value, level = values[name], PASS
+        for threshold, worse in ((rule.warn, WARN), (rule.fail, FAIL)):
+            if (value > threshold) if rule.above else (value < threshold):
+                level = worse
+        says = rule.good if level == PASS else rule.bad
+        if math.isnan(value):
+            says = "It cannot be measured on this pair."
+        gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
+    return Verdict(max((gate.level for gate in gates), key=LEVELS.index), tuple(gates))
+
+
+def measured(
+    fixed: Source, moving: Source, matrix: Float64, points: Points, doubt: Source | None = None
+) -> dict[str, float]:
+    """The values of the gates that the images themselves give.
+
+    Args:
+        fixed, moving: as they were registered.
+        matrix: 4x4, the linear start, fixed LPS mm -> moving LPS mm.
+        points: the warp as a function, fixed LPS mm (..., 3) to moving LPS mm.
+        doubt: of the warp, mm, as :class:`regkit.Registration` has it.
+
+    Returns:
+        Name of the gate to value.
+    """
+    small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
+    look = LowRes(fixed, moving, max((small / _CELLS) ** (1 / 3), (large / _MOST_CELLS) ** (1 / 3)))
+    sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
+    scales = np.linalg.svd(np.asarray(matrix)[:3, :3], compute_uv=False)
+    values = {
+        "overlap": 100 * look.covered(look.through(points)),
+        "size": max(sides) / min(sides),
+        "scale": float(max(scales.max(), 1 / scales.min())),
+    }
+    if doubt is not None:
+        known = doubt.image[doubt.image < 0.999 * MOST_DOUBT * _cell_of(doubt)]
+        values["doubt"] = float(known.median()) / _cell_of(doubt) if len(known) else math.nan
+    return values | _against_copies(look, fixed, matrix)
+
+
+def _cell_of(doubt: Source) -> float:
+    """mm of the cells that doubt was counted in: it is told of every second one."""
+    return doubt.grid.spacing[0] / 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a copy of the moving image fits best.
+
+    Args:
+        similarity: 0 where the overlap is no better than at a random place, 1 where it is perfect.
+        away: cells from where it was to where it fits best, of the middle of the fixed image.
+    """
+
+    similarity: float
+    away: float
+
+
+def _against_copies(look: LowRes, fixed: Source, matrix: Float64) -> dict[str, float]:
+    """How the moving image fits beside its copies, and beside itself where the linear start puts it."""
+    fits, start = fits_of_copies(look, fixed, matrix)
+    if not fits:
+        return {"copies": math.nan, "side": math.nan, "place": math.nan}
+
+    def beside(*others: str) -> float:
+        """The misfit, as a share of that of the best of some copies."""
+        best = max(fits[name].similarity for name in others)
+        return (1 - fits["itself"].similarity) / max(1 - best, 1e-6)
+
+    gained = (1 - start) / max(1 - fits["itself"].similarity, 1e-6)
+    return {
+        "copies": beside("back to front", "upside down"),
+        "side": beside("left to right"),
+        "place": fits["itself"].away if gained > 1 / 0.95 else 0.0,
+    }
+
+
+def fits_of_copies(look: LowRes, fixed: Source, matrix: Float64) -> tuple[dict[str, Fit], float]:
+    """Where the moving image and its copies fit best after the same search and the same rigid fit of each.
+
+    Args:
+        look: at both images.
+        fixed: as it was registered.
+        matrix: 4x4, the linear start; the copies are turned over after it, within their field of view.
+
+    Returns:
+        The fits by name, none where there is nothing to compare, and the similarity under the linear start.
+    """
+    image, _ = resample(fixed.smoothed_for(look.grid.spacing[0]), np.eye(4), look.grid)
+    lattice = _lattice(look.moving.grid, matrix, look.grid)
+    seen, weight = resample(look.moving, matrix, lattice)
+    shown = content(seen, weight)
+    search = _Search(look, float(shown.sum()), lattice)
+    fits: dict[str, Fit] = {}
+    start, judge = math.nan, None
+    for name, axes in _COPIES.items():
+        turned = Source(seen.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
+        shift = search(turned)
+        if shift is None:
+            return {}, math.nan
+        if judge is None:
+            one = Source(image, look.content, look.grid)
+            judge = Judge(one, turned, look.grid.spacing[0], mind_ssc, search.mismatch)
+            start = judge.similarity(np.eye(4))
+        judge = copy.copy(judge)
+        judge.moving = turned
+        fits[name] = _fitted(judge, shift)
+    return fits, start
+
+
+def _fitted(judge: Judge, shift: Float64) -> Fit:
+    """Rigid block matching from a shift, LPS mm."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    best, grid = judge.similarity(matrix), judge.grid
+    for _ in range(_ROUNDS):
+        blocks, matches = block_match(judge.fixed_map, judge.moving_map(matrix), _RADIUS)
+        if blocks.shape[1] < 32:
+            break
+        step = least_trimmed_squares(fit_rigid, blocks, matches)
+        found = matrix @ grid.index_to_world @ step @ grid.world_to_index
+        similarity = judge.similarity(found)
+        if similarity <= best:
+            break
+        matrix, best = found, similarity
+    away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
+    return Fit(best, float(away))
+
+
+def _lattice(grid: Grid, matrix: Float64, like: Grid) -> Grid:
+    """A lattice that continues ``like`` over a field of view under a map, at most one ``like`` further."""
+    corners = transform_points(np.linalg.inv(matrix) @ grid.index_to_world, grid.corners())
+    index, size = transform_points(like.world_to_index, corners), np.asarray(like.size)
+    first = np.floor(np.clip(index.min(0), -size, 2 * size - 4) + 0.5).astype(int)
+    last = np.maximum(np.ceil(np.clip(index.max(0), -size, 2 * size) - 0.5).astype(int), first + 3)
+    return like.window(tuple(first.tolist()), tuple((last - first + 1).tolist()))
+
+
+class _Search:
+    """The best of all shifts of whole cells, by correlations in the Fourier domain.
+
+    As :func:`regkit.linear.search_translation`, with what is fixed transformed once for all copies.
+
+    Args:
+        look: at both images.
+        shown: cells in which the moving image shows something.
+        lattice: of the copies.
+    """
+
+    def __init__(self, look: LowRes, shown: float, lattice: Grid) -> None:
+        self.origin = np.asarray(look.grid.origin)
+        self.shape = [_fast(a + b - 1) for a, b in zip(look.grid.shape, lattice.shape)]
+        self.full = min(float(look.content.sum()), shown)
+        self.mismatch = math.nan
+        values, weight = look.fixed.features, look.content
+        self.weight = self._spectrum(weight).conj()
+        self.squares = self._spectrum((weight * values.square()).sum(0)).conj()
+        self.values = [self._spectrum(weight * value).conj() for value in values]
+
+    def __call__(self, copy: Source) -> Float64 | None:
+        """The shift, LPS mm; None where there is nothing to compare."""
+        if self.full < 1 or copy.mask is None:
+            return None
+        values, weight = mind_ssc(copy.image), self._spectrum(copy.mask)
+        total = self.squares * weight + self.weight * self._spectrum((copy.mask * values.square()).sum(0))
+        for one, other in zip(self.values, values):
+            total -= 2 * one * self._spectrum(copy.mask * other)
+        difference = torch.fft.irfftn(total, s=self.shape) / len(values)
+        overlap = torch.fft.irfftn(self.weight * weight, s=self.shape)
+        possible = overlap >= _LEAST_OVERLAP * self.full
+        if not possible.any():
+            return None
+        if math.isnan(self.mismatch):  # of the image itself, which comes first
+            self.mismatch = float((difference / overlap.clamp_min(1))[possible].median())
+        score = difference + (self.full - overlap).clamp_min(0) * self.mismatch
+        score[~possible] = torch.inf
+        peak = np.unravel_index(int(score.argmin()), self.shape)
+        # Shifts beyond the lattice's end are the negative ones, wrapped around.
+        cells = [int(k) if k < n else int(k) - a for k, n, a in zip(peak, copy.grid.shape, self.shape)]
+        return transform_points(copy.grid.index_to_world, cells[::-1]) - self.origin
+
+    def _spectrum(self, volume: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfftn(volume, s=self.shape)
+
+
+def _fast(length: int) -> int:
+    """The next length without prime factors above 5."""
+    while True:
+        left = length
+        for factor in (2, 3, 5):
+            while left % factor == 0:
+                left //= factor
+        if left == 1:
+            return length
+        length += 1
