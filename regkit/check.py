@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from regkit import foreign, guard
@@ -33,7 +32,7 @@ from regkit.warp import Inverter, Warp, contains
 _CELLS = 60_000  # of the grid that readings are compared on
 _FIELD_CELLS = 60_000  # of a field that is inverted
 # A reading is better than another where its disagreement is less than this share of the other's.
-_BETTER = 0.95
+_BETTER = 0.98
 _CHANCE = 0.97  # disagreement as a share of chance, above which images have not been brought together
 _SCALES = (0.3, 3.0)  # of the affine part of a map: beyond them it is no map between two images of one body
 
@@ -210,6 +209,7 @@ def _sources(fixed: Volume, moving: Volume) -> tuple[Source, Source]:
     return found[0], found[1]
 
 
+_LPS, _LEARN2REG = "LPS mm", "Learn2Reg"
 _SWAP = (
     "Give the images the other way round, or turn the warp round: "
     "'regkit invert WARP --reference FIXED -o OUT', or inverse:WARP in 'regkit apply'."
@@ -247,15 +247,12 @@ def _candidates(
         if positions is None:
             warp = read_warp(path, fixed, moving)
         else:
-            return "field", list(_of_field(positions, None, moving)), None, None
-    own_voxels = file.suffix.lower() == ".npz" or _is_learn2reg(file)
-    vectors = _reordered(to_learn2reg(warp)) if own_voxels else warp.field
-    stated = "voxels of the moving image" if own_voxels else "as read"
-    return "field", list(_of_field(Warp(vectors, warp.grid, moving), warp, moving)), warp, stated
-
-
-def _reordered(displacement: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(displacement.transpose(2, 1, 0, 3))
+            return "field", list(_of_field(positions, "", moving)), None, None
+    if file.suffix.lower() == ".npz" or _is_learn2reg(file):
+        # As the numbers stand in the file.
+        vectors = Warp(np.ascontiguousarray(to_learn2reg(warp).transpose(2, 1, 0, 3)), warp.grid)
+        return "field", list(_of_field(vectors, _LEARN2REG, moving)), warp, _LEARN2REG
+    return "field", list(_of_field(warp, _LPS, moving)), warp, _LPS
 
 
 def _is_learn2reg(file: Path) -> bool:
@@ -278,80 +275,61 @@ def _positions(file: Path) -> Warp | None:
     return Warp(array.astype(np.float32), grid)
 
 
-def _of_field(vectors: Warp, warp: Warp | None, moving: Grid) -> Iterator[_Candidate]:
+def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
     """The readings of a field.
 
     Args:
         vectors: as they stand in the file, taken for LPS mm, on the field's own grid.
-        warp: as it is read; None where it is refused.
+        stated: the name of the reading that regkit takes, or "".
     """
-    grid = vectors.grid
     raw = _coarse(vectors)
-    own = None if warp is None or warp.field is vectors.field else _coarse(warp)
-    turn = np.reshape(grid.direction, (3, 3))
-    sides = np.asarray(grid.spacing)
-
-    def displaced(change: Callable[[Float64], Float64]) -> Warp:
-        return Warp(change(raw.field.astype(np.float64)).astype(np.float32), raw.grid)
-
-    def placed(change: Callable[[Float64], Float64]) -> Warp:
-        return displaced(lambda v: change(v) - raw.grid.world_points())
-
-    index = transform_points(grid.world_to_index, raw.grid.world_points())
-    mm = "in LPS mm, fixed point to moving point"
+    turn, sides = np.reshape(raw.grid.direction, (3, 3)), np.asarray(vectors.grid.spacing)
+    here = raw.grid.world_points()
+    index = transform_points(vectors.grid.world_to_index, here)
+    there = moving.index_to_world
     rewrite = "Rewrite its vectors as LPS mm (intent code 1007)."
-    ways: list[tuple[str, str, str, Callable[[], Warp]]] = []
-    if own is not None:
-        ways.append(("voxels of the moving image", "a field in voxels of the moving image (Learn2Reg)",
-                     "Save it as .npz, or with 'regkit convert'.", lambda: own))  # fmt: skip
-    first = "as read" if own is None and warp is not None else "LPS mm"
-    ways += [
-        (first, f"a field {mm}", "Save it with intent code 1007 (NIfTI), or as .mha or .nrrd.", lambda: raw),
+    # Name, what it is, what to do, and where it takes the voxels for its vectors v.
+    ways: list[tuple[str, str, str, Callable[[Float64], Float64]]] = [
+        (_LPS, "a field in LPS mm, from fixed points to moving points",
+         "Save it with intent code 1007 (NIfTI), or as .mha or .nrrd.", lambda v: here + v),
+        (_LEARN2REG, "a field in voxels of the moving image, as Learn2Reg's",
+         "Save it as .npz, or as 4-D NIfTI with intent code 0.", lambda v: transform_points(there, index + v)),
+        ("Learn2Reg, reversed", "a field in voxels as Learn2Reg's, with components in the order (z, y, x)",
+         "Reverse the components.", lambda v: transform_points(there, index + v[..., ::-1])),
         ("RAS mm", "a field whose x and y have the other sign: RAS mm for LPS mm, or the reverse",
          "Change the sign of x and y. In NIfTI the intent code says which it is: 1006 RAS mm, 1007 LPS mm.",
-         lambda: displaced(lambda v: v * _RAS)),
-        ("voxels", "a field in voxels of the fixed image, not in mm",
-         "Multiply by the spacing and turn by the direction matrix. " + rewrite,
-         lambda: displaced(lambda v: v * sides @ turn.T)),
-        ("voxels, reversed", "a field in voxels with components in the order (z, y, x)",
-         "Reverse the components, multiply by the spacing, turn by the direction matrix. " + rewrite,
-         lambda: displaced(lambda v: v[..., ::-1] * sides @ turn.T)),
+         lambda v: here + v * _RAS),
+        ("voxels", "a field in voxels of its own grid, not in mm",
+         f"Multiply by the spacing and turn by the direction matrix. {rewrite}",
+         lambda v: here + v * sides @ turn.T),
+        ("voxels, reversed", "a field in voxels of its own grid, with components in the order (z, y, x)",
+         f"Reverse the components, multiply by the spacing, turn by the direction matrix. {rewrite}",
+         lambda v: here + v[..., ::-1] * sides @ turn.T),
         ("mm, reversed", "a field in mm with components in the order (z, y, x)",
-         "Reverse the components. " + rewrite, lambda: displaced(lambda v: v[..., ::-1])),
+         f"Reverse the components. {rewrite}", lambda v: here + v[..., ::-1]),
         ("mm of the grid", "a field in mm along the grid's own axes, not along the patient's",
-         "Turn its vectors by the direction matrix. " + rewrite, lambda: displaced(lambda v: v @ turn.T)),
+         f"Turn its vectors by the direction matrix. {rewrite}", lambda v: here + v @ turn.T),
         ("LPS positions", "a field of positions in LPS mm, not of displacements",
-         "Subtract the position of each voxel. " + rewrite, lambda: placed(lambda v: v)),
+         f"Subtract the position of each voxel. {rewrite}", lambda v: v),
         ("RAS positions", "a field of positions in RAS mm, not of displacements",
-         "Change the sign of x and y and subtract the position of each voxel. " + rewrite,
-         lambda: placed(lambda v: v * _RAS)),
+         f"Change the sign of x and y and subtract the position of each voxel. {rewrite}", lambda v: v * _RAS),
         ("voxel positions", "a field of positions in voxels of the moving image",
-         "Bring them to LPS mm by the moving image's affine and subtract the position of each voxel. "
-         + rewrite, lambda: placed(lambda v: transform_points(moving.index_to_world, v))),
+         f"Bring them to LPS mm by the moving image's affine and subtract the position of each voxel. {rewrite}",
+         lambda v: transform_points(there, v)),
     ]  # fmt: skip
-    if own is None:
-        ways.append(("voxels of the moving image", "a field in voxels of the moving image (Learn2Reg)",
-                     "Save it as .npz, or as 4-D NIfTI with intent code 0.",
-                     lambda: placed(lambda v: transform_points(moving.index_to_world, index + v))))  # fmt: skip
-    for name, text, advice, make in ways:
-        found = make()
-        if not np.isfinite(found.field).all():
+    values = raw.field.astype(np.float64)
+    for name, text, advice, placed in ways:
+        targets = placed(values)
+        if not np.isfinite(targets).all():
             continue
+        found = Warp((targets - here).astype(np.float32), raw.grid)
         yield _Candidate(name, text, advice, found.transform_points)
-        points = found.grid.world_points()
-        if not _plausible(points, points + found.field):
+        if not _plausible(here, targets):
             continue
-        also = "" if name in ("as read", stated_of(own)) else f" Its vectors: {text}. {advice}"
+        also = f" Besides, it is {text}. {advice}" if name != stated else ""
         yield _Candidate(
-            f"inverse of {name}",
-            "the warp the other way, from MOVING to FIXED" + (f", as {text}" if also else ""),
-            _SWAP + also,
-            Inverter(found),
+            f"inverse of {name}", "the warp the other way, from MOVING to FIXED", _SWAP + also, Inverter(found)
         )
-
-
-def stated_of(own: Warp | None) -> str:
-    return "as read" if own is None else "voxels of the moving image"
 
 
 def _coarse(warp: Warp) -> Warp:

@@ -44,9 +44,9 @@ class LowRes:
         smooth = fixed.smoothed_for(spacing)
         self.moving = moving.smoothed_for(spacing)
         self.grid: Grid = smooth.grid.working(spacing)
-        image, weight = resample(smooth, np.eye(4), self.grid)
-        self.fixed = Seen(mind_ssc(image), weight)
-        self.content = content(image, weight)
+        self.image, weight = resample(smooth, np.eye(4), self.grid)
+        self.fixed = Seen(mind_ssc(self.image), weight)
+        self.content = content(self.image, weight)
 
     def through(self, points: Points) -> Seen:
         """The moving image as a map brings it onto the grid."""

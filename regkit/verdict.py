@@ -191,7 +191,7 @@ def measured(
     if doubt is not None:
         known = doubt.image[doubt.image < 0.999 * MOST_DOUBT * _cell_of(doubt)]
         values["doubt"] = float(known.median()) / _cell_of(doubt) if len(known) else math.nan
-    return values | _against_copies(look, fixed, matrix)
+    return values | _against_copies(look, matrix)
 
 
 def _cell_of(doubt: Source) -> float:
@@ -212,9 +212,9 @@ class Fit:
     away: float
 
 
-def _against_copies(look: LowRes, fixed: Source, matrix: Float64) -> dict[str, float]:
+def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
     """How the moving image fits beside its copies, and beside itself where the linear start puts it."""
-    fits, start = fits_of_copies(look, fixed, matrix)
+    fits, start = fits_of_copies(look, matrix)
     if not fits:
         return {"copies": math.nan, "side": math.nan, "place": math.nan}
 
@@ -231,18 +231,16 @@ def _against_copies(look: LowRes, fixed: Source, matrix: Float64) -> dict[str, f
     }
 
 
-def fits_of_copies(look: LowRes, fixed: Source, matrix: Float64) -> tuple[dict[str, Fit], float]:
+def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float]:
     """Where the moving image and its copies fit best after the same search and the same rigid fit of each.
 
     Args:
         look: at both images.
-        fixed: as it was registered.
         matrix: 4x4, the linear start; the copies are turned over after it, within their field of view.
 
     Returns:
         The fits by name, none where there is nothing to compare, and the similarity under the linear start.
     """
-    image, _ = resample(fixed.smoothed_for(look.grid.spacing[0]), np.eye(4), look.grid)
     lattice = _lattice(look.moving.grid, matrix, look.grid)
     seen, weight = resample(look.moving, matrix, lattice)
     shown = content(seen, weight)
@@ -255,7 +253,7 @@ def fits_of_copies(look: LowRes, fixed: Source, matrix: Float64) -> tuple[dict[s
         if shift is None:
             return {}, math.nan
         if judge is None:
-            one = Source(image, look.content, look.grid)
+            one = Source(look.image, look.content, look.grid)
             judge = Judge(one, turned, look.grid.spacing[0], mind_ssc, search.mismatch)
             start = judge.similarity(np.eye(4))
         judge = copy.copy(judge)
