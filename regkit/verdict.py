@@ -99,7 +99,7 @@ class _Rule:
 
 RULES: dict[str, _Rule] = {
     "copies": _Rule(
-        "", 0.90, 0.97, True,
+        "", 0.88, 0.95, True,
         "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
         "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
         "show something else than the fixed one, or lie turned in its header.",
@@ -120,7 +120,7 @@ RULES: dict[str, _Rule] = {
         "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
     ),
     "doubt": _Rule(
-        "cells", 2.7, math.nan, True,
+        "cells", 1.25, math.nan, True,
         "The features tell a match from its neighbours.",
         "The features hardly tell a match from its neighbours: look at --uncertainty.",
     ),
@@ -130,7 +130,7 @@ RULES: dict[str, _Rule] = {
         "One image is many times as large as the other: one of them may be in another unit than mm.",
     ),
     "scale": _Rule(
-        "times", 1.4, math.nan, True,
+        "times", 1.35, math.nan, True,
         "The linear start scales as people differ.",
         "The linear start scales by more than people differ.",
     ),
