@@ -30,7 +30,7 @@ from regkit.resample import Source
 from regkit.warp import Inverter, Warp, contains
 
 _CELLS = 60_000  # of the grid that readings are compared on
-_FIELD_CELLS = 60_000  # of a field that is inverted
+_FIELD_CELLS = 20_000  # of a field that is inverted
 # A reading is better than another where its disagreement is less than this share of the other's.
 _BETTER = 0.98
 _CHANCE = 0.97  # disagreement as a share of chance, above which images have not been brought together
@@ -112,7 +112,8 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
     path = Path(path)
     grids = fixed_image.grid, moving_image.grid
     kind, candidates, warp, stated = _candidates(path, *grids)
-    look = LowRes(*_sources(fixed_image, moving_image), float(np.prod(grids[0].extent) / _CELLS) ** (1 / 3))
+    cells = min(_CELLS, fixed_image.array.size)
+    look = LowRes(*_sources(fixed_image, moving_image), float(np.prod(grids[0].extent) / cells) ** (1 / 3))
     readings = {c.name: _tried(look, c) for c in candidates}
     header = _tried(look, _Candidate("none", "no warp", "", lambda points: points))
     order = sorted(readings.values(), key=lambda reading: -reading.agreement)
