@@ -50,6 +50,7 @@ def run(pair: Pair) -> tuple[dict[str, Any], regkit.Registration]:
         "values": {gate.name: gate.value for gate in result.verdict.gates},
         # What the run knows besides, for gates that might be.
         "more": {
+            "linear": result.linear.tolist(),
             "start": result.settings["start"],
             "evidence": result.metrics["evidence"],
             "sd_log_jacobian": result.metrics["sd_log_jacobian"],

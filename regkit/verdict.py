@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from regkit.evidence import MOST_DOUBT
 from regkit.features import mind_ssc
@@ -33,6 +34,7 @@ PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
 _ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
+_REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
 _LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
 # Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
 # to the patient's left, back and head, as nearly as they can.
@@ -42,6 +44,7 @@ _COPIES: dict[str, tuple[int, ...]] = {
     "back to front": (1,),
     "upside down": (0,),
 }
+_WRONG = ("back to front", "upside down")  # bodies are much the same left to right
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,16 @@ class _Rule:
 
 RULES: dict[str, _Rule] = {
     "copies": _Rule(
-        "", 0.88, 0.95, True,
+        "", 0.88, 0.96, True,
         "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
         "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
         "show something else than the fixed one, or lie turned in its header.",
+    ),
+    "inside": _Rule(
+        "", 0.90, 1.0, True,
+        "Inside its outline, too, the moving image fits better than copies of it turned the wrong way.",
+        "Away from the outlines the moving image fits hardly better than copies of it turned upside down or "
+        "back to front: it is the outlines alone that agree.",
     ),
     "side": _Rule(
         "", 1.03, math.nan, True,
@@ -115,7 +124,7 @@ RULES: dict[str, _Rule] = {
         "Without the given start, the images agree better in another place: let --init auto search for it.",
     ),
     "overlap": _Rule(
-        "%", 40, 5, False,
+        "%", 50, 5, False,
         "Most of what the fixed image shows has a place in the moving one.",
         "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
     ),
@@ -206,26 +215,31 @@ class Fit:
     Args:
         similarity: 0 where the overlap is no better than at a random place, 1 where it is perfect.
         away: cells from where it was to where it fits best, of the middle of the fixed image.
+        inside: mean squared difference of the features away from the outlines of both; NaN where hardly
+            anything is.
     """
 
     similarity: float
     away: float
+    inside: float
 
 
 def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
     """How the moving image fits beside its copies, and beside itself where the linear start puts it."""
     fits, start = fits_of_copies(look, matrix)
     if not fits:
-        return {"copies": math.nan, "side": math.nan, "place": math.nan}
+        return dict.fromkeys(("copies", "inside", "side", "place"), math.nan)
 
     def beside(*others: str) -> float:
         """The misfit, as a share of that of the best of some copies."""
         best = max(fits[name].similarity for name in others)
         return (1 - fits["itself"].similarity) / max(1 - best, 1e-6)
 
+    inside = [fits[name].inside for name in _WRONG if not math.isnan(fits[name].inside)]
     gained = (1 - start) / max(1 - fits["itself"].similarity, 1e-6)
     return {
-        "copies": beside("back to front", "upside down"),
+        "copies": beside(*_WRONG),
+        "inside": fits["itself"].inside / max(min(inside), 1e-9) if inside else math.nan,
         "side": beside("left to right"),
         "place": fits["itself"].away if gained > 1 / 0.95 else 0.0,
     }
@@ -278,7 +292,16 @@ def _fitted(judge: Judge, shift: Float64) -> Fit:
             break
         matrix, best = found, similarity
     away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
-    return Fit(best, float(away))
+    seen = judge.moving_map(matrix)
+    difference = (seen.values - judge.fixed_map.values).square().mean(0)
+    inside = _inner(judge.fixed_map.weight[0]) * _inner(seen.weight[0])
+    enough = float(inside.sum()) >= _FEW
+    return Fit(best, float(away), float((difference * inside).sum() / inside.sum()) if enough else math.nan)
+
+
+def _inner(shown: torch.Tensor) -> torch.Tensor:
+    """Cells (Z, Y, X) around which everything is shown, as far as the features reach."""
+    return -F.max_pool3d(-shown[None, None], 2 * _REACH + 1, 1, _REACH)[0, 0]
 
 
 def _lattice(grid: Grid, matrix: Float64, like: Grid) -> Grid:
