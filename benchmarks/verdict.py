@@ -158,18 +158,21 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 ])  # fmt: skip
             text.append(f"| {kind} | " + " | ".join(cells) + " |")
     text += ["", "### By gate, on the half \"confirmed\"", "",
-             "| gate | WARN | FAIL | right: WARN, % | FAIL, % | wrong: WARN, % | FAIL, % | wrong that no other "
-             "gate tells, % |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+             "| gate | WARN | FAIL | right: WARN, % | FAIL, % | wrong: WARN, % | FAIL, % | wrong that no "
+             "other gate tells, % |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
     for name, rule in RULES.items():
         cells = []
         for what in ("right", "wrong"):
             some = [
-                row for key, row in rows.items() if of[key] == what and row["half"] == HALVES[1] and row["values"]
+                row
+                for key, row in rows.items()
+                if of[key] == what and row["half"] == HALVES[1] and row["values"]
             ]
             levels = [verdict_of({name: row["values"].get(name, math.nan)}).level for row in some]
             cells += [f"{100 * levels.count(level) / max(len(some), 1):.0f}" for level in ("WARN", "FAIL")]
         alone = sum(
-            level_of(row) != "PASS" and verdict_of({k: v for k, v in row["values"].items() if k != name}).level == "PASS"
+            level_of(row) != "PASS"
+            and verdict_of({k: v for k, v in row["values"].items() if k != name}).level == "PASS"
             for row in some
         )
         sign = "" if rule.above else "below "
@@ -180,8 +183,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     seconds = [row["seconds"] for row in rows.values() if row.get("seconds") and "verdict" in row["seconds"]]
     if seconds:
         share = np.array([s["verdict"] / s["total"] for s in seconds])
-        text += ["", f"The verdict took {100 * np.median(share):.0f} % of a run of these small pairs (median), "
-                 f"{np.median([s['verdict'] for s in seconds]):.2f} s."]  # fmt: skip
+        text += ["", f"The verdict took {100 * np.median(share):.0f} % of a run of these small pairs "
+                 f"(median), {np.median([s['verdict'] for s in seconds]):.2f} s."]  # fmt: skip
     return "\n".join(text).replace("nan", "-")
 
 
@@ -220,7 +223,9 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--kinds", nargs="+")
     parser.add_argument("--most", type=int, default=24, help="pairs of each wrong kind")

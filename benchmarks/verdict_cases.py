@@ -136,7 +136,9 @@ def head_labels(number: int) -> tuple[np.ndarray, regkit.Grid]:
     volume = regkit.load_labels(folder / f"training_seg_{number:02d}.nii.gz", "labels")
     array = volume.array[1::3, 1::3, 1::3]
     array = np.where(array > 255, array % 256 + 0, array).astype(np.uint8)
-    bounds = [slice(max(s.start - 3, 0), s.stop + 3) for s in ndimage.find_objects((array > 0).astype(int))[0]]
+    bounds = [
+        slice(max(s.start - 3, 0), s.stop + 3) for s in ndimage.find_objects((array > 0).astype(int))[0]
+    ]
     grid = volume.grid.window((1, 1, 1), volume.grid.size)
     start = [3 * b.start for b in reversed(bounds)]
     array = array[tuple(bounds)]
@@ -264,7 +266,9 @@ def heads(name: str, half: str, number: int, other: int) -> Pair:
     def measure(result: regkit.Registration) -> dict[str, float]:
         return {"dice": mean_dice(one, posed(other_one, rigid), result)}
 
-    return Pair(name, half, "painted heads", True, painted_head(number, 1), posed(moving, rigid), truth=measure)
+    return Pair(
+        name, half, "painted heads", True, painted_head(number, 1), posed(moving, rigid), truth=measure
+    )
 
 
 def trunks(name: str, half: str, seed: int, exchanged: bool) -> Pair:
@@ -293,7 +297,9 @@ def bent(name: str, source: str, contrast: str) -> Pair:
     )  # fmt: skip
     moving = known.inverse().apply(volume)
     moving = noisy(moving) if contrast == "noise" else remapped(moving)
-    return Pair(name, half, f"bent, {contrast}", True, volume, moving, truth=by_map(volume, known.transform_points))
+    return Pair(
+        name, half, f"bent, {contrast}", True, volume, moving, truth=by_map(volume, known.transform_points)
+    )
 
 
 def hash_of(name: str) -> int:
@@ -386,7 +392,9 @@ def end(volume: regkit.Volume, top: bool, share: float) -> regkit.Volume:
     return part(volume, 1 - share, 1) if top == heads_up(volume) else part(volume, 0, share)
 
 
-def noise_instead(fixed: regkit.Volume, moving: regkit.Volume, seed: int) -> tuple[regkit.Volume, regkit.Volume]:
+def noise_instead(
+    fixed: regkit.Volume, moving: regkit.Volume, seed: int
+) -> tuple[regkit.Volume, regkit.Volume]:
     random = np.random.default_rng(seed)
     sigma = random.choice([0, 1, 3])
     values = ndimage.gaussian_filter(random.standard_normal(moving.array.shape), sigma)
@@ -401,7 +409,9 @@ def scrambled(fixed: regkit.Volume, moving: regkit.Volume, seed: int) -> tuple[r
     return fixed, replace(moving, array=np.ascontiguousarray(moving.array[order]))
 
 
-def other_units(fixed: regkit.Volume, moving: regkit.Volume, seed: int) -> tuple[regkit.Volume, regkit.Volume]:
+def other_units(
+    fixed: regkit.Volume, moving: regkit.Volume, seed: int
+) -> tuple[regkit.Volume, regkit.Volume]:
     factor = 10.0 if seed % 2 else 0.1
     grid = moving.grid
     spacing = tuple(factor * s for s in grid.spacing)

@@ -1,9 +1,9 @@
 """Whether a warp goes from one image to another, and if not as it is read, as what it would.
 
-The file is read as regkit reads it, and again as each of the ways in which warps are mistaken: its
-inverse, vectors in RAS in place of LPS, in voxels in place of mm, along the grid's own axes, positions in place
-of displacements, components the other way round. Each reading brings the moving image onto the fixed one at
-low resolution, and the one under which MIND-SSC agrees best is named.
+The file is read as regkit reads it, and again in each of the ways in which warps are mistaken: its inverse,
+vectors in RAS in place of LPS, in voxels in place of mm, along the grid's own axes, positions in place of
+displacements, components the other way round. Each reading brings the moving image onto the fixed one at low
+resolution, and the one under which MIND-SSC agrees best is named.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +295,8 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
         (_LPS, "a field in LPS mm, from fixed points to moving points",
          "Save it with intent code 1007 (NIfTI), or as .mha or .nrrd.", lambda v: here + v),
         (_LEARN2REG, "a field in voxels of the moving image, as Learn2Reg's",
-         "Save it as .npz, or as 4-D NIfTI with intent code 0.", lambda v: transform_points(there, index + v)),
+         "Save it as .npz, or as 4-D NIfTI with intent code 0.",
+         lambda v: transform_points(there, index + v)),
         ("Learn2Reg, reversed", "a field in voxels as Learn2Reg's, with components in the order (z, y, x)",
          "Reverse the components.", lambda v: transform_points(there, index + v[..., ::-1])),
         ("RAS mm", "a field whose x and y have the other sign: RAS mm for LPS mm, or the reverse",
@@ -313,9 +315,10 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
         ("LPS positions", "a field of positions in LPS mm, not of displacements",
          f"Subtract the position of each voxel. {rewrite}", lambda v: v),
         ("RAS positions", "a field of positions in RAS mm, not of displacements",
-         f"Change the sign of x and y and subtract the position of each voxel. {rewrite}", lambda v: v * _RAS),
+         f"Change the sign of x and y and subtract the position of each voxel. {rewrite}",
+         lambda v: v * _RAS),
         ("voxel positions", "a field of positions in voxels of the moving image",
-         f"Bring them to LPS mm by the moving image's affine and subtract the position of each voxel. {rewrite}",
+         f"Bring them to LPS mm by the moving image's affine, subtract the position of each voxel. {rewrite}",
          lambda v: transform_points(there, v)),
     ]  # fmt: skip
     values = raw.field.astype(np.float64)
@@ -329,7 +332,10 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
             continue
         also = f" Besides, it is {text}. {advice}" if name != stated else ""
         yield _Candidate(
-            f"inverse of {name}", "the warp the other way, from MOVING to FIXED", _SWAP + also, Inverter(found)
+            f"inverse of {name}",
+            "the warp the other way, from MOVING to FIXED",
+            _SWAP + also,
+            Inverter(found),
         )
 
 
@@ -341,7 +347,7 @@ def _coarse(warp: Warp) -> Warp:
     x, y, z = step
     field = np.ascontiguousarray(warp.field[::z, ::y, ::x])
     spacing = tuple(np.multiply(step, warp.grid.spacing))
-    return Warp(field, Grid(field.shape[2::-1], spacing, warp.grid.origin, warp.grid.direction))  # type: ignore[arg-type]
+    return Warp(field, Grid(field.shape[2::-1], spacing, warp.grid.origin, warp.grid.direction))
 
 
 def _of_matrix(matrix: Float64, fixed: Grid, moving: Grid, stated: str) -> Iterator[_Candidate]:
@@ -374,4 +380,4 @@ def _of_matrix(matrix: Float64, fixed: Grid, moving: Grid, stated: str) -> Itera
          moving.index_to_world @ inverse @ fixed.world_to_index),
     ]  # fmt: skip
     for own, text, advice, found in ways:
-        yield _Candidate(own, text, advice, lambda points, m=found: transform_points(m, points))
+        yield _Candidate(own, text, advice, partial(transform_points, found))

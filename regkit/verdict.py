@@ -116,7 +116,7 @@ RULES: dict[str, _Rule] = {
     "side": _Rule(
         "", 1.03, math.nan, True,
         "The moving image fits at least as well as its mirror image.",
-        "Mirrored left to right, the moving image fits better: one of the images may have its sides exchanged.",
+        "Mirrored left to right, the moving image fits better: one image may have its sides exchanged.",
     ),
     "place": _Rule(
         "cells", 3.0, math.nan, True,

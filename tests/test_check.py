@@ -27,7 +27,7 @@ _RAS = np.array([-1.0, -1.0, 1.0])
 
 @lru_cache(maxsize=1)
 def images() -> tuple[regkit.Volume, regkit.Volume, regkit.Warp, Float64]:
-    """Fixed on an oblique anisotropic grid, moving on one with RAS axes, the true warp and its linear part."""
+    """Fixed on an oblique anisotropic grid, moving on one with RAS axes, the true warp, its linear part."""
     phantom = torso(3, 8.0)
     turn = Rotation.from_euler("xyz", (15, -20, 25), degrees=True).as_matrix()
     grid = phantom.fixed.grid
@@ -195,7 +195,9 @@ def test_a_warp_that_does_harm_is_told(tmp_path: Path) -> None:
 def test_a_fold_and_a_field_that_ends_early_are_told(tmp_path: Path) -> None:
     fixed, moving, warp, _ = images()
     field = warp.field.copy()
-    field[4:7, 4:7, 4:7] = field[4:7, 4:7, 4:7][:, :, ::-1] + np.array([60.0, 0, 0]) * np.arange(3)[::-1, None]
+    field[4:7, 4:7, 4:7] = (
+        field[4:7, 4:7, 4:7][:, :, ::-1] + np.array([60.0, 0, 0]) * np.arange(3)[::-1, None]
+    )
     half = warp.grid.window((0, 0, 0), (*warp.grid.size[:2], warp.grid.size[2] // 2))
     regkit.Warp(field[: warp.grid.size[2] // 2], half).save(tmp_path / "warp.nii.gz")
     found = regkit.check_warp(tmp_path / "warp.nii.gz", fixed, moving)

@@ -1,4 +1,4 @@
-"""The verdict: every gate on a pair that trips it and on one that does not, and what all of them say together."""
+"""The verdict: every gate on a pair that trips it and on one that does not, and all of them together."""
 
 from __future__ import annotations
 

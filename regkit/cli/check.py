@@ -19,14 +19,15 @@ def command(
         Path, typer.Argument(metavar="FIXED", show_default=False, help="The image that the warp lies on.")
     ],
     moving: Annotated[
-        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image that it is to bring there.")
+        Path,
+        typer.Argument(metavar="MOVING", show_default=False, help="The image that it is to bring there."),
     ],
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether WARP brings MOVING onto FIXED, and if not, what it is: inverted, in RAS, in voxels, ...
 
-    Each way to read the file is tried at low resolution, and the one under which the images agree best is named.
+    Each way to read the file is tried at low resolution; the one under which the images agree best is named.
     """
     from regkit.process import import_torch, tune
 

@@ -12,7 +12,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Strict = Annotated[
-    bool, typer.Option(help="End with exit code 3 where the answer is FAIL or no; outputs are written all the same.")
+    bool,
+    typer.Option(
+        help="End with exit code 3 where the answer is FAIL or no; outputs are written all the same."
+    ),
 ]
 LabelNames = Annotated[
     Path | None,
