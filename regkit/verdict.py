@@ -12,7 +12,6 @@ The thresholds were chosen on half of the pairs of ``benchmarks/verdict.py`` and
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,11 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from regkit.costvolume import FeatureMap
 from regkit.evidence import MOST_DOUBT
 from regkit.features import mind_ssc
 from regkit.geometry import Float64, Grid, transform_points
-from regkit.linear import Judge, block_match, fit_rigid, least_trimmed_squares
-from regkit.lowres import LowRes, Points, content
+from regkit.linear import block_match, fit_rigid, least_trimmed_squares
+from regkit.lowres import EMPTY, LowRes, Points, content
 from regkit.resample import Source, resample
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
@@ -34,6 +34,7 @@ PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
 _ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
+_FEWEST_BLOCKS = 32
 _REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
 _LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
 # Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
@@ -267,36 +268,73 @@ def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float
         if shift is None:
             return {}, math.nan
         if judge is None:
-            one = Source(look.image, look.content, look.grid)
-            judge = Judge(one, turned, look.grid.spacing[0], mind_ssc, search.mismatch)
-            start = judge.similarity(np.eye(4))
-        judge = copy.copy(judge)
-        judge.moving = turned
-        fits[name] = _fitted(judge, shift)
+            judge = _Judge(look, turned, search.mismatch)
+            start = judge.similarity(judge.seen(turned, np.eye(4)))
+        fits[name] = judge.fitted(turned, shift)
     return fits, start
 
 
-def _fitted(judge: Judge, shift: Float64) -> Fit:
-    """Rigid block matching from a shift, LPS mm."""
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    best, grid = judge.similarity(matrix), judge.grid
-    for _ in range(_ROUNDS):
-        blocks, matches = block_match(judge.fixed_map, judge.moving_map(matrix), _RADIUS)
-        if blocks.shape[1] < 32:
-            break
-        step = least_trimmed_squares(fit_rigid, blocks, matches)
-        found = matrix @ grid.index_to_world @ step @ grid.world_to_index
-        similarity = judge.similarity(found)
-        if similarity <= best:
-            break
-        matrix, best = found, similarity
-    away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
-    seen = judge.moving_map(matrix)
-    difference = (seen.values - judge.fixed_map.values).square().mean(0)
-    inside = _inner(judge.fixed_map.weight[0]) * _inner(seen.weight[0])
-    enough = float(inside.sum()) >= _FEW
-    return Fit(best, float(away), float((difference * inside).sum() / inside.sum()) if enough else math.nan)
+class _Judge:
+    """How well copies of the moving image fit, as by :class:`regkit.linear.Judge`.
+
+    What the smaller of the images shows and the other does not reach counts as much as a random shift gives.
+
+    Args:
+        look: at both images.
+        itself: the moving image, as the linear start places it.
+        mismatch: mean squared difference of a random shift.
+    """
+
+    def __init__(self, look: LowRes, itself: Source, mismatch: float) -> None:
+        self.grid = look.grid
+        self.mismatch = mismatch
+        self.fixed = FeatureMap(look.fixed.features, look.content[None])
+        self.content = look.content * (look.image > EMPTY)
+        mask = torch.ones_like(itself.image) if itself.mask is None else itself.mask
+        shown = float((itself.image > EMPTY).float().mean() * mask.sum())
+        self.full = max(min(float(self.content.sum()), shown), 1.0)
+        self.inner = _inner(look.content)
+
+    def seen(self, copy: Source, matrix: Float64) -> FeatureMap:
+        image, weight = resample(copy, matrix, self.grid)
+        return FeatureMap(mind_ssc(image), weight[None])
+
+    def differences(self, seen: FeatureMap) -> torch.Tensor:
+        """Mean squared differences of the features, (Z, Y, X)."""
+        return (seen.values - self.fixed.values).square_().mean(0)
+
+    def similarity(self, seen: FeatureMap) -> float:
+        """0 where the overlap is no better than at a random shift, 1 where it is perfect."""
+        weight = (self.fixed.weight * seen.weight)[0]
+        overlap, covered = float(weight.sum()), float((self.content * seen.weight[0]).sum())
+        if covered <= _LEAST_OVERLAP * self.full:
+            return -math.inf
+        difference = float((self.differences(seen) * weight).sum())
+        missing = max(self.full - covered, 0.0)
+        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
+
+    def fitted(self, copy: Source, shift: Float64) -> Fit:
+        """After rigid block matching from a shift, LPS mm."""
+        matrix = np.eye(4)
+        matrix[:3, 3] = shift
+        seen = self.seen(copy, matrix)
+        best, grid = self.similarity(seen), self.grid
+        for _ in range(_ROUNDS):
+            blocks, matches = block_match(self.fixed, seen, _RADIUS)
+            if blocks.shape[1] < _FEWEST_BLOCKS:
+                break
+            step = least_trimmed_squares(fit_rigid, blocks, matches)
+            found = matrix @ grid.index_to_world @ step @ grid.world_to_index
+            there = self.seen(copy, found)
+            similarity = self.similarity(there)
+            if similarity <= best:
+                break
+            matrix, seen, best = found, there, similarity
+        away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
+        inside = self.inner * _inner(seen.weight[0])
+        count = float(inside.sum())
+        within = float((self.differences(seen) * inside).sum()) / count if count >= _FEW else math.nan
+        return Fit(best, float(away), within)
 
 
 def _inner(shown: torch.Tensor) -> torch.Tensor:
