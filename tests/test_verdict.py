@@ -80,7 +80,7 @@ def scaled(volume: regkit.Volume, factor: float) -> regkit.Volume:
 
 def test_a_right_pair_passes_every_gate() -> None:
     assert {name: level for name, (_, level) in right().items()} == dict.fromkeys(
-        ("copies", "side", "place", "overlap", "size", "scale"), "PASS"
+        ("copies", "inside", "side", "place", "overlap", "size", "scale"), "PASS"
     )
     assert right()["copies"][0] < 0.8
 
@@ -90,6 +90,17 @@ def test_noise_fits_no_better_than_its_copies(sigma: float) -> None:
     random = np.random.default_rng(3)
     array = gaussian_filter(random.standard_normal(phantom().moving.array.shape), sigma).astype(np.float32)
     assert gates(moving=replace(phantom().moving, array=array))["copies"][1] == "FAIL"
+
+
+def test_noise_in_the_outline_of_the_body_is_told() -> None:
+    moving = phantom().moving
+    body = gaussian_filter((moving.array > -300).astype(float), 2) > 0.5
+    noise = gaussian_filter(np.random.default_rng(4).standard_normal(body.shape), 1.0)
+    array = np.where(body, 50 + 300 * noise, -1000).astype(np.float32)
+    value, level = gates(moving=replace(moving, array=array))["inside"]
+    assert value > 0.95
+    assert level != "PASS"
+    assert right()["inside"][0] < 0.85
 
 
 def test_an_image_upside_down_fits_worse_than_its_copy() -> None:
@@ -198,7 +209,7 @@ def test_every_registration_has_one(options: dict[str, str]) -> None:
     images = coarse()
     result = regkit.register(images.fixed, images.moving, **options)  # type: ignore[arg-type]
     names = [gate.name for gate in result.verdict.gates]
-    assert names[:4] == ["copies", "side", "place", "overlap"]
+    assert names[:5] == ["copies", "inside", "side", "place", "overlap"]
     assert ("doubt" in names) == (options.get("preset") != "linear")
     assert result.to_dict()["verdict"] == result.verdict.to_dict()
 
@@ -209,4 +220,5 @@ def test_masks_count() -> None:
     inside[:, :, : inside.shape[2] // 2] = 1
     mask = regkit.Volume(inside, images.fixed.grid)
     result = regkit.register(images.fixed, images.moving, fixed_mask=mask, preset="linear")
-    assert result.verdict.gates[3].value > 80  # % of what is inside the mask
+    values = {gate.name: gate.value for gate in result.verdict.gates}
+    assert values["overlap"] > 80  # % of what is inside the mask

@@ -101,10 +101,11 @@ def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:
             number(100 * atlas["votes"], 1),
             number(atlas["metrics"]["feature_difference"].get("after"), 4),
             number(atlas["seconds"]["total"], 1),
+            atlas["verdict"]["level"],
         ]
         for atlas in atlases
     ]
-    print_table(["atlas", "votes, %", "difference", "time, s"], rows)
+    print_table(["atlas", "votes, %", "difference", "time, s", "verdict"], rows)
     for fact in dict.fromkeys(fact for atlas in atlases for fact in _left_out(atlas["settings"])):
         print_facts([fact])
 
