@@ -103,13 +103,13 @@ class _Rule:
 
 RULES: dict[str, _Rule] = {
     "copies": _Rule(
-        "", 0.88, 0.96, True,
+        "", 0.91, 0.96, True,
         "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
         "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
         "show something else than the fixed one, or lie turned in its header.",
     ),
     "inside": _Rule(
-        "", 0.90, 1.0, True,
+        "", 0.91, 1.0, True,
         "Inside its outline, too, the moving image fits better than copies of it turned the wrong way.",
         "Away from the outlines the moving image fits hardly better than copies of it turned upside down or "
         "back to front: it is the outlines alone that agree.",
