@@ -31,6 +31,7 @@ from regkit.resample import Source, resample
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
+_MANY = 3  # gates that warn are a FAIL together
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
 _ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
@@ -74,7 +75,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gates say together: the worst of them.
+    """What the gates say together: the worst of them, and FAIL where several warn.
 
     Args:
         level: "PASS", "WARN" or "FAIL".
@@ -172,7 +173,9 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
         if math.isnan(value):
             says = "It cannot be measured on this pair."
         gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
-    return Verdict(max((gate.level for gate in gates), key=LEVELS.index), tuple(gates))
+    levels = [gate.level for gate in gates]
+    many = len(levels) - levels.count(PASS) >= _MANY
+    return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
 
 
 def measured(

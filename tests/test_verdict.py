@@ -179,6 +179,8 @@ def test_the_verdict_is_the_worst_gate() -> None:
     assert verdict_of(good).level == "PASS"
     assert verdict_of(good | {"side": 1.2}).level == "WARN"
     assert verdict_of(good | {"side": 1.2, "copies": 1.0}).level == "FAIL"
+    assert verdict_of(good | {"side": 1.2, "overlap": 30.0}).level == "WARN"
+    assert verdict_of(good | {"side": 1.2, "overlap": 30.0, "doubt": 2.0}).level == "FAIL"
 
 
 def test_what_cannot_be_measured_neither_warns_nor_fails() -> None:

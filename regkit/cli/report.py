@@ -79,7 +79,8 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     for gate in verdict["gates"]:
         if gate["level"] != "PASS":
             typer.echo(f"{gate['level']} {gate['name']}: {gate['says']}")
-    typer.echo(f"verdict  {verdict['level']}")
+    many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
+    typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
 
 
 def _of(value: float | None, unit: str) -> str:
