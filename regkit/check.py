@@ -124,7 +124,8 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
     folding = in_field = None
     if warp is not None:
         folding = folding_percent(warp.jacobian().array)
-        in_field = float(contains(warp.grid, look.grid.world_points()).mean())
+        points = look.grid.world_points()
+        in_field = float(contains(warp.grid, points[contains(grids[0], points)]).mean())
     right = own is best and best.agreement > 1 - _CHANCE and not _better(header, best)
     answer = tuple(_answer(own, best, header, right, folding, in_field, warp, grids))
     return Check(kind, own, best, header.agreement, right, folding, in_field, answer, tuple(order))

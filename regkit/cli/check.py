@@ -8,13 +8,21 @@ from typing import Annotated
 import typer
 
 from regkit.cli.console import NOT_RIGHT, number, print_facts, print_json, print_table
-from regkit.cli.options import AsJson, ChainFile, Strict
+from regkit.cli.options import AsJson, Strict
 
 _SHOWN = 5  # readings in the table
 
 
 def command(
-    warp: ChainFile,
+    warp: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WARP",
+            show_default=False,
+            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, ras:FILE or "
+            "lps:FILE.",
+        ),
+    ],
     fixed: Annotated[
         Path, typer.Argument(metavar="FIXED", show_default=False, help="The image that the warp lies on.")
     ],

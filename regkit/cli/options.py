@@ -14,7 +14,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but wa
 Strict = Annotated[
     bool,
     typer.Option(
-        help="End with exit code 3 where the answer is FAIL or no; outputs are written all the same."
+        help="End with exit code 3 where the verdict is FAIL, or the warp not right; outputs are written."
     ),
 ]
 LabelNames = Annotated[
