@@ -19,8 +19,8 @@ def command(
         typer.Argument(
             metavar="WARP",
             show_default=False,
-            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, ras:FILE or "
-            "lps:FILE.",
+            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, "
+            "ras:FILE or lps:FILE.",
         ),
     ],
     fixed: Annotated[
