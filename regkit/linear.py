@@ -27,8 +27,9 @@ _LEAST_OVERLAP = 0.2  # of the smaller image
 _EMPTY = 0.04  # normalised intensity of air, below which there is nothing that could be missed
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
-# Images that agree as well as this do not lie the other way round: their turns are not searched.
-_UPRIGHT = 0.5
+# Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
+# with air however they lie, so that what they show has to agree as well.
+_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.55
 # A turn is taken where the disagreement falls to this share of it.
 _TURN_BONUS = 0.97
 _TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
@@ -102,6 +103,24 @@ class Judge:
         missing = max(self.full - covered, 0)
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
+    def agreement_of_content(self, matrix: Float64) -> float:
+        """Like :meth:`similarity`, over what either image shows: 0 where features are unrelated there.
+
+        Unrelated features differ by the sum of their variances.
+        """
+        image, weight = resample(self.moving, matrix, self.grid)
+        moved, fixed = self.extract(image), self.fixed_map.values
+        shown = (self.content > 0) | (image > _EMPTY)
+        counted = self.fixed_map.weight * weight * shown
+        total = counted.sum().clamp_min(1e-6)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * counted).sum((1, 2, 3), keepdim=True) / total
+
+        difference = mean((moved - fixed).square()).mean()
+        spread = sum(mean((values - mean(values)).square()).mean() for values in (moved, fixed))
+        return 1 - float(difference / spread) if float(spread) else 1.0
+
 
 def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Descriptor) -> FeatureMap:
     """Features of a source resampled on ``grid`` through a linear map."""
@@ -165,7 +184,7 @@ def align(
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
     rivals: list[LinearStart] = []
-    if best.similarity < _UPRIGHT:
+    if best.similarity < _UPRIGHT or fine.agreement_of_content(best.matrix) < _SHOWN_UPRIGHT:
         # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
         turned = []
         for start in search_turns(fixed, moving, coarse, extract):
