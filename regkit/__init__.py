@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regkit.check import Check, check_warp
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
+    from regkit.htmlreport import write_report
     from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
     from regkit.metrics import LabelScore, compare_labels, target_registration_error
     from regkit.outputs import save_image
@@ -60,12 +61,14 @@ __all__ = [
     "segment",
     "target_registration_error",
     "write_points",
+    "write_report",
 ]
 
 _MODULES = {
     "check": ("Check", "check_warp"),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
+    "htmlreport": ("write_report",),
     "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
     "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
     "outputs": ("save_image",),

@@ -22,13 +22,16 @@ def write_results(
     fixed: ImageLike,
     fixed_labels: ImageLike | None = None,
     moving_labels: ImageLike | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    command: str = "",
 ) -> None:
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
         files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels",
-            "uncertainty" and "figure".
-        fixed, fixed_labels, moving_labels: as they were registered; read again for the figure.
+            "uncertainty", "figure" and "report".
+        fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
+        inputs, command: for the report, see :func:`regkit.htmlreport.write_report`.
 
     Raises:
         RegkitError: if a file cannot be written.
@@ -42,6 +45,7 @@ def write_results(
     if "uncertainty" in files and result.uncertainty is not None:
         volumes["uncertainty"] = result.uncertainty
 
+    seen = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
     with together():
         if "warp" in files:
             write_warp(result.warp, files["warp"])
@@ -51,11 +55,11 @@ def write_results(
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
             save_image(volume.to_sitk(), files[name])
-        if "figure" in files:
+        if "figure" in files and seen is not None:
             from regkit.figure import registration_figure
 
             registration_figure(
-                load_image(fixed, "fixed image"),
+                seen,
                 result.moving,
                 result.moved,
                 files["figure"],
@@ -64,3 +68,7 @@ def write_results(
                 result.moved_labels,
                 result.warp.jacobian(),
             )
+        if "report" in files and seen is not None:
+            from regkit.htmlreport import write_report
+
+            write_report(result, files["report"], seen, inputs, command)

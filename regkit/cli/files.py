@@ -19,6 +19,7 @@ IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
 WARPS = (*IMAGES, ".h5", ".npz")
 MATRICES = (".tfm", ".txt", ".mat", ".h5")
 PICTURES = (".png",)
+REPORTS = (".html",)
 
 
 def check_outputs(

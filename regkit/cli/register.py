@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from regkit.cli.console import NOT_RIGHT, print_json, progress
-from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
+from regkit.cli.files import IMAGES, MATRICES, PICTURES, REPORTS, WARPS, check_outputs, read_label_names
 from regkit.cli.options import (
     AsJson,
     CtWindow,
@@ -81,6 +83,13 @@ def command(
     figure: Annotated[
         Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUTS,
+            help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     fixed_mask: Annotated[
         Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
@@ -138,19 +147,20 @@ def command(
         "linear": (linear, MATRICES),
         "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
+        "report": (report, REPORTS),
     }
-    inputs = (
-        fixed,
-        moving,
-        fixed_mask,
-        moving_mask,
-        fixed_labels,
-        moving_labels,
-        label_names,
-        start,
-        weights,
-    )
-    check_outputs(outputs.values(), inputs, overwrite)
+    inputs = {
+        "fixed image": fixed,
+        "moving image": moving,
+        "fixed mask": fixed_mask,
+        "moving mask": moving_mask,
+        "fixed labels": fixed_labels,
+        "moving labels": moving_labels,
+        "label names": label_names,
+        "start": start,
+        "weights": weights,
+    }
+    check_outputs(outputs.values(), inputs.values(), overwrite)
     names = read_label_names(label_names)
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
@@ -163,7 +173,7 @@ def command(
     from regkit.results import write_results
     from regkit.verdict import FAIL
 
-    with progress(quiet) as report:
+    with progress(quiet) as on_progress:
         result = regkit.register(
             fixed,
             moving,
@@ -180,10 +190,12 @@ def command(
             device=device,
             threads=threads,
             seed=seed,
-            progress=report,
+            progress=on_progress,
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
-    write_results(result, files, fixed, fixed_labels, moving_labels)
+    read = {role: Path(path) for role, path in inputs.items() if path is not None}
+    command = shlex.join(["regkit", *sys.argv[1:]])
+    write_results(result, files, fixed, fixed_labels, moving_labels, read, command)
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         print_json({"fixed": str(fixed), "moving": str(moving), **result.to_dict(), "outputs": written})
