@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import gaussian_gradient_magnitude, gaussian_laplace, map_coordinates
+from scipy.ndimage import binary_erosion, gaussian_gradient_magnitude, gaussian_laplace, map_coordinates
 
 from regkit.figure import blended, diverging, volume_change
 from regkit.geometry import Float64, Grid, slab_index, transform_points
 from regkit.images import Volume
+from regkit.jacobian import triple_product
 from regkit.planes import PLANES, Picture, Plane, tone, view, window
 
 if TYPE_CHECKING:
@@ -100,16 +101,16 @@ def jacobian_at(field: npt.NDArray[np.float32], grid: Grid, index: Float64) -> P
     inside = np.all((nearest >= 0) & (nearest <= last), axis=-1)
     nearest = nearest[inside]
     matrix = grid.index_to_world[:3, :3]
-    derivative = np.empty((len(nearest), 3, 3))  # of the map by x, y, z in the last axis
+    columns = []  # derivatives of the map by x, y and z, (n, 3)
     for axis in range(3):
         low, high = nearest.copy(), nearest.copy()
         low[:, axis] = np.maximum(low[:, axis] - 1, 0)
         high[:, axis] = np.minimum(high[:, axis] + 1, last[axis])
         ends = [field[at[:, 2], at[:, 1], at[:, 0]].astype(np.float64) for at in (low, high)]
         step = np.maximum(high[:, axis] - low[:, axis], 1)[:, None]
-        derivative[:, :, axis] = matrix[:, axis] + (ends[1] - ends[0]) / step
+        columns.append(matrix[:, axis] + (ends[1] - ends[0]) / step)
     found = np.full(index.shape[:-1], np.nan, np.float32)
-    found[inside] = np.linalg.det(derivative) / np.linalg.det(matrix)
+    found[inside] = triple_product(*columns) / np.linalg.det(matrix)
     return found
 
 
@@ -159,7 +160,9 @@ class _Painter:
     def _most_doubt(self) -> float | None:
         if self.result.doubt is None:
             return None
-        return max(float(np.percentile(self.result.doubt.image.cpu().numpy(), 99)), 0.1)
+        values = self.result.doubt.image.cpu().numpy()
+        told = values[values < values.max()]  # the largest stands for places of which nothing is known
+        return max(float(np.percentile(told if told.size else values, 95)), 0.1)
 
     def plane(self, plane: Plane, pixels: int, quality: int) -> Slices:
         across = 3 - plane.right - plane.down
@@ -184,11 +187,12 @@ class _Painter:
         index = transform_points(warp.grid.world_to_index, points)
         there = points + np.stack([values_at(warp.field[..., k], index) for k in range(3)], axis=-1)
 
-        fixed = tone(_seen(self.fixed, points), self.fixed_window)
+        seen = _seen(self.fixed, points)
+        fixed = tone(seen, self.fixed_window)
         yield "fixed", _jpeg(fixed, quality)
         yield "before", _jpeg(tone(_seen(moving, points), self.moving_window), quality)
         yield "after", _jpeg(tone(_seen(moving, there), self.moving_window), quality)
-        yield "edges", _lines(edges_of(fixed), _EDGE)
+        yield "edges", _lines(edges_of(fixed) & _inner(seen), _EDGE)
         straight = transform_points(linear_back, there)
         yield "grid", _lines(lattice_of(straight[..., plane.right], straight[..., plane.down]), _LINE)
         determinant = jacobian_at(warp.field, warp.grid, index)
@@ -207,6 +211,11 @@ class _Painter:
 
 def _seen(volume: Volume, points: Float64) -> Picture:
     return values_at(volume.array, transform_points(volume.grid.world_to_index, points))
+
+
+def _inner(seen: Picture) -> npt.NDArray[np.bool_]:
+    """Pixels away from where the image ends, which would be an edge of its own."""
+    return binary_erosion(np.isfinite(seen), iterations=5, border_value=1)
 
 
 def _thinned(volume: Volume) -> Volume:
@@ -230,7 +239,7 @@ def _lines(mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> str:
     image = Image.frombytes("P", mask.shape[::-1], mask.astype(np.uint8).tobytes())
     image.putpalette((0, 0, 0, *colour))
     stream = io.BytesIO()
-    image.save(stream, "PNG", bits=1, transparency=0, optimize=True)
+    image.save(stream, "PNG", bits=1, transparency=0)
     return _uri("png", stream)
 
 
