@@ -219,8 +219,8 @@ def _inner(seen: Picture) -> npt.NDArray[np.bool_]:
 
 
 def _thinned(volume: Volume) -> Volume:
-    """The volume with at most ``_THIN`` voxels, or little more, along each side; a view where it can be."""
-    steps = [max(1, n // _THIN) for n in volume.grid.size]
+    """Every few voxels of the volume, at most ``_THIN`` along each side, without a copy."""
+    steps = [-(-n // _THIN) for n in volume.grid.size]
     array = volume.array[:: steps[2], :: steps[1], :: steps[0]]
     spacing = tuple(step * s for step, s in zip(steps, volume.grid.spacing, strict=True))
     grid = Grid(array.shape[::-1], spacing, volume.grid.origin, volume.grid.direction)  # type: ignore[arg-type]

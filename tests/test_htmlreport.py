@@ -391,8 +391,8 @@ def test_noise_stays_below_the_limit(tmp_path: Path, rng: np.random.Generator) -
 
 def test_memory_does_not_grow_with_the_volumes(tmp_path: Path) -> None:
     peaks = []
-    for n in (64, 256):
-        grid = Grid((n, n, n), (256 / n,) * 3)
+    for n in (64, 250):
+        grid = Grid((n, n, n), (250 / n,) * 3)
         fixed = Volume(np.zeros(grid.shape, np.float32), grid)
         fixed.array[n // 4 : -n // 4, n // 4 : -n // 4, n // 4 : -n // 4] = 1
         result = result_of(still(grid), fixed)  # of the larger one 200 MB
