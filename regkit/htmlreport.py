@@ -20,7 +20,7 @@ from regkit.atomic import atomic_path
 from regkit.colours import DIM, INK, PALE
 from regkit.errors import RegkitError
 from regkit.figure import diverging
-from regkit.htmlslices import LATTICE, render
+from regkit.htmlslices import render
 from regkit.images import ImageLike, load_image
 from regkit.jsontext import without_nan
 from regkit.outputs import check_output
@@ -65,7 +65,6 @@ def write_report(
         command=command,
         fixed=settings["fixed"],
         inputs=rows,
-        lattice=LATTICE,
         metrics=found["metrics"],
         moving=settings["moving"],
         memory=found["memory_mb"],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from regkit.registration import Registration
 
 SLICES = 13  # of each plane
-LATTICE = 10.0  # mm between the lines of the warp grid
+_LINES = 30  # of the warp grid along the longest side of the box, about
 # Pixels along the longest side of the box shown, and quality of the JPEG: the first that is small enough.
 _SIZES = ((280, 80), (280, 60), (220, 50), (160, 40), (110, 30))
 _BUDGET = 2_400_000  # bytes of all pictures, of the 3 MB that a report may have
@@ -66,10 +66,12 @@ class Scales:
     Args:
         octaves: doublings of volume at either end of the colours of the Jacobian.
         doubt: mm at the upper end of the colours of the doubt; None where it was not measured.
+        lattice: mm between the lines of the warp grid.
     """
 
     octaves: float
     doubt: float | None
+    lattice: float
 
 
 def render(result: Registration, fixed: Volume) -> tuple[list[Slices], Scales]:
@@ -121,12 +123,18 @@ def edges_of(picture: Picture) -> npt.NDArray[np.bool_]:
     return _steps(bent) & (slope > max(_EDGE_SHARE * float(np.percentile(slope, 99)), 0.005))
 
 
-def lattice_of(right: Float64, down: Float64) -> npt.NDArray[np.bool_]:
-    """Where either of two coordinates, mm, passes a multiple of ``LATTICE``."""
+def round_step(least: float) -> float:
+    """The next of 1, 2, 5, 10 and so on, and of their tenths."""
+    decade = 10.0 ** np.floor(np.log10(least))
+    return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= least * (1 - 1e-9)))
+
+
+def lattice_of(right: Float64, down: Float64, step: float) -> npt.NDArray[np.bool_]:
+    """Where either of two coordinates passes a multiple of ``step``, all in mm."""
     lines = np.zeros(right.shape, bool)
     for coordinate in (right, down):
         known = np.isfinite(coordinate)
-        lines |= _steps(np.floor(np.where(known, coordinate, 0) / LATTICE)) & known
+        lines |= _steps(np.floor(np.where(known, coordinate, 0) / step)) & known
     return lines
 
 
@@ -148,7 +156,9 @@ class _Painter:
         self.fixed_window = window(thin.array)
         self.moving_window = window(_thinned(result.moving).array)
         self.back = np.linalg.inv(result.linear)
-        self.scales = Scales(self._octaves(), self._most_doubt())
+        self.scales = Scales(
+            self._octaves(), self._most_doubt(), round_step(float((self.box[1] - self.box[0]).max()) / _LINES)
+        )
 
     def _octaves(self) -> float:
         warp = self.result.warp
@@ -162,7 +172,7 @@ class _Painter:
             return None
         values = self.result.doubt.image.cpu().numpy()
         told = values[values < values.max()]  # the largest stands for places of which nothing is known
-        return max(float(np.percentile(told if told.size else values, 95)), 0.1)
+        return max(float(np.percentile(told if told.size else values, 95)), 1e-6)
 
     def plane(self, plane: Plane, pixels: int, quality: int) -> Slices:
         across = 3 - plane.right - plane.down
@@ -175,7 +185,7 @@ class _Painter:
             middle[across] = place
             grid = plane.grid(self.box, middle, pixel)
             layers = dict(self._layers(plane, grid, quality))
-            pictures.append(layers | {"where": f"{_ENDS[across][int(place > 0)]} {abs(place):.0f} mm"})
+            pictures.append(layers | {"where": f"{_ENDS[across][int(place > 0)]} {abs(place):.1f} mm"})
         upright = ("S", "I") if plane.down == 2 else ("A", "P")
         marks = dict(zip(("left", "right", "top", "bottom"), (*plane.letters, *upright), strict=True))
         first = int(np.argmin(np.abs(places - self.middle[across])))
@@ -194,7 +204,8 @@ class _Painter:
         yield "after", _jpeg(tone(_seen(moving, there), self.moving_window), quality)
         yield "edges", _lines(edges_of(fixed) & _inner(seen), _EDGE)
         straight = transform_points(linear_back, there)
-        yield "grid", _lines(lattice_of(straight[..., plane.right], straight[..., plane.down]), _LINE)
+        lattice = lattice_of(straight[..., plane.right], straight[..., plane.down], self.scales.lattice)
+        yield "grid", _lines(lattice, _LINE)
         determinant = jacobian_at(warp.field, warp.grid, index)
         yield "jacobian", _jpeg(volume_change(determinant, fixed, self.scales.octaves), quality)
         doubt = self.result.doubt

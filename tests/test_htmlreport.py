@@ -26,7 +26,7 @@ import regkit
 from regkit.errors import RegkitError
 from regkit.geometry import Grid, slab_index, transform_points
 from regkit.htmlreport import write_report
-from regkit.htmlslices import LATTICE, SLICES, edges_of, jacobian_at, lattice_of, values_at
+from regkit.htmlslices import SLICES, edges_of, jacobian_at, lattice_of, round_step, values_at
 from regkit.images import Volume
 from regkit.planes import PLANES, cut
 from regkit.registration import Registration
@@ -345,12 +345,13 @@ def test_the_jacobian_is_that_of_the_warp(oblique_grid: Grid, rng: np.random.Gen
 
 def test_the_lattice_is_straight_without_deformation_and_bends_with_it() -> None:
     down, right = np.mgrid[0:60, 0:80].astype(float)
-    straight = lattice_of(right, down)
-    assert straight[:, int(LATTICE) - 1].all()
+    straight = lattice_of(right, down, 10)
+    assert straight[:, 9].all()
     assert straight[5].sum() == 7  # 10, 20, ..., 70
-    bent = lattice_of(right + 4 * np.sin(down / 8), down)
-    assert not bent[:, int(LATTICE) - 1].all()
-    assert not lattice_of(np.full((5, 5), np.nan), np.full((5, 5), np.nan)).any()
+    bent = lattice_of(right + 4 * np.sin(down / 8), down, 10)
+    assert not bent[:, 9].all()
+    assert not lattice_of(np.full((5, 5), np.nan), np.full((5, 5), np.nan), 10).any()
+    assert [round_step(v) for v in (0.03, 0.7, 1, 6, 10)] == pytest.approx([0.05, 1, 1, 10, 10])
 
 
 def test_edges_lie_on_the_outline() -> None:
