@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import zlib
 from collections.abc import Iterator
@@ -62,8 +63,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise RegkitError(f"could not write '{path}': {error.strerror or error}") from error
     finally:
         if not (done and waiting is not None):
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            _remove(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder beside ``path`` that gets this name if the block succeeds, like :func:`atomic_path`.
+
+    Raises:
+        RegkitError: if writing fails (OSError), or there is a folder of this name that is not empty.
+    """
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 @contextlib.contextmanager
@@ -87,8 +99,7 @@ def together() -> Iterator[None]:
     finally:
         _WAITING.reset(token)
         for temporary, _ in waiting:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            _remove(temporary)
 
 
 def _remove_left_over(folder: Path) -> None:
@@ -100,8 +111,16 @@ def _remove_left_over(folder: Path) -> None:
         for name in names:
             found = _TEMPORARY.fullmatch(name)
             if found and not _is_alive(int(found[1])):
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
+                _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _is_alive(process: int) -> bool:

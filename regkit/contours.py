@@ -91,7 +91,9 @@ def fill(polygons: Sequence[Float64], shape: tuple[int, int]) -> npt.NDArray[np.
 
 def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
     """Each region that has closed contours, and their corners (n, 3), LPS mm."""
-    names = {int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in dataset.get("StructureSetROISequence", [])}
+    names = {
+        int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in dataset.get("StructureSetROISequence", [])
+    }
     found = []
     for roi in dataset.get("ROIContourSequence", []):
         contours = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy.typing as npt
 
 from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64
-
 
 
 def _storage(*ends: str) -> tuple[str, ...]:
@@ -142,16 +140,16 @@ def pydicom() -> ModuleType:
 
 @contextlib.contextmanager
 def lenient() -> Iterator[ModuleType]:
-    """pydicom, with headers that break some rule of the standard read without a word."""
+    """pydicom, with headers that break some rule of the standard read and copied without a word."""
     library = pydicom()
     with _LOCK:
         settings = library.config.settings
-        before = settings.reading_validation_mode
-        settings.reading_validation_mode = library.config.IGNORE
+        before = settings.reading_validation_mode, settings.writing_validation_mode
+        settings.reading_validation_mode = settings.writing_validation_mode = library.config.IGNORE
         try:
             yield library
         finally:
-            settings.reading_validation_mode = before
+            settings.reading_validation_mode, settings.writing_validation_mode = before
 
 
 def read_header(path: Path) -> Any:
@@ -180,7 +178,9 @@ def find_series(place: Path) -> list[Series]:
                 read = _slice(library, path)
             except Exception as error:  # numbers that are none, and what pydicom meets in damaged files
                 name = "" if path == place else f"'{path.relative_to(place)}' "
-                raise RegkitError(f"{name}cannot be read: its DICOM header is damaged ({reason(error)})") from error
+                raise RegkitError(
+                    f"{name}cannot be read: its DICOM header is damaged ({reason(error)})"
+                ) from error
             if read:
                 found.setdefault(str(read[1].get("SeriesInstanceUID", "")), []).append(read)
         series = [_series(uid, entries) for uid, entries in found.items()]
@@ -215,6 +215,18 @@ def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, wha
     if not found:
         raise RegkitError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
     return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
+
+
+def series_of(source: object) -> Series | None:
+    """The series of images that a source of :func:`regkit.images.load_image` names, if it is DICOM."""
+    wanted = source.series if isinstance(source, DicomSeries) else None
+    place = source.folder if isinstance(source, DicomSeries) else source
+    if not isinstance(place, str | os.PathLike):
+        return None
+    path = Path(place)
+    if not (path.is_dir() or is_dicom(path)):
+        return None
+    return chosen_series(find_series(path), wanted, False, f"'{path}'")
 
 
 def stacked(series: Series, what: str) -> list[str]:
@@ -330,10 +342,16 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, Any] | None:
     storage = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if not storage or storage == library.uid.MediaStorageDirectoryStorage:
         return None
-    position, axes = (_numbers(header.get(name)) for name in ("ImagePositionPatient", "ImageOrientationPatient"))
+    position, axes = (
+        _numbers(header.get(name)) for name in ("ImagePositionPatient", "ImageOrientationPatient")
+    )
     if (position and len(position) != 3) or (axes and len(axes) != 6):
         raise ValueError("a position or orientation has another number of values than three or six")
-    lattice = (*(_numbers(header.get("PixelSpacing")) or (1.0, 1.0)), header.get("Rows") or 0, header.get("Columns") or 0)
+    lattice = (
+        *(_numbers(header.get("PixelSpacing")) or (1.0, 1.0)),
+        header.get("Rows") or 0,
+        header.get("Columns") or 0,
+    )
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
     return Slice(path, storage, position, axes, lattice, frames, scout), header

@@ -8,7 +8,7 @@ Functional groups: DICOM PS3.3 C.7.6.16; segmentations: PS3.3 C.8.20; doses: PS3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

@@ -357,7 +357,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
         return Volume(sitk.GetArrayFromImage(source).reshape(grid.shape), grid, what)
     if isinstance(source, SpatialImage):
         return _from_nibabel(source, what)
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | dicom.DicomSeries):
         raise RegkitError(
             f"{what}: cannot read an image from a {type(source).__name__}; "
             "give a file, or wrap an array as regkit.Volume(array, grid)"
@@ -668,12 +668,15 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
         )
         return padded
     source = replace(volume, array=volume.array.astype(np.uint8)) if volume.array.dtype == bool else volume
-    seen = sitk.Resample(source.to_sitk(), grid.blank(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0.0)
+    seen = sitk.Resample(
+        source.to_sitk(), grid.blank(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0.0
+    )
     array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
     if not array.any():
         raise RegkitError(f"{what} lies beside its image: no voxel of it is labelled")
     warnings.warn(
-        f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour", stacklevel=3
+        f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour",
+        stacklevel=3,
     )
     return replace(volume, array=array, grid=grid)
 

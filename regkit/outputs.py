@@ -16,16 +16,24 @@ from isal import igzip_threaded
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 
-if TYPE_CHECKING:  # it imports torch, which has to wait for what regkit.process makes of the process
+if TYPE_CHECKING:  # they import torch, which has to wait for what regkit.process makes of the process
     from regkit.geometry import Grid
+    from regkit.segments import Segmentation
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
+FOLDER = "/"
+"""Among the endings that are allowed: a folder, for a DICOM series."""
 
 # Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
 _HEADER, _SIDES = 352, slice(42, 48)
 _MOST_THREADS = 4  # that compress
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a folder: it ends in a slash, or there is one."""
+    return os.fspath(path).endswith(("/", os.sep)) or os.path.isdir(path)
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
@@ -37,11 +45,27 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     Raises:
         RegkitError: if the ending is unknown, or the folder is missing or not writable.
     """
+    if FOLDER in suffixes and is_folder(path):
+        return _check_folder(Path(path))
     path = Path(path)
     if not any(path.name.endswith(s) and path.name != s for s in suffixes):
-        raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(suffixes)}")
+        endings = [f"{s} (a folder for DICOM)" if s == FOLDER else s for s in suffixes]
+        raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(endings)}")
     if os.path.isdir(path):
         raise RegkitError(f"cannot write '{path}': it is a folder; give the name of a file")
+    return _check_parent(path)
+
+
+def _check_folder(path: Path) -> Path:
+    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise RegkitError(
+            f"cannot write '{path}': there is something in it; a DICOM series gets a folder of its own, so "
+            "remove it, or give another name"
+        )
+    return _check_parent(path)
+
+
+def _check_parent(path: Path) -> Path:
     if not os.path.isdir(path.parent):
         raise RegkitError(f"cannot write '{path}': '{path.parent}' is not a folder; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -63,6 +87,26 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
             _write_nifti(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
+
+
+def save_segmentation(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
+    """Write a segmentation as 3D Slicer does (``.seg.nrrd``), with its names, colours and layers.
+
+    Raises:
+        RegkitError: as of :func:`save_image`.
+    """
+    from regkit.segments import SLICER, slicer_fields
+
+    path = check_output(path, SLICER[:1])
+    layers = segmentation.layers
+    if len(layers) == 1:
+        image = segmentation.grid.to_sitk(layers[0])
+    else:
+        image = segmentation.grid.to_sitk(np.stack(layers, axis=-1), vector=True)
+    for name, value in slicer_fields(segmentation).items():
+        image.SetMetaData(name, value)
+    with atomic_path(path) as temporary:
+        _write(image, temporary, path)
 
 
 def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,3 +25,12 @@ def commit(*paths: str) -> str | None:
     except OSError:  # without git
         return None
     return None if name.returncode else name.stdout.strip() + ("-dirty" if changed.returncode else "")
+
+
+@cache
+def version() -> str:
+    """Name, version and commit: "regkit 0.1.0, commit abc1234"."""
+    from regkit import __version__
+
+    name = commit("regkit", "models")
+    return f"regkit {__version__}" + (f", commit {name}" if name else "")

@@ -376,7 +376,7 @@ def _labels(
     """Both label maps; each on any grid that its own image shares the world with."""
     return (
         None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid),
-        None if moving is None else load_labels(moving, "moving labels"),
+        None if moving is None else load_labels(moving, "moving labels", image=moving_image.grid),
     )
 
 

@@ -100,6 +100,8 @@ class Packing:
             parts: slices and the segment's mask (y, x) in each.
         """
         parts = [(k, mask) for k, mask in parts if mask.any()]
+        if not parts:
+            return
         for layer in self.layers:
             if not any((layer[k][mask] != 0).any() for k, mask in parts):
                 break
@@ -145,7 +147,10 @@ def slicer_fields(segmentation: Segmentation) -> dict[str, str]:
     known = {segment.label for segment in segmentation.segments}
     more = [Segment(label, f"label {label}") for label in sorted(layer_of) if label not in known]
     x, y, z = (n - 1 for n in segmentation.grid.size)
-    fields = {"Segmentation_MasterRepresentation": "Binary labelmap", "Segmentation_ReferenceImageExtentOffset": "0 0 0"}
+    fields = {
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
     fields["Segmentation_ContainedRepresentationNames"] = "Binary labelmap|"
     for k, segment in enumerate([*segmentation.segments, *more]):
         entries = {
@@ -171,13 +176,13 @@ def colour_of(label: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(label * 0.618033988749895 % 1, 0.6, 0.9)
 
 
-def named(labels: Iterable[int], names: Mapping[int, str], known: Iterable[Segment] = ()) -> tuple[Segment, ...]:
+def named(
+    labels: Iterable[int], names: Mapping[int, str], known: Iterable[Segment] = ()
+) -> tuple[Segment, ...]:
     """Segments of labels: those that are known, under names of one's own where they are given."""
     of = {segment.label: segment for segment in known}
-    return tuple(
-        replace(of.get(label, Segment(label, f"label {label}")), **({"name": names[label]} if label in names else {}))
-        for label in labels
-    )
+    found = [of.get(label, Segment(label, f"label {label}")) for label in labels]
+    return tuple(replace(one, name=names.get(one.label, one.name)) for one in found)
 
 
 def codes_of(segment: Segment) -> tuple[Code, Code]:

@@ -118,7 +118,7 @@ class Warp:
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.images import Volume, load_image, load_labels, load_volume
+        from regkit.images import load_image, load_labels, load_volume
 
         if interpolation not in _INTERPOLATORS:
             raise RegkitError(
@@ -158,7 +158,7 @@ class Warp:
         array = sitk.GetArrayFromImage(moved)
         if isinstance(image, SpatialImage):
             return nib.Nifti1Image(array.T, grid.ras_affine, dtype=array.dtype)
-        return Volume(array, grid, volume.name)
+        return replace(volume, array=array, grid=grid)
 
     def transform_points(self, points: npt.ArrayLike) -> Float64:
         """Points of the fixed image carried to the moving image, LPS mm, shape (..., 3).
@@ -292,10 +292,8 @@ def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Vo
 
     The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
     """
-    from regkit.images import Volume
-
     seen = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
-    return Volume(sitk.GetArrayFromImage(seen), grid, labels.name)
+    return replace(labels, array=sitk.GetArrayFromImage(seen), grid=grid)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:

@@ -12,17 +12,20 @@ from regkit.errors import RegkitError
 from regkit.jsontext import read_json
 
 if TYPE_CHECKING:
+    from regkit.dicom import DicomSeries
     from regkit.geometry import Float64, Grid
     from regkit.warp import Warp
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+SERIES = (*IMAGES, "/")  # or a folder for a DICOM series
+LABELS = (*IMAGES, ".dcm")  # or a DICOM segmentation
 WARPS = (*IMAGES, ".h5", ".npz")
 MATRICES = (".tfm", ".txt", ".mat", ".h5")
 PICTURES = (".png",)
 
 
 def check_outputs(
-    outputs: Iterable[tuple[Path | None, Sequence[str]]],
+    outputs: Iterable[tuple[Path | str | None, Sequence[str]]],
     inputs: Iterable[Path | str | None],
     overwrite: bool,
 ) -> None:
@@ -36,7 +39,7 @@ def check_outputs(
     Raises:
         RegkitError: if one cannot be written, exists, is an input, or is named twice.
     """
-    from regkit.outputs import check_output
+    from regkit.outputs import check_output, is_folder
 
     read = {Path(path).resolve() for path in inputs if path is not None}
     seen: set[Path] = set()
@@ -48,7 +51,10 @@ def check_outputs(
             raise RegkitError(f"cannot write '{path}': it is one of the inputs; give another name")
         if place in seen:
             raise RegkitError(f"cannot write '{path}' twice: two outputs have this name; give another")
-        if os.path.exists(place) and not overwrite:
+        if is_folder(path):
+            if above := read & set(place.parents):
+                raise RegkitError(f"cannot write '{path}': it lies in '{above.pop()}', which is an input")
+        elif os.path.exists(place) and not overwrite:
             raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
 
@@ -86,7 +92,16 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     return names
 
 
-def load_grid(path: Path | None, role: str) -> Grid | None:
+def in_series(path: Path, series: str | None) -> Path | DicomSeries:
+    """A file or folder, or the series of it that an option names."""
+    if series is None:
+        return path
+    from regkit.dicom import DicomSeries
+
+    return DicomSeries(path, series)
+
+
+def load_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
     """The grid of an image, whatever its voxels hold; None without one."""
     from regkit.images import load_grid
 

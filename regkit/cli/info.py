@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import print_facts, print_json, print_table
-from regkit.cli.files import load_grid, load_warp
+from regkit.cli.files import in_series, load_grid, load_warp
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
 from regkit.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from regkit.dicom import DicomSeries
     from regkit.geometry import Grid
     from regkit.images import Volume
     from regkit.warp import Warp
@@ -35,27 +36,65 @@ def command(
     ],
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
+    series: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER|UID", help="Which DICOM series of a folder; by default a list."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a file holds: grid, orientation, values, labels, displacements or matrix."""
-    facts = _describe(file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image"))
+    facts = _describe(
+        in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    )
     if as_json:
         print_json({"file": str(file), **facts})
         return
-    labels = facts.pop("labels", None)
+    labels, listed = facts.pop("labels", None), facts.pop("series", None)
     print_facts([(name.replace("_", " "), _text(value)) for name, value in facts.items()])
+    if listed is not None:
+        typer.echo()
+        rows = [[_title(one), one["modality"], str(one["slices"]), one["read_as"]] for one in listed]
+        print_table(["series", "modality", "slices", "read as"], rows)
     if labels is not None:
         typer.echo()
+        named = any("name" in row for row in labels)
         print_table(
-            ["label", "ml", "voxels"],
-            [[str(row["label"]), f"{row['ml']:.2f}", f"{row['voxels']:,}"] for row in labels],
+            ["label", *(["name"] if named else []), "ml", "voxels"],
+            [
+                [
+                    str(row["label"]),
+                    *([row.get("name", "")] if named else []),
+                    f"{row['ml']:.2f}",
+                    f"{row['voxels']:,}",
+                ]
+                for row in labels
+            ],
         )
 
 
-def _describe(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, Any]:
-    from regkit.formats import is_transform
-    from regkit.images import load_labels, load_volume, looks_like_labels
+def _title(series: dict[str, Any]) -> str:
+    return " ".join(part for part in (series["number"] or series["uid"], series["description"]) if part)
 
+
+def _describe(
+    source: Path | DicomSeries, file: Path, fixed: Grid | None, moving: Grid | None
+) -> dict[str, Any]:
+    """What there is to say of a file.
+
+    Args:
+        source: the file, or a series of it if it is a folder.
+    """
+    from regkit import dicom
+    from regkit.formats import is_transform
+    from regkit.images import LabelledVolume, load_labels, load_volume, looks_like_labels
+
+    if file.is_dir() or dicom.is_dicom(file):
+        if source is file and (several := _several(file)):
+            return several
+        volume = load_volume(source, "image")
+        if isinstance(volume, LabelledVolume):
+            return _label_map(load_labels(volume, f"labels '{file}'"))
+        return _image(volume)
     if is_transform(file):
         return _transform(file, fixed, moving)
     if file.name.lower().endswith(_POINTS):
@@ -74,6 +113,31 @@ def _describe(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, 
     if looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
+
+
+def _several(folder: Path) -> dict[str, Any] | None:
+    """The DICOM series of a folder, if there is more than one to read."""
+    from regkit import dicom
+
+    try:
+        found = dicom.find_series(folder)
+    except RegkitError:
+        return None  # which reading it will raise again, with the name
+    if sum(one.is_volume or one.is_labels for one in found) < 2:
+        return None
+    listed = [
+        {
+            "number": one.number,
+            "uid": one.uid,
+            "description": one.description,
+            "modality": one.modality,
+            "slices": one.count,
+            "files": len(one.slices),
+            "read_as": "labels" if one.is_labels else "image" if one.is_volume else "-",
+        }
+        for one in found
+    ]
+    return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
 
 
 @dataclass(frozen=True)
@@ -213,10 +277,14 @@ def _image(volume: Volume) -> dict[str, Any]:
 def _label_map(volume: Volume) -> dict[str, Any]:
     import numpy as np
 
+    from regkit.images import LabelledVolume
+
     labels, counts = np.unique(volume.array, return_counts=True)
     ml = float(np.prod(volume.grid.spacing)) / 1000
+    segments = volume.segments if isinstance(volume, LabelledVolume) else ()
+    names = {one.label: {"name": one.name} for one in segments}
     rows = [
-        {"label": int(label), "ml": int(count) * ml, "voxels": int(count)}
+        {"label": int(label), **names.get(int(label), {}), "ml": int(count) * ml, "voxels": int(count)}
         for label, count in zip(labels, counts, strict=True)
         if label
     ]

@@ -45,6 +45,16 @@ MovingGrid = Annotated[
     Path | None,
     typer.Option("--moving", metavar="IMAGE", help="The moving image, for a warp in voxels (Learn2Reg)."),
 ]
+FixedSeries = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER|UID", help="Which DICOM series of the fixed image's folder; 'regkit info' lists them."
+    ),
+]
+MovingSeries = Annotated[
+    str | None,
+    typer.Option(metavar="NUMBER|UID", help="Which DICOM series of the moving image's folder."),
+]
 Templates = Annotated[
     list[Path] | None,
     typer.Option(

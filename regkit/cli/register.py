@@ -8,14 +8,26 @@ from typing import Annotated
 import typer
 
 from regkit.cli.console import print_json, progress
-from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
+from regkit.cli.files import (
+    IMAGES,
+    LABELS,
+    MATRICES,
+    PICTURES,
+    SERIES,
+    WARPS,
+    check_outputs,
+    in_series,
+    read_label_names,
+)
 from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
     Features,
+    FixedSeries,
     Init,
     LabelNames,
+    MovingSeries,
     Overwrite,
     Preset,
     Quiet,
@@ -35,7 +47,7 @@ def command(
         typer.Argument(
             metavar="FIXED",
             show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
         ),
     ],
     moving: Annotated[
@@ -53,12 +65,19 @@ def command(
         ),
     ],
     moved: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The moving image on the voxels of the fixed one."),
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER/",
+            rich_help_panel=_OUTPUTS,
+            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
+        ),
     ] = None,
     moved_labels: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The moving labels on the voxels of the fixed image."),
+        typer.Option(
+            rich_help_panel=_OUTPUTS,
+            help="The moving labels on the voxels of the fixed image; .seg.nrrd and .dcm keep names.",
+        ),
     ] = None,
     inverse: Annotated[
         Path | None,
@@ -81,6 +100,8 @@ def command(
         Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
     overwrite: Overwrite = False,
+    fixed_series: FixedSeries = None,
+    moving_series: MovingSeries = None,
     fixed_mask: Annotated[
         Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
     ] = None,
@@ -130,8 +151,8 @@ def command(
     start = start_file(init)
     outputs = {
         "warp": (output, WARPS),
-        "moved": (moved, IMAGES),
-        "moved_labels": (moved_labels, IMAGES),
+        "moved": (moved, SERIES),
+        "moved_labels": (moved_labels, LABELS),
         "inverse": (inverse, WARPS),
         "linear": (linear, MATRICES),
         "uncertainty": (uncertainty, IMAGES),
@@ -150,6 +171,7 @@ def command(
     )
     check_outputs(outputs.values(), inputs, overwrite)
     names = read_label_names(label_names)
+    fixed_image, moving_image = in_series(fixed, fixed_series), in_series(moving, moving_series)
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
 
@@ -158,12 +180,14 @@ def command(
     tune()
     import_torch()
     import regkit
-    from regkit.results import write_results
+    from regkit.results import check_dicom, write_results
+
+    check_dicom(moved, moved_labels, fixed_image)
 
     with progress(quiet) as report:
         result = regkit.register(
-            fixed,
-            moving,
+            fixed_image,
+            moving_image,
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             fixed_labels=fixed_labels,
@@ -180,7 +204,9 @@ def command(
             progress=report,
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
-    write_results(result, files, fixed, fixed_labels, moving_labels)
+    write_results(
+        result, files, fixed_image, fixed_labels, moving_labels, moving=moving_image, label_names=names
+    )
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         print_json({"fixed": str(fixed), "moving": str(moving), **result.to_dict(), "outputs": written})
