@@ -22,6 +22,7 @@ from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, transform_points
 from regkit.images import ImageLike, Volume, check_fits_memory
 from regkit.intensity import is_ct
+from regkit.outputs import FOLDER, check_output
 from regkit.provenance import version
 from regkit.segments import Code, Segment, Segmentation, codes_of, colour_of, named
 
@@ -68,6 +69,7 @@ def save_series(
         library = dicom.pydicom()
     except RegkitError as error:
         raise RegkitError(f"'{folder}' {error}") from None
+    check_output(f"{folder}/", (FOLDER,))
     target, source = _headers(fixed), _headers(moving)
     whole = volume.array.dtype.kind in "biu" or bool((volume.array == np.rint(volume.array)).all())
     array = volume.array.astype(np.float64)
