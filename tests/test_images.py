@@ -569,13 +569,6 @@ def test_a_mask_cropped_to_what_it_holds_is_filled_up(oblique_grid: Grid, tmp_pa
             load_mask(Volume(labels, oblique_grid.window(start, part.size)), "mask", oblique_grid)
 
 
-def test_segments_in_layers_are_refused_by_name(tmp_path: Path) -> None:
-    layers = np.zeros((*CUBE.shape, 2), np.uint8)
-    sitk.WriteImage(CUBE.to_sitk(layers, vector=True), tmp_path / "a.seg.nrrd")
-    with pytest.raises(RegkitError, match="several layers; export one label map"):
-        load_labels(tmp_path / "a.seg.nrrd", "labels")
-
-
 @pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", ">u4", "longdouble"])
 def test_volumes_of_any_byte_order_become_images(dtype: str) -> None:
     image = Volume(ramp().astype(dtype), CUBE).to_sitk()
