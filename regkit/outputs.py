@@ -107,6 +107,8 @@ def save_segmentation(segmentation: Segmentation, path: str | os.PathLike[str]) 
         image.SetMetaData(name, value)
     with atomic_path(path) as temporary:
         _write(image, temporary, path)
+        if len(layers) > 1:  # ITK calls the axis of layers by another kind than Slicer
+            temporary.write_bytes(temporary.read_bytes().replace(b"kinds: vector ", b"kinds: list ", 1))
 
 
 def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str]) -> None:
