@@ -221,12 +221,14 @@ class _Header:
 
 
 def _points(file: Path) -> dict[str, Any]:
-    from regkit.points import read_points
+    from regkit.points import open_points
 
-    points = read_points(file)
+    found = open_points(file)
+    points = found.points
     return {
         "kind": "points, LPS mm",
         "count": len(points),
+        **({"names": list(found.labels)} if any(found.labels) else {}),
         "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
         "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
     }
@@ -327,6 +329,8 @@ def _grid(grid: Grid) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], list):
         return "\n" + "\n".join("  " + " ".join(f"{number:12.6f}" for number in row) for row in value)
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return ", ".join(value[:20]) + (f" and {len(value) - 20} more" if len(value) > 20 else "")
     if isinstance(value, list):
         return "  ".join(f"{number:.6g}" for number in value)
     if isinstance(value, dict):

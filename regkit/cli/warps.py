@@ -123,16 +123,17 @@ def _apply_to_points(
     chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
     from regkit.chain import outside, read_chain, through
-    from regkit.points import read_points, write_points
+    from regkit.points import open_points
 
-    start = read_points(points)
+    file = open_points(points)
+    start = file.points
     steps = read_chain(chain, load_grid(reference, "reference"), load_grid(moving, "moving image"))
     if left := outside(steps, start):
         warn(
             f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
             "its border does"
         )
-    write_points(output, through(steps, start))
+    file.save(output, through(steps, start))
 
 
 def _apply_to_image(
