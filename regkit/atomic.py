@@ -102,6 +102,11 @@ def together() -> Iterator[None]:
             _remove(temporary)
 
 
+def waiting(path: Path) -> Path:
+    """Where the content of a file of :func:`together` is until it gets its name; else the file itself."""
+    return next((temporary for temporary, name in _WAITING.get() or [] if name == path), path)
+
+
 def _remove_left_over(folder: Path) -> None:
     """Remove temporary files of processes of this machine that are no more."""
     if os.name != "posix":

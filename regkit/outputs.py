@@ -15,6 +15,7 @@ from isal import igzip_threaded
 
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
+from regkit.provenance import KEY, version
 
 if TYPE_CHECKING:  # they import torch, which has to wait for what regkit.process makes of the process
     from regkit.geometry import Grid
@@ -26,8 +27,9 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 FOLDER = "/"
 """Among the endings that are allowed: a folder, for a DICOM series."""
 
-# Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
-_HEADER, _SIDES = 352, slice(42, 48)
+# Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z, and what
+# made it.
+_HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
 _MOST_THREADS = 4  # that compress
 
 
@@ -123,10 +125,13 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
 
 
 def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
+    image.SetMetaData(KEY, version())
     try:
         sitk.WriteImage(image, str(temporary), temporary.suffix != ".nii")
     except RuntimeError as error:
         raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
+    finally:
+        image.EraseMetaData(KEY)
     if not _is_complete(temporary, image):
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
@@ -148,6 +153,7 @@ def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, pa
     finally:
         model.unlink(missing_ok=True)
     header[_SIDES] = np.array(array.shape[2::-1], np.int16).tobytes()
+    header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
     threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
     try:

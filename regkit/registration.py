@@ -41,6 +41,7 @@ from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
 from regkit.metrics import LabelScore, compare_labels, summarise
+from regkit.provenance import record_of
 from regkit.resample import Source, resample
 from regkit.settings import named_settings
 from regkit.warp import Warp, resample_labels
@@ -102,6 +103,14 @@ class Registration:
             return None
         values, _ = resample(self.doubt, np.eye(4), self.warp.grid)
         return Volume(values.cpu().numpy(), self.warp.grid)
+
+    def provenance(self, **inputs: object) -> dict[str, Any]:
+        """What made it, for :func:`regkit.provenance.write_record`: version, settings, hashes of inputs.
+
+        Args:
+            inputs: the files that were registered, by their roles, as ``fixed="fixed.nii.gz"``.
+        """
+        return record_of(inputs, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Measures, times and settings, ready for JSON but for NaN."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from regkit.errors import RegkitError
 from regkit.formats import write_linear, write_warp
 from regkit.images import LabelledVolume, load_image, load_labels
 from regkit.outputs import is_folder, save_image, save_segmentation
+from regkit.provenance import write_record
 from regkit.segments import SLICER, Segmentation, named
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def write_results(
     *,
     moving: ImageLike | None = None,
     label_names: Mapping[int, str] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what ``files`` asks for: all of it, or nothing.
 
@@ -38,6 +40,7 @@ def write_results(
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.
+        record: of the run (:func:`regkit.provenance.record_of`), to be written beside the first file.
 
     Raises:
         RegkitError: if a file cannot be written.
@@ -73,6 +76,8 @@ def write_results(
                 result.moved_labels,
                 result.warp.jacobian(),
             )
+        if record is not None:
+            write_record(next(iter(files.values())), record, files)
 
 
 def save_volume(

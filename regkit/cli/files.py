@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def check_outputs(
     outputs: Iterable[tuple[Path | str | None, Sequence[str]]],
     inputs: Iterable[Path | str | None],
     overwrite: bool,
+    recorded: Path | str | None = None,
 ) -> None:
     """Check before any work that all results can be written, and that nothing would be lost by it.
 
@@ -35,6 +37,7 @@ def check_outputs(
         outputs: each with the endings allowed; None where it is not asked for.
         inputs: what is read.
         overwrite: whether files that exist already may be replaced.
+        recorded: the output that a record is written beside.
 
     Raises:
         RegkitError: if one cannot be written, exists, is an input, or is named twice.
@@ -57,6 +60,30 @@ def check_outputs(
         elif os.path.exists(place) and not overwrite:
             raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
+    if recorded is not None:
+        from regkit.provenance import check_record
+
+        check_record(recorded)
+
+
+@contextlib.contextmanager
+def recorded(
+    outputs: Mapping[str, Path | str | None], inputs: Mapping[str, object], **settings: object
+) -> Iterator[None]:
+    """Files written in the block appear together, with the record of the run beside the first of them.
+
+    Args:
+        outputs, inputs: by their roles; None where there is none.
+        settings: all else that the results depend on.
+    """
+    from regkit.atomic import together
+    from regkit.provenance import command_line, record_of, write_record
+
+    record = record_of(inputs, settings, command_line())
+    files = {role: path for role, path in outputs.items() if path is not None}
+    with together():
+        yield
+        write_record(next(iter(files.values())), record, files)
 
 
 def read_label_names(path: Path | None) -> dict[int, str] | None:

@@ -46,9 +46,12 @@ def command(
     facts = _describe(
         in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
     )
+    facts |= _made(file)
     if as_json:
         print_json({"file": str(file), **facts})
         return
+    if record := facts.pop("record", None):
+        facts |= _shown(record)
     labels, listed = facts.pop("labels", None), facts.pop("series", None)
     print_facts([(name.replace("_", " "), _text(value)) for name, value in facts.items()])
     if listed is not None:
@@ -70,6 +73,38 @@ def command(
                 for row in labels
             ],
         )
+
+
+def _made(file: Path) -> dict[str, Any]:
+    """What made a file, as far as it or a record tells."""
+    from regkit import nifti, provenance
+    from regkit.headers import nrrd_fields
+
+    made: dict[str, Any] = {}
+    name = file.name.lower()
+    if name.endswith(nifti.SUFFIXES):
+        with nifti.open_nifti(file) as found:
+            if found.description.startswith("regkit "):
+                made["made_by"] = found.description
+    elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
+        made["made_by"] = said
+    found_record = provenance.read_record(file)
+    if found_record:
+        record, same = found_record
+        made |= {"made_by": record["made_by"], "record": record}
+        if not same:
+            made["changed"] = "yes: its content is not the one that its record tells of"
+    return made
+
+
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """A record in lines."""
+    inputs = record.get("inputs")
+    lines: dict[str, str] = {key: str(record[key]) for key in ("date", "command") if key in record}
+    for role, entry in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(entry, dict) and "file" in entry:
+            lines[f"made of {role}"] = f"{entry['file']}  sha256 {str(entry.get('sha256'))[:16]}"
+    return lines
 
 
 def _title(series: dict[str, Any]) -> str:

@@ -169,7 +169,7 @@ def command(
         start,
         weights,
     )
-    check_outputs(outputs.values(), inputs, overwrite)
+    check_outputs(outputs.values(), inputs, overwrite, recorded=output)
     names = read_label_names(label_names)
     fixed_image, moving_image = in_series(fixed, fixed_series), in_series(moving, moving_series)
     if not quiet:
@@ -180,6 +180,7 @@ def command(
     tune()
     import_torch()
     import regkit
+    from regkit.provenance import command_line, record_of
     from regkit.results import check_dicom, write_results
 
     check_dicom(moved, moved_labels, fixed_image)
@@ -204,8 +205,23 @@ def command(
             progress=report,
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
+    roles = {
+        "fixed": fixed_image,
+        "moving": moving_image,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
+    roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start}
+    record = record_of(roles, result.to_dict()["settings"], command_line())
     write_results(
-        result, files, fixed_image, fixed_labels, moving_labels, moving=moving_image, label_names=names
+        result,
+        files,
+        fixed_image,
+        fixed_labels,
+        moving_labels,
+        moving=moving_image,
+        label_names=names,
+        record=record,
     )
     if as_json:
         written = {name: str(path) for name, path in files.items()}

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from regkit.cli.console import print_facts, print_json, warn
-from regkit.cli.files import IMAGES, SERIES, WARPS, check_outputs, in_series, load_grid, load_warp
+from regkit.cli.files import (
+    IMAGES,
+    SERIES,
+    WARPS,
+    check_outputs,
+    in_series,
+    load_grid,
+    load_warp,
+    recorded,
+)
 from regkit.cli.options import (
     AsJson,
     ChainFile,
@@ -104,18 +113,16 @@ def apply(
     chain = [warp, *(then or [])]
     kinds = (*SERIES, ".dcm") if points is None else _POINTS
     inputs = (*map(existing, chain), image, points, reference, moving)
-    check_outputs([(output, kinds)], inputs, overwrite)
-    if points is not None:
-        _apply_to_points(chain, points, Path(output), reference, moving)
-    elif image is not None:
-        _apply_to_image(
-            chain,
-            in_series(image, moving_series),
-            output,
-            interpolation,
-            None if reference is None else in_series(reference, fixed_series),
-            default_value,
-        )
+    check_outputs([(output, kinds)], inputs, overwrite, recorded=output)
+    source = None if image is None else in_series(image, moving_series)
+    onto = None if reference is None else in_series(reference, fixed_series)
+    made_of = {"transform": list(map(existing, chain)), "image": source, "points": points}
+    made_of |= {"reference": onto, "moving": moving}
+    with recorded({"moved": output}, made_of, interpolation=interpolation, default_value=default_value):
+        if points is not None:
+            _apply_to_points(chain, points, Path(output), reference, moving)
+        elif source is not None:
+            _apply_to_image(chain, source, output, interpolation, onto, default_value)
     typer.echo(f"wrote {output}")
 
 
@@ -274,7 +281,7 @@ def jacobian(
     as_json: AsJson = False,
 ) -> None:
     """Measure how a warp changes volume: folding, range and spread of its Jacobian determinant."""
-    check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite)
+    check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite, recorded=output)
 
     import numpy as np
 
@@ -294,7 +301,8 @@ def jacobian(
         "maximum": float(values.max()),
     }
     if output:
-        save_image(volume.to_sitk(), output)
+        with recorded({"jacobian": output}, {"warp": warp, "fixed": fixed, "moving": moving}):
+            save_image(volume.to_sitk(), output)
     if as_json:
         print_json({"warp": str(warp), **measures, "output": None if output is None else str(output)})
         return
@@ -331,9 +339,11 @@ def invert(
     overwrite: Overwrite = False,
 ) -> None:
     """Compute the warp from the moving image back to the fixed one."""
-    check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite)
+    check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite, recorded=output)
     forward = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(reference, "reference"))
-    forward.inverse().save(output)
+    inverse = forward.inverse()
+    with recorded({"inverse": output}, {"warp": warp, "moving": reference, "fixed": fixed}):
+        inverse.save(output)
     typer.echo(f"wrote {output}")
 
 
@@ -366,14 +376,17 @@ def convert(
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
     from regkit.chain import existing
 
-    check_outputs([(output, (*WARPS, *_LINEAR))], (existing(source), fixed, moving), overwrite)
+    inputs = (existing(source), fixed, moving)
+    check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.formats import read_linear, write_linear
     from regkit.warp import Warp
 
     grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
-    if output.suffix in _LINEAR:
-        write_linear(read_linear(source, *grids), output)
-    else:
-        Warp.load(source, *grids).save(output, to)
+    made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
+    with recorded({"transform": output}, made_of, format=to):
+        if output.suffix in _LINEAR:
+            write_linear(read_linear(source, *grids), output)
+        else:
+            Warp.load(source, *grids).save(output, to)
     typer.echo(f"wrote {output}")
