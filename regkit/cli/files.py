@@ -79,11 +79,10 @@ def recorded(
     from regkit.atomic import together
     from regkit.provenance import command_line, record_of, write_record
 
-    record = record_of(inputs, settings, command_line())
     files = {role: path for role, path in outputs.items() if path is not None}
     with together():
         yield
-        write_record(next(iter(files.values())), record, files)
+        write_record(next(iter(files.values())), record_of(inputs, settings, command_line()), files)
 
 
 def read_label_names(path: Path | None) -> dict[int, str] | None:
