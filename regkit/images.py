@@ -8,7 +8,6 @@ unless the sform has code 1, nibabel takes the sform. An object of nibabel keeps
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import warnings
@@ -31,6 +30,7 @@ from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, transform_points
 from regkit.headers import nrrd_fields, quirks
 from regkit.intensity import is_ct
+from regkit.memory import memory_left
 from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
 from regkit.segments import SLICER, Segment, Segmentation, slicer_segments
 
@@ -296,12 +296,12 @@ def load_grid(source: ImageLike, role: str) -> Grid:
 
 
 def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
-    """Raise RegkitError if so many voxels need more memory than the machine has available."""
-    needed, available = voxels * bytes_per_voxel, _available_memory()
+    """Raise RegkitError if so many voxels need more memory than may be taken (:mod:`regkit.memory`)."""
+    needed, available = voxels * bytes_per_voxel, memory_left()
     if needed > available:
         raise RegkitError(
             f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
-            f"{available / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
+            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
         )
 
 
@@ -742,12 +742,3 @@ def _refuse_not_finite(array: npt.NDArray[Any], what: str) -> None:
             f"{what} has {broken:,} voxels that are NaN, infinite or beyond 32-bit floats; "
             "set them to the background value first, such as with numpy.nan_to_num"
         )
-
-
-def _available_memory() -> float:
-    """Bytes; infinite where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as stream:
-        return 1024.0 * next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable"))
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return math.inf

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,21 +38,20 @@ from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
 from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
+from regkit.memory import GB, capped, fitting, resident_memory
 from regkit.metrics import LabelScore, compare_labels, summarise
 from regkit.provenance import record_of
 from regkit.resample import Source, resample
 from regkit.settings import named_settings
 from regkit.warp import Warp, resample_labels
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 INITS = ("auto", "none", "centre", "rigid", "affine")
-# About what the largest stage holds per voxel of the working grid: 12 feature channels, their
-# temporaries and the moving image's wider lattice.
-_BYTES_PER_WORKING_VOXEL = 160
 # Shares of the whole run, for the progress bar.
 _SHARES = {"load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.42, "warp": 0.03}
 _DEFORMABLE = ("features", "coarse", "fine")
@@ -69,7 +70,7 @@ class Registration:
             labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after)
             and ``labels`` (one row per label).
         timings: seconds by stage, ``total`` last.
-        memory: peak MB of the process up to the end of each stage, ``peak`` last.
+        memory: peak MB of the process up to the end of each stage, what was ``foretold``, ``peak`` last.
         settings: everything the run depended on.
         moving: the moving image, as loaded.
         moved_labels: the moving labels on the fixed grid, by nearest neighbour, where given.
@@ -141,6 +142,8 @@ def register(
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    memory: float | None = None,
+    outputs: Collection[str] = (),
 ) -> Registration:
     """Find the warp that lays the moving image onto the fixed one.
 
@@ -165,24 +168,38 @@ def register(
         threads: CPU threads; by default as many as torch uses.
         seed: of torch's generators, for extractors that draw random numbers.
         progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        memory: GB (10^9 bytes) that the process may take in all; the working grid is made coarser where that
+            keeps within them, with a warning.
+        outputs: what will be made of the result, of "moved", "inverse" and "h5", to count its memory as well.
 
     Raises:
-        RegkitError: if an input cannot be used; the message says which and why.
+        RegkitError: if an input cannot be used or memory is too small; the message says which and why.
     """
     settings = named_settings(preset)
     where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, settings.deformable)
-    with reproducible(threads, seed):
+    before, cap = resident_memory(), None if memory is None else memory * GB
+    with reproducible(threads, seed), capped(cap):
         with stages("load"):
             with ThreadPoolExecutor(1) as other:
-                reading = other.submit(load_image, moving, "moving image")
+                reading = other.submit(copy_context().run, load_image, moving, "moving image")
                 fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
             work = plan(fixed_image.grid, moving_image.grid, settings)
-            working_voxels = int(np.prod(work.grid.size))
-            check_fits_memory(working_voxels, "the registration", _BYTES_PER_WORKING_VOXEL)
+            settings, foretold = fitting(
+                settings,
+                fixed_image.array.size,
+                moving_image.array.size,
+                int(np.prod(work.grid.size)) if settings.deformable and where.type == "cpu" else 0,
+                before,
+                cap,
+                labels=moving_map is not None,
+                outputs=outputs,
+            )
+            work = plan(fixed_image.grid, moving_image.grid, settings)
+            _LOG.info("needs about %.2g GB of memory", foretold / GB)
             parts = parts_for(work.grid.spacing[0], parts)
 
         with stages("linear"):
@@ -242,7 +259,7 @@ def register(
             linear=start.matrix,
             metrics=metrics,
             timings=stages.seconds | {"total": sum(stages.seconds.values())},
-            memory=stages.memory | {"peak": max(stages.memory.values())},
+            memory=stages.memory | {"foretold": foretold / 2**20, "peak": max(stages.memory.values())},
             settings={
                 "regkit": __version__,
                 "torch": torch.__version__,

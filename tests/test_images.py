@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit import images
+from regkit import memory
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
@@ -323,16 +323,16 @@ def test_a_volume_must_fit_its_grid(array: np.ndarray, message: str) -> None:
 
 
 def test_memory_is_checked_against_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_available_memory", lambda: 2.0**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2.0**30)
     check_fits_memory(2**27, "the volume")
     with pytest.raises(RegkitError, match=r"the volume needs 1\.5 GiB .* 134,217,728 voxels.* 1\.0 GiB"):
         check_fits_memory(2**27, "the volume", 12)
     monkeypatch.undo()
-    assert 2**26 < images._available_memory() < 2**50
+    assert 2**26 < memory.available_memory() < 2**50
 
 
 def test_nibabel_header_is_checked_before_its_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_available_memory", lambda: 1000.0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000.0)
     with pytest.raises(RegkitError, match=r"^fixed image needs .* GiB"):
         load_image(nibabel.Nifti1Image(ramp(CUBE.size), np.eye(4)), "fixed image")
 

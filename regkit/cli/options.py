@@ -125,6 +125,16 @@ Device = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        min=0.1,
+        show_default=False,
+        rich_help_panel=_METHOD,
+        help="Memory to stay below, by a coarser working grid if need be. Default: all there is.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regkit.cli.console import print_json, progress
+from regkit.cli.console import log_to_stderr, print_json, progress
 from regkit.cli.files import (
     IMAGES,
     LABELS,
@@ -27,6 +27,7 @@ from regkit.cli.options import (
     FixedSeries,
     Init,
     LabelNames,
+    Memory,
     MovingSeries,
     Overwrite,
     Preset,
@@ -128,6 +129,7 @@ def command(
     ct_window: CtWindow = None,
     device: Device = "auto",
     threads: Threads = None,
+    memory: Memory = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -185,7 +187,8 @@ def command(
 
     check_dicom(moved, moved_labels, fixed_image)
 
-    with progress(quiet) as report:
+    kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
+    with progress(quiet) as report, log_to_stderr(quiet):
         result = regkit.register(
             fixed_image,
             moving_image,
@@ -203,6 +206,8 @@ def command(
             threads=threads,
             seed=seed,
             progress=report,
+            memory=memory,
+            outputs=[name for name, asked in kinds.items() if asked],
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
     roles = {
