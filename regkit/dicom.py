@@ -117,9 +117,11 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's mark."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    """Whether a name is that of a file with DICOM's mark; a pipe, which can be read once, has none."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(132)[128:] == b"DICM"
     return False
 
 
@@ -173,7 +175,7 @@ def find_series(place: Path) -> list[Series]:
     """
     found: dict[str, list[tuple[Slice, Any]]] = {}
     with lenient() as library:
-        for path in [place] if place.is_file() else _files(place):
+        for path in [place] if os.path.isfile(place) else _files(place):
             try:
                 read = _slice(library, path)
             except Exception as error:  # numbers that are none, and what pydicom meets in damaged files
@@ -224,7 +226,7 @@ def series_of(source: object) -> Series | None:
     if not isinstance(place, str | os.PathLike):
         return None
     path = Path(place)
-    if not (path.is_dir() or is_dicom(path)):
+    if not (os.path.isdir(path) or is_dicom(path)):
         return None
     return chosen_series(find_series(path), wanted, False, f"'{path}'")
 
@@ -320,7 +322,7 @@ def _several(value: Any) -> Sequence[Any]:
 def _files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(parent, name) for name in sorted(names))
+        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
 def _slice(library: ModuleType, path: Path) -> tuple[Slice, Any] | None:

@@ -325,7 +325,7 @@ def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -
         if path.name.lower().endswith(SLICER):
             with guard.open_image([path]) as file:
                 return _slicer_segmentation(file, path, what)
-        if path.is_dir() or dicom.is_dicom(path):
+        if os.path.isdir(path) or dicom.is_dicom(path):
             series = _series_of(source, path, what, labels=True)
             return _dicom_segmentation(series, what, image) if series.is_labels else None
     except guard.ParserError as error:

@@ -19,10 +19,11 @@ from regkit.settings import Settings
 GB = 1e9
 # Both images as they come and as they are compared; a feature map each; and what does not grow with them.
 _KEPT, _READ, _FEATURES = 8, 11.5, 15
-_PER_WORKING_VOXEL, _WHILE_FEATURES = 170, 60
+_PER_WORKING_VOXEL, _WHILE_FEATURES, _LEFT_BEHIND = 170, 60, 40
 _FIELD, _LABELS = 38, 18
-_AFTER = {"moved": 50, "h5": 62, "inverse": 21}
-_FIXED_PART, _FIXED_PART_LATE = 75e6, 150e6
+_AFTER = {"moved": 52, "h5": 62, "inverse": 21}
+_HELD_INVERSE = 12
+_FIXED_PART, _FIXED_PART_LATE = 75e6, 110e6
 # Of a working grid that is made coarser for want of memory: a fourth of what the preset "fast" has.
 _FEWEST_VOXELS = 250_000
 _ROUNDING = 0.9
@@ -40,12 +41,16 @@ def registration_bytes(
     """
     kept = _KEPT * (fixed + moving)
     warp = (_FIELD + (_LABELS if labels else 0)) * fixed
-    late = [warp, *(_AFTER[name] * (fixed + (moving if name == "inverse" else 0)) for name in outputs)]
+    # Labels and the inverse are held while the others are made.
+    held = (_HELD_INVERSE * moving if "inverse" in outputs else 0) + (2 * fixed if labels else 0)
+    late = [warp]
+    for name in outputs:
+        late.append(_AFTER[name] * (fixed + moving if name == "inverse" else fixed) + held)
     return max(
         _READ * (fixed + moving) + _FIXED_PART,
         kept + _PER_WORKING_VOXEL * working + _FIXED_PART,
         _FEATURES * (fixed + moving) + _WHILE_FEATURES * working + _FIXED_PART,
-        kept + max(late) + (40 * working + 110e6 if max(late) == warp else _FIXED_PART_LATE),
+        kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
     )
 
 
@@ -82,8 +87,8 @@ def fitting(
     needed = peak(working)
     if needed <= allowed:
         return settings, needed
-    fewer = int((allowed - base - _KEPT * (fixed + moving) - _FIXED_PART) / _PER_WORKING_VOXEL)
-    if cap is not None and fewer >= _FEWEST_VOXELS and peak(fewer) <= 1.001 * allowed:
+    fewer = next((n for n in range(working, 0, -max(1, working // 200)) if peak(n) <= allowed), 0)
+    if cap is not None and fewer >= _FEWEST_VOXELS:
         warnings.warn(
             f"the working grid has {fewer / 1e6:.2g} in place of {working / 1e6:.2g} million voxels, to stay "
             f"below {allowed / GB:.3g} GB: the warp will be less fine",

@@ -79,8 +79,6 @@ def open_points(path: str | os.PathLike[str]) -> PointFile:
     path = Path(path)
     if path.name.endswith(".json"):
         return _open_json(path)
-    if path.suffix not in (".csv", ".fcsv"):
-        raise RegkitError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
     table, names, system = _table(path)
     which = table.defined(path)
     sign = _sign(system, path)
@@ -104,8 +102,6 @@ def read_points(path: str | os.PathLike[str]) -> Float64:
     path = Path(path)
     if path.name.endswith(".json"):
         return _read_json(path)
-    if path.suffix not in (".csv", ".fcsv"):
-        raise RegkitError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
     table, names, system = _table(path)
     # Slicer keeps a row for points that are only planned, and a position with it.
     missing = [k for k in range(len(table.rows)) if k not in set(table.defined(path))]
@@ -309,6 +305,8 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _table(path: Path) -> tuple[_Table, tuple[str, str, str], str]:
     """The table of a .csv or .fcsv, its columns of coordinates, and their system."""
+    if path.suffix not in (".csv", ".fcsv"):
+        raise RegkitError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
     text = _read_text(path)
     if path.suffix == ".fcsv":
         system = re.search(r"^#\s*CoordinateSystem\s*=\s*(\w+)", text, re.MULTILINE)

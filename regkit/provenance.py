@@ -69,10 +69,10 @@ def sha256(path: str | os.PathLike[str]) -> str:
         RegkitError: if a file cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _together(sorted(one for one in path.rglob("*") if one.is_file()))
     other = path.with_suffix(_PAIRS.get(path.suffix, path.suffix))
-    return _together(sorted({path, other}) if other.is_file() else [path])
+    return _together(sorted({path, other}) if os.path.isfile(other) else [path])
 
 
 def _together(files: Sequence[Path]) -> str:

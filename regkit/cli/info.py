@@ -123,7 +123,7 @@ def _describe(
     from regkit.formats import is_transform
     from regkit.images import LabelledVolume, load_labels, load_volume, looks_like_labels
 
-    if file.is_dir() or dicom.is_dicom(file):
+    if os.path.isdir(file) or dicom.is_dicom(file):
         if source is file and (several := _several(file)):
             return several
         volume = load_volume(source, "image")

@@ -151,6 +151,7 @@ def _apply_to_image(
     reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
+    from regkit.dicom import DicomSeries
     from regkit.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
     from regkit.results import check_dicom, save_volume
 
@@ -178,7 +179,8 @@ def _apply_to_image(
         )
     if interpolation != "nearest":
         load = load_labels if interpolation == "label" else load_image
-        volume = load(volume, f"image to warp '{volume.name}'")
+        place = image.folder if isinstance(image, DicomSeries) else image
+        volume = load(volume, f"image to warp '{place}'")
     warp = _one_warp(chain, grid, volume.grid)
     moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default)
     _warn_empty(warp, grid or warp.grid, volume.grid, moved.array)
