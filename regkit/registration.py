@@ -180,8 +180,8 @@ def register(
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, settings.deformable)
     before, cap = resident_memory(), None if memory is None else memory * GB
-    with reproducible(threads, seed), capped(cap):
-        with stages("load"):
+    with reproducible(threads, seed):
+        with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
                 reading = other.submit(copy_context().run, load_image, moving, "moving image")
                 fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
