@@ -183,6 +183,8 @@ def find_series(place: Path) -> list[Series]:
                 raise RegkitError(
                     f"{name}cannot be read: its DICOM header is damaged ({reason(error)})"
                 ) from error
+            if read is None and path == place:
+                raise RegkitError("is no DICOM image: its header names no SOP class")
             if read:
                 found.setdefault(str(read[1].get("SeriesInstanceUID", "")), []).append(read)
         series = [_series(uid, entries) for uid, entries in found.items()]
@@ -217,6 +219,13 @@ def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, wha
     if not found:
         raise RegkitError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
     return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
+
+
+def storage_name(series: Series) -> str:
+    """What the standard calls its SOP class."""
+    from pydicom.uid import UID
+
+    return str(UID(series.storage).name)
 
 
 def series_of(source: object) -> Series | None:
@@ -393,8 +402,6 @@ def _readable(series: Series, what: str) -> Series:
         if series.slices[0].is_scout:
             raise RegkitError(f"{what} holds scouts (localizers) alone; give the series of a volume")
         return series  # one slice, or slices without a place, which are refused where they are read
-    from pydicom.uid import UID
-
-    name = UID(series.storage).name
+    name = storage_name(series)
     article = "an" if name[:1] in "AEIOU" else "a"
     raise RegkitError(f"{what} is {article} '{name}', which regkit does not read")

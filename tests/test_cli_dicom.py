@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_cases import error_of, run
-from dicom_cases import edit, write_series, write_structures
+from dicom_cases import STORAGE, edit, write_file, write_series, write_structures
 from test_contours import box
 
 from regkit.geometry import Grid
@@ -107,3 +107,14 @@ def test_what_cannot_be_written_is_refused_before_any_work(study: Path, tmp_path
     assert "a DICOM segmentation refers to the DICOM of the fixed image" in message
     assert "choose one by its number or UID" in error_of(*start[:2], study, *start[3:], "-q")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.nii.gz", "full"]
+
+
+def test_info_describes_what_makes_no_volume(study: Path, tmp_path: Path) -> None:
+    one = next((study / "2").iterdir())
+    facts = json.loads(run("info", one, "--json").stdout)
+    assert (facts["slices"], facts["modality"], facts["description"]) == (1, "MR", "T2")
+    assert "2-D" in facts["not_to_register"]
+    report = write_file(tmp_path / "report.dcm", f"{STORAGE}88.33", Modality="SR")
+    assert "DICOM, Comprehensive SR Storage" in run("info", report).stdout
+    (tmp_path / "broken.dcm").write_bytes(one.read_bytes()[:140] + b"\xff" * 60)
+    assert "broken.dcm'" in error_of("info", tmp_path / "broken.dcm")

@@ -38,6 +38,7 @@ class Commands(TyperGroup):
         """Run the command; what is no user's mistake passes through."""
         with _libraries_kept_quiet(), warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
+            warnings.filterwarnings("ignore", module="pydicom")  # of headers that break some rule
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)

@@ -126,7 +126,13 @@ def _describe(
     if os.path.isdir(file) or dicom.is_dicom(file):
         if source is file and (several := _several(file)):
             return several
-        volume = load_volume(source, "image")
+        try:
+            volume = load_volume(source, "image")
+        except RegkitError as error:
+            described = _unreadable(source, file, str(error))
+            if described is None:
+                raise
+            return described
         if isinstance(volume, LabelledVolume):
             return _label_map(load_labels(volume, f"labels '{file}'"))
         return _image(volume)
@@ -173,6 +179,25 @@ def _several(folder: Path) -> dict[str, Any] | None:
         for one in found
     ]
     return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
+
+
+def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
+    """What DICOM that makes no volume says of itself; None if it cannot be read, or there are several."""
+    from regkit import dicom
+
+    try:
+        found = dicom.find_series(file)
+    except RegkitError:
+        return None
+    wanted = source.series if isinstance(source, dicom.DicomSeries) else None
+    found = [one for one in found if wanted in (None, one.number, one.uid)]
+    if len(found) != 1:
+        return None
+    (one,) = found
+    facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
+    facts |= {"modality": one.modality, "number": one.number}
+    facts |= {"description": one.description, "slices": one.count, "not_to_register": problem}
+    return {name: value for name, value in facts.items() if value != ""}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _LINEAR = (".tfm", ".txt", ".mat")
 _POINTS = (".csv", ".fcsv", ".mrk.json")
+_LITTLE = 0.05  # of a result shows the image
 
 
 def apply(
@@ -267,6 +268,11 @@ def _warn_empty(warp: Warp, result: Grid, moving: Grid, moved: np.ndarray) -> No
         warn(
             "the result holds nothing of the image: the warp leads no voxel into it; is it the moving image "
             "of this warp, and does the warp go from fixed to moving?"
+        )
+    elif share < _LITTLE:
+        warn(
+            f"only {100 * share:.1f} % of the result shows the image; is it the moving image of this warp, "
+            "and does the warp go from fixed to moving?"
         )
 
 
