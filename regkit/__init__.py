@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
     from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from regkit.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
+    from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.warp import Warp
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DicomSeries",
     "Finetuned",
     "Finetuning",
     "Grid",
@@ -51,12 +54,14 @@ __all__ = [
     "read_points",
     "register",
     "save_image",
+    "save_volume",
     "segment",
     "target_registration_error",
     "write_points",
 ]
 
 _MODULES = {
+    "dicom": ("DicomSeries",),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
     "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
@@ -65,6 +70,7 @@ _MODULES = {
     "points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
+    "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "warp": ("Warp",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,10 @@ def read_header(path: Path) -> Any:
     """
     with lenient() as library:
         try:
-            return library.dcmread(path, stop_before_pixels=True)
+            header = library.dcmread(path, stop_before_pixels=True)
+            for _ in header.iterall():  # values are made of bytes when they are asked for, and may be damaged
+                pass
+            return header
         except Exception as error:  # of pydicom, as the damage will have it
             raise RegkitError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
 
@@ -173,7 +177,7 @@ def find_series(place: Path) -> list[Series]:
     Raises:
         RegkitError: if a DICOM file is damaged, or pydicom is missing; without the name of the place.
     """
-    found: dict[str, list[tuple[Slice, Any]]] = {}
+    found: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
     with lenient() as library:
         for path in [place] if os.path.isfile(place) else _files(place):
             try:
@@ -186,8 +190,8 @@ def find_series(place: Path) -> list[Series]:
             if read is None and path == place:
                 raise RegkitError("is no DICOM image: its header names no SOP class")
             if read:
-                found.setdefault(str(read[1].get("SeriesInstanceUID", "")), []).append(read)
-        series = [_series(uid, entries) for uid, entries in found.items()]
+                found.setdefault(read[1][0], []).append(read)
+    series = [_series(entries) for entries in found.values()]
     return sorted(series, key=lambda one: (len(one.number), one.number, one.uid))
 
 
@@ -334,8 +338,8 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
-def _slice(library: ModuleType, path: Path) -> tuple[Slice, Any] | None:
-    """A DICOM file and its header; None for other files."""
+def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | None:
+    """A DICOM file and its series: UID, number, description and modality; None for other files."""
     try:
         with path.open("rb") as file:
             start = file.read(132)
@@ -353,6 +357,8 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, Any] | None:
     storage = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if not storage or storage == library.uid.MediaStorageDirectoryStorage:
         return None
+    if not re.fullmatch(r"[0-9.]+", storage):
+        raise ValueError("its SOP class is no UID")
     position, axes = (
         _numbers(header.get(name)) for name in ("ImagePositionPatient", "ImageOrientationPatient")
     )
@@ -365,7 +371,9 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, Any] | None:
     )
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
-    return Slice(path, storage, position, axes, lattice, frames, scout), header
+    about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+    named = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
+    return Slice(path, storage, position, axes, lattice, frames, scout), named
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
@@ -377,16 +385,11 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return numbers or None
 
 
-def _series(uid: str, entries: Sequence[tuple[Slice, Any]]) -> Series:
-    header = entries[0][1]
-    kind = entries[0][0].storage
-    slices = [one for one, _ in entries if one.storage == kind]
+def _series(entries: Sequence[tuple[Slice, tuple[str, ...]]]) -> Series:
+    first, (uid, number, description, modality) = entries[0]
+    slices = [one for one, _ in entries if one.storage == first.storage]
     slices = [one for one in slices if not one.is_scout] or slices
-    number, description, modality = (
-        " ".join(str(header.get(name) or "").split())
-        for name in ("SeriesNumber", "SeriesDescription", "Modality")
-    )
-    return Series(uid, number, description[:60], modality, kind, tuple(slices))
+    return Series(uid, number, description, modality, first.storage, tuple(slices))
 
 
 def _listed(found: Sequence[Series]) -> str:

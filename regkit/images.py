@@ -500,7 +500,7 @@ def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> 
             return contours.rasterise(dataset, image)
         except RegkitError:
             raise
-        except (AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # numbers that are none, sequences that are shorter than they should be
             raise RegkitError(f"cannot be read: its contours are damaged ({reason(error)})") from error
     except RegkitError as error:
         raise RegkitError(_about(what, str(error))) from error

@@ -17,8 +17,8 @@ from regkit.errors import RegkitError
 from regkit.settings import Settings
 
 GB = 1e9
-# Both images as they come and as they are compared; a feature map each; and what does not grow with them.
-_KEPT, _READ, _FEATURES = 8, 11.5, 15
+# Of both images while they are compared or read; of the larger one while features are made of it.
+_KEPT, _READ, _BLURRED = 8, 11.5, 14
 _PER_WORKING_VOXEL, _WHILE_FEATURES, _LEFT_BEHIND = 170, 60, 40
 _FIELD, _LABELS = 38, 18
 _AFTER = {"moved": 52, "h5": 62, "inverse": 21}
@@ -49,7 +49,7 @@ def registration_bytes(
     return max(
         _READ * (fixed + moving) + _FIXED_PART,
         kept + _PER_WORKING_VOXEL * working + _FIXED_PART,
-        _FEATURES * (fixed + moving) + _WHILE_FEATURES * working + _FIXED_PART,
+        kept + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
         kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
     )
 
