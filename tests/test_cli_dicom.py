@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,5 +117,8 @@ def test_info_describes_what_makes_no_volume(study: Path, tmp_path: Path) -> Non
     assert "2-D" in facts["not_to_register"]
     report = write_file(tmp_path / "report.dcm", f"{STORAGE}88.33", Modality="SR")
     assert "DICOM, Comprehensive SR Storage" in run("info", report).stdout
+    shutil.copytree(study / "2", tmp_path / "gap")
+    sorted((tmp_path / "gap").iterdir())[7].unlink()
+    assert "do not stack evenly" in error_of("info", tmp_path / "gap")
     (tmp_path / "broken.dcm").write_bytes(one.read_bytes()[:140] + b"\xff" * 60)
     assert "broken.dcm'" in error_of("info", tmp_path / "broken.dcm")

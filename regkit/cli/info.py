@@ -191,7 +191,7 @@ def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[st
         return None
     wanted = source.series if isinstance(source, dicom.DicomSeries) else None
     found = [one for one in found if wanted in (None, one.number, one.uid)]
-    if len(found) != 1:
+    if len(found) != 1 or found[0].is_volume or found[0].is_labels:  # those that fail are refused
         return None
     (one,) = found
     facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
