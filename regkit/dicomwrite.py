@@ -9,6 +9,7 @@ Derived images: DICOM PS3.3 C.7.6.1.1.3 and C.7.6.1.1.4; contributing equipment:
 from __future__ import annotations
 
 import datetime
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ _MR_UNKNOWN = {
     "EchoTime": None, "EchoTrainLength": None,
 }  # fmt: skip
 _LARGEST = 32767
+_SOURCES = 0x00082112  # the tag of SourceImageSequence
+# Bytes of preamble, mark and FileMetaInformationGroupLength, whose last four count the bytes of the rest.
+_META = 144
 
 
 def save_series(
@@ -83,11 +87,12 @@ def save_series(
             slope = float(library.valuerep.DSfloat(largest / _LARGEST or 1.0, auto_format=True))
         common.RescaleSlope = library.valuerep.DSfloat(slope, auto_format=True)
         pixels = np.clip(np.rint(array / slope), -_LARGEST - 1, _LARGEST).astype("<i2")
+        sources = _sources(library, source)
         with atomic_folder(folder) as temporary:
             for number, k in enumerate(_order(volume.grid), start=1):
                 one = _slice(library, common, volume.grid, k, number, target)
                 one.PixelData = pixels[k].tobytes()
-                one.save_as(temporary / f"{number:04d}.dcm", enforce_file_format=True)
+                _save(one, sources, temporary / f"{number:04d}.dcm")
 
 
 def save_segmentation(segmentation: Segmentation, path: Path, fixed: ImageLike | None) -> None:
@@ -308,9 +313,6 @@ def _derivation(
     equipment.Manufacturer, equipment.ManufacturerModelName = "regkit", "regkit"
     equipment.SoftwareVersions = version()
     one.ContributingEquipmentSequence = [equipment]
-    if source:
-        purpose = _code(library, ("121322", "DCM", "Source image for image processing operation"))
-        one.SourceImageSequence = [_reference(library, header, purpose) for header in source[1]]
     references = []
     for series in (source, target):
         if series:
@@ -320,6 +322,40 @@ def _derivation(
             references.append(entry)
     if references:
         one.ReferencedSeriesSequence = references
+
+
+def _sources(library: Any, source: tuple[Series, list[Any]] | None) -> bytes:
+    """The element that names the moving slices as the sources of an image, encoded."""
+    if source is None:
+        return b""
+    purpose = _code(library, ("121322", "DCM", "Source image for image processing operation"))
+    one = library.Dataset()
+    one.SourceImageSequence = [_reference(library, header, purpose) for header in source[1]]
+    return _encoded(one)
+
+
+def _encoded(dataset: Any) -> bytes:
+    """In explicit little endian."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset)
+    return bytes(buffer.getvalue())
+
+
+def _save(one: Any, sources: bytes, path: Path) -> None:
+    """Write a slice, with its sources put in their place: to encode them for each anew takes minutes."""
+    buffer = io.BytesIO()
+    one.save_as(buffer, enforce_file_format=True)
+    content = buffer.getbuffer()
+    meta = int.from_bytes(content[_META - 4 : _META], "little")
+    start = _META + meta + len(_encoded(one[:_SOURCES]))
+    with open(path, "wb") as file:
+        file.write(content[:start])
+        file.write(sources)
+        file.write(content[start:])
 
 
 def _slice(

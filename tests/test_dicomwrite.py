@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_cases import STORAGE, edit, write_series
 
+from regkit import dicomwrite
 from regkit.dicomwrite import save_segmentation, save_series
 from regkit.errors import RegkitError
 from regkit.geometry import Grid, transform_points
@@ -123,14 +124,14 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     with pytest.raises(RegkitError, match="there is something in it"):
         save_volume(volume, f"{tmp_path / 'kept'}/")
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["note.txt"]
-    real = pydicom.Dataset.save_as
+    real = dicomwrite._save
 
-    def full(self: object, name: Path, **options: object) -> None:
-        if Path(name).name == "0004.dcm":
+    def full(one: object, sources: bytes, path: Path) -> None:
+        if path.name == "0004.dcm":
             raise OSError(28, "No space left on device")
-        real(self, name, **options)
+        real(one, sources, path)
 
-    monkeypatch.setattr(pydicom.Dataset, "save_as", full)
+    monkeypatch.setattr(dicomwrite, "_save", full)
     with pytest.raises(RegkitError, match=r"could not write '.*out': No space left on device"):
         save_volume(volume, f"{tmp_path / 'out'}/")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept"]
