@@ -25,6 +25,8 @@ _DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
 _DOUBT_PASSES = 4
 _DOUBT_TAKEN, _TAKEN, _TAKEN_PASSES = 0.8, 2.0, 6
 _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
+_BLOCK = 8  # cells along each side of what a correlation is taken over
+_LEAST_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
 _AIR = 0.08  # share of the brightest below which there is nothing
 
 
@@ -77,6 +79,46 @@ def blur_of_match(
     ]
     misses = [cost(step) for step in steps]  # type: ignore[arg-type]
     return cost((0, 0, 0)) / max(sum(misses) / len(misses), 1e-9)
+
+
+def resel_volume(
+    fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
+) -> float:
+    """How many cells go together in what still differs under a displacement: its resolution element, cells.
+
+    Features of blurred images differ alike over many cells, and so do those of images that do not show the
+    same: as many cells are one observation and not many (the virtual decimation of Simpson et al., 2012). The
+    correlation of neighbours along an axis, rho = exp(-1 / (4 s^2)), gives the full width at half maximum
+    2.355 s (Forman et al., 1995); the volume is the product of the three, its median over blocks of cells.
+
+    Args:
+        fixed, moving, offset, displacement: as for :func:`blur_of_match`.
+
+    Returns:
+        About 3 to 7 for pairs whose details agree, above 8 for images smoothed by 8 mm at cells of 4 mm.
+    """
+    where = index_grid(displacement.shape[1:], displacement.device) + displacement
+    seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
+    differences = seen.values.sub_(fixed.values)
+    known = fixed.weight * seen.weight
+    differences *= known.sqrt()
+    side = [min(_BLOCK, max(n - 1, 1)) for n in known.shape[1:]]
+    if min(known.shape[1:]) < 2:
+        return 1.0
+
+    def means(volume: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool3d(volume[None], side, ceil_mode=True, count_include_pad=False)[0]
+
+    here = differences[:, :-1, :-1, :-1]
+    power = means(here.square().mean(0, keepdim=True))
+    volume = torch.ones_like(power)
+    for axis in (1, 2, 3):
+        next_ones = tuple(slice(1, None) if k == axis else slice(-1) for k in (1, 2, 3))
+        product = here * differences[(slice(None), *next_ones)]
+        correlation = means(product.mean(0, keepdim=True)) / power.clamp_min(1e-12)
+        volume *= 2.355 / (-4 * correlation.clamp_(0.05, 0.97).log_()).sqrt_()
+    counted = (means(known[:, :-1, :-1, :-1]) > 0.5) & (power > _LEAST_POWER * power.mean())
+    return float(volume[counted].median()) if counted.any() else 1.0
 
 
 def doubt(

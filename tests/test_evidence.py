@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from regkit.costvolume import FeatureMap
 from regkit.deformable import STRIDE, Pyramid
@@ -9,6 +10,7 @@ from regkit.evidence import (
     blur_of_match,
     doubt,
     local_contrast,
+    resel_volume,
     share_of,
     share_of_intensities,
     taken_back,
@@ -41,6 +43,29 @@ def test_what_is_not_known_counts_nothing(rng: np.random.Generator) -> None:
     other, weight = one.clone(), torch.ones_like(one)
     other[:, 4:], weight[:, 4:] = 100, 0
     assert blur_of_match(_map(one), FeatureMap(other, weight), OFFSET, STILL) < 1e-3
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 1.4])
+def test_the_resel_of_blurred_noise_is_that_of_its_kernel(rng: np.random.Generator, sigma: float) -> None:
+    shape = (48, 48, 48)
+    noise = torch.from_numpy(ndimage.gaussian_filter(rng.normal(size=shape), sigma)).float()[None]
+    found = resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, torch.zeros(3, *shape))
+    assert found == pytest.approx((2.355 * sigma) ** 3, rel=0.3)
+
+
+def test_the_resel_counts_what_is_known_and_differs(rng: np.random.Generator) -> None:
+    shape = (32, 32, 32)
+    noise = torch.from_numpy(rng.normal(size=(1, *shape))).float()
+    still = torch.zeros(3, *shape)
+    sharp = resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, still)
+    noise[..., 8:] *= 1e-3  # air that is nearly the same in both
+    noise[..., 8:] += 1e-2
+    assert resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, still) == pytest.approx(
+        sharp, rel=0.2
+    )
+    nowhere = FeatureMap(noise, torch.zeros_like(noise))
+    assert resel_volume(nowhere, nowhere, OFFSET, still) == 1
+    assert resel_volume(_map(noise[:, :1]), _map(noise[:, :1]), OFFSET, still[:, :1]) == 1
 
 
 def test_a_part_keeps_what_it_can_tell_beside_the_reference() -> None:
