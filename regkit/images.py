@@ -202,6 +202,29 @@ def load_labels(
     return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
 
 
+def names_of(labels: Volume) -> dict[int, str] | None:
+    """Names of the labels that a map holds, from its file; None where that names none."""
+    if not isinstance(labels, LabelledVolume) or not labels.segments:
+        return None
+    names = {segment.label: segment.name for segment in labels.segments}
+    return {int(v): names.get(int(v), f"label {v}") for v in np.unique(labels.array) if v}
+
+
+def warn_other_names(one: Volume, other: Volume) -> None:
+    """Warn of labels that two files of segments give different names."""
+    if not (isinstance(one, LabelledVolume) and isinstance(other, LabelledVolume)):
+        return
+    names = {segment.label: segment.name for segment in other.segments}
+    for segment in one.segments:
+        named = names.get(segment.label, segment.name)
+        if named.casefold().strip() != segment.name.casefold().strip():
+            warnings.warn(
+                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{named}' in '{other.name}'; "
+                "labels are compared by their numbers",
+                stacklevel=3,
+            )
+
+
 def label_type(low: float, high: float) -> npt.DTypeLike | None:
     """The first of uint8, int16, int32, uint32 and int64 that holds ``low`` to ``high``, or None."""
     kinds = (np.uint8, np.int16, np.int32, np.uint32, np.int64)
@@ -241,7 +264,7 @@ def load_labelled(
     """
     source, label_source = _pair(item, role)
     image = load_image(source, image_role)
-    labels = load_labels(label_source, labels_role, image.grid if one_grid else None)
+    labels = load_labels(label_source, labels_role, image.grid if one_grid else None, image=image.grid)
     low = int(labels.array.min())
     if low < 0:
         raise RegkitError(

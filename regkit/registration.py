@@ -38,7 +38,7 @@ from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
+from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
@@ -152,7 +152,8 @@ def register(
             nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid.
         fixed_mask, moving_mask: voxels that count, each on its image's grid; all by default.
         fixed_labels, moving_labels: label maps, used for the measures alone.
-        label_names: label -> name; also chooses the labels to measure.
+        label_names: label -> name; also chooses the labels to measure. By default the names in the file of
+            ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
         init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
             where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
@@ -252,7 +253,8 @@ def register(
             if moving_map is not None:
                 moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
                 if fixed_map is not None:
-                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
+                    known = label_names or names_of(fixed_map)
+                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, known)
 
         return Registration(
             warp=warp,
@@ -400,10 +402,11 @@ def _labels(
     fixed: ImageLike | None, moving: ImageLike | None, fixed_image: Volume, moving_image: Volume
 ) -> tuple[Volume | None, Volume | None]:
     """Both label maps; each on any grid that its own image shares the world with."""
-    return (
-        None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid),
-        None if moving is None else load_labels(moving, "moving labels", image=moving_image.grid),
-    )
+    fixed_map = None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid)
+    moving_map = None if moving is None else load_labels(moving, "moving labels", image=moving_image.grid)
+    if fixed_map is not None and moving_map is not None:
+        warn_other_names(fixed_map, moving_map)
+    return fixed_map, moving_map
 
 
 def _sources(

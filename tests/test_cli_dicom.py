@@ -68,7 +68,11 @@ def test_register_writes_series_and_segments(study: Path, tmp_path: Path) -> Non
     )
     words = (*words, "--init", "none", "-o", tmp_path / "warp.nii.gz", "--moved", f"{tmp_path / 'moved'}/")
     words = (*words, "--moving-labels", study / "rt.dcm", "--moved-labels", tmp_path / "labels.dcm")
-    assert "overlap in 27 voxels" in run(*words).stderr
+    words = (*words, "--fixed-labels", study / "rt.dcm", "--json")
+    result = run(*words)
+    assert "overlap in 27 voxels" in result.stderr
+    rows = json.loads(result.stdout)["metrics"]["labels"]
+    assert [(row["name"], row["dice_before"]) for row in rows] == [("organ", 1.0), ("inner", 1.0)]
     moved = load_image(tmp_path / "moved", "image")
     assert moved.grid.same_as(GRID, 1e-4)
     one = pydicom.dcmread(next((tmp_path / "moved").iterdir()))

@@ -12,7 +12,14 @@ from cli_cases import run
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.headers import nrrd_fields
-from regkit.images import LabelledVolume, load_labels, load_mask, load_segmentation
+from regkit.images import (
+    LabelledVolume,
+    load_labels,
+    load_mask,
+    load_segmentation,
+    names_of,
+    warn_other_names,
+)
 from regkit.outputs import save_image
 from regkit.results import save_segments
 from regkit.segments import Segment, Segmentation, slicer_segments
@@ -150,3 +157,16 @@ def test_a_plain_label_map_becomes_a_segmentation(tmp_path: Path) -> None:
     found = load_segmentation(tmp_path / "out.seg.nrrd", "labels")
     assert found is not None and [(s.label, s.name) for s in found.segments] == [(6, "label 6")]
     np.testing.assert_array_equal(found.layers[0], array)
+
+
+def test_numbers_that_mean_two_things_are_named(tmp_path: Path) -> None:
+    one, other = (np.zeros((1, *GRID.shape), np.uint8) for _ in range(2))
+    one[0, 2:9, 2:10, 3:11] = other[0, 2:9, 2:10, 3:11] = 1
+    fields = {"Segment0_Name": "Liver", "Segment0_LabelValue": "1"}
+    first = load_labels(write_slicer(tmp_path / "a.seg.nrrd", one, fields), "labels")
+    same = load_labels(write_slicer(tmp_path / "b.seg.nrrd", other, fields | {"Segment0_Name": "liver"}), "l")
+    assert names_of(first) == {1: "Liver"}
+    warn_other_names(first, same)
+    spleen = write_slicer(tmp_path / "c.seg.nrrd", other, fields | {"Segment0_Name": "spleen"})
+    with pytest.warns(UserWarning, match=r"label 1 is 'Liver' in 'a.seg.nrrd' and 'spleen' in 'c.seg.nrrd'"):
+        warn_other_names(first, load_labels(spleen, "labels"))
