@@ -89,6 +89,10 @@ class Warp:
 
     def to_sitk(self) -> sitk.DisplacementFieldTransform:
         """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
+        from regkit.images import check_fits_memory
+
+        # A copy of the field in each precision.
+        check_fits_memory(self.field[..., 0].size, "the warp as a transform of ITK", 12 + 24)
         image = self.grid.to_sitk(self.field, vector=True)
         return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
@@ -205,6 +209,10 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
+        from regkit.images import check_fits_memory
+
+        # The residual and the inverse.
+        check_fits_memory(self.field[..., 0].size + int(np.prod(grid.size)), "the inverse", 12)
         inverter = Inverter(self)
         field = np.empty((*grid.shape, 3), dtype=np.float32)
         for first, last in slabs(grid):
