@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regkit.check import Check, check_warp
     from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
     from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
+    from regkit.verdict import Gate, Verdict
     from regkit.warp import Warp
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "DicomSeries",
     "Finetuned",
     "Finetuning",
+    "Gate",
     "Grid",
     "ImageLike",
     "LabelScore",
@@ -41,9 +45,11 @@ __all__ = [
     "Registration",
     "RegkitError",
     "Segmentation",
+    "Verdict",
     "Volume",
     "Warp",
     "__version__",
+    "check_warp",
     "compare_labels",
     "finetune",
     "load_image",
@@ -61,6 +67,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "check": ("Check", "check_warp"),
     "dicom": ("DicomSeries",),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
@@ -73,6 +80,7 @@ _MODULES = {
     "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
+    "verdict": ("Gate", "Verdict"),
     "warp": ("Warp",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

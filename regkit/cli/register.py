@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regkit.cli.console import log_to_stderr, print_json, progress
+from regkit.cli.console import NOT_RIGHT, log_to_stderr, print_json, progress
 from regkit.cli.files import (
     IMAGES,
     LABELS,
@@ -33,11 +33,12 @@ from regkit.cli.options import (
     Preset,
     Quiet,
     Seed,
+    Strict,
     Threads,
     Weights,
     start_file,
 )
-from regkit.cli.report import print_registration
+from regkit.cli.report import print_registration, print_verdict
 
 _OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
@@ -131,6 +132,7 @@ def command(
     threads: Threads = None,
     memory: Memory = None,
     seed: Seed = 0,
+    strict: Strict = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -184,6 +186,7 @@ def command(
     import regkit
     from regkit.provenance import command_line, record_of
     from regkit.results import check_dicom, write_results
+    from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
 
@@ -235,3 +238,6 @@ def command(
         print_registration(result.to_dict())
         for path in files.values():
             typer.echo(f"wrote {path}")
+        print_verdict(result.verdict.to_dict())
+    if strict and result.verdict.level == FAIL:
+        raise typer.Exit(NOT_RIGHT)
