@@ -37,8 +37,8 @@ CHOOSING = (
 
 MEASURES = ("dice", "tre_mm")
 NAMES = ("mind", "network", "network+mind")
-# How far the other starts are off: standard deviations of a shift, in a field of view of 100 mm or more, and of
-# a turn about each axis.
+# How far the other starts are off: standard deviations of a shift, in a field of view of 100 mm or more,
+# and of a turn about each axis.
 _SHIFT_MM, _TURN_DEGREES, _FIELD_MM = 2.0, 1.0, 100.0
 
 
@@ -98,19 +98,18 @@ def gain(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) ->
         worst_structure(rows, reference), rows[0],
     )  # fmt: skip
     for measure in MEASURES:
-        if (ours := measured(rows, measure)) is not None:
-            gained = ours["after"] - measured(reference, measure)["after"]  # type: ignore[index]
+        ours, theirs = measured(rows, measure), measured(reference, measure)
+        if ours and theirs:
+            gained = ours["after"] - theirs["after"]
             found.linear[measure], found.reached[measure] = ours["linear"].mean(), ours["after"].mean()
             found.gained[measure], found.spread[measure] = gained.mean(), gained.std()
     return found
 
 
-def measured(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, np.ndarray] | None:
-    """Mean Dice or TRE of each row by stage, or None if the pair has none."""
+def measured(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, np.ndarray]:
+    """Mean Dice or TRE of each row by stage; empty if the pair has none."""
     found = [row["metrics"].get("mean_dice") if measure == "dice" else row.get("tre_mm") for row in rows]
-    return (
-        {stage: np.array([of[stage] for of in found]) for stage in ("linear", "after")} if found[0] else None
-    )
+    return {stage: np.array([of[stage] for of in found if of]) for stage in ("linear", "after") if found[0]}
 
 
 def worst_structure(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> tuple[float, str]:
@@ -166,7 +165,8 @@ def summary(gains: Sequence[Gain]) -> str:
             worst = min(dice, key=lambda found: found.gained["dice"])
             structure = min(dice, key=lambda found: found.worst[0])
             mean = np.mean([found.gained["dice"] for found in dice])
-            text += f" Dice {mean:+.4f} on average of {len(dice)}, worst {worst.gained['dice']:+.3f} ({worst.title}), worst structure {structure.worst[0]:+.3f} "
+            text += f" Dice {mean:+.4f} on average of {len(dice)}, worst {worst.gained['dice']:+.3f} "
+            text += f"({worst.title}), worst structure {structure.worst[0]:+.3f} "
             text += f"({structure.worst[1]}, {structure.title})"
         if marks:
             ratios = [
