@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from regkit.features import MIND, Part, feature_parts, mind_ssc
+from regkit.features import Part, feature_parts, mind_ssc
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import bias, blurred
 from regkit.synthesis.mixture import anatomies, mixture
@@ -390,7 +390,6 @@ def measure(arguments: argparse.Namespace) -> None:
     known = json.loads(arguments.known.read_text()) if arguments.known and arguments.known.exists() else {}
     added = part(arguments.file, arguments.weight)
     asked = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
-    asked["local+mind"] = (added, MIND)
     asked["local+network+mind"] = (added, *asked["network+mind"])
     lines, gains, every = [HEAD], [], []
     for name in chosen(arguments.pairs):
