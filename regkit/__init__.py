@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regkit.check import Check, check_warp
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
     from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from regkit.registration import Registration, register
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
+    from regkit.verdict import Gate, Verdict
     from regkit.warp import Warp
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "Finetuned",
     "Finetuning",
+    "Gate",
     "Grid",
     "ImageLike",
     "LabelScore",
@@ -38,9 +42,11 @@ __all__ = [
     "Registration",
     "RegkitError",
     "Segmentation",
+    "Verdict",
     "Volume",
     "Warp",
     "__version__",
+    "check_warp",
     "compare_labels",
     "finetune",
     "load_image",
@@ -57,6 +63,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "check": ("Check", "check_warp"),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
     "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
@@ -67,6 +74,7 @@ _MODULES = {
     "registration": ("Registration", "register"),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
+    "verdict": ("Gate", "Verdict"),
     "warp": ("Warp",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -26,7 +26,7 @@ from regkit.features import Part, feature_maps
 from regkit.fine import refine
 from regkit.geometry import Float64, Grid, index_grid, resize, sample, transform_points
 from regkit.resample import Source, resample
-from regkit.settings import Settings
+from regkit.settings import FINE_MM, Settings
 
 STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
@@ -99,14 +99,12 @@ class Pyramid:
 def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     """The working grid and levels for a pair.
 
-    The spacing is that of the coarser image (the cube root of its voxel volume), or what keeps the
-    grid within ``settings.max_voxels``.
+    The spacing is that of the coarser image (the cube root of its voxel volume) or the share of it that the
+    settings name, or what keeps the grid within ``settings.max_voxels``.
     """
-    spacing = max(
-        float(np.cbrt(np.prod(fixed.spacing))),
-        float(np.cbrt(np.prod(moving.spacing))),
-        float(np.cbrt(np.prod(fixed.extent) / settings.max_voxels)),
-    )
+    coarser = max(float(np.cbrt(np.prod(grid.spacing))) for grid in (fixed, moving))
+    share = settings.spacing_share if coarser <= FINE_MM else 1.0
+    spacing = max(share * coarser, float(np.cbrt(np.prod(fixed.extent) / settings.max_voxels)))
     reach = min(settings.search_range, 0.5 * float(fixed.extent.min()))
     stride = next((s for s in _COARSEST if reach <= _MAX_RADIUS * s * spacing), _COARSEST[-1])
     levels = [(stride, max(1, math.ceil(reach / (stride * spacing) - 1e-6)))]

@@ -43,6 +43,7 @@ from regkit.linear import STEPS, LinearStart, align
 from regkit.metrics import LabelScore, compare_labels, summarise
 from regkit.resample import Source, resample
 from regkit.settings import named_settings
+from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
 
 Progress = Callable[[str, float], None]
@@ -51,7 +52,9 @@ INITS = ("auto", "none", "centre", "rigid", "affine")
 # temporaries and the moving image's wider lattice.
 _BYTES_PER_WORKING_VOXEL = 160
 # Shares of the whole run, for the progress bar.
-_SHARES = {"load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.42, "warp": 0.03}
+_SHARES = {
+    "load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.38, "warp": 0.03, "verdict": 0.04
+}  # fmt: skip
 _DEFORMABLE = ("features", "coarse", "fine")
 
 
@@ -70,6 +73,7 @@ class Registration:
         timings: seconds by stage, ``total`` last.
         memory: peak MB of the process up to the end of each stage, ``peak`` last.
         settings: everything the run depended on.
+        verdict: whether the result can be believed (:mod:`regkit.verdict`).
         moving: the moving image, as loaded.
         moved_labels: the moving labels on the fixed grid, by nearest neighbour, where given.
         doubt: ``uncertainty`` on the solver's cells, mm.
@@ -81,6 +85,7 @@ class Registration:
     timings: dict[str, float]
     memory: dict[str, float]
     settings: dict[str, Any]
+    verdict: Verdict
     moving: Volume = field(repr=False)
     moved_labels: Volume | None = field(default=None, repr=False)
     doubt: Source | None = field(default=None, repr=False)
@@ -104,9 +109,10 @@ class Registration:
         return Volume(values.cpu().numpy(), self.warp.grid)
 
     def to_dict(self) -> dict[str, Any]:
-        """Measures, times and settings, ready for JSON but for NaN."""
+        """Measures, verdict, times and settings, ready for JSON but for NaN."""
         return {
             "metrics": self.metrics,
+            "verdict": self.verdict.to_dict(),
             "seconds": self.timings,
             "memory_mb": self.memory,
             "settings": self.settings,
@@ -228,10 +234,17 @@ def register(
                 if fixed_map is not None:
                     metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
 
+        with stages("verdict"):
+            gates = measured(*sources, start.matrix, warp.transform_points, uncertain)
+            gates["folding"] = metrics["folding_percent"]
+            if "mean_dice" in metrics:
+                gates["labels"] = metrics["mean_dice"]["after"] - metrics["mean_dice"]["before"]
+
         return Registration(
             warp=warp,
             linear=start.matrix,
             metrics=metrics,
+            verdict=verdict_of(gates),
             timings=stages.seconds | {"total": sum(stages.seconds.values())},
             memory=stages.memory | {"peak": max(stages.memory.values())},
             settings={

@@ -67,7 +67,7 @@ def test_the_table(files: Files, atlases: tuple[object, ...], tmp_path: Path) ->
     out = tmp_path / "labels.nii.gz"
     words = ("--fusion", "majority", "--init", "none", *QUICK)
     lines = run("propagate", files.fixed, *atlases, "-o", out, *words).stdout.splitlines()
-    assert lines[0].split() == ["atlas", "votes,", "%", "difference", "time,", "s"]
+    assert lines[0].split() == ["atlas", "votes,", "%", "difference", "time,", "s", "verdict"]
     assert lines[1].startswith("moving.nii.gz")
     assert lines[2].startswith("fixed.nii.gz")
     assert sum(float(line.split()[1]) for line in lines[1:3]) == pytest.approx(100, abs=0.2)

@@ -19,6 +19,7 @@ from regkit.errors import RegkitError
 from regkit.features import DEFAULT, NAMES
 from regkit.formats import read_linear
 from regkit.images import load_image, load_labels
+from regkit.outputs import save_image
 from regkit.warp import Warp
 
 
@@ -56,6 +57,8 @@ def test_the_measures(files: Files, results: tuple[Path, dict[str, Any]]) -> Non
     stages = [seconds for stage, seconds in found["seconds"].items() if stage != "total"]
     assert sum(stages) == pytest.approx(found["seconds"]["total"])
     assert found["memory_mb"]["peak"] > 100
+    assert found["verdict"]["level"] == "PASS"
+    assert {gate["name"] for gate in found["verdict"]["gates"]} >= {"copies", "side", "doubt", "labels"}
     names = ["warp", "moved", "moved_labels", "inverse", "linear", "uncertainty", "figure"]
     assert list(found["outputs"]) == names
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -98,6 +101,20 @@ def test_the_other_files(files: Files, results: tuple[Path, dict[str, Any]]) -> 
     assert 0 < doubt.array.min() < np.median(doubt.array) < 128  # mm: 8 cells of two voxels of 8
 
 
+def test_noise_fails_and_strict_says_so_after_all_is_written(files: Files, tmp_path: Path) -> None:
+    noise = load_image(files.moving, "moving")
+    noise.array[:] = np.random.default_rng(0).standard_normal(noise.array.shape)
+    save_image(noise.to_sitk(), tmp_path / "noise.nii.gz")
+    words = ("-o", tmp_path / "warp.nii.gz", "--preset", "linear", "--init", "none", "--overwrite")
+    failed = run("register", files.fixed, tmp_path / "noise.nii.gz", *words, "--strict", code=3)
+    lines = failed.stdout.splitlines()
+    assert any(line.startswith("FAIL copies: ") for line in lines)
+    assert lines[-1] == "verdict  FAIL"
+    assert Warp.load(tmp_path / "warp.nii.gz").grid.same_as(load_image(files.fixed, "fixed").grid)
+    run("register", files.fixed, tmp_path / "noise.nii.gz", *words, "--quiet")  # FAIL is no error by itself
+    run("register", files.fixed, files.fixed, *words, "--strict", "--quiet")
+
+
 def test_a_linear_start_says_nothing_of_doubt(files: Files, tmp_path: Path) -> None:
     result = run(
         "register", files.fixed, files.moving, "-o", tmp_path / "warp.nii.gz", "--preset", "linear",
@@ -120,7 +137,12 @@ def test_the_tables(files: Files, tmp_path: Path) -> None:
     assert any(line.startswith("mean") for line in lines)
     assert any(line.startswith("folding") and "0.00 %" in line for line in lines)
     assert any(line.startswith("time") and "linear" in line for line in lines)
-    assert lines[-1] == f"wrote {tmp_path / 'warp.nii.gz'}"
+    assert f"wrote {tmp_path / 'warp.nii.gz'}" in lines
+    assert [line.split()[0] for line in lines if line.endswith(" PASS")][:5] == [
+        "copies", "inside", "side", "place", "overlap"
+    ]  # fmt: skip
+    assert any(line.startswith("labels") for line in lines)  # the gate that only labels give
+    assert lines[-1] == "verdict  PASS"
 
 
 def test_quiet_prints_nothing(files: Files, tmp_path: Path) -> None:
@@ -357,7 +379,7 @@ def test_the_bar_on_a_terminal(files: Files, tmp_path: Path, monkeypatch: pytest
     words = ("--init", "none", "--preset", "linear", "--json")
     result = run("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words)
     assert json.loads(result.stdout)["outputs"]
-    assert "warp" in result.stderr
+    assert "verdict" in result.stderr
     assert "%" in result.stderr
     monkeypatch.undo()
     result = run("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words, "--overwrite")

@@ -77,6 +77,13 @@ def test_the_working_grid_is_no_finer_than_the_coarser_image() -> None:
         assert plan(fixed, moving, SETTINGS).grid.spacing == pytest.approx((expected,) * 3)
 
 
+@pytest.mark.parametrize(("spacing", "share"), [(1.0, 0.7), (2.0, 0.7), (3.0, 1.0)])
+def test_an_accurate_grid_is_finer_where_the_images_are_fine(spacing: float, share: float) -> None:
+    grid = Grid((32, 32, 32), (spacing,) * 3)
+    assert plan(grid, grid, SETTINGS).grid.spacing == pytest.approx((spacing,) * 3)
+    assert plan(grid, grid, PRESETS["accurate"]).grid.spacing == pytest.approx((share * spacing,) * 3)
+
+
 @pytest.mark.parametrize("size", [(4, 4, 4), (37, 41, 29), (5, 60, 7)])
 def test_levels_halve_down_to_the_stride_of_the_field(size: tuple[int, int, int]) -> None:
     grid = Grid(size, (1.5, 1.0, 2.5))

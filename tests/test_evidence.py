@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from regkit.costvolume import FeatureMap
 from regkit.deformable import STRIDE, Pyramid
@@ -9,6 +10,7 @@ from regkit.evidence import (
     blur_of_match,
     doubt,
     local_contrast,
+    resel_volume,
     share_of,
     share_of_intensities,
     taken_back,
@@ -43,9 +45,33 @@ def test_what_is_not_known_counts_nothing(rng: np.random.Generator) -> None:
     assert blur_of_match(_map(one), FeatureMap(other, weight), OFFSET, STILL) < 1e-3
 
 
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 1.4])
+def test_the_resel_of_blurred_noise_is_that_of_its_kernel(rng: np.random.Generator, sigma: float) -> None:
+    shape = (48, 48, 48)
+    noise = torch.from_numpy(ndimage.gaussian_filter(rng.normal(size=shape), sigma)).float()[None]
+    found = resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, torch.zeros(3, *shape))
+    assert found == pytest.approx((2.355 * sigma) ** 3, rel=0.3)
+
+
+def test_the_resel_counts_what_is_known_and_differs(rng: np.random.Generator) -> None:
+    shape = (32, 32, 32)
+    noise = torch.from_numpy(rng.normal(size=(1, *shape))).float()
+    still = torch.zeros(3, *shape)
+    sharp = resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, still)
+    noise[..., 8:] *= 1e-3  # air that is nearly the same in both
+    noise[..., 8:] += 1e-2
+    assert resel_volume(_map(noise), _map(torch.zeros_like(noise)), OFFSET, still) == pytest.approx(
+        sharp, rel=0.2
+    )
+    nowhere = FeatureMap(noise, torch.zeros_like(noise))
+    assert resel_volume(nowhere, nowhere, OFFSET, still) == 1
+    assert resel_volume(_map(noise[:, :1]), _map(noise[:, :1]), OFFSET, still[:, :1]) == 1
+
+
 def test_a_part_keeps_what_it_can_tell_beside_the_reference() -> None:
     assert share_of(0.5, 0.5) == 1
-    assert share_of(0.7, 0.4) == pytest.approx(0.25)
+    assert share_of(0.56, 0.5) == pytest.approx(0.88**8)
+    assert share_of(0.1, 0.34) == 0  # nothing to add
     assert share_of(0.96, 0.5) == 0
     assert share_of(0.9, 0.5) == 0  # a share too small to be worth its time
     assert share_of(0.1, 0.9) == 1.25

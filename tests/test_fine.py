@@ -9,7 +9,16 @@ import torch
 
 from regkit.costvolume import FeatureMap
 from regkit.filters import smooth
-from regkit.fine import _STIFFNESS_RANGE, diffusion, dissimilarity, refine, scattered, stiffness_for
+from regkit.fine import (
+    _MOST_STIFFNESS,
+    _STIFFNESS_RANGE,
+    _TYPICAL_RESEL,
+    diffusion,
+    dissimilarity,
+    refine,
+    scattered,
+    stiffness_for,
+)
 from regkit.folding import folded_points
 from regkit.geometry import index_grid
 from regkit.settings import PRESETS
@@ -38,10 +47,17 @@ def test_a_field_is_held_together_more_where_the_coarse_stage_found_less_strain(
     rng: np.random.Generator,
 ) -> None:
     still, strained = torch.zeros(3, 24, 8, 8), torch.from_numpy(rng.normal(size=(3, 24, 8, 8))).float()
-    assert (stiffness_for(still) == _STIFFNESS_RANGE[1]).all()
-    assert (stiffness_for(strained) == _STIFFNESS_RANGE[0]).all()
-    both = stiffness_for(torch.cat([0.1 * strained[:, :12], still[:, 12:]], dim=1))
+    assert (stiffness_for(still, 1.0) == _STIFFNESS_RANGE[1]).all()
+    assert (stiffness_for(strained, 1.0) == _STIFFNESS_RANGE[0]).all()
+    both = stiffness_for(torch.cat([0.1 * strained[:, :12], still[:, 12:]], dim=1), 1.0)
     assert both[0, 0].mean() < both[0, 12].mean() < both[0, -1].mean()
+
+
+def test_a_field_is_held_together_more_where_cells_differ_alike(rng: np.random.Generator) -> None:
+    strained = torch.from_numpy(rng.normal(size=(3, 24, 8, 8))).float()
+    assert torch.equal(stiffness_for(strained, _TYPICAL_RESEL), stiffness_for(strained, 1.0))
+    torch.testing.assert_close(stiffness_for(strained, 2 * _TYPICAL_RESEL), 8 * stiffness_for(strained, 1.0))
+    assert (stiffness_for(strained, 1e9) == _MOST_STIFFNESS).all()
 
 
 def test_places_lie_in_their_cells_and_between_the_outer_centres() -> None:

@@ -377,7 +377,7 @@ def test_progress_times_memory_and_state() -> None:
         )
     assert torch.equal(torch.rand(1), expected)
     assert (torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()) == threads
-    stages = ["load", "linear", "features", "coarse", "fine", "warp"]
+    stages = ["load", "linear", "features", "coarse", "fine", "warp", "verdict"]
     assert list(dict.fromkeys(stage for stage, _ in seen)) == stages
     shares = [done for _, done in seen]
     assert shares == sorted(shares)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from warp_cases import FIXED, MOVING, affine_map, texture
 
@@ -128,3 +129,44 @@ def test_planes_that_resampling_left_empty_are_no_data(rng: np.random.Generator)
     for whole in (gentle, np.zeros_like(gentle), rng.random((4, 4, 4)).astype(np.float32)):
         source = Source(torch.from_numpy(whole), None, Grid(whole.shape[::-1]))
         assert source.without_filling(whole) is source
+
+
+def _askew(
+    shape: tuple[int, int, int], value: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise as a turned field of view holds it, one value around it; and where the noise is."""
+    turn = Rotation.from_euler("xyz", [8, -6, 7], degrees=True).as_matrix()
+    middle = (np.asarray(shape) - 1) / 2
+    places = (np.moveaxis(np.indices(shape), 0, -1) - middle) @ turn
+    inside = (np.abs(places) <= middle).all(-1)
+    return np.where(inside, rng.normal(100, 10, shape), value).astype(np.float32), inside
+
+
+@pytest.mark.parametrize("shape", [(40, 44, 48), (16, 90, 100)])
+def test_the_corners_beside_a_turned_field_of_view_are_no_data(
+    shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    array, inside = _askew(shape, 0.0, rng)
+    array[inside & (rng.random(shape) < 0.05)] = 0  # air has the value of the filling
+    source = Source(torch.from_numpy(array), None, Grid(shape[::-1], (1.0, 1.0, 1.0)))
+    found = source.without_filling(array)
+    assert found.mask is not None
+    counted = found.mask.numpy() > 0
+    assert counted[~inside].mean() < 0.06  # no more than where a wedge is two voxels thin
+    assert ndimage.binary_erosion(inside, np.ones((9, 9, 9)), border_value=1)[~counted].mean() < 0.01
+    half = torch.zeros(shape)
+    half[: shape[0] // 2] = 1
+    both = Source(source.image, half, source.grid).without_filling(array).mask
+    torch.testing.assert_close(both, half * found.mask)
+
+
+def test_what_ends_by_itself_is_no_filling(rng: np.random.Generator) -> None:
+    shape = (64, 60, 56)
+    z, y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
+    radius = np.sqrt((z[:, None, None] / 28) ** 2 + (y[:, None] / 27) ** 2 + (x / 25) ** 2)
+    round_view = np.broadcast_to(np.hypot(y[:, None] / 30, x / 28) < 1, shape)
+    noise = rng.normal(100, 10, shape).astype(np.float32)
+    for inside in (radius < 1, round_view, rng.random(shape) < 0.5, np.ones(shape, bool)):
+        array = np.where(inside, noise, np.float32(0))
+        source = Source(torch.from_numpy(array), None, Grid(shape[::-1], (1.0, 1.0, 1.0)))
+        assert source.without_filling(array) is source

@@ -9,6 +9,7 @@ import typer
 from regkit import __version__
 from regkit.cli import (
     bench,
+    check,
     demo,
     evaluate,
     features,
@@ -30,7 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Registration of 3-D medical images of any two modalities. Results go to stdout, all else to "
-    "stderr. Exit code 0 is success, 2 a wrong command line, 130 an interruption, 1 any other failure.",
+    "stderr. Exit code 0 is success, 2 a wrong command line, 3 a result that --strict refuses, 130 an "
+    "interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
 app.command("propagate", no_args_is_help=True)(propagate.command)
@@ -40,6 +42,7 @@ app.command("apply", no_args_is_help=True)(warps.apply)
 app.command("jacobian", no_args_is_help=True)(warps.jacobian)
 app.command("invert", no_args_is_help=True)(warps.invert)
 app.command("convert", no_args_is_help=True)(warps.convert)
+app.command("check", no_args_is_help=True)(check.command)
 app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("info", no_args_is_help=True)(info.command)
 app.command("demo")(demo.command)

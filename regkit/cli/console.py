@@ -24,6 +24,9 @@ from regkit.jsontext import to_json
 Report = Callable[[str, float], None]
 """Called with the name of a stage and the share of the whole that is done, 0 to 1."""
 
+NOT_RIGHT = 3
+"""Exit code of ``--strict`` where the work was done and its result is not right."""
+
 # What writing to stdout fails with: a full disk or device, a reader that has gone, one that was never there.
 _NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO)
 _NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")

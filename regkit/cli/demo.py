@@ -10,7 +10,7 @@ import typer
 from regkit.cli.console import print_json, progress
 from regkit.cli.files import check_outputs
 from regkit.cli.options import AsJson, Overwrite, PresetName, Quiet
-from regkit.cli.report import print_registration
+from regkit.cli.report import print_registration, print_verdict
 from regkit.errors import RegkitError
 
 
@@ -56,6 +56,7 @@ def command(
             ("TRE after", f"{tre['tre_mm']['mean']:.2f} mm (largest {tre['tre_mm']['max']:.2f} mm)"),
         ],
     )
+    print_verdict(demo.registration.verdict.to_dict())
     typer.echo(
         f"\npicture: {output / 'demo.png'}\nall files: {output}\n\nThe same by hand:\n\n{demo.command}"
     )

@@ -11,6 +11,12 @@ import typer
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        help="End with exit code 3 where the verdict is FAIL, or the warp not right; outputs are written."
+    ),
+]
 LabelNames = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regkit.cli.console import print_json, progress
+from regkit.cli.console import NOT_RIGHT, print_json, progress
 from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
 from regkit.cli.options import (
     AsJson,
@@ -20,11 +20,12 @@ from regkit.cli.options import (
     Preset,
     Quiet,
     Seed,
+    Strict,
     Threads,
     Weights,
     start_file,
 )
-from regkit.cli.report import print_registration
+from regkit.cli.report import print_registration, print_verdict
 
 _OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
@@ -108,6 +109,7 @@ def command(
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
+    strict: Strict = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,6 +161,7 @@ def command(
     import_torch()
     import regkit
     from regkit.results import write_results
+    from regkit.verdict import FAIL
 
     with progress(quiet) as report:
         result = regkit.register(
@@ -188,3 +191,6 @@ def command(
         print_registration(result.to_dict())
         for path in files.values():
             typer.echo(f"wrote {path}")
+        print_verdict(result.verdict.to_dict())
+    if strict and result.verdict.level == FAIL:
+        raise typer.Exit(NOT_RIGHT)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import typer
 
 from regkit.cli.console import number, print_facts, print_table
 
@@ -59,6 +62,38 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
     )
 
 
+def print_verdict(verdict: Mapping[str, Any]) -> None:
+    """The gates as a table, what those that do not pass say, and the verdict last.
+
+    Args:
+        verdict: as from ``Verdict.to_dict``.
+    """
+    typer.echo()
+    rows = [
+        [gate["name"], _of(gate["value"], gate["unit"]), _threshold(gate, "warn"), _threshold(gate, "fail"),
+         gate["level"]]
+        for gate in verdict["gates"]
+    ]  # fmt: skip
+    print_table(["gate", "measured", "WARN", "FAIL", ""], rows)
+    typer.echo()
+    for gate in verdict["gates"]:
+        if gate["level"] != "PASS":
+            typer.echo(f"{gate['level']} {gate['name']}: {gate['says']}")
+    many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
+    typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
+
+
+def _of(value: float | None, unit: str) -> str:
+    return f"{number(value, 2)} {unit}".rstrip()
+
+
+def _threshold(gate: Mapping[str, Any], which: str) -> str:
+    value = gate[which]
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{'above' if gate['above'] else 'below'} {_of(value, '')}"
+
+
 def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:
     """What each atlas counted and what its registration took, as from ``Propagation.atlases``."""
     rows = [
@@ -67,10 +102,11 @@ def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:
             number(100 * atlas["votes"], 1),
             number(atlas["metrics"]["feature_difference"].get("after"), 4),
             number(atlas["seconds"]["total"], 1),
+            atlas["verdict"]["level"],
         ]
         for atlas in atlases
     ]
-    print_table(["atlas", "votes, %", "difference", "time, s"], rows)
+    print_table(["atlas", "votes, %", "difference", "time, s", "verdict"], rows)
     for fact in dict.fromkeys(fact for atlas in atlases for fact in _left_out(atlas["settings"])):
         print_facts([fact])
 

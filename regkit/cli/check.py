@@ -1,0 +1,67 @@
+"""``regkit check``: whether a warp goes from one image to another, and if not, what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regkit.cli.console import NOT_RIGHT, number, print_facts, print_json, print_table
+from regkit.cli.options import AsJson, Strict
+
+_SHOWN = 5  # readings in the table
+
+
+def command(
+    warp: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WARP",
+            show_default=False,
+            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, "
+            "ras:FILE or lps:FILE.",
+        ),
+    ],
+    fixed: Annotated[
+        Path, typer.Argument(metavar="FIXED", show_default=False, help="The image that the warp lies on.")
+    ],
+    moving: Annotated[
+        Path,
+        typer.Argument(metavar="MOVING", show_default=False, help="The image that it is to bring there."),
+    ],
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether WARP brings MOVING onto FIXED, and if not, what it is: inverted, in RAS, in voxels, ...
+
+    Each way to read the file is tried at low resolution; the one under which the images agree best is named.
+    """
+    from regkit.process import import_torch, tune
+
+    tune()
+    import_torch()
+    from regkit.check import check_warp
+
+    found = check_warp(warp, fixed, moving)
+    if as_json:
+        print_json({"warp": str(warp), "fixed": str(fixed), "moving": str(moving), **found.to_dict()})
+    else:
+        rows = [
+            [reading.name, number(reading.agreement, 3), number(100 * reading.covered, 0)]
+            for reading in found.readings[:_SHOWN]
+        ]
+        stated = found.stated
+        if stated is not None and stated not in found.readings[:_SHOWN]:
+            rows.append([stated.name, number(stated.agreement, 3), number(100 * stated.covered, 0)])
+        rows.append(["no warp", number(found.header, 3), ""])
+        print_table(["reading", "agreement", "overlap, %"], rows)
+        typer.echo()
+        facts = [("as read", "no" if stated is None else stated.name)]
+        if found.folding_percent is not None:
+            facts.append(("folding", f"{found.folding_percent:.2f} % of the voxels"))
+        print_facts([*facts, ("right", "yes" if found.right else "no")])
+        for sentence in found.answer:
+            typer.echo(sentence)
+    if strict and not found.right:
+        raise typer.Exit(NOT_RIGHT)

@@ -1,0 +1,413 @@
+"""PASS, WARN or FAIL: whether a registration can be believed, by gates that need no labels.
+
+Both images are compared once more at low resolution (:mod:`regkit.lowres`). What counts as a good agreement
+differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front,
+upside down, and mirrored left to right gets the same search for a place and the same rigid fit as the image
+itself. Where the right one fits no better than its wrong copies, the two images have nothing to tell each
+other.
+
+The thresholds were chosen on half of the pairs of ``benchmarks/verdict.py`` and hold on the other half as
+``benchmarks/results/verdict.md`` says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.costvolume import FeatureMap
+from regkit.evidence import MOST_DOUBT
+from regkit.features import mind_ssc
+from regkit.geometry import Float64, Grid, transform_points
+from regkit.linear import block_match, fit_rigid, least_trimmed_squares
+from regkit.lowres import EMPTY, LowRes, Points, content
+from regkit.resample import Source, resample
+
+PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
+
+_MANY = 3  # gates that warn are a FAIL together
+# Cells of the low resolution over the smaller and over the larger field of view.
+_CELLS, _MOST_CELLS = 15_000, 75_000
+_ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
+_FEWEST_BLOCKS = 32
+_REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
+_LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
+# Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
+# to the patient's left, back and head, as nearly as they can.
+_COPIES: dict[str, tuple[int, ...]] = {
+    "itself": (),
+    "left to right": (2,),
+    "back to front": (1,),
+    "upside down": (0,),
+}
+_WRONG = ("back to front", "upside down")  # bodies are much the same left to right
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One measured value and what it says of a registration.
+
+    Args:
+        name: in short.
+        value: as measured; NaN where it cannot be measured on this pair.
+        unit: of the value, or "".
+        warn, fail: from these on the gate warns or fails; NaN where it never does.
+        above: whether values above the thresholds are bad, or those below.
+        level: "PASS", "WARN" or "FAIL".
+        says: what the value means, a sentence.
+    """
+
+    name: str
+    value: float
+    unit: str
+    warn: float
+    fail: float
+    above: bool
+    level: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gates say together: the worst of them, and FAIL where several warn.
+
+    Args:
+        level: "PASS", "WARN" or "FAIL".
+        gates: all that were measured.
+    """
+
+    level: str
+    gates: tuple[Gate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON but for NaN."""
+        return {"level": self.level, "gates": [asdict(gate) for gate in self.gates]}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Where a gate warns and fails, and what it then says."""
+
+    unit: str
+    warn: float
+    fail: float
+    above: bool
+    good: str
+    bad: str
+
+
+RULES: dict[str, _Rule] = {
+    "copies": _Rule(
+        "", 0.91, 0.96, True,
+        "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
+        "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
+        "show something else than the fixed one, or lie turned in its header.",
+    ),
+    "inside": _Rule(
+        "", 0.91, 1.0, True,
+        "Inside its outline, too, the moving image fits better than copies of it turned the wrong way.",
+        "Away from the outlines the moving image fits hardly better than copies of it turned upside down or "
+        "back to front: it is the outlines alone that agree.",
+    ),
+    "side": _Rule(
+        "", 1.03, math.nan, True,
+        "The moving image fits at least as well as its mirror image.",
+        "Mirrored left to right, the moving image fits better: one image may have its sides exchanged.",
+    ),
+    "place": _Rule(
+        "cells", 3.0, math.nan, True,
+        "The linear start lies where the images agree best.",
+        "Without the given start, the images agree better in another place: let --init auto search for it.",
+    ),
+    "overlap": _Rule(
+        "%", 50, 5, False,
+        "Most of what the fixed image shows has a place in the moving one.",
+        "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
+    ),
+    "doubt": _Rule(
+        "cells", 1.25, math.nan, True,
+        "The features tell a match from its neighbours.",
+        "The features hardly tell a match from its neighbours: look at --uncertainty.",
+    ),
+    "size": _Rule(
+        "times", 4.0, 8.0, True,
+        "Both images are of a like size.",
+        "One image is many times as large as the other: one of them may be in another unit than mm.",
+    ),
+    "scale": _Rule(
+        "times", 1.35, math.nan, True,
+        "The linear start scales as people differ.",
+        "The linear start scales by more than people differ.",
+    ),
+    "folding": _Rule(
+        "%", 0.0, 1.0, True,
+        "The warp folds nowhere.",
+        "The warp folds: it turns tissue inside out.",
+    ),
+    "labels": _Rule(
+        "Dice", 0.0, -0.1, False,
+        "The labels agree better than by the headers alone.",
+        "The labels agree worse than by the headers alone.",
+    ),
+}  # fmt: skip
+"""By the names of the gates."""
+
+
+def verdict_of(values: Mapping[str, float]) -> Verdict:
+    """The verdict by the measured values of gates, in the order of :data:`RULES`."""
+    gates = []
+    for name, rule in RULES.items():
+        if name not in values:
+            continue
+        value, level = values[name], PASS
+        for threshold, worse in ((rule.warn, WARN), (rule.fail, FAIL)):
+            if (value > threshold) if rule.above else (value < threshold):
+                level = worse
+        says = rule.good if level == PASS else rule.bad
+        if math.isnan(value):
+            says = "It cannot be measured on this pair."
+        gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
+    levels = [gate.level for gate in gates]
+    many = len(levels) - levels.count(PASS) >= _MANY
+    return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
+
+
+def measured(
+    fixed: Source, moving: Source, matrix: Float64, points: Points, doubt: Source | None = None
+) -> dict[str, float]:
+    """The values of the gates that the images themselves give.
+
+    Args:
+        fixed, moving: as they were registered.
+        matrix: 4x4, the linear start, fixed LPS mm -> moving LPS mm.
+        points: the warp as a function, fixed LPS mm (..., 3) to moving LPS mm.
+        doubt: of the warp, mm, as :class:`regkit.Registration` has it.
+
+    Returns:
+        Name of the gate to value.
+    """
+    small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
+    look = LowRes(fixed, moving, max((small / _CELLS) ** (1 / 3), (large / _MOST_CELLS) ** (1 / 3)))
+    sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
+    scales = np.linalg.svd(np.asarray(matrix)[:3, :3], compute_uv=False)
+    values = {
+        "overlap": 100 * look.covered(look.through(points)),
+        "size": max(sides) / min(sides),
+        "scale": float(max(scales.max(), 1 / scales.min())),
+    }
+    if doubt is not None:
+        known = doubt.image[doubt.image < 0.999 * MOST_DOUBT * _cell_of(doubt)]
+        values["doubt"] = float(known.median()) / _cell_of(doubt) if len(known) else math.nan
+    return values | _against_copies(look, matrix)
+
+
+def _cell_of(doubt: Source) -> float:
+    """mm of the cells that doubt was counted in: it is told of every second one."""
+    return doubt.grid.spacing[0] / 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a copy of the moving image fits best.
+
+    Args:
+        similarity: 0 where the overlap is no better than at a random place, 1 where it is perfect.
+        away: cells from where it was to where it fits best, of the middle of the fixed image.
+        inside: mean squared difference of the features away from the outlines of both; NaN where hardly
+            anything is.
+    """
+
+    similarity: float
+    away: float
+    inside: float
+
+
+def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
+    """How the moving image fits beside its copies, and beside itself where the linear start puts it."""
+    fits, start = fits_of_copies(look, matrix)
+    if not fits:
+        return dict.fromkeys(("copies", "inside", "side", "place"), math.nan)
+
+    def beside(*others: str) -> float:
+        """The misfit, as a share of that of the best of some copies."""
+        best = max(fits[name].similarity for name in others)
+        return (1 - fits["itself"].similarity) / max(1 - best, 1e-6)
+
+    inside = [fits[name].inside for name in _WRONG if not math.isnan(fits[name].inside)]
+    gained = (1 - start) / max(1 - fits["itself"].similarity, 1e-6)
+    return {
+        "copies": beside(*_WRONG),
+        "inside": fits["itself"].inside / max(min(inside), 1e-9) if inside else math.nan,
+        "side": beside("left to right"),
+        "place": fits["itself"].away if gained > 1 / 0.95 else 0.0,
+    }
+
+
+def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float]:
+    """Where the moving image and its copies fit best after the same search and the same rigid fit of each.
+
+    Args:
+        look: at both images.
+        matrix: 4x4, the linear start; the copies are turned over after it, within their field of view.
+
+    Returns:
+        The fits by name, none where there is nothing to compare, and the similarity under the linear start.
+    """
+    lattice = _lattice(look.moving.grid, matrix, look.grid)
+    seen, weight = resample(look.moving, matrix, lattice)
+    shown = content(seen, weight)
+    search = _Search(look, float(shown.sum()), lattice)
+    fits: dict[str, Fit] = {}
+    start, judge = math.nan, None
+    for name, axes in _COPIES.items():
+        turned = Source(seen.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
+        shift = search(turned)
+        if shift is None:
+            return {}, math.nan
+        if judge is None:
+            judge = _Judge(look, turned, search.mismatch)
+            start = judge.similarity(judge.seen(turned, np.eye(4)))
+        fits[name] = judge.fitted(turned, shift)
+    return fits, start
+
+
+class _Judge:
+    """How well copies of the moving image fit, as by :class:`regkit.linear.Judge`.
+
+    What the smaller of the images shows and the other does not reach counts as much as a random shift gives.
+
+    Args:
+        look: at both images.
+        itself: the moving image, as the linear start places it.
+        mismatch: mean squared difference of a random shift.
+    """
+
+    def __init__(self, look: LowRes, itself: Source, mismatch: float) -> None:
+        self.grid = look.grid
+        self.mismatch = mismatch
+        self.fixed = FeatureMap(look.fixed.features, look.content[None])
+        self.content = look.content * (look.image > EMPTY)
+        mask = torch.ones_like(itself.image) if itself.mask is None else itself.mask
+        shown = float((itself.image > EMPTY).float().mean() * mask.sum())
+        self.full = max(min(float(self.content.sum()), shown), 1.0)
+        self.inner = _inner(look.content)
+
+    def seen(self, copy: Source, matrix: Float64) -> FeatureMap:
+        image, weight = resample(copy, matrix, self.grid)
+        return FeatureMap(mind_ssc(image), weight[None])
+
+    def differences(self, seen: FeatureMap) -> torch.Tensor:
+        """Mean squared differences of the features, (Z, Y, X)."""
+        return (seen.values - self.fixed.values).square_().mean(0)
+
+    def similarity(self, seen: FeatureMap) -> float:
+        """0 where the overlap is no better than at a random shift, 1 where it is perfect."""
+        weight = (self.fixed.weight * seen.weight)[0]
+        overlap, covered = float(weight.sum()), float((self.content * seen.weight[0]).sum())
+        if covered <= _LEAST_OVERLAP * self.full:
+            return -math.inf
+        difference = float((self.differences(seen) * weight).sum())
+        missing = max(self.full - covered, 0.0)
+        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
+
+    def fitted(self, copy: Source, shift: Float64) -> Fit:
+        """After rigid block matching from a shift, LPS mm."""
+        matrix = np.eye(4)
+        matrix[:3, 3] = shift
+        seen = self.seen(copy, matrix)
+        best, grid = self.similarity(seen), self.grid
+        for _ in range(_ROUNDS):
+            blocks, matches = block_match(self.fixed, seen, _RADIUS)
+            if blocks.shape[1] < _FEWEST_BLOCKS:
+                break
+            step = least_trimmed_squares(fit_rigid, blocks, matches)
+            found = matrix @ grid.index_to_world @ step @ grid.world_to_index
+            there = self.seen(copy, found)
+            similarity = self.similarity(there)
+            if similarity <= best:
+                break
+            matrix, seen, best = found, there, similarity
+        away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
+        inside = self.inner * _inner(seen.weight[0])
+        count = float(inside.sum())
+        within = float((self.differences(seen) * inside).sum()) / count if count >= _FEW else math.nan
+        return Fit(best, float(away), within)
+
+
+def _inner(shown: torch.Tensor) -> torch.Tensor:
+    """Cells (Z, Y, X) around which everything is shown, as far as the features reach."""
+    return -F.max_pool3d(-shown[None, None], 2 * _REACH + 1, 1, _REACH)[0, 0]
+
+
+def _lattice(grid: Grid, matrix: Float64, like: Grid) -> Grid:
+    """A lattice that continues ``like`` over a field of view under a map, at most one ``like`` further."""
+    corners = transform_points(np.linalg.inv(matrix) @ grid.index_to_world, grid.corners())
+    index, size = transform_points(like.world_to_index, corners), np.asarray(like.size)
+    first = np.floor(np.clip(index.min(0), -size, 2 * size - 4) + 0.5).astype(int)
+    last = np.maximum(np.ceil(np.clip(index.max(0), -size, 2 * size) - 0.5).astype(int), first + 3)
+    return like.window(tuple(first.tolist()), tuple((last - first + 1).tolist()))
+
+
+class _Search:
+    """The best of all shifts of whole cells, by correlations in the Fourier domain.
+
+    As :func:`regkit.linear.search_translation`, with what is fixed transformed once for all copies.
+
+    Args:
+        look: at both images.
+        shown: cells in which the moving image shows something.
+        lattice: of the copies.
+    """
+
+    def __init__(self, look: LowRes, shown: float, lattice: Grid) -> None:
+        self.origin = np.asarray(look.grid.origin)
+        self.shape = [_fast(a + b - 1) for a, b in zip(look.grid.shape, lattice.shape)]
+        self.full = min(float(look.content.sum()), shown)
+        self.mismatch = math.nan
+        values, weight = look.fixed.features, look.content
+        self.weight = self._spectrum(weight).conj()
+        self.squares = self._spectrum((weight * values.square()).sum(0)).conj()
+        self.values = [self._spectrum(weight * value).conj() for value in values]
+
+    def __call__(self, copy: Source) -> Float64 | None:
+        """The shift, LPS mm; None where there is nothing to compare."""
+        if self.full < 1 or copy.mask is None:
+            return None
+        values, weight = mind_ssc(copy.image), self._spectrum(copy.mask)
+        total = self.squares * weight + self.weight * self._spectrum((copy.mask * values.square()).sum(0))
+        for one, other in zip(self.values, values):
+            total -= 2 * one * self._spectrum(copy.mask * other)
+        difference = torch.fft.irfftn(total, s=self.shape) / len(values)
+        overlap = torch.fft.irfftn(self.weight * weight, s=self.shape)
+        possible = overlap >= _LEAST_OVERLAP * self.full
+        if not possible.any():
+            return None
+        if math.isnan(self.mismatch):  # of the image itself, which comes first
+            self.mismatch = float((difference / overlap.clamp_min(1))[possible].median())
+        score = difference + (self.full - overlap).clamp_min(0) * self.mismatch
+        score[~possible] = torch.inf
+        peak = np.unravel_index(int(score.argmin()), self.shape)
+        # Shifts beyond the lattice's end are the negative ones, wrapped around.
+        cells = [int(k) if k < n else int(k) - a for k, n, a in zip(peak, copy.grid.shape, self.shape)]
+        return transform_points(copy.grid.index_to_world, cells[::-1]) - self.origin
+
+    def _spectrum(self, volume: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfftn(volume, s=self.shape)
+
+
+def _fast(length: int) -> int:
+    """The next length without prime factors above 5."""
+    while True:
+        left = length
+        for factor in (2, 3, 5):
+            while left % factor == 0:
+                left //= factor
+        if left == 1:
+            return length
+        length += 1
