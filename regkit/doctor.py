@@ -20,11 +20,14 @@ from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
 from regkit.errors import RegkitError, reason
 from regkit.provenance import commit
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 WITHOUT = {
     "dicom": "DICOM files of many frames (enhanced CT, MR and PET, segmentations) are refused; folders of "
@@ -296,16 +299,13 @@ def _packages() -> tuple[dict[str, str | None], tuple[Extra, ...], list[str]]:
 
     names = [name for name in metadata.metadata("regkit").get_all("Provides-Extra") or () if name != "all"]
     for requirement in needed:
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            name = requirement.name
-            versions[name] = _version(name)
-            problem = _problem(name, versions[name], requirement.specifier)
-            if problem:
-                problems.append(f"{problem}: pip install '{name}{requirement.specifier}'")
+        if _wanted(requirement, ""):
+            versions[requirement.name] = _version(requirement.name)
+            if problem := _problem(requirement, versions[requirement.name]):
+                problems.append(problem)
     extras = []
     for extra in names:
-        of_it = [r for r in needed if r.marker and r.marker.evaluate({"extra": extra})]
-        of_it = [r for r in of_it if not r.marker.evaluate({"extra": ""})]
+        of_it = [r for r in needed if _wanted(r, extra) and not _wanted(r, "")]
         found = {r.name: _version(r.name) for r in of_it}
         old = [
             r.name for r in of_it if (v := found[r.name]) and not r.specifier.contains(v, prereleases=True)
@@ -321,16 +321,23 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _problem(name: str, version: str | None, wanted: Any) -> str | None:
-    """What is wrong with a package that regkit needs; its module is called as it is."""
+def _wanted(requirement: Requirement, extra: str) -> bool:
+    """Whether a package is wanted here with an extra; with "" whether it is wanted without any."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _problem(requirement: Requirement, version: str | None) -> str | None:
+    """What is wrong with a package that regkit needs, and what to do. Its module has the same name."""
+    name, wanted = requirement.name, f"'{requirement.name}{requirement.specifier}'"
     if version is None:
-        return f"{name} is missing"
-    if not wanted.contains(version, prereleases=True):
-        return f"{name} {version} is too old or too new"
+        return f"{name} is missing: pip install {wanted}"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{name} {version} is not supported: pip install {wanted}"
     try:
         import_module(name)
     except Exception as error:  # a library of C that does not load, a module of another version
-        return f"{name} {version} cannot be imported ({reason(error)})"
+        why = reason(error)
+        return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {wanted}"
     return None
 
 

@@ -141,7 +141,7 @@ def test_what_is_needed_and_missing_or_old_is_a_problem(monkeypatch: pytest.Monk
     result = run("doctor", code=1)
     assert re.search(r"^nibabel +missing$", result.stdout, re.MULTILINE)
     assert "problem: nibabel is missing: pip install 'nibabel>=" in result.stdout
-    assert "problem: scipy 1.2 is too old or too new" in result.stdout
+    assert "problem: scipy 1.2 is not supported: pip install 'scipy>=" in result.stdout
     assert "self-test" not in result.stdout
 
 
@@ -154,6 +154,7 @@ def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch
     result = run("doctor", code=1)
     (problem,) = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
     assert problem.startswith(f"problem: torch {torch.__version__} cannot be imported (libcudart.so.12")
+    assert "pip install --force-reinstall 'torch>=" in problem
 
 
 def test_missing_extras_say_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
