@@ -70,7 +70,8 @@ def test_the_resel_counts_what_is_known_and_differs(rng: np.random.Generator) ->
 
 def test_a_part_keeps_what_it_can_tell_beside_the_reference() -> None:
     assert share_of(0.5, 0.5) == 1
-    assert share_of(0.7, 0.4) == pytest.approx(0.25)
+    assert share_of(0.56, 0.5) == pytest.approx(0.88**8)
+    assert share_of(0.1, 0.34) == 0  # nothing to add
     assert share_of(0.96, 0.5) == 0
     assert share_of(0.9, 0.5) == 0  # a share too small to be worth its time
     assert share_of(0.1, 0.9) == 1.25
