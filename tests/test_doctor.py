@@ -112,6 +112,16 @@ def test_missing_kernels_are_a_warning(
     assert "several times longer" in warning and advice in warning
 
 
+def test_kernels_of_another_version_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.why_missing():
+        pytest.skip("the kernels were not compiled")
+    assert native.instructions() in run("doctor", "--no-test").stdout
+    monkeypatch.setattr(native, "_VERSION", -1)
+    text = run("doctor", "--no-test").stdout
+    assert re.search(r"^kernels +missing: they were compiled for another version", text, re.MULTILINE)
+    assert "warning: no compiled kernels" in text
+
+
 def test_a_gpu_without_triton_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(name="Some GPU", total_memory=8 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
