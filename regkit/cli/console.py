@@ -192,7 +192,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Lines of a name and what there is to say, aligned."""
     wide = max(len(name) for name, _ in facts)
     for name, text in facts:
-        typer.echo(f"{name:<{wide}}  {text}")
+        typer.echo(f"{name:<{wide}}  {text}".rstrip())
 
 
 def number(value: float | None, digits: int) -> str:
