@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 WITHOUT = {
-    "dicom": "DICOM files of many frames (enhanced CT, MR and PET, segmentations) are refused; folders of "
-    "slices are read all the same",
+    "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
