@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
+    from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
     from regkit.htmlreport import write_report
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from regkit.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
+    from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.verdict import Gate, Verdict
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check",
+    "DicomSeries",
     "Finetuned",
     "Finetuning",
     "Gate",
@@ -58,6 +61,7 @@ __all__ = [
     "read_points",
     "register",
     "save_image",
+    "save_volume",
     "segment",
     "target_registration_error",
     "write_points",
@@ -66,6 +70,7 @@ __all__ = [
 
 _MODULES = {
     "check": ("Check", "check_warp"),
+    "dicom": ("DicomSeries",),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
     "htmlreport": ("write_report",),
@@ -75,6 +80,7 @@ _MODULES = {
     "points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
+    "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "verdict": ("Gate", "Verdict"),

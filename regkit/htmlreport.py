@@ -5,12 +5,10 @@ It holds all that it shows: nothing is loaded from a network or from another fil
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from jinja2 import Environment, StrictUndefined
 
 from regkit.atomic import atomic_path
 from regkit.colours import DIM, INK, PALE
-from regkit.errors import RegkitError
 from regkit.figure import diverging
 from regkit.htmlslices import render
 from regkit.images import ImageLike, load_image
@@ -38,33 +35,30 @@ def write_report(
     result: Registration,
     path: str | os.PathLike[str],
     fixed: ImageLike,
-    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
-    command: str = "",
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what a registration found as one HTML file of less than 3 MB.
 
     Args:
         path: must end in .html.
         fixed: the fixed image, as it was registered; the result holds the rest.
-        inputs: what was read, by its role, such as ``{"fixed image": "mr.nii.gz"}``: shown by name and
-            SHA-256. By itself ``fixed`` alone, if it is a file.
-        command: that made the result; left out where there was none.
+        record: what made the result, of which the inputs and the command are shown, as
+            :meth:`regkit.Registration.provenance` tells it; by itself that of ``fixed`` alone.
 
     Raises:
-        RegkitError: if the file cannot be written, or an input cannot be read.
+        RegkitError: if the file cannot be written, or an image cannot be read.
     """
     target = check_output(path, (_SUFFIX,))
-    if inputs is None:
-        inputs = {"fixed image": fixed} if isinstance(fixed, str | os.PathLike) else {}
-    rows = [_input(role, Path(file)) for role, file in inputs.items()]
+    if record is None:
+        record = result.provenance(fixed=fixed)
     planes, scales = render(result, load_image(fixed, "fixed image"))
     found = result.to_dict()
     settings = found["settings"]
     page = _template().render(
         colours={"ink": INK, "pale": PALE, "dim": DIM, "scale": _scale()},
-        command=command,
+        command=record.get("command", ""),
         fixed=settings["fixed"],
-        inputs=rows,
+        inputs=record["inputs"],
         metrics=found["metrics"],
         moving=settings["moving"],
         memory=found["memory_mb"],
@@ -97,26 +91,6 @@ def _template() -> Any:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _input(role: str, path: Path) -> dict[str, str]:
-    """The row of one input; of a folder the hash is over the names and hashes of its files, sorted."""
-    try:
-        if not path.is_dir():
-            return {"role": role, "path": str(path), "sha256": _sha256(path), "note": ""}
-        whole = hashlib.sha256()
-        paths = sorted(p for p in path.iterdir() if p.is_file())
-        for file in paths:
-            whole.update(os.fsencode(file.name) + b"\0" + _sha256(file).encode("ascii") + b"\n")
-        note = f"folder of {len(paths)} files: of their names and hashes"
-        return {"role": role, "path": str(path), "sha256": whole.hexdigest(), "note": note}
-    except OSError as error:
-        raise RegkitError(f"{role} '{path}' cannot be read: {error.strerror or error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

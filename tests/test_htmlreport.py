@@ -29,6 +29,7 @@ from regkit.htmlreport import write_report
 from regkit.htmlslices import SLICES, edges_of, jacobian_at, lattice_of, round_step, values_at
 from regkit.images import Volume
 from regkit.planes import PLANES, cut
+from regkit.provenance import record_of
 from regkit.registration import Registration
 from regkit.resample import Source
 from regkit.verdict import verdict_of
@@ -172,6 +173,7 @@ def test_the_report_holds_every_section(whole: tuple[Path, Page]) -> None:
     for name in ("fixed", "moving", "fixed_labels"):
         digest = sha256((folder / f"{name}.nii.gz").read_bytes()).hexdigest()
         assert digest in page.sections["inputs"]
+        assert digest in (folder / "warp.nii.gz.json").read_text()
         assert f"{name}.nii.gz" in page.sections["inputs"]
 
 
@@ -256,7 +258,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     result = result_of(still(GRID), fixed, labels=[row], mean_dice=stages, mean_hd95_mm=stages)
     hostile = {"fixed": HOSTILE, "moving": HOSTILE, "init": HOSTILE + "\udcff", HOSTILE: HOSTILE}
     result.settings.update(hostile)
-    page = page_of(result, fixed, tmp_path, inputs={HOSTILE: file}, command=f"regkit '{HOSTILE}'")
+    page = page_of(result, fixed, tmp_path, record=record_of({HOSTILE: file}, {}, f"regkit '{HOSTILE}'"))
     assert HOSTILE not in page.text
     assert len(page.scripts) == 2
     assert "alert" not in "".join(page.scripts)
@@ -405,21 +407,16 @@ def test_memory_does_not_grow_with_the_volumes(tmp_path: Path) -> None:
     assert peaks[1] < 120, peaks
 
 
-def test_a_folder_is_hashed_by_its_files(tmp_path: Path) -> None:
-    folder = tmp_path / "series"
-    folder.mkdir()
-    (folder / "b").write_bytes(b"2")
-    (folder / "a").write_bytes(b"1")
-    fixed = head(GRID)
+def test_inputs_are_shown_as_the_record_has_them(tmp_path: Path) -> None:
+    fixed, file = head(GRID), tmp_path / "moving.nii.gz"
+    file.write_bytes(b"x")
     result = result_of(still(GRID), fixed)
-    first = page_of(result, fixed, tmp_path, inputs={"fixed image": folder}).sections["inputs"]
-    assert "folder of 2 files" in first
-    assert page_of(result, fixed, tmp_path, inputs={"fixed image": folder}).sections["inputs"] == first
-    (folder / "b").write_bytes(b"3")
-    assert page_of(result, fixed, tmp_path, inputs={"fixed image": folder}).sections["inputs"] != first
-    with pytest.raises(RegkitError, match="cannot be read"):
-        write_report(result, tmp_path / "n.html", fixed, {"fixed image": tmp_path / "gone"})
-    assert not (tmp_path / "n.html").exists()
+    record = result.provenance(fixed=fixed, moving=file)
+    record["inputs"]["moving_mask"] = {"file": "folder", "series": "1.2.3", "sha256": "abc"}
+    inputs = page_of(result, fixed, tmp_path, record=record).sections["inputs"]
+    known = ("Volume in memory", str(file), sha256(b"x").hexdigest())
+    for words in (*known, "moving mask", "series 1.2.3", "abc"):
+        assert words in inputs
 
 
 def test_the_name_must_end_in_html_and_inputs_stay(tmp_path: Path) -> None:
@@ -450,7 +447,7 @@ def test_it_appears_with_the_other_files_or_not_at_all(
         assert "the disk is full" in error_of(*words, *more)
     assert list(out.iterdir()) == []
     run(*words, *more)
-    assert sorted(path.name for path in out.iterdir()) == ["r.html", "w.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["r.html", "w.nii.gz", "w.nii.gz.json"]
 
 
 def test_many_labels_stay_below_the_limit(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def _python(code: str) -> str:
             "features",
             "synthesize",
             "pretrain",
+            "doctor",
         )
     ],
 )
