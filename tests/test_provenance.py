@@ -26,7 +26,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_registration_tells_what_it_was_made_of(tmp_path: Path) -> None:
+def test_a_registration_tells_what_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/regkit", "register", "a b"])
     files = write_phantom(tmp_path)
     (tmp_path / "out").mkdir()
     warp, moved = tmp_path / "out" / "warp.nii.gz", tmp_path / "out" / "moved.nii.gz"
@@ -35,7 +36,7 @@ def test_a_registration_tells_what_it_was_made_of(tmp_path: Path) -> None:
         *words, "--moved", moved, "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels
     )
     record = json.loads((tmp_path / "out" / "warp.nii.gz.json").read_text())
-    assert record["made_by"] == provenance.version() and record["command"].startswith("regkit ")
+    assert record["made_by"] == provenance.version() and record["command"] == "regkit register 'a b'"
     wanted = {"fixed", "moving", "fixed_labels", "moving_labels"}
     assert {role: entry["sha256"] for role, entry in record["inputs"].items()} == {
         role: digest(getattr(files, role)) for role in wanted
