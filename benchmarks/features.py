@@ -1,27 +1,45 @@
-"""Compare features in the same solver, from the same linear start, on the open pairs.
+"""Compare features in the same solver, from the same linear starts, on all open pairs that can be measured.
 
-    python benchmarks/features.py [--weights FILE] [--features mind network network+mind] [-o FILE]
+    python benchmarks/features.py [--pairs choosing] [--weights FILE] [--starts 5] [-o FILE]
+    python benchmarks/features.py --pairs confirming      # once for each candidate that is about to be kept
 
-The linear start of each pair and direction is found once, with MIND, and given to all. So the rows of a
-pair differ in the features of the deformable stages alone: iterations, search range and regularisation are
-the preset's. What a registration reaches hangs on its start by as much as features differ, so each is
-repeated from some that are a little off, the same for all features. Labels and landmarks are for measuring
-alone. Data as for open_pairs.py.
+The linear start of each pair and direction is found once, with MIND, and given to all, so that what differs
+is the deformable stages alone. What a registration reaches hangs on its start by as much as features differ,
+so each is repeated from some that are a little off, the same for all features. The first features named are
+what the others are compared with. The number that leads is the mean over the pairs, both ways, of what the
+features gain in Dice; beside it stand what they change in TRE, the worst pair and the worst structure. Labels
+and landmarks are for measuring alone. Data as for open_pairs.py.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import reduce
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_pairs import ROOT, SHARED, apart, pair_names, run, setting, write_rows
+from open_pairs import DIRECTIONS, ROOT, SHARED, pair_names, run, setting, write_rows
 
+CHOOSING = (
+    "abdomen-mr-ct",
+    "brain-ct-t1",
+    "brain-t1-flair",
+    "cord-t1-t2",
+    "cord-t2-t2s",
+    "headneck-ct-ct",
+    "lung-ct-ct",
+    "mouseskull-ct-ct",
+)
+"""The pairs that settings, features and weights are chosen on; all others confirm."""
+
+MEASURES = ("dice", "tre_mm")
 NAMES = ("mind", "network", "network+mind")
-# How far the other starts are off: standard deviations of a shift and of a turn about each axis.
-_SHIFT_MM, _TURN_DEGREES = 2.0, 1.0
+# How far the other starts are off: standard deviations of a shift, in a field of view of 100 mm or more,
+# and of a turn about each axis.
+_SHIFT_MM, _TURN_DEGREES, _FIELD_MM = 2.0, 1.0, 100.0
 
 
 def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
@@ -32,41 +50,133 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
 
     row = run(name, direction, {"preset": "linear"})
     found = np.array(row["linear"])
-    middle = load_image(SHARED / "data" / "pairs" / name / row["settings"]["fixed"], "fixed").grid.centre
-    random = np.random.default_rng(0)
+    grid = load_image(SHARED / "data" / "pairs" / name / row["settings"]["fixed"], "fixed").grid
+    middle, random = grid.centre, np.random.default_rng(0)
+    off_by = _SHIFT_MM * min(1.0, float(grid.extent.min()) / _FIELD_MM)
     starts = [found]
     for _ in range(count - 1):
         off = np.eye(4)
         off[:3, :3] = Rotation.from_rotvec(random.normal(0, np.radians(_TURN_DEGREES), 3)).as_matrix()
-        off[:3, 3] = middle - off[:3, :3] @ middle + random.normal(0, _SHIFT_MM, 3)
+        off[:3, 3] = middle - off[:3, :3] @ middle + random.normal(0, off_by, 3)
         starts.append(found @ off)
     return starts
 
 
-def mean(rows: list[dict[str, Any]], *keys: str) -> float:
-    """The mean over the rows of the number that the keys lead to."""
-    return float(np.mean([reduce(lambda found, key: found[key], keys, row) for row in rows]))
+def chosen(names: Sequence[str]) -> list[str]:
+    """Names of pairs, ``choosing`` and ``confirming`` written out."""
+    groups = {"choosing": CHOOSING, "confirming": [name for name in pair_names() if name not in CHOOSING]}
+    return [pair for name in names for pair in groups.get(name, [name])]
 
 
-def table(groups: list[list[dict[str, Any]]]) -> str:
-    """A line for the starts of each pair, direction and features: means, and deviations of Dice."""
-    lines = [
-        "| fixed <- moving | features | Dice linear | after | common field | TRE mm linear | after "
-        "| folding %, most | SDlogJ | s features | coarse | fine | peak MB |",
-        "|---|---|" + "--:|" * 11,
+@dataclass(frozen=True)
+class Gain:
+    """What features reach on a pair, one way, and what they gain over the reference.
+
+    Args:
+        title: the pair and direction.
+        features: their name.
+        linear, reached, gained, spread: by measure, ``dice`` and ``tre_mm``, as far as there are any: means
+            over the starts before and after, of what is gained, and the standard deviation of that.
+        worst: what the structure that gains least gains in Dice, and its name.
+        row: of the first start.
+    """
+
+    title: str
+    features: str
+    linear: dict[str, float]
+    reached: dict[str, float]
+    gained: dict[str, float]
+    spread: dict[str, float]
+    worst: tuple[float, str]
+    row: dict[str, Any]
+
+
+def gain(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> Gain:
+    """Compare the rows of some starts with those of the reference from the same starts."""
+    found = Gain(
+        f"{rows[0]['pair']}, {rows[0]['direction']}", rows[0]["settings"]["features"], {}, {}, {}, {},
+        worst_structure(rows, reference), rows[0],
+    )  # fmt: skip
+    for measure in MEASURES:
+        ours, theirs = measured(rows, measure), measured(reference, measure)
+        if ours and theirs:
+            gained = ours["after"] - theirs["after"]
+            found.linear[measure], found.reached[measure] = ours["linear"].mean(), ours["after"].mean()
+            found.gained[measure], found.spread[measure] = gained.mean(), gained.std()
+    return found
+
+
+def measured(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, np.ndarray]:
+    """Mean Dice or TRE of each row by stage; empty if the pair has none."""
+    found = [row["metrics"].get("mean_dice") if measure == "dice" else row.get("tre_mm") for row in rows]
+    return {stage: np.array([of[stage] for of in found if of]) for stage in ("linear", "after") if found[0]}
+
+
+def worst_structure(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """What the structure that gains least gains in Dice, and its name; 0 and none without labels."""
+    by_name = [
+        {label["name"]: label["dice"] for label in row["metrics"].get("labels", ())}
+        for row in (*rows, *reference)
     ]
-    for rows in groups:
-        after = [row["metrics"]["mean_dice"]["after"] for row in rows]
-        common = [row["dice_in_common_field"]["after"] for row in rows]
-        cells = [f"{rows[0]['pair']}, {rows[0]['direction']}", rows[0]["settings"]["features"]]
-        cells.append(f"{mean(rows, 'metrics', 'mean_dice', 'linear'):.3f}")
-        cells += [f"{np.mean(values):.3f} ± {np.std(values):.3f}" for values in (after, common)]
-        for stage in ("linear", "after"):
-            cells.append(f"{mean(rows, 'tre_mm', stage):.2f}" if "tre_mm" in rows[0] else "")
-        cells.append(f"{max(row['metrics']['folding_percent'] for row in rows):.4f}")
-        cells.append(f"{mean(rows, 'metrics', 'sd_log_jacobian'):.3f}")
-        cells += [f"{mean(rows, 'seconds', stage):.1f}" for stage in ("features", "coarse", "fine")]
-        lines.append("| " + " | ".join([*cells, f"{mean(rows, 'memory_mb', 'peak'):.0f}"]) + " |")
+    changes = {}
+    for name in by_name[0]:
+        values = np.array([found[name] for found in by_name]).reshape(2, -1)
+        if not np.isnan(values).any():
+            changes[name] = float((values[0] - values[1]).mean())
+    return min(((change, name) for name, change in changes.items()), default=(0.0, ""))
+
+
+def line(found: Gain) -> str:
+    cells = [found.title, found.features]
+    for measure in MEASURES:
+        if measure in found.reached:
+            cells += [f"{found.linear[measure]:.3f}", f"{found.reached[measure]:.3f}"]
+            cells.append(f"{found.gained[measure]:+.3f} ± {found.spread[measure]:.3f}")
+        else:
+            cells += [""] * 3
+        if measure == "dice":
+            cells.append(f"{found.worst[0]:+.3f} {found.worst[1]}" if found.worst[1] else "")
+    told = found.row["metrics"]["evidence"]
+    several = len(told) > 1
+    cells.append(
+        ", ".join(f"{k} {v['blur_of_match']:.2f}: {v['share']:.2f}" for k, v in told.items() if several)
+    )
+    seconds = [f"{found.row['seconds'][stage]:.1f}" for stage in ("features", "coarse", "fine")]
+    cells += [f"{found.row['metrics']['folding_percent']:.4f}", *seconds]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = (
+    "| fixed <- moving | features | Dice linear | after | gain | worst structure | TRE mm linear | after "
+    "| change | blur of match: share | folding % | s features | coarse | fine |\n"
+    "|---|---|--:|--:|--:|---|--:|--:|--:|---|--:|--:|--:|--:|"
+)
+
+
+def summary(gains: Sequence[Gain]) -> str:
+    """The number that leads, for all features but the reference."""
+    lines = []
+    for features in dict.fromkeys(found.features for found in gains):
+        some = [found for found in gains if found.features == features]
+        dice = [found for found in some if "dice" in found.gained]
+        marks = [found for found in some if "tre_mm" in found.gained]
+        text = f"* **{features}**:"
+        if dice:
+            worst = min(dice, key=lambda found: found.gained["dice"])
+            structure = min(dice, key=lambda found: found.worst[0])
+            mean = np.mean([found.gained["dice"] for found in dice])
+            text += f" Dice {mean:+.4f} on average of {len(dice)}, worst {worst.gained['dice']:+.3f} "
+            text += f"({worst.title}), worst structure {structure.worst[0]:+.3f} "
+            text += f"({structure.worst[1]}, {structure.title})"
+        if marks:
+            ratios = [
+                found.reached["tre_mm"] / (found.reached["tre_mm"] - found.gained["tre_mm"])
+                for found in marks
+            ]
+            k = int(np.argmax(ratios))
+            text += f"; TRE times {np.exp(np.mean(np.log(ratios))):.3f} on average of {len(marks)}, "
+            text += f"at worst {ratios[k]:.3f} ({marks[k].title})"
+        lines.append(text)
     return "\n".join(lines)
 
 
@@ -75,30 +185,47 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, help="of the network; by default those that come with regkit")
-    parser.add_argument("--features", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--pairs", nargs="+", default=pair_names())
+    parser.add_argument("--features", nargs="+", default=["mind", "network+mind"], choices=NAMES)
+    parser.add_argument(
+        "--pairs", nargs="+", default=["choosing"], help="names of pairs, choosing or confirming"
+    )
     parser.add_argument("--preset", default="default")
     parser.add_argument("--starts", type=int, default=5, help="linear starts for each, the first as found")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--known", type=Path, help="JSON file that linear starts are kept in, and taken from")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "features")
     arguments = parser.parse_args()
     options = {"preset": arguments.preset, "threads": arguments.threads}
-    groups: list[list[dict[str, Any]]] = []
-    for name in arguments.pairs:
-        for direction in ("as given", "exchanged"):
-            starts = apart(linear_starts, name, direction, arguments.starts)
+    known = json.loads(arguments.known.read_text()) if arguments.known and arguments.known.exists() else {}
+    lines, gains, every = [HEAD], [], []
+    for name in chosen(arguments.pairs):
+        for direction in DIRECTIONS:
+            key = f"{name}, {direction}"
+            if len(known.get(key, ())) < arguments.starts:
+                known[key] = [m.tolist() for m in linear_starts(name, direction, arguments.starts)]
+                if arguments.known:
+                    arguments.known.write_text(json.dumps(known))
+            reference: list[dict[str, Any]] = []
             for features in arguments.features:
-                weights = None if features == "mind" else arguments.weights
-                own = {**options, "features": features, "weights": weights}
-                groups.append([apart(run, name, direction, {**own, "init": start}) for start in starts])
-                print(table(groups[-1:]).splitlines()[-1], flush=True)
-    command = f"python benchmarks/features.py --preset {arguments.preset} --starts {arguments.starts}"
+                own = {**options, "features": features}
+                own["weights"] = None if features == "mind" else arguments.weights
+                starts = [np.array(start) for start in known[key][: arguments.starts]]
+                rows = [run(name, direction, {**own, "init": start}) for start in starts]
+                reference = reference or rows
+                found = gain(rows, reference)
+                gains += [found] if rows is not reference else []
+                lines.append(line(found))
+                every += rows
+                print(lines[-1], flush=True)
+    print(summary(gains))
+    command = f"python benchmarks/features.py --pairs {' '.join(arguments.pairs)} --starts {arguments.starts}"
+    command += f" --preset {arguments.preset}" if arguments.preset != "default" else ""
     if arguments.weights:
         command += f" --weights {arguments.weights.name}"
     if arguments.threads:
         command += f" --threads {arguments.threads}"
-    rows = [row for group in groups for row in group]
-    write_rows(rows, arguments.output, f"`{command}`, {setting()}\n\n{table(groups)}")
+    text = "\n".join(lines)
+    write_rows(every, arguments.output, f"`{command}`, {setting()}\n\n{summary(gains)}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -68,8 +68,11 @@ def readers() -> dict[str, Reader]:
     from regkit.cli.files import read_label_names
     from regkit.formats import read_linear, read_warp, write_linear, write_warp
     from regkit.geometry import Grid
-    from regkit.images import load_image, load_labels
-    from regkit.points import read_pairs, read_points, write_points
+    from regkit.images import load_image, load_labels, load_segmentation
+    from regkit.outputs import save_segmentation
+    from regkit.points import open_points, read_pairs, read_points, write_points
+    from regkit.provenance import read_record
+    from regkit.segments import Segment, Segmentation
     from regkit.unet import Architecture, UNet
     from regkit.warp import Warp
     from regkit.weights import load_network, save_weights
@@ -147,6 +150,23 @@ def readers() -> dict[str, Reader]:
         network(path)
         path.write_bytes(pickle.dumps(_Run(path.parent / CANARY)))
 
+    def moved(path: Path) -> Any:
+        file = open_points(path)
+        return file.text(file.points + 1)
+
+    def segments(path: Path) -> Any:
+        return load_segmentation(path, "labels"), labels(path)
+
+    def slicer(path: Path) -> None:
+        layers = [(values > 500).astype(np.uint8), (values % 2 * 2).astype(np.uint8)]
+        named = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
+        save_segmentation(Segmentation(layers, grid, named), path)
+
+    def made_by(path: Path) -> Any:
+        (path.with_suffix("")).write_text("")
+        return read_record(path.with_suffix(""))
+
+    record = {"made_by": "regkit 1", "outputs": {"warp": {"file": "a.nii", "sha256": "0"}}, "inputs": {}}
     composite = sitk.CompositeTransform([sitk.AffineTransform(3), warp.to_sitk()])
     markups = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": [
         {"id": "1", "label": "F-1", "position": [1.5, 2, 3], "positionStatus": "defined"}]}]}  # fmt: skip
@@ -201,6 +221,11 @@ def readers() -> dict[str, Reader]:
         "points, CSV": Reader("p.csv", lambda p: write_points(p, [[1, 2, 3], [4, 5, 6]]), read_points, True),
         "points, fcsv": Reader("p.fcsv", lambda p: write_points(p, [[1, 2, 3]]), read_points, True),
         "points, Slicer JSON": Reader("p.mrk.json", words(json.dumps(markups)), read_points, True),
+        "points, CSV, moved": Reader("p.csv", words('name;x;y;z\n"a;b";1,5;2;3\n'), moved, True),
+        "points, fcsv, moved": Reader("p.fcsv", lambda p: write_points(p, [[1, 2, 3]]), moved, True),
+        "points, Slicer JSON, moved": Reader("p.mrk.json", words(json.dumps(markups)), moved, True),
+        "segments of Slicer": Reader("a.seg.nrrd", slicer, segments, True, True),
+        "record of a run": Reader("a.nii.json", words(json.dumps(record)), made_by, True),
         "landmark pairs": Reader("p.csv", words(pair), read_pairs, True),
         "label names": Reader("n.json", words('{"1": "liver", "2": "spleen"}'), read_label_names, True),
         "weights, safetensors": Reader("w.safetensors", network, load_network),
@@ -212,10 +237,10 @@ def readers() -> dict[str, Reader]:
     except ImportError:
         return found
     return found | {
-        "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image, process=True),
-        "DICOM segments": Reader(
-            "s.dcm", lambda p: _frames(p, values > 500, segments=True), labels, process=True
-        ),
+        "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image),
+        "DICOM segments": Reader("s.dcm", lambda p: _frames(p, values > 500, segments=True), labels),
+        "DICOM regions": Reader("r.dcm", _regions, lambda p: load_labels(p, "labels", grid)),
+        "DICOM regions, no image": Reader("r.dcm", _regions, labels),
     }
 
 
@@ -269,6 +294,45 @@ def _frames(path: Path, pixels: np.ndarray, segments: bool = False) -> None:
         )
         for k in range(len(pixels))
     ]
+    dataset.save_as(path)
+
+
+def _regions(path: Path) -> None:
+    """A structure set of two regions in three planes."""
+    import pydicom
+
+    def item(**named: Any) -> Any:
+        dataset = pydicom.Dataset()
+        for name, value in named.items():
+            setattr(dataset, name, value)
+        return dataset
+
+    uid = "1.2.840.10008.5.1.4.1.1.481.3"
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = pydicom.uid.ExplicitVRLittleEndian, uid
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    box = np.array([[11.0, -18.5], [15.0, -18.5], [15.0, -10.0], [11.0, -10.0]])
+    rois = [item(ROINumber=n, ROIName=f"organ {n}") for n in (1, 2)]
+    contours = [
+        item(
+            ReferencedROINumber=n,
+            ContourSequence=[
+                item(
+                    ContourGeometricType="CLOSED_PLANAR",
+                    ContourData=[f"{v:g}" for x, y in box + n for v in (x, y, 34.0 + 2 * k)],
+                )
+                for k in range(3)
+            ],
+        )
+        for n in (1, 2)
+    ]
+    dataset.update(
+        item(
+            SOPClassUID=uid, SOPInstanceUID="1.2.3", SeriesInstanceUID="1.2.4", Modality="RTSTRUCT",
+            StructureSetROISequence=rois, ROIContourSequence=contours,
+        )
+    )  # fmt: skip
     dataset.save_as(path)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("REGKIT_SHARED", ROOT.parent / "shared"))
+DIRECTIONS = ("as given", "exchanged")
 STAGES = ("load", "linear", "features", "coarse", "fine", "warp", "total")
 
 
@@ -29,25 +30,26 @@ def pair_names() -> list[str]:
 
 
 def run(name: str, direction: str, options: dict[str, Any]) -> dict[str, Any]:
-    """One registration and its measures; ``direction`` is "as given" or "exchanged"."""
+    """One registration and its measures; ``direction`` is "as given" or "exchanged".
+
+    Dice of pairs with labels, TRE of those with landmarks.
+    """
     import regkit
 
     folder = SHARED / "data" / "pairs" / name
     manifest = json.loads((folder / "manifest.json").read_text())
-    names = {int(label): name for label, name in json.loads((folder / "labels.json").read_text()).items()}
     fixed, moving = ("fixed", "moving") if direction == "as given" else ("moving", "fixed")
-    result = regkit.register(
-        folder / manifest[fixed],
-        folder / manifest[moving],
-        fixed_labels=folder / manifest[f"{fixed}_labels"],
-        moving_labels=folder / manifest[f"{moving}_labels"],
-        label_names=names,
-        **options,
-    )
-    row = {"pair": name, "direction": direction, **result.to_dict()}
-    row["dice_in_common_field"] = dice_in_common_field(
-        result, folder / manifest[f"{fixed}_labels"], folder / manifest[f"{moving}_labels"], names
-    )
+    files = folder / manifest[fixed], folder / manifest[moving]
+    if manifest["fixed_labels"]:
+        names = {int(label): name for label, name in json.loads((folder / "labels.json").read_text()).items()}
+        maps = folder / manifest[f"{fixed}_labels"], folder / manifest[f"{moving}_labels"]
+        result = regkit.register(
+            *files, fixed_labels=maps[0], moving_labels=maps[1], label_names=names, **options
+        )
+        common = {"dice_in_common_field": dice_in_common_field(result, *maps, names)}
+    else:
+        result, common = regkit.register(*files, **options), {}
+    row = {"pair": name, "direction": direction, **result.to_dict(), **common}
     if manifest["landmarks"]:
         points = dict(
             zip(("fixed", "moving"), regkit.read_pairs(folder / manifest["landmarks"]), strict=True)
@@ -101,11 +103,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|" + "--:|" * 17,
     ]
     for row in rows:
-        dice, metrics, seconds = row["metrics"]["mean_dice"], row["metrics"], row["seconds"]
+        metrics, seconds = row["metrics"], row["seconds"]
+        dice = metrics.get("mean_dice")
         tre = [f"{mm:.2f}" for mm in row["tre_mm"].values()] if "tre_mm" in row else [""] * 3
         cells = [f"{row['pair']}, {row['direction']}"]
-        cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")]
-        cells += [f"{row['dice_in_common_field']['after']:.3f}", *tre]
+        if dice:
+            cells += [f"{dice[stage]:.3f}" for stage in ("before", "linear", "after")]
+            cells.append(f"{row['dice_in_common_field']['after']:.3f}")
+        else:
+            cells += [""] * 4
+        cells += tre
         cells += [f"{metrics['folding_percent']:.4f}", f"{metrics['sd_log_jacobian']:.3f}"]
         cells += [f"{seconds.get(s, 0):.1f}" for s in STAGES]
         lines.append("| " + " | ".join([*cells, f"{row['memory_mb']['peak']:.0f}"]) + " |")
@@ -153,7 +160,7 @@ def main() -> None:
     options = {"preset": arguments.preset, "threads": arguments.threads, "device": arguments.device}
     rows = []
     for name in arguments.pairs:
-        for direction in ("as given", "exchanged"):
+        for direction in DIRECTIONS:
             rows.append(apart(run, name, direction, options))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     command = f"python benchmarks/open_pairs.py --preset {arguments.preset}"

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
+    from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
+    from regkit.htmlreport import write_report
     from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
     from regkit.metrics import LabelScore, compare_labels, target_registration_error
     from regkit.outputs import save_image
     from regkit.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
+    from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.verdict import Gate, Verdict
@@ -32,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check",
+    "DicomSeries",
     "Finetuned",
     "Finetuning",
     "Gate",
@@ -57,21 +61,26 @@ __all__ = [
     "read_points",
     "register",
     "save_image",
+    "save_volume",
     "segment",
     "target_registration_error",
     "write_points",
+    "write_report",
 ]
 
 _MODULES = {
     "check": ("Check", "check_warp"),
+    "dicom": ("DicomSeries",),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
+    "htmlreport": ("write_report",),
     "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
     "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
     "outputs": ("save_image",),
     "points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
+    "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "verdict": ("Gate", "Verdict"),

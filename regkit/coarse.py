@@ -28,7 +28,7 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     """The smooth displacement field that a cost volume asks for.
 
     Alternates ``d(x) = argmin_d cost(d, x) + theta |d - u(x)|^2`` with ``u = smooth(d)`` while theta
-    grows (Heinrich et al., MICCAI 2014). The cost volume is read only: each round adds its own
+    grows (Heinrich et al., WBIR 2014). The cost volume is read only: each round adds its own
     penalty to the original costs.
 
     Args:

@@ -1,266 +1,275 @@
-"""DICOM: the slices of a folder and the frames of a file, in order, and evenly stacked.
+"""DICOM in: the series of a folder, which of them is meant, and its slices in order and evenly stacked.
 
-Classic slices are read by ITK's GDCM. Files of many frames, whose places, slopes and segments stand in
-sequences that ITK does not tell, are read by pydicom, of the extra ``regkit[dicom]``.
-
-Functional groups: DICOM PS3.3 C.7.6.16; segmentations: PS3.3 C.8.20; doses: PS3.3 C.8.8.3.
+Headers are read by pydicom, of the extra ``regkit[dicom]``, and the voxels of classic slices by ITK's GDCM.
+Files of many frames: :mod:`regkit.dicomframes`; structure sets: :mod:`regkit.contours`; the way out:
+:mod:`regkit.dicomwrite`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from regkit import guard
 from regkit.errors import RegkitError, reason
-from regkit.geometry import Float64, Grid
-
-_CLASS, _POSITION, _ORIENTATION, _FRAMES = "0008|0016", "0020|0032", "0020|0037", "0028|0008"
-_SEGMENTATION, _DOSE = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.2"
-# What holds no voxels, by the beginnings of its SOP class below 1.2.840.10008.5.1.4.1.1.
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_NO_IMAGE = {
-    "481.3": "a structure set (RTSTRUCT)",
-    "481.5": "a treatment plan (RTPLAN)",
-    "481.8": "a treatment plan (RTPLAN)",
-    "88.59": "a selection of key objects",
-    "88": "a structured report",
-    "11": "a presentation state",
-    "104": "an encapsulated document",
-    "66.1": "a spatial registration",
-    "66.3": "a deformable spatial registration",
-    "66.5": "a surface segmentation",
-    "66": "raw data",
-    "4.2": "a spectroscopy",
-    "9": "a waveform",
-}
-_HEADERS_AT_ONCE = 500
+from regkit.geometry import Float64
 
 
-def series_files(folder: Path, what: str) -> list[str]:
-    """Files of the only series of images in a folder, sorted along the normal of the slices.
+def _storage(*ends: str) -> tuple[str, ...]:
+    """SOP classes of the standard."""
+    return tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ends)
+
+
+CT, MR, CAPTURE, PET = _storage("2", "4", "7", "128")
+SEGMENTATION, LABEL_MAP, STRUCTURES, DOSE = _storage("66.4", "66.7", "481.3", "481.2")
+_CLASSIC = (CT, MR, CAPTURE, PET)
+_FRAMES = (
+    *_storage("2.1", "2.2", "4.1", "4.4", "130", "128.1"),  # enhanced CT, MR, PET, and converted to these
+    *_storage("7.2", "7.3", "13.1.1", "13.1.2", "13.1.3", "30"),  # captures, X-ray in 3-D, parametric maps
+    DOSE,
+)
+_TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
+    "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+    "NumberOfFrames",
+)  # fmt: skip
+_LOCK = RLock()
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """One series of a folder that holds several; taken wherever an image is.
 
     Args:
-        what: the folder's role and name, for messages.
-
-    Raises:
-        RegkitError: if there is no series, or several, or its slices make no even stack.
+        folder: it is searched through with all below it.
+        series: the number of the series, or its UID.
     """
-    found = guard.list_series(folder)
-    images = {uid: names for uid, names in found.items() if not no_image(Path(names[0]))}
-    if not images:
-        raise RegkitError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
-    if len(images) > 1:
-        counts = ", ".join(f"{uid} ({len(names)} files)" for uid, names in images.items())
-        raise RegkitError(
-            f"{what} holds {len(images)} DICOM series; give a folder with one of them: {counts}"
-        )
-    (names,) = images.values()
-    return _stacked(names, what) if len(names) > 1 else list(names)
+
+    folder: str | os.PathLike[str]
+    series: str
 
 
-def no_image(path: Path) -> str | None:
-    """What a DICOM file is by its SOP class if that holds no voxels, such as "a structured report"."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    # The class stands in the file's own header, which is little endian with explicit types in all files.
-    found = (
-        re.search(rb"\x02\x00\x02\x00UI..([0-9.]+)", head, re.DOTALL) if head[128:132] == b"DICM" else None
-    )
-    rest = found[1].decode().removeprefix(_STORAGE) if found else ""
-    return next(
-        (name for part, name in _NO_IMAGE.items() if rest == part or rest.startswith(part + ".")), None
-    )
+@dataclass(frozen=True)
+class Slice:
+    """A DICOM file: its place is None where the header has none, as in files of many frames.
+
+    Args:
+        position: LPS mm of the first voxel.
+        axes: of its rows and columns.
+        lattice: pixel spacing, mm, and size.
+    """
+
+    path: Path
+    storage: str
+    position: tuple[float, ...] | None
+    axes: tuple[float, ...] | None
+    lattice: tuple[float, ...]
+    frames: int
+    is_scout: bool
 
 
-def has_frames(tags: dict[str, str]) -> bool:
-    """Whether a file is for :func:`read_frames`, by its tags (:class:`regkit.guard.Header`)."""
-    count = tags.get(_FRAMES, "").strip()
-    return tags.get(_CLASS, "").strip("\0 ") == _SEGMENTATION or (count.isdecimal() and int(count) > 1)
+@dataclass(frozen=True)
+class Series:
+    """A series of a folder.
+
+    Args:
+        storage: its SOP class.
+        slices: its files, without scouts where there are other slices.
+    """
+
+    uid: str
+    number: str
+    description: str
+    modality: str
+    storage: str
+    slices: tuple[Slice, ...]
+
+    @property
+    def count(self) -> int:
+        """Slices, of all files."""
+        return sum(one.frames for one in self.slices)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it can hold an image to register."""
+        if self.storage in _FRAMES:
+            return True
+        placed = all(one.position for one in self.slices)
+        return self.storage in _CLASSIC and self.count > 1 and placed and not self.slices[0].is_scout
+
+    @property
+    def is_labels(self) -> bool:
+        """Whether it holds segments or regions."""
+        return self.storage in (SEGMENTATION, LABEL_MAP, STRUCTURES)
+
+    def __str__(self) -> str:
+        title = f"'{self.description}', " if self.description else ""
+        count = "regions" if self.storage == STRUCTURES else f"{self.count} slices"
+        return f"{self.number or self.uid} ({title}{self.modality or 'no modality'}, {count})"
 
 
-def read_frames(path: Path) -> tuple[npt.NDArray[Any], Grid, bool]:
-    """The volume of one file of many frames: enhanced CT, MR and PET, doses, and segmentations.
+def is_dicom(path: Path) -> bool:
+    """Whether a name is that of a file with DICOM's mark; a pipe, which can be read once, has none."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(132)[128:] == b"DICM"
+    return False
 
-    Returns:
-        (z, y, x), its grid, and whether it is a segmentation: then the numbers of its segments, 0 where there
-        is none, on a grid that ends where they do.
+
+def pydicom() -> ModuleType:
+    """The library.
 
     Raises:
-        RegkitError: without pydicom, if the frames make no even stack, have no place, or are damaged, and
-            if segments overlap or are fractions; without the file's name.
+        RegkitError: if it is not installed; without the file's name.
     """
     try:
-        import pydicom
+        import pydicom as library
     except ImportError:
         raise RegkitError(
-            "holds DICOM frames, whose places pydicom reads: pip install 'regkit[dicom]', "
-            "or convert it to NIfTI"
+            'is DICOM, which pydicom reads: pip install "regkit[dicom]", or convert it to NIfTI'
         ) from None
-    try:
-        dataset = pydicom.dcmread(path)
-        pixels = np.asarray(dataset.pixel_array)
-    except Exception as error:  # of pydicom, as the damage or a missing decoder will have it
-        raise RegkitError(
-            f"cannot be read: its DICOM frames are damaged or compressed ({reason(error)})"
-        ) from error
-    try:
-        array, grid = _frames(dataset, pixels if pixels.ndim == 3 else pixels[None])
-        return array, grid, str(dataset.SOPClassUID) == _SEGMENTATION
-    except RegkitError:
-        raise
-    except Exception as error:  # numbers that are none, sequences that are shorter than they should be
-        raise RegkitError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
+    return library
 
 
-def _frames(dataset: Any, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Grid]:
-    count = int(dataset.NumberOfFrames)
-    if pixels.shape != (count, int(dataset.Rows), int(dataset.Columns)):
-        raise RegkitError(f"is damaged: {count} frames were promised, and the array is {pixels.shape}")
-    if str(dataset.SOPClassUID) == _DOSE:
-        return _dose(dataset, pixels)
-    groups = list(dataset.get("PerFrameFunctionalGroupsSequence", []))
-    if len(groups) != count:
-        raise RegkitError(
-            f"holds {count} DICOM frames that do not say where they lie; convert it to NIfTI with a tool "
-            "that knows its scanner"
-        )
-    shared = (list(dataset.get("SharedFunctionalGroupsSequence", [])) or [None])[0]
-
-    def value(k: int, sequence: str, name: str, default: Any = None) -> Any:
-        for group in (groups[k], shared):
-            items = group.get(sequence) if group is not None else None
-            if items and items[0].get(name) is not None:
-                return items[0].get(name)
-        if default is None:
-            raise RegkitError(f"does not say the {name} of frame {k + 1}; it is no volume in space")
-        return default
-
-    frames = range(count)
-    positions = np.array([value(k, "PlanePositionSequence", "ImagePositionPatient") for k in frames], float)
-    axes = np.array([value(k, "PlaneOrientationSequence", "ImageOrientationPatient") for k in frames], float)
-    sides = np.array([value(k, "PixelMeasuresSequence", "PixelSpacing") for k in frames], float)
-    if np.abs(axes - axes[0]).max() > 1e-3 or np.abs(sides - sides[0]).max() > 1e-4 * sides[0].min():
-        raise RegkitError(
-            "holds DICOM frames that differ in orientation or spacing; convert them to NIfTI first"
-        )
-    if str(dataset.SOPClassUID) == _SEGMENTATION:
-        step = float(value(0, "PixelMeasuresSequence", "SpacingBetweenSlices", 0) or 0)
-        numbers = [int(value(k, "SegmentIdentificationSequence", "ReferencedSegmentNumber")) for k in frames]
-        if dataset.get("SegmentationType") != "BINARY":
-            raise RegkitError(
-                f"is a segmentation of type {dataset.get('SegmentationType')}; only BINARY is read"
-            )
-        return _segments(pixels, numbers, positions, axes[0], sides[0], step)
-    order, step = _order(positions, axes[0])
-    transform = "PixelValueTransformationSequence"
-    slopes, intercepts = (
-        np.array([value(k, transform, name, default) for k in order], float)
-        for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-    )
-    array = pixels[order]
-    if (slopes != 1).any() or (intercepts != 0).any():
-        array = array.astype(np.float32) * slopes[:, None, None].astype(np.float32)
-        array += intercepts[:, None, None].astype(np.float32)
-    return array, _grid(array, positions[order[0]], axes[0], sides[0], step)
+@contextlib.contextmanager
+def lenient() -> Iterator[ModuleType]:
+    """pydicom, with headers that break some rule of the standard read and copied without a word."""
+    library = pydicom()
+    with _LOCK:
+        settings = library.config.settings
+        before = settings.reading_validation_mode, settings.writing_validation_mode
+        settings.reading_validation_mode = settings.writing_validation_mode = library.config.IGNORE
+        try:
+            yield library
+        finally:
+            settings.reading_validation_mode, settings.writing_validation_mode = before
 
 
-def _dose(dataset: Any, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Grid]:
-    """A dose in its units, its planes by their offsets."""
-    axes = np.array(dataset.ImageOrientationPatient, float)
-    offsets = np.array(dataset.GridFrameOffsetVector, float)
-    normal = np.cross(axes[:3], axes[3:])
-    first = np.array(dataset.ImagePositionPatient, float)
-    # Offsets are from the first plane where the first of them is 0, else they are coordinates.
-    if offsets[0] != 0:
-        first = first + normal * (offsets[0] - first @ normal)
-        offsets = offsets - offsets[0]
-    positions = first + offsets[:, None] * normal
-    order, step = _order(positions, axes)
-    array = pixels[order].astype(np.float32) * np.float32(dataset.DoseGridScaling)
-    return array, _grid(array, positions[order[0]], axes, np.array(dataset.PixelSpacing, float), step)
+def read_header(path: Path) -> Any:
+    """All of a file but its voxels.
+
+    Raises:
+        RegkitError: if it is damaged; without its name.
+    """
+    with lenient() as library:
+        try:
+            header = library.dcmread(path, stop_before_pixels=True)
+            for _ in header.iterall():  # values are made of bytes when they are asked for, and may be damaged
+                pass
+            return header
+        except Exception as error:  # of pydicom, as the damage will have it
+            raise RegkitError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
 
 
-def _segments(
-    pixels: npt.NDArray[Any],
-    numbers: Sequence[int],
-    positions: Float64,
-    axes: Float64,
-    sides: Float64,
-    step: float,
-) -> tuple[npt.NDArray[Any], Grid]:
-    """The frames of all segments, of which each has those only where it is, as one label map."""
-    normal = np.cross(axes[:3], axes[3:])
-    along = positions @ normal
-    if step <= 0:
-        gaps = np.diff(np.unique(np.round(along, 4)))
-        step = float(gaps.min()) if gaps.size else 0.0
-    if step <= 0:
-        raise RegkitError("is a segmentation of one slice, and no volume")
-    place = np.rint((along - along.min()) / step).astype(int)
-    first = positions[along.argmin()]
-    apart = np.linalg.norm(positions - (first + place[:, None] * step * normal), axis=1).max()
-    if apart > 0.2 * step:
-        raise RegkitError(f"is a segmentation whose slices do not stack evenly, up to {apart:.2f} mm off")
-    array = np.zeros((place.max() + 1, *pixels.shape[1:]), np.uint16)
-    for frame, number, k in zip(pixels, numbers, place, strict=True):
-        inside = frame != 0
-        if (array[k][inside] != 0).any():
-            raise RegkitError("is a segmentation whose segments overlap; a label map has one label a voxel")
-        array[k][inside] = number
-    return array, _grid(array, first, axes, sides, step)
+def find_series(place: Path) -> list[Series]:
+    """The series of a file, or of a folder and all below it, by their numbers.
+
+    Raises:
+        RegkitError: if a DICOM file is damaged, or pydicom is missing; without the name of the place.
+    """
+    found: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
+    with lenient() as library:
+        for path in [place] if os.path.isfile(place) else _files(place):
+            try:
+                read = _slice(library, path)
+            except Exception as error:  # numbers that are none, and what pydicom meets in damaged files
+                name = "" if path == place else f"'{path.relative_to(place)}' "
+                raise RegkitError(
+                    f"{name}cannot be read: its DICOM header is damaged ({reason(error)})"
+                ) from error
+            if read is None and path == place:
+                raise RegkitError("is no DICOM image: its header names no SOP class")
+            if read:
+                found.setdefault(read[1][0], []).append(read)
+    series = [_series(entries) for entries in found.values()]
+    return sorted(series, key=lambda one: (len(one.number), one.number, one.uid))
 
 
-def _grid(array: npt.NDArray[Any], first: Float64, axes: Float64, sides: Float64, step: float) -> Grid:
-    """The grid of slices (z, y, x) from the first one's position.
+def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, what: str) -> Series:
+    """The series that is meant.
 
     Args:
-        sides: mm between rows, then between columns (DICOM's PixelSpacing).
+        wanted: its number or its UID.
+        labels: whether segments or regions are looked for first.
+        what: the role and name of the place, for messages.
+
+    Raises:
+        RegkitError: if none is meant or several are, and if it is of a kind that cannot be read.
     """
-    direction = np.stack([axes[:3], axes[3:], np.cross(axes[:3], axes[3:])], axis=1)
-    size = (array.shape[2], array.shape[1], array.shape[0])
-    return Grid(size, (float(sides[1]), float(sides[0]), step), tuple(first), tuple(direction.ravel()))
+    if wanted is not None:
+        asked = [one for one in found if wanted.strip() in (one.number, one.uid)]
+        if len(asked) != 1:
+            count = "no" if not asked else str(len(asked))
+            raise RegkitError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(found)}")
+        return _readable(asked[0], what)
+    for of_kind in ("is_labels", "is_volume") if labels else ("is_volume", "is_labels"):
+        choice = [one for one in found if getattr(one, of_kind)]
+        images = [one for one in choice if one.storage != DOSE]  # a dose comes beside its image
+        choice = images or choice
+        if len(choice) > 1:
+            raise RegkitError(f"{what} holds {len(choice)} DICOM series; {_listed(choice)}")
+        if choice:
+            return choice[0]
+    if not found:
+        raise RegkitError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
+    return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
 
 
-def _stacked(names: Sequence[str], what: str) -> list[str]:
-    """Slices sorted along their normal."""
-    headers = []
-    for k in range(0, len(names), _HEADERS_AT_ONCE):
-        headers += guard.read_headers(names[k : k + _HEADERS_AT_ONCE])
-    positions, axes = (
-        np.array([_numbers(tags.get(tag, ""), count, name, what) for name, (_, tags) in zip(names, headers)])
-        for tag, count in ((_POSITION, 3), (_ORIENTATION, 6))
+def storage_name(series: Series) -> str:
+    """What the standard calls its SOP class."""
+    from pydicom.uid import UID
+
+    return str(UID(series.storage).name)
+
+
+def series_of(source: object) -> Series | None:
+    """The series of images that a source of :func:`regkit.images.load_image` names, if it is DICOM."""
+    wanted = source.series if isinstance(source, DicomSeries) else None
+    place = source.folder if isinstance(source, DicomSeries) else source
+    if not isinstance(place, str | os.PathLike):
+        return None
+    path = Path(place)
+    if not (os.path.isdir(path) or is_dicom(path)):
+        return None
+    return chosen_series(find_series(path), wanted, False, f"'{path}'")
+
+
+def stacked(series: Series, what: str) -> list[str]:
+    """The files of a classic series, sorted along the normal of its slices.
+
+    Raises:
+        RegkitError: if they make no even stack.
+    """
+    slices = series.slices
+    for one in slices:
+        if not (one.position and one.axes):
+            raise RegkitError(
+                f"{what}: the DICOM slice '{one.path.name}' says nothing of its position or orientation"
+            )
+    positions, axes, lattices = (
+        np.array([getattr(one, name) for one in slices], dtype=np.float64)
+        for name in ("position", "axes", "lattice")
     )
-    if len({size for size, _ in headers}) > 1 or np.abs(axes - axes[0]).max() > 1e-3:
-        raise RegkitError(f"{what}: the slices of its DICOM series differ in size or orientation")
+    if np.abs(axes - axes[0]).max() > 1e-3 or np.abs(lattices - lattices[0]).max() > 1e-4 * lattices[0].min():
+        raise RegkitError(f"{what}: the slices of its DICOM series differ in size, spacing or orientation")
     try:
-        order, _ = _order(positions, axes[0])
+        order, _ = slice_order(positions, axes[0])
     except RegkitError as error:
         raise RegkitError(f"{what}: {error}") from None
-    return [names[k] for k in order]
+    return [str(slices[k].path) for k in order]
 
 
-def _numbers(text: str, count: int, name: str, what: str) -> list[float]:
-    """The numbers of a DICOM tag."""
-    if not text.strip("\0 "):
-        raise RegkitError(f"{what}: the DICOM slice '{name}' says nothing of its position or orientation")
-    try:
-        numbers = [float(value) for value in text.strip("\0 ").split("\\")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise RegkitError(
-            f"{what}: the DICOM slice '{name}' has '{text.strip()[:60]}' for its position or axes"
-        )
-    return numbers
-
-
-def _order(positions: Float64, axes: Float64) -> tuple[npt.NDArray[np.int64], float]:
+def slice_order(positions: Float64, axes: Float64) -> tuple[npt.NDArray[np.int64], float]:
     """The order of slices along their normal and the step, mm, if each is within a fifth of it in its place.
 
     Raises:
@@ -282,3 +291,120 @@ def _order(positions: Float64, axes: Float64) -> tuple[npt.NDArray[np.int64], fl
             "select or resample the slices and convert them to NIfTI first"
         )
     return order, step
+
+
+def suv_factor(header: Any) -> float | None:
+    """g/ml of body weight for one Bq/ml of a PET slice, or None where its header does not tell for sure.
+
+    SUV = activity * weight / dose, the dose decayed to the time that the activity was corrected to, which is
+    the start of the series. After the first case of QIBA's vendor-neutral pseudo-code, "SUV calculation for
+    the happy path": https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV)
+    """
+    corrected = {str(name) for name in _several(header.get("CorrectedImage"))}
+    doses = header.get("RadiopharmaceuticalInformationSequence")
+    sure = header.get("Units") == "BQML" and header.get("DecayCorrection") == "START"
+    if not (sure and {"ATTN", "DECY"} <= corrected and doses and len(doses) == 1):
+        return None
+    try:
+        weight, dose = float(header.PatientWeight), float(doses[0].RadionuclideTotalDose)
+        half_life = float(doses[0].RadionuclideHalfLife)
+        start, acquired = _seconds(header.SeriesTime), _seconds(header.AcquisitionTime)
+        injected = _seconds(doses[0].RadiopharmaceuticalStartTime)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    # A series that was made later has a time of its own, which is not that of the scan.
+    if header.get("SeriesDate") != header.get("AcquisitionDate") or start > acquired:
+        return None
+    decay = start - injected
+    if not (weight > 0 and dose > 0 and half_life > 0 and 0 <= decay < 10 * half_life):
+        return None
+    factor = 1000 * weight / (dose * 2 ** (-decay / half_life))
+    return factor if np.isfinite(factor) else None
+
+
+def _seconds(time: Any) -> float:
+    """Since midnight, of DICOM's HHMMSS.FFFFFF."""
+    text = str(time).strip()
+    return 3600 * int(text[:2]) + 60 * int(text[2:4]) + float(text[4:])
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
+
+
+def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | None:
+    """A DICOM file and its series: UID, number, description and modality; None for other files."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return None
+    # Old files begin without a mark, at once with their group 8.
+    if start[128:] != b"DICM" and start[:2] != b"\x08\x00":
+        return None
+    try:
+        header = library.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+    except Exception:
+        if start[128:] == b"DICM":
+            raise
+        return None
+    storage = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    if not storage or storage == library.uid.MediaStorageDirectoryStorage:
+        return None
+    if not re.fullmatch(r"[0-9.]+", storage):
+        raise ValueError("its SOP class is no UID")
+    position, axes = (
+        _numbers(header.get(name)) for name in ("ImagePositionPatient", "ImageOrientationPatient")
+    )
+    if (position and len(position) != 3) or (axes and len(axes) != 6):
+        raise ValueError("a position or orientation has another number of values than three or six")
+    lattice = (
+        *(_numbers(header.get("PixelSpacing")) or (1.0, 1.0)),
+        header.get("Rows") or 0,
+        header.get("Columns") or 0,
+    )
+    scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
+    frames = int(header.get("NumberOfFrames") or 1)
+    about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+    named = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
+    return Slice(path, storage, position, axes, lattice, frames, scout), named
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    if value is None or value == "":
+        return None
+    numbers = tuple(float(v) for v in (value if not isinstance(value, str | float) else [value]))
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{list(numbers)} are not all finite numbers")
+    return numbers or None
+
+
+def _series(entries: Sequence[tuple[Slice, tuple[str, ...]]]) -> Series:
+    first, (uid, number, description, modality) = entries[0]
+    slices = [one for one, _ in entries if one.storage == first.storage]
+    slices = [one for one in slices if not one.is_scout] or slices
+    return Series(uid, number, description, modality, first.storage, tuple(slices))
+
+
+def _listed(found: Sequence[Series]) -> str:
+    text = ", ".join(map(str, found[:20])) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+    return f"choose one by its number or UID (--fixed-series, --moving-series): {text}"
+
+
+def _readable(series: Series, what: str) -> Series:
+    """The series, unless it is of a kind that is not read."""
+    if series.is_volume or series.is_labels:
+        return series
+    if series.storage in _CLASSIC:
+        if series.slices[0].is_scout:
+            raise RegkitError(f"{what} holds scouts (localizers) alone; give the series of a volume")
+        return series  # one slice, or slices without a place, which are refused where they are read
+    name = storage_name(series)
+    article = "an" if name[:1] in "AEIOU" else "a"
+    raise RegkitError(f"{what} is {article} '{name}', which regkit does not read")

@@ -90,7 +90,7 @@ def registration_figure(
         _show(sheet.panel(row, 3), grey(_checkerboard(one, three)))
         if determinant is not None:
             ax = sheet.panel(row, 4)
-            _show(ax, _volume_change(cut(determinant, grid), one, octaves))
+            _show(ax, volume_change(cut(determinant, grid), one, octaves))
             if lines is not None:
                 _outline(ax, lines, colour=DIM)
         sheet.name_row(row, plane)
@@ -179,7 +179,7 @@ class _Sheet:
             0.03 * self._cell,
         )
         ramp = np.linspace(-1, 1, 200, dtype=np.float32)[None]
-        ax.imshow(_diverging(ramp), aspect="auto", extent=(-1, 1, 0, 1))
+        ax.imshow(diverging(ramp), aspect="auto", extent=(-1, 1, 0, 1))
         for at in (-1, 0, 1):
             ax.text(at, -0.4, f"\u00d7{2 ** (at * octaves):.2g}", color=DIM, size=7, ha="center", va="top")
 
@@ -195,16 +195,21 @@ def _octaves(determinant: Volume) -> float:
     return float(np.clip(np.percentile(changes, 99), 0.1, 2))
 
 
-def _volume_change(determinant: Picture, fixed: Picture, octaves: float) -> Picture:
+def volume_change(determinant: Picture, fixed: Picture, octaves: float) -> Picture:
     """The determinant in colour, (rows, columns, 3), with the fixed image shining through."""
-    change = np.log2(np.maximum(determinant, 1e-3)) / octaves
-    picture = _diverging(change) * (0.4 + 0.6 * fixed[..., None])
+    picture = blended(diverging(np.log2(np.maximum(determinant, 1e-3)) / octaves), fixed, determinant)
     picture[determinant <= 0] = _FOLD
-    picture[np.isnan(determinant)] = 0
     return picture
 
 
-def _diverging(change: Picture) -> Picture:
+def blended(colours: Picture, fixed: Picture, values: Picture) -> Picture:
+    """Colours (rows, columns, 3) with the fixed image shining through; black where there is no value."""
+    picture = colours * (0.4 + 0.6 * fixed[..., None])
+    picture[np.isnan(values)] = 0
+    return picture
+
+
+def diverging(change: Picture) -> Picture:
     """Colours of -1 (shrinks, blue) over 0 (grey) to 1 (grows, orange)."""
     knots = np.array([[0.05, 0.52, 1.0], [0.40, 0.42, 0.45], [1.0, 0.50, 0.02]])
     value = np.clip(np.nan_to_num(change), -1, 1)

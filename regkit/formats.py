@@ -35,6 +35,7 @@ from regkit.geometry import Float64, Grid, affine_transform, slab_index, transfo
 from regkit.headers import quirks
 from regkit.nifti import open_nifti
 from regkit.outputs import check_output, save_field
+from regkit.provenance import version
 from regkit.warp import Warp
 
 _NIFTI = (".nii", ".nii.gz")
@@ -261,6 +262,7 @@ def _write_nifti(array: np.ndarray, grid: Grid, path: Path, intent: str | None) 
     image.set_sform(grid.ras_affine, code=1)
     image.set_qform(grid.ras_affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = version()[:79]
     if intent:
         image.header.set_intent(intent)
     with atomic_path(path) as temporary:

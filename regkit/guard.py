@@ -51,7 +51,6 @@ class Header:
         pixel: ITK's name of the pixel type, such as "vector of 32-bit float".
         components: numbers per voxel.
         format: ITK's name of the reader, such as ``NrrdImageIO``.
-        tags: DICOM tags that regkit asks about, by "group|element".
     """
 
     size: tuple[int, ...]
@@ -61,7 +60,6 @@ class Header:
     pixel: str
     components: int
     format: str = ""
-    tags: dict[str, str] | None = None
 
     @property
     def dtype(self) -> npt.DTypeLike | None:
@@ -158,31 +156,6 @@ def read_transform(path: Path) -> list[Part]:
             order = int(facts.get("order", 0))
             parts.append(Part(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
         return parts
-
-
-def list_series(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The files of each DICOM series in a folder, by the UID of the series and in GDCM's order.
-
-    Raises:
-        ParserError: if GDCM crashes or hangs on one of them.
-    """
-    files = sum(1 for _ in folder.iterdir())
-    with _Child() as child:
-        child.seconds = HEADER_SECONDS + files / 20
-        answer = child.ask(json.dumps({"do": "series", "folder": os.fspath(folder)}))
-    return {uid: tuple(names) for uid, names in answer["series"].items()}
-
-
-def read_headers(files: Sequence[str]) -> list[tuple[tuple[int, ...], dict[str, str]]]:
-    """Size and tags (:class:`Header`) of each of several DICOM files.
-
-    Raises:
-        ParserError: if one cannot be read.
-    """
-    with _Child() as child:
-        child.seconds = HEADER_SECONDS + len(files) / 20
-        answer = child.ask(json.dumps({"do": "headers", "files": list(files)}))
-    return [(tuple(header["size"]), header["tags"]) for header in answer["headers"]]
 
 
 def _header(facts: dict[str, Any]) -> Header:

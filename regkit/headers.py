@@ -69,8 +69,12 @@ def quirks(path: Path, format: str) -> Quirks:
     return Quirks(scale, tuple(doubts), fields)
 
 
-def nrrd_fields(path: Path) -> dict[str, str]:
-    """Fields and key/value pairs of a NRRD header, or none if it is not one."""
+def nrrd_fields(path: Path, lower: bool = True) -> dict[str, str]:
+    """Fields and key/value pairs of a NRRD header, or none if it is not one.
+
+    Args:
+        lower: whether to give their names in lower case.
+    """
     with path.open("rb") as file:
         head = file.read(_MOST_BYTES)
     if not head.startswith(b"NRRD"):
@@ -80,7 +84,8 @@ def nrrd_fields(path: Path) -> dict[str, str]:
     for line in lines:
         if ":" in line and not line.startswith("#"):
             name, value = line.split(":", 1)
-            fields[name.strip().lower()] = value.lstrip("= ").strip()
+            name = name.strip()
+            fields[name.lower() if lower else name] = value.lstrip("= ").strip()
     return fields
 
 

@@ -8,7 +8,6 @@ unless the sform has code 1, nibabel takes the sform. An object of nibabel keeps
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import warnings
@@ -25,18 +24,21 @@ import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 
-from regkit import dicom, guard, nifti
+from regkit import contours, dicom, dicomframes, guard, nifti
 from regkit.atomic import atomic_path
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, transform_points
-from regkit.headers import quirks
+from regkit.headers import nrrd_fields, quirks
 from regkit.intensity import is_ct
+from regkit.memory import memory_left
 from regkit.outputs import IMAGE_SUFFIXES, check_output, save_image
+from regkit.segments import SLICER, Segment, Segmentation, slicer_segments
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MIN_VOXELS",
     "ImageLike",
+    "LabelledVolume",
     "Volume",
     "atomic_path",
     "axis_codes",
@@ -47,6 +49,7 @@ __all__ = [
     "load_labelled",
     "load_labels",
     "load_mask",
+    "load_segmentation",
     "load_volume",
     "looks_like_labels",
     "save_image",
@@ -57,7 +60,6 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
-_CROPPED = (".seg.nrrd", ".seg.nhdr")  # 3D Slicer's segmentations
 _MOST_LABELS = 1000  # the finest atlases have some 700
 
 
@@ -108,11 +110,18 @@ class Volume:
         return self.grid.to_sitk(np.asarray(self.array, dtype=dtype))
 
 
-class _Segments(Volume):
-    """A segmentation of a kind of file that ends where its segments do, as 3D Slicer's and DICOM's."""
+@dataclass(frozen=True, eq=False)
+class LabelledVolume(Volume):
+    """A label map of a file that names its segments, and that may end where they do.
+
+    Args:
+        segments: what the labels mean.
+    """
+
+    segments: tuple[Segment, ...] = ()
 
 
-ImageLike = str | os.PathLike[str] | sitk.Image | SpatialImage | Volume
+ImageLike = str | os.PathLike[str] | dicom.DicomSeries | sitk.Image | SpatialImage | Volume
 
 
 def load_image(source: ImageLike, role: str) -> Volume:
@@ -149,20 +158,23 @@ def load_volume(source: ImageLike, role: str) -> Volume:
     return _load(source, _what(source, role))
 
 
-def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty: bool = False) -> Volume:
-    """A label map, in the type of :func:`label_type`.
+def load_labels(
+    source: ImageLike, role: str, grid: Grid | None = None, *, image: Grid | None = None, empty: bool = False
+) -> Volume:
+    """A label map, in the type of :func:`label_type`; a :class:`LabelledVolume` of a file with names.
 
     Args:
         source: as for :func:`load_image`.
         role: what it is, for messages, such as "moving labels".
         grid: where the labels must lie, if they must.
+        image: of the image that they belong to: contours are filled on its voxels; by default on ``grid``.
         empty: whether it may be that no voxel is labelled.
 
     Raises:
         RegkitError: also if a value is not whole, no voxel is labelled, or the grid is another.
     """
     what = _what(source, role)
-    volume = _load(source, what)
+    volume = _load(source, what, labels=True, image=image or grid)
     array = volume.array
     if array.dtype.kind == "f":
         _refuse_not_finite(array, what)
@@ -188,6 +200,29 @@ def load_labels(source: ImageLike, role: str, grid: Grid | None = None, *, empty
             f"{what} holds labels from {low:g} to {high:g}; only whole numbers below 2^63 are possible"
         )
     return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
+
+
+def names_of(labels: Volume) -> dict[int, str] | None:
+    """Names of the labels that a map holds, from its file; None where that names none."""
+    if not isinstance(labels, LabelledVolume) or not labels.segments:
+        return None
+    names = {segment.label: segment.name for segment in labels.segments}
+    return {int(v): names.get(int(v), f"label {v}") for v in np.unique(labels.array) if v}
+
+
+def warn_other_names(one: Volume, other: Volume) -> None:
+    """Warn of labels that two files of segments give different names."""
+    if not (isinstance(one, LabelledVolume) and isinstance(other, LabelledVolume)):
+        return
+    names = {segment.label: segment.name for segment in other.segments}
+    for segment in one.segments:
+        named = names.get(segment.label, segment.name)
+        if named.casefold().strip() != segment.name.casefold().strip():
+            warnings.warn(
+                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{named}' in '{other.name}'; "
+                "labels are compared by their numbers",
+                stacklevel=3,
+            )
 
 
 def label_type(low: float, high: float) -> npt.DTypeLike | None:
@@ -229,7 +264,7 @@ def load_labelled(
     """
     source, label_source = _pair(item, role)
     image = load_image(source, image_role)
-    labels = load_labels(label_source, labels_role, image.grid if one_grid else None)
+    labels = load_labels(label_source, labels_role, image.grid if one_grid else None, image=image.grid)
     low = int(labels.array.min())
     if low < 0:
         raise RegkitError(
@@ -262,7 +297,7 @@ def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
         RegkitError: also if no voxel is inside, or the grid is another.
     """
     what = _what(source, role)
-    volume = _load(source, what)
+    volume = _load(source, what, labels=True, image=grid)
     _refuse_not_finite(volume.array, what)
     inside = np.ascontiguousarray(volume.array > 0.5)
     if not inside.any():
@@ -284,21 +319,56 @@ def load_grid(source: ImageLike, role: str) -> Grid:
 
 
 def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
-    """Raise RegkitError if so many voxels need more memory than the machine has available."""
-    needed, available = voxels * bytes_per_voxel, _available_memory()
+    """Raise RegkitError if so many voxels need more memory than may be taken (:mod:`regkit.memory`)."""
+    needed, available = voxels * bytes_per_voxel, memory_left()
     if needed > available:
         raise RegkitError(
             f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
-            f"{available / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
+            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
         )
 
 
+def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> Segmentation | None:
+    """The segments of a file that names them, each whole where they overlap; None of any other source.
+
+    Args:
+        source: as for :func:`load_image`.
+        role: what it is, for messages.
+        image: of the image that they belong to: contours are filled on its voxels.
+
+    Raises:
+        RegkitError: if it cannot be read.
+    """
+    what = _what(source, role)
+    path = source.folder if isinstance(source, dicom.DicomSeries) else source
+    if not isinstance(path, str | os.PathLike) or not os.path.exists(path):
+        return None
+    path = Path(path)
+    try:
+        if path.name.lower().endswith(SLICER):
+            with guard.open_image([path]) as file:
+                return _slicer_segmentation(file, path, what)
+        if os.path.isdir(path) or dicom.is_dicom(path):
+            series = _series_of(source, path, what, labels=True)
+            return _dicom_segmentation(series, what, image) if series.is_labels else None
+    except guard.ParserError as error:
+        raise RegkitError(_about(what, str(error))) from error
+    return None
+
+
 def _what(source: object, role: str) -> str:
+    if isinstance(source, dicom.DicomSeries):
+        return f"{role} '{os.fspath(source.folder)}'"
     return f"{role} '{os.fspath(source)}'" if isinstance(source, str | os.PathLike) else role
 
 
-def _load(source: ImageLike, what: str) -> Volume:
-    """A volume of whatever type its source has, on a grid that is large enough."""
+def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | None = None) -> Volume:
+    """A volume of whatever type its source has, on a grid that is large enough.
+
+    Args:
+        labels: whether of a folder of DICOM the segments are meant, if it has some.
+        image: that segments belong to.
+    """
     if isinstance(source, Volume):
         _volume_size(source.grid.size, what)
         return source
@@ -310,37 +380,35 @@ def _load(source: ImageLike, what: str) -> Volume:
         return Volume(sitk.GetArrayFromImage(source).reshape(grid.shape), grid, what)
     if isinstance(source, SpatialImage):
         return _from_nibabel(source, what)
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | dicom.DicomSeries):
         raise RegkitError(
             f"{what}: cannot read an image from a {type(source).__name__}; "
             "give a file, or wrap an array as regkit.Volume(array, grid)"
         )
-    path = Path(source)
+    path = Path(source.folder if isinstance(source, dicom.DicomSeries) else source)
     # By os.path, which takes names that no system allows for names of nothing.
     if not os.path.exists(path):
         raise RegkitError(f"{what} does not exist")
-    if os.path.isdir(path):
-        return _from_series(path, what)
-    if not os.path.isfile(path):
+    if not (os.path.isfile(path) or os.path.isdir(path)):
         raise RegkitError(f"{what} is no file that can be read more than once; save it as one first")
-    return _from_file(path, what)
-
-
-def _from_file(path: Path, what: str) -> Volume:
     if not os.access(path, os.R_OK):
         raise RegkitError(f"{what} cannot be opened: no permission to read it")
     try:
+        if os.path.isdir(path) or dicom.is_dicom(path):
+            return _from_dicom(_series_of(source, path, what, labels), path, what, image)
+        if isinstance(source, dicom.DicomSeries):
+            raise RegkitError(f"{what} is no DICOM, of which series '{source.series}' was asked for")
         if path.name.lower().endswith(nifti.SUFFIXES):
             return _from_nifti(path, what)
         with guard.open_image([path]) as file:
-            if file.header.format == "GDCMImageIO" and dicom.has_frames(file.header.tags or {}):
-                return _from_frames(path, what)
+            if path.name.lower().endswith(SLICER):
+                return _merged(_slicer_segmentation(file, path, what), path.name, what)
+            if file.header.format == "GDCMImageIO":  # without DICOM's mark
+                return _from_dicom(_series_of(source, path, what, labels), path, what, image)
             return _from_itk(file, path, what)
     except guard.ParserError as error:
         text = str(error)
-        if kind := dicom.no_image(path):
-            text = f"is {kind}, which holds no volume"
-        elif "ImageIO" in text and "etermine" in text:
+        if "ImageIO" in text and "etermine" in text:
             text = "is not an image (NIfTI, MGH, NRRD, MetaImage, DICOM or another that ITK reads)"
         raise RegkitError(_about(what, text)) from error
 
@@ -372,7 +440,6 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
     """The volume of a file that ITK has opened, or of so many files of which it has opened the first."""
     header = file.header
     odd = quirks(path, header.format) if path.is_file() else None
-    _refuse_layers(path, header, what)
     if files == 1:
         _grid_of(header.size, header.spacing, header.origin, header.direction, what)
     _refuse_not_scalar(header.pixel, what)
@@ -395,30 +462,116 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (spacing, origin))
         _warn_doubts(odd.doubts, what)
     grid = _grid_of(final.size, spacing, origin, direction, what)
-    kind = _Segments if path.name.lower().endswith(_CROPPED) else Volume
-    return kind(array.reshape(grid.shape), grid, path.name)
+    return Volume(array.reshape(grid.shape), grid, path.name)
 
 
-def _from_series(folder: Path, what: str) -> Volume:
-    """The volume of a folder that holds exactly one DICOM series."""
+def _series_of(source: ImageLike, path: Path, what: str, labels: bool) -> dicom.Series:
+    """The DICOM series that is meant by a file or a folder."""
+    wanted = str(source.series) if isinstance(source, dicom.DicomSeries) else None
     try:
-        names = dicom.series_files(folder, what)
-        if len(names) == 1:
-            return _from_file(Path(names[0]), what)
-        with guard.open_image(names) as file:
-            return _from_itk(file, folder, what, len(names))
-    except guard.ParserError as error:
-        raise RegkitError(_about(what, str(error))) from error
-
-
-def _from_frames(path: Path, what: str) -> Volume:
-    """The volume of a DICOM file of many frames."""
-    try:
-        array, grid, segments = dicom.read_frames(path)
+        found = dicom.find_series(path)
     except RegkitError as error:
         raise RegkitError(_about(what, str(error))) from error
-    _volume_size(grid.size, what)
-    return (_Segments if segments else Volume)(array, grid, path.name)
+    return dicom.chosen_series(found, wanted, labels, what)
+
+
+def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None) -> Volume:
+    """The volume of a DICOM series.
+
+    Args:
+        path: the file or folder that was named.
+        image: that segments belong to.
+    """
+    if series.is_labels:
+        return _merged(_dicom_segmentation(series, what, image), path.name, what)
+    first = series.slices[0].path
+    if series.slices[0].frames > 1:
+        if len(series.slices) > 1:
+            raise RegkitError(
+                f"{what} holds a DICOM series of {len(series.slices)} files of many frames; give one of them"
+            )
+        try:
+            array, grid = dicomframes.read_image(first)
+        except RegkitError as error:
+            raise RegkitError(_about(what, str(error))) from error
+        _volume_size(grid.size, what)
+        return Volume(array, grid, path.name)
+    names = dicom.stacked(series, what) if len(series.slices) > 1 else [str(first)]
+    with guard.open_image(names) as file:
+        volume = _from_itk(file, first if len(names) == 1 else first.parent, what, len(names))
+    if series.storage == dicom.PET and (factor := dicom.suv_factor(dicom.read_header(first))):
+        warnings.warn(
+            f"{what}: its PET is taken in SUV of body weight, g/ml, its Bq/ml times {factor:.4g}",
+            stacklevel=2,
+        )
+        volume = replace(volume, array=volume.array * np.float32(factor))
+    return replace(volume, name=path.name)
+
+
+def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> Segmentation:
+    if len(series.slices) > 1:
+        raise RegkitError(
+            f"{what} holds a DICOM series of {len(series.slices)} segmentations or structure sets; give the "
+            "file of one"
+        )
+    path = series.slices[0].path
+    try:
+        if series.storage != dicom.STRUCTURES:
+            return dicomframes.read_segmentation(path)
+        dataset = dicom.read_header(path)
+        try:
+            return contours.rasterise(dataset, image)
+        except RegkitError:
+            raise
+        except Exception as error:  # numbers that are none, sequences that are shorter than they should be
+            raise RegkitError(f"cannot be read: its contours are damaged ({reason(error)})") from error
+    except RegkitError as error:
+        raise RegkitError(_about(what, str(error))) from error
+
+
+def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmentation:
+    """The segments of a file of 3D Slicer's, whose layers are the numbers of a voxel."""
+    header = file.header
+    if header.components == 1:
+        volume = _from_itk(file, path, what)
+        layers, grid = [volume.array], volume.grid
+    else:
+        odd = quirks(path, header.format)
+        size = math.prod(header.size) * header.components
+        bytes_per_voxel = np.dtype(header.dtype or "f8").itemsize
+        check_fits_memory(size, what, 4 + bytes_per_voxel)
+        try:
+            final, array = file.read(size * bytes_per_voxel)
+        except guard.ParserError as error:
+            raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
+        spacing, origin = (tuple(odd.scale * v for v in values) for values in (final.spacing, final.origin))
+        grid = _grid_of(final.size, spacing, origin, final.direction, what)
+        layers = [np.ascontiguousarray(array[..., k]) for k in range(header.components)]
+    try:
+        described = slicer_segments(nrrd_fields(path, lower=False))
+    except RegkitError as error:
+        raise RegkitError(_about(what, str(error))) from error
+    if len({segment.label for _, segment in described}) == len(described):
+        return Segmentation(layers, grid, tuple(segment for _, segment in described))
+    # Layers number their segments each for itself; in one label map they need numbers of their own.
+    numbered = [np.zeros(layer.shape, np.uint16) for layer in layers]
+    segments = []
+    for number, (layer, segment) in enumerate(described, start=1):
+        if layer < len(layers):
+            numbered[layer][layers[layer] == segment.label] = number
+            segments.append(replace(segment, label=number))
+    return Segmentation(numbered, grid, tuple(segments))
+
+
+def _merged(segmentation: Segmentation, name: str, what: str) -> Volume:
+    """One label map of segments."""
+    array, shared = segmentation.merged()
+    if shared:
+        warnings.warn(
+            f"{what}: segments overlap in {shared:,} voxels, which count for the smallest of them",
+            stacklevel=2,
+        )
+    return LabelledVolume(array, segmentation.grid, name, segmentation.segments)
 
 
 def _about(what: str, text: str) -> str:
@@ -430,13 +583,6 @@ def _about(what: str, text: str) -> str:
 def _warn_doubts(doubts: Sequence[str], what: str) -> None:
     for doubt in doubts:
         warnings.warn(f"{what}: {doubt}", stacklevel=2)
-
-
-def _refuse_layers(path: Path, header: guard.Header, what: str) -> None:
-    if path.name.lower().endswith(_CROPPED) and (len(header.size) > 3 or header.components > 1):
-        raise RegkitError(
-            f"{what} holds segments that overlap, in several layers; export one label map from 3D Slicer"
-        )
 
 
 def _unwrapped(volume: Volume, what: str) -> Volume:
@@ -529,21 +675,33 @@ def _orthonormal(grid: Grid) -> Grid:
 def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     if grid is None:
         return volume
-    may_be_part = isinstance(volume, _Segments) and volume.grid.size != grid.size
-    if may_be_part and (padded := _part_of(volume, grid)) is not None:
+    if volume.grid.same_as(grid, _SAME_GRID_VOXELS):
+        return replace(volume, grid=grid)
+    if not isinstance(volume, LabelledVolume):
+        raise RegkitError(
+            f"{what} does not lie on the voxels of its image: it has {_describe(volume.grid)}, the image "
+            f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
+            "interpolation"
+        )
+    if (padded := _part_of(volume, grid)) is not None:
         warnings.warn(
             f"{what} covers only a part of the voxels of its image, {_by(volume.grid.size)} of "
             f"{_by(grid.size)}; the others count as 0",
             stacklevel=3,
         )
         return padded
-    if not volume.grid.same_as(grid, _SAME_GRID_VOXELS):
-        raise RegkitError(
-            f"{what} does not lie on the voxels of its image: it has {_describe(volume.grid)}, the image "
-            f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
-            "interpolation"
-        )
-    return replace(volume, grid=grid)
+    source = replace(volume, array=volume.array.astype(np.uint8)) if volume.array.dtype == bool else volume
+    seen = sitk.Resample(
+        source.to_sitk(), grid.blank(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0.0
+    )
+    array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
+    if not array.any():
+        raise RegkitError(f"{what} lies beside its image: no voxel of it is labelled")
+    warnings.warn(
+        f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour",
+        stacklevel=3,
+    )
+    return replace(volume, array=array, grid=grid)
 
 
 def _part_of(volume: Volume, grid: Grid) -> Volume | None:
@@ -607,12 +765,3 @@ def _refuse_not_finite(array: npt.NDArray[Any], what: str) -> None:
             f"{what} has {broken:,} voxels that are NaN, infinite or beyond 32-bit floats; "
             "set them to the background value first, such as with numpy.nan_to_num"
         )
-
-
-def _available_memory() -> float:
-    """Bytes; infinite where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as stream:
-        return 1024.0 * next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable"))
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return math.inf

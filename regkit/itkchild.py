@@ -9,7 +9,6 @@ One request comes on stdin, a line of JSON; the answer goes to stdout, a line of
   of bytes of memory to allow, the voxels follow.
 * ``transform``: ``files`` of one. The answer lists the parts of the transform, composites taken apart; the
   parameters of each follow as float64.
-* ``series``: ``folder``. The answer lists the files of each DICOM series.
 
 A failure that ITK reports is an answer with ``error``.
 """
@@ -22,7 +21,6 @@ import types
 from typing import Any
 
 _HEADER_BYTES = 1 << 29  # memory to parse a header in, beyond what the libraries take
-_DICOM_TAGS = ("0008|0016", "0008|0060", "0020|0032", "0020|0037", "0028|0008")
 
 
 def _import_sitk(where: str) -> Any:
@@ -60,7 +58,6 @@ def _image(sitk: Any, request: dict[str, Any], out: Any) -> None:
     header = sitk.ImageFileReader()
     header.SetFileName(files[0])
     header.ReadImageInformation()
-    keys = header.GetMetaDataKeys()
     facts = {
         "size": header.GetSize(),
         "spacing": header.GetSpacing(),
@@ -69,7 +66,6 @@ def _image(sitk: Any, request: dict[str, Any], out: Any) -> None:
         "pixel": sitk.GetPixelIDValueAsString(header.GetPixelID()),
         "components": header.GetNumberOfComponents(),
         "format": header.GetImageIO() or _format(sitk, files[0]),
-        "tags": {key: header.GetMetaData(key) for key in _DICOM_TAGS if key in keys},
     }
     _say(out, facts)
     line = sys.stdin.readline()
@@ -143,28 +139,6 @@ def _parts(sitk: Any, transform: Any) -> list[Any]:
     return [transform.GetNthTransform(n).Downcast() for n in range(transform.GetNumberOfTransforms())]
 
 
-def _series(sitk: Any, request: dict[str, Any], out: Any) -> None:
-    reader, folder = sitk.ImageSeriesReader, request["folder"]
-    found = {uid: reader.GetGDCMSeriesFileNames(folder, uid) for uid in reader.GetGDCMSeriesIDs(folder)}
-    _say(out, {"series": found})
-
-
-def _headers(sitk: Any, request: dict[str, Any], out: Any) -> None:
-    found = []
-    for file in request["files"]:
-        header = sitk.ImageFileReader()
-        header.SetFileName(file)
-        header.ReadImageInformation()
-        keys = header.GetMetaDataKeys()
-        found.append(
-            {
-                "size": header.GetSize(),
-                "tags": {key: header.GetMetaData(key) for key in _DICOM_TAGS if key in keys},
-            }
-        )
-    _say(out, {"headers": found})
-
-
 def _say(out: Any, facts: dict[str, Any]) -> None:
     out.write(json.dumps(facts).encode() + b"\n")
     out.flush()
@@ -183,7 +157,7 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     # A transform comes whole; what it may take is bounded by what its file can hold.
     _allow(_HEADER_BYTES + int(request.get("bytes", 0)))
-    answers = {"image": _image, "transform": _transform, "series": _series, "headers": _headers}
+    answers = {"image": _image, "transform": _transform}
     try:
         answers[request["do"]](sitk, request, out)
     except Exception as error:

@@ -53,7 +53,7 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
         columns = [
             _difference(slab, axis)[first - low : last - low] + matrix[:, 2 - axis] for axis in (2, 1, 0)
         ]
-        result[first:last] = _triple_product(*columns) / volume
+        result[first:last] = triple_product(*columns) / volume
     return result
 
 
@@ -62,7 +62,7 @@ def _difference(values: np.ndarray, axis: int) -> np.ndarray:
     return np.gradient(values, axis=axis) if values.shape[axis] > 1 else np.zeros_like(values)
 
 
-def _triple_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def triple_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """det [a b c] of column vectors (..., 3)."""
     return (
         a[..., 0] * (b[..., 1] * c[..., 2] - b[..., 2] * c[..., 1])

@@ -16,8 +16,9 @@ from regkit.errors import RegkitError
 from regkit.filters import smooth
 from regkit.geometry import resize
 from regkit.images import check_fits_memory
+from regkit.provenance import sha256
 from regkit.unet import UNet, fused
-from regkit.weights import SEGMENTER, load_network, reading, sha256
+from regkit.weights import SEGMENTER, load_network, reading
 
 # Cells of the finest level that are computed at once.
 MAX_CELLS = 3_000_000

@@ -15,17 +15,27 @@ from isal import igzip_threaded
 
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
+from regkit.provenance import KEY, version
 
-if TYPE_CHECKING:  # it imports torch, which has to wait for what regkit.process makes of the process
+if TYPE_CHECKING:  # they import torch, which has to wait for what regkit.process makes of the process
     from regkit.geometry import Grid
+    from regkit.segments import Segmentation
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Endings of the image files regkit writes; it reads more."""
+FOLDER = "/"
+"""Among the endings that are allowed: a folder, for a DICOM series."""
 
-# Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z.
-_HEADER, _SIDES = 352, slice(42, 48)
+# Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z, and what
+# made it.
+_HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
 _MOST_THREADS = 4  # that compress
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a folder: it ends in a slash, or there is one."""
+    return os.fspath(path).endswith(("/", os.sep)) or os.path.isdir(path)
 
 
 def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
@@ -37,11 +47,27 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     Raises:
         RegkitError: if the ending is unknown, or the folder is missing or not writable.
     """
+    if FOLDER in suffixes and is_folder(path):
+        return _check_folder(Path(path))
     path = Path(path)
     if not any(path.name.endswith(s) and path.name != s for s in suffixes):
-        raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(suffixes)}")
+        endings = [f"{s} (a folder for DICOM)" if s == FOLDER else s for s in suffixes]
+        raise RegkitError(f"cannot write '{path}': the name must end in {' or '.join(endings)}")
     if os.path.isdir(path):
         raise RegkitError(f"cannot write '{path}': it is a folder; give the name of a file")
+    return _check_parent(path)
+
+
+def _check_folder(path: Path) -> Path:
+    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise RegkitError(
+            f"cannot write '{path}': there is something in it; a DICOM series gets a folder of its own, so "
+            "remove it, or give another name"
+        )
+    return _check_parent(path)
+
+
+def _check_parent(path: Path) -> Path:
     if not os.path.isdir(path.parent):
         raise RegkitError(f"cannot write '{path}': '{path.parent}' is not a folder; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -65,6 +91,28 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
             _write(image, temporary, path)
 
 
+def save_segmentation(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
+    """Write a segmentation as 3D Slicer does (``.seg.nrrd``), with its names, colours and layers.
+
+    Raises:
+        RegkitError: as of :func:`save_image`.
+    """
+    from regkit.segments import SLICER, slicer_fields
+
+    path = check_output(path, SLICER[:1])
+    layers = segmentation.layers
+    if len(layers) == 1:
+        image = segmentation.grid.to_sitk(layers[0])
+    else:
+        image = segmentation.grid.to_sitk(np.stack(layers, axis=-1), vector=True)
+    for name, value in slicer_fields(segmentation).items():
+        image.SetMetaData(name, value)
+    with atomic_path(path) as temporary:
+        _write(image, temporary, path)
+        if len(layers) > 1:  # ITK calls the axis of layers by another kind than Slicer
+            temporary.write_bytes(temporary.read_bytes().replace(b"kinds: vector ", b"kinds: list ", 1))
+
+
 def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str]) -> None:
     """:func:`save_image` of vectors (z, y, x, 3) on a grid."""
     path = check_output(path, IMAGE_SUFFIXES)
@@ -77,10 +125,13 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
 
 
 def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
+    image.SetMetaData(KEY, version())
     try:
         sitk.WriteImage(image, str(temporary), temporary.suffix != ".nii")
     except RuntimeError as error:
         raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
+    finally:
+        image.EraseMetaData(KEY)
     if not _is_complete(temporary, image):
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
@@ -102,6 +153,7 @@ def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, pa
     finally:
         model.unlink(missing_ok=True)
     header[_SIDES] = np.array(array.shape[2::-1], np.int16).tobytes()
+    header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
     threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
     try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,21 +38,21 @@ from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.folding import unfold
 from regkit.formats import checked_matrix, read_linear
 from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.linear import STEPS, LinearStart, align
+from regkit.memory import GB, capped, fitting, resident_memory
 from regkit.metrics import LabelScore, compare_labels, summarise
+from regkit.provenance import record_of
 from regkit.resample import Source, resample
 from regkit.settings import named_settings
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 INITS = ("auto", "none", "centre", "rigid", "affine")
-# About what the largest stage holds per voxel of the working grid: 12 feature channels, their
-# temporaries and the moving image's wider lattice.
-_BYTES_PER_WORKING_VOXEL = 160
 # Shares of the whole run, for the progress bar.
 _SHARES = {
     "load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.38, "warp": 0.03, "verdict": 0.04
@@ -71,7 +73,7 @@ class Registration:
             labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after)
             and ``labels`` (one row per label).
         timings: seconds by stage, ``total`` last.
-        memory: peak MB of the process up to the end of each stage, ``peak`` last.
+        memory: peak MB of the process up to the end of each stage, what was ``foretold``, ``peak`` last.
         settings: everything the run depended on.
         verdict: whether the result can be believed (:mod:`regkit.verdict`).
         moving: the moving image, as loaded.
@@ -108,6 +110,14 @@ class Registration:
         values, _ = resample(self.doubt, np.eye(4), self.warp.grid)
         return Volume(values.cpu().numpy(), self.warp.grid)
 
+    def provenance(self, **inputs: object) -> dict[str, Any]:
+        """What made it, for :func:`regkit.provenance.write_record`: version, settings, hashes of inputs.
+
+        Args:
+            inputs: the files that were registered, by their roles, as ``fixed="fixed.nii.gz"``.
+        """
+        return record_of(inputs, self.settings)
+
     def to_dict(self) -> dict[str, Any]:
         """Measures, verdict, times and settings, ready for JSON but for NaN."""
         return {
@@ -138,6 +148,8 @@ def register(
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    memory: float | None = None,
+    outputs: Collection[str] = (),
 ) -> Registration:
     """Find the warp that lays the moving image onto the fixed one.
 
@@ -146,7 +158,8 @@ def register(
             nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid.
         fixed_mask, moving_mask: voxels that count, each on its image's grid; all by default.
         fixed_labels, moving_labels: label maps, used for the measures alone.
-        label_names: label -> name; also chooses the labels to measure.
+        label_names: label -> name; also chooses the labels to measure. By default the names in the file of
+            ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
         init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
             where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
@@ -162,24 +175,38 @@ def register(
         threads: CPU threads; by default as many as torch uses.
         seed: of torch's generators, for extractors that draw random numbers.
         progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        memory: GB (10^9 bytes) that the process may take in all; the working grid is made coarser where that
+            keeps within them, with a warning.
+        outputs: what will be made of the result, of "moved", "inverse" and "h5", to count its memory as well.
 
     Raises:
-        RegkitError: if an input cannot be used; the message says which and why.
+        RegkitError: if an input cannot be used or memory is too small; the message says which and why.
     """
     settings = named_settings(preset)
     where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, settings.deformable)
+    before, cap = resident_memory(), None if memory is None else memory * GB
     with reproducible(threads, seed):
-        with stages("load"):
+        with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
-                reading = other.submit(load_image, moving, "moving image")
+                reading = other.submit(copy_context().run, load_image, moving, "moving image")
                 fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
             work = plan(fixed_image.grid, moving_image.grid, settings)
-            working_voxels = int(np.prod(work.grid.size))
-            check_fits_memory(working_voxels, "the registration", _BYTES_PER_WORKING_VOXEL)
+            settings, foretold = fitting(
+                settings,
+                fixed_image.array.size,
+                moving_image.array.size,
+                int(np.prod(work.grid.size)) if settings.deformable and where.type == "cpu" else 0,
+                before,
+                cap,
+                labels=moving_map is not None,
+                outputs=outputs,
+            )
+            work = plan(fixed_image.grid, moving_image.grid, settings)
+            _LOG.info("needs about %.2g GB of memory", foretold / GB)
             parts = parts_for(work.grid.spacing[0], parts)
 
         with stages("linear"):
@@ -232,7 +259,8 @@ def register(
             if moving_map is not None:
                 moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
                 if fixed_map is not None:
-                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, label_names)
+                    known = label_names or names_of(fixed_map)
+                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, known)
 
         with stages("verdict"):
             gates = measured(*sources, start.matrix, warp.transform_points, uncertain)
@@ -246,7 +274,7 @@ def register(
             metrics=metrics,
             verdict=verdict_of(gates),
             timings=stages.seconds | {"total": sum(stages.seconds.values())},
-            memory=stages.memory | {"peak": max(stages.memory.values())},
+            memory=stages.memory | {"foretold": foretold / 2**20, "peak": max(stages.memory.values())},
             settings={
                 "regkit": __version__,
                 "torch": torch.__version__,
@@ -387,10 +415,11 @@ def _labels(
     fixed: ImageLike | None, moving: ImageLike | None, fixed_image: Volume, moving_image: Volume
 ) -> tuple[Volume | None, Volume | None]:
     """Both label maps; each on any grid that its own image shares the world with."""
-    return (
-        None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid),
-        None if moving is None else load_labels(moving, "moving labels"),
-    )
+    fixed_map = None if fixed is None else load_labels(fixed, "fixed labels", fixed_image.grid)
+    moving_map = None if moving is None else load_labels(moving, "moving labels", image=moving_image.grid)
+    if fixed_map is not None and moving_map is not None:
+        warn_other_names(fixed_map, moving_map)
+    return fixed_map, moving_map
 
 
 def _sources(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from regkit.atomic import together
+from regkit.errors import RegkitError
 from regkit.formats import write_linear, write_warp
-from regkit.images import load_image, load_labels
-from regkit.outputs import save_image
+from regkit.images import LabelledVolume, load_image, load_labels
+from regkit.outputs import is_folder, save_image, save_segmentation
+from regkit.provenance import write_record
+from regkit.segments import SLICER, Segmentation, named
 
 if TYPE_CHECKING:
     from regkit.images import ImageLike, Volume
@@ -18,17 +23,25 @@ if TYPE_CHECKING:
 
 def write_results(
     result: Registration,
-    files: Mapping[str, Path],
+    files: Mapping[str, str | Path],
     fixed: ImageLike,
     fixed_labels: ImageLike | None = None,
     moving_labels: ImageLike | None = None,
+    *,
+    moving: ImageLike | None = None,
+    label_names: Mapping[int, str] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
         files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels",
-            "uncertainty" and "figure".
-        fixed, fixed_labels, moving_labels: as they were registered; read again for the figure.
+            "uncertainty", "figure" and "report".
+        fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
+        moving: as it was registered; named as its source by a DICOM series.
+        label_names: of the moved labels, where the file has room for names.
+        record: of the run (:func:`regkit.provenance.record_of`), to be written beside the first file
+            and shown in the report.
 
     Raises:
         RegkitError: if a file cannot be written.
@@ -50,12 +63,13 @@ def write_results(
         if "linear" in files:
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
-            save_image(volume.to_sitk(), files[name])
-        if "figure" in files:
+            save_volume(volume, files[name], fixed, moving, label_names)
+        seen = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
+        if "figure" in files and seen is not None:
             from regkit.figure import registration_figure
 
             registration_figure(
-                load_image(fixed, "fixed image"),
+                seen,
                 result.moving,
                 result.moved,
                 files["figure"],
@@ -64,3 +78,82 @@ def write_results(
                 result.moved_labels,
                 result.warp.jacobian(),
             )
+        if "report" in files and seen is not None:
+            from regkit.htmlreport import write_report
+
+            write_report(result, files["report"], seen, record)
+        if record is not None:
+            write_record(next(iter(files.values())), record, files)
+
+
+def save_volume(
+    volume: Volume,
+    path: str | Path,
+    fixed: ImageLike | None = None,
+    moving: ImageLike | None = None,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Write an image or a label map in whatever the name asks for.
+
+    Args:
+        path: a folder (its name ends in a slash, or it is there) for a DICOM series; .dcm for a DICOM
+            segmentation and .seg.nrrd for one of 3D Slicer; else an image file.
+        fixed, moving: the images that belong to it, for DICOM.
+        names: of labels.
+
+    Raises:
+        RegkitError: if it cannot be written.
+    """
+    name = str(path).lower()
+    if is_folder(path):
+        from regkit.dicomwrite import save_series
+
+        save_series(volume, Path(path), fixed, moving)
+    elif name.endswith((".dcm", SLICER[0])):
+        known = volume.segments if isinstance(volume, LabelledVolume) else ()
+        labels = [int(v) for v in np.unique(volume.array) if v]
+        save_segments(
+            Segmentation([volume.array], volume.grid, named(labels, names or {}, known)), path, fixed
+        )
+    else:
+        save_image(volume.to_sitk(), path)
+
+
+def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike | None = None) -> None:
+    """Write a segmentation as .dcm or .seg.nrrd, each segment whole.
+
+    Args:
+        fixed: the DICOM image that a .dcm refers to.
+
+    Raises:
+        RegkitError: if it cannot be written.
+    """
+    if str(path).lower().endswith(".dcm"):
+        from regkit import dicomwrite
+
+        dicomwrite.save_segmentation(segmentation, Path(path), fixed)
+    else:
+        save_segmentation(segmentation, path)
+
+
+def check_dicom(image: str | None, labels: Path | None, fixed: ImageLike | None) -> None:
+    """Check before any work that DICOM can be written where it is asked for.
+
+    Args:
+        image, labels: names of results, as of :func:`save_volume`.
+        fixed: what a DICOM segmentation refers to.
+
+    Raises:
+        RegkitError: if it cannot.
+    """
+    if image is not None and is_folder(image):
+        from regkit import dicom
+
+        try:
+            dicom.pydicom()
+        except RegkitError as error:
+            raise RegkitError(f"'{image}' {error}") from None
+    if labels is not None and labels.suffix.lower() == ".dcm":
+        from regkit.dicomwrite import check_segmentation
+
+        check_segmentation(labels, fixed)

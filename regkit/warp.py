@@ -89,6 +89,10 @@ class Warp:
 
     def to_sitk(self) -> sitk.DisplacementFieldTransform:
         """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
+        from regkit.images import check_fits_memory
+
+        # A copy of the field in each precision.
+        check_fits_memory(self.field[..., 0].size, "the warp as a transform of ITK", 12 + 24)
         image = self.grid.to_sitk(self.field, vector=True)
         return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
@@ -118,7 +122,7 @@ class Warp:
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.images import Volume, load_image, load_labels, load_volume
+        from regkit.images import load_image, load_labels, load_volume
 
         if interpolation not in _INTERPOLATORS:
             raise RegkitError(
@@ -158,7 +162,7 @@ class Warp:
         array = sitk.GetArrayFromImage(moved)
         if isinstance(image, SpatialImage):
             return nib.Nifti1Image(array.T, grid.ras_affine, dtype=array.dtype)
-        return Volume(array, grid, volume.name)
+        return replace(volume, array=array, grid=grid)
 
     def transform_points(self, points: npt.ArrayLike) -> Float64:
         """Points of the fixed image carried to the moving image, LPS mm, shape (..., 3).
@@ -205,6 +209,10 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
+        from regkit.images import check_fits_memory
+
+        # The residual and the inverse.
+        check_fits_memory(self.field[..., 0].size + int(np.prod(grid.size)), "the inverse", 12)
         inverter = Inverter(self)
         field = np.empty((*grid.shape, 3), dtype=np.float32)
         for first, last in slabs(grid):
@@ -292,10 +300,8 @@ def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Vo
 
     The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
     """
-    from regkit.images import Volume
-
     seen = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
-    return Volume(sitk.GetArrayFromImage(seen), grid, labels.name)
+    return replace(labels, array=sitk.GetArrayFromImage(seen), grid=grid)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:

@@ -6,7 +6,6 @@ numpy and safetensors alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -246,11 +245,6 @@ def load_network(path: str | os.PathLike[str]) -> tuple[UNet, dict[str, str]]:
     single = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     network.load_state_dict(single, assign=True)
     return network.eval(), provenance
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def bundled_weights() -> Path:

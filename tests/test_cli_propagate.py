@@ -49,7 +49,7 @@ def test_the_outputs_and_the_json(files: Files, atlases: tuple[object, ...], tmp
     assert found["atlases"][1]["votes"] > 0.9  # the target itself
     assert found["atlases"][0]["metrics"]["folding_percent"] == 0
     assert found["atlases"][0]["settings"]["threads"] == 1
-    assert sorted(tmp_path.iterdir()) == [out, share]
+    assert sorted(tmp_path.iterdir()) == [out, out.with_name(f"{out.name}.json"), share]
 
     expected = regkit.propagate(
         files.fixed, [(files.moving, files.moving_labels), (files.fixed, files.fixed_labels)],

@@ -12,7 +12,7 @@ import torch
 from regkit.errors import RegkitError
 from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc, parts_for
 from regkit.filters import pool
-from regkit.weights import sha256
+from regkit.provenance import sha256
 
 
 def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:

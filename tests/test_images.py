@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit import images
+from regkit import memory
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
@@ -323,16 +323,16 @@ def test_a_volume_must_fit_its_grid(array: np.ndarray, message: str) -> None:
 
 
 def test_memory_is_checked_against_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_available_memory", lambda: 2.0**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2.0**30)
     check_fits_memory(2**27, "the volume")
     with pytest.raises(RegkitError, match=r"the volume needs 1\.5 GiB .* 134,217,728 voxels.* 1\.0 GiB"):
         check_fits_memory(2**27, "the volume", 12)
     monkeypatch.undo()
-    assert 2**26 < images._available_memory() < 2**50
+    assert 2**26 < memory.available_memory() < 2**50
 
 
 def test_nibabel_header_is_checked_before_its_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_available_memory", lambda: 1000.0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000.0)
     with pytest.raises(RegkitError, match=r"^fixed image needs .* GiB"):
         load_image(nibabel.Nifti1Image(ramp(CUBE.size), np.eye(4)), "fixed image")
 
@@ -567,13 +567,6 @@ def test_a_mask_cropped_to_what_it_holds_is_filled_up(oblique_grid: Grid, tmp_pa
     for start in ((3, 4, 8), (-1, 0, 0), (3.5, 4, 2)):  # beyond the end, before the start, between voxels
         with pytest.raises(RegkitError, match="does not lie on the voxels of its image"):
             load_mask(Volume(labels, oblique_grid.window(start, part.size)), "mask", oblique_grid)
-
-
-def test_segments_in_layers_are_refused_by_name(tmp_path: Path) -> None:
-    layers = np.zeros((*CUBE.shape, 2), np.uint8)
-    sitk.WriteImage(CUBE.to_sitk(layers, vector=True), tmp_path / "a.seg.nrrd")
-    with pytest.raises(RegkitError, match="several layers; export one label map"):
-        load_labels(tmp_path / "a.seg.nrrd", "labels")
 
 
 @pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", ">u4", "longdouble"])

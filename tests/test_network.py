@@ -15,8 +15,9 @@ from regkit.errors import RegkitError
 from regkit.filters import smooth
 from regkit.geometry import index_grid
 from regkit.network import NetworkFeatures
+from regkit.provenance import sha256
 from regkit.unet import Architecture, UNet
-from regkit.weights import Channels, Reading, bundled_weights, save_weights, sha256
+from regkit.weights import Channels, Reading, bundled_weights, save_weights
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit.atomic import atomic_path, together
+from regkit.atomic import _HOST, atomic_path, together
 from regkit.errors import RegkitError
 from regkit.geometry import Grid
 from regkit.images import load_image
 from regkit.outputs import IMAGE_SUFFIXES, check_output, save_field, save_image
+from regkit.provenance import version
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -44,7 +45,8 @@ def test_a_nifti_is_the_file_that_itk_writes(
     array = rng.normal(scale=50, size=shape).astype(pixel)
     image = oblique_grid.to_sitk(array, vector=components > 1)
     sitk.WriteImage(image, tmp_path / "image.nii")
-    expected = (tmp_path / "image.nii").read_bytes()
+    content = (tmp_path / "image.nii").read_bytes()
+    expected = content[:148] + version().encode()[:79].ljust(80, b"\0") + content[228:]  # its descrip
     save_image(image, tmp_path / "image.nii.gz")
     save_image(image, tmp_path / "image.nii")
     assert (tmp_path / "image.nii").read_bytes() == expected
@@ -193,3 +195,65 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "next.csv") as temporary:
         temporary.write_text("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["next.csv", other.name, alive.name])
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_run_that_is_killed_while_it_renames_is_finished_by_the_next(after: int, tmp_path: Path) -> None:
+    names = ["one.nii.gz", "two.csv", "three.nrrd"]
+    for name in names[:2]:
+        (tmp_path / name).write_text("old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from regkit.atomic import atomic_path, together\n"
+        "real, left = os.replace, [int(sys.argv[2])]\n"
+        "def replace(*paths):\n"
+        "    if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    left[0] -= 1; real(*paths)\n"
+        "os.replace = replace\n"
+        "with together():\n"
+        "    for name in sys.argv[3:]:\n"
+        "        with atomic_path(Path(sys.argv[1]) / name) as temporary: temporary.write_text('new')\n"
+        "    with atomic_path(Path(sys.argv[1]) / 'folder') as temporary: temporary.mkdir()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(after), *names])
+    assert done.returncode == (0 if after > 6 else -9)
+    with atomic_path(tmp_path / "next.csv") as temporary:
+        temporary.write_text("next")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    # Before the list of what is to be renamed is there, nothing of it happens; from then on all of it.
+    wanted = dict.fromkeys(names[:2], "old") if after == 0 else dict.fromkeys(names, "new")
+    assert found == wanted | {"next.csv": "next"}
+    assert (tmp_path / "folder").is_dir() == (after > 0)
+
+
+def test_files_that_cannot_all_be_renamed_are_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.csv").write_text("old")
+    real = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        if Path(new).name == "three.csv":
+            raise OSError(28, "No space left on device")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(RegkitError, match=r"could not write '.*three\.csv': No space left"), together():
+        for name in ("one.csv", "two.csv", "three.csv"):
+            with atomic_path(tmp_path / name) as temporary:
+                temporary.write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one.csv": "old"}
+
+
+def test_a_list_of_names_renames_nothing_but_a_dead_run_s_own(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for text in ('{"mine.txt": "a.csv"}', '{"x": "../b.csv"}', "[1]", "{", '{"mine.txt": 1}'):
+        name = f".regkit-{_HOST}-{dead.pid}-0123456789ab"
+        (tmp_path / "folder" / "mine.txt").write_text("mine")
+        (tmp_path / "folder" / f"{name}.commit").write_text(text.replace('"x"', f'"{name}.csv"'))
+        (tmp_path / "folder" / f"{name}.csv").write_text("left")
+        with atomic_path(tmp_path / "folder" / "next.csv") as temporary:
+            temporary.write_text("next")
+        assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["mine.txt", "next.csv"]
+        assert not (tmp_path / "b.csv").exists()

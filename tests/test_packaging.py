@@ -50,6 +50,7 @@ def _python(code: str) -> str:
             "features",
             "synthesize",
             "pretrain",
+            "doctor",
         )
     ],
 )
@@ -136,7 +137,7 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
 
 def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
     setuptools = project["tool"]["setuptools"]
-    assert setuptools["package-data"]["regkit"] == ["py.typed"]
+    assert setuptools["package-data"]["regkit"] == ["py.typed", "*.html.j2"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "regkit").rglob("__init__.py")}
     assert setuptools["packages"] == sorted([*(".".join(f.parts) for f in folders), "regkit.models"])
     assert setuptools["package-dir"] == {"regkit.models": "models"}

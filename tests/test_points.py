@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from regkit.errors import RegkitError
-from regkit.points import POINT_SUFFIXES, read_pairs, read_points, write_points
+from regkit.points import POINT_SUFFIXES, open_points, read_pairs, read_points, write_points
 
 # What Slicer shows for one list of points; the files below are as its versions write them.
 LPS = np.array([[-19.9067, 13.9347, 29.4430], [-7.3939, -76.9499, 17.5526], [81.7323, -42.9415, 9.5856]])
@@ -182,3 +182,87 @@ def test_tables_of_slicer_name_their_system(tmp_path: Path) -> None:
 def test_semicolons_tabs_and_decimal_commas(text: str, tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text(text)
     np.testing.assert_array_equal(read_points(tmp_path / "points.csv"), [[5, 6.25, -7.5]])
+
+
+# ---- files whose points are moved
+
+SHIFT = np.array([1.5, -2.25, 10.0])
+
+
+def moved(path: Path, out: Path) -> str:
+    file = open_points(path)
+    file.save(out, file.points + SHIFT)
+    return out.read_bytes().decode()
+
+
+def test_a_moved_list_of_slicer_keeps_all_but_its_positions(tmp_path: Path) -> None:
+    def point(number: int, x: float, **more: Any) -> dict[str, Any]:
+        fixed = {"id": str(number), "label": f"P é {number}", "description": "d", "locked": True}
+        return fixed | {"position": [x, 2.0, 3.0], "positionStatus": "defined"} | more
+
+    curve = {
+        "type": "ClosedCurve", "coordinateSystem": "RAS", "coordinateUnits": "mm",
+        "controlPoints": [point(7, 1.0), point(2, 5.0, positionStatus="undefined"), point(3, 9.0)],
+        "measurements": [{"name": "length", "enabled": True, "value": 12.5}],
+        "display": {"color": [0.4, 1.0, 0.0]},
+    }  # fmt: skip
+    other = {"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": [point(1, 4.0)]}
+    content = {"@schema": "s", "markups": [curve, other], "mine": {"a": [1, 2]}}
+    (tmp_path / "a.mrk.json").write_text(json.dumps(content), encoding="utf-8")
+    result = json.loads(moved(tmp_path / "a.mrk.json", tmp_path / "b.mrk.json"))
+    wanted = json.loads(json.dumps(content))
+    first, last = (wanted["markups"][0]["controlPoints"][k] for k in (0, 2))
+    first["position"], last["position"] = [-0.5, 4.25, 13.0], [7.5, 4.25, 13.0]  # RAS
+    wanted["markups"][1]["controlPoints"][0]["position"] = [5.5, -0.25, 13.0]
+    del wanted["markups"][0]["measurements"][0]["value"]
+    assert result == wanted
+    assert list(result["markups"][0]) == list(curve)
+
+
+TABLES = {
+    "fcsv": (
+        "p.fcsv",
+        "# Markups\n# CoordinateSystem = RAS\n"
+        + FCSV_COLUMNS
+        + 'id_1,1,2,3,0,0,0,1,1,0,1,"a, b",d,node\nid_2,4,5,6\n',
+        "# Markups\n# CoordinateSystem = RAS\n"
+        + FCSV_COLUMNS
+        + 'id_1,-0.5000,4.2500,13.0000,0,0,0,1,1,0,1,"a, b",d,node\nid_2,2.5000,7.2500,16.0000\n',
+    ),
+    "csv": (
+        "p.csv",
+        '# mm\r\nname, Z,y,x,more\r\n"a, ""b""",3,2,1,7\r\n\r\nc,6,5,4,\r\n',
+        '# mm\r\nname, Z,y,x,more\r\n"a, ""b""",13.0000,-0.2500,2.5000,7\r\n\r\nc,16.0000,2.7500,5.5000,\r\n',
+    ),
+    "bare": ("p.csv", "1,2,3\n4,5,6", "2.5000,-0.2500,13.0000\n5.5000,2.7500,16.0000"),
+    "decimal commas": ("p.csv", "x;y;z;n\n1,5;2;3,0;a\n", "x;y;z;n\n3,0000;-0.2500;13,0000;a\n"),
+    "slicer": (
+        "p.csv",
+        "label,r,a,s,defined,selected\nF-1,1,2,3,1,1\nF-2,0,0,0,0,1\n",
+        "label,r,a,s,defined,selected\nF-1,-0.5000,4.2500,13.0000,1,1\nF-2,0,0,0,0,1\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_moved_table_keeps_all_but_its_positions(case: str, tmp_path: Path) -> None:
+    name, text, wanted = TABLES[case]
+    (tmp_path / name).write_bytes(text.encode())
+    assert moved(tmp_path / name, tmp_path / f"out{Path(name).suffix}") == wanted
+
+
+@pytest.mark.parametrize("suffix", POINT_SUFFIXES)
+def test_another_format_keeps_the_labels(suffix: str, tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text('label,x,y,z\n"nose, tip",1,2,3\near,4,5,6\n')
+    moved(source, tmp_path / f"out{suffix}")
+    again = open_points(tmp_path / f"out{suffix}")
+    assert again.labels == ("nose, tip", "ear")
+    np.testing.assert_allclose(again.points, [[2.5, -0.25, 13], [5.5, 2.75, 16]])
+
+
+@pytest.mark.parametrize("kind", ["ROI", "Plane"])
+def test_what_is_no_list_of_points_is_not_moved(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mrk.json").write_text(mrk(LPS, type=kind))
+    with pytest.raises(RegkitError, match=f"hold a {kind} of 3D Slicer's, which no warp keeps flat"):
+        open_points(tmp_path / "a.mrk.json")

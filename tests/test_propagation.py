@@ -331,7 +331,7 @@ def test_an_atlas_that_cannot_be_registered_is_named() -> None:
 
 
 def test_what_does_not_fit_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regkit.images._available_memory", lambda: 1e6)
+    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e6)
     with pytest.raises(regkit.RegkitError, match="the fusion of 9 atlases needs"):
         regkit.propagate(TARGET, [(IMAGE, _labels())] * 9)
 

@@ -383,7 +383,7 @@ def test_progress_times_memory_and_state() -> None:
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     assert list(result.timings) == [*stages, "total"]
-    assert list(result.memory) == [*stages, "peak"]
+    assert list(result.memory) == [*stages, "foretold", "peak"]
     assert result.settings["threads"] == 1
 
 

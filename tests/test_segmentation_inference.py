@@ -253,7 +253,7 @@ def test_inputs_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         with pytest.raises(regkit.RegkitError, match=message):
             segment(model, source, **given)
-    monkeypatch.setattr("regkit.images._available_memory", lambda: 1e6)
+    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e6)
     with pytest.raises(regkit.RegkitError, match="the segmentation into 3 classes needs"):
         segment(random_segmenter(spacing=0.5), image, **CPU)
     monkeypatch.setattr("regkit.segmentation.monai_parts.find_spec", lambda name: None)

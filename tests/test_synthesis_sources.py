@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, archive: Path) -> 
         path.write_bytes(content)
         with pytest.raises(RegkitError, match="cannot read the templates"):
             load_archive(path)
+    # The way of compression, in each entry of the directory, is one that nobody knows.
+    content = archive.read_bytes()
+    entries = [found.start() + 10 for found in re.finditer(b"PK\x01\x02", content)]
+    assert entries
+    for place in entries:
+        content = content[:place] + b"\x63\x00" + content[place + 2 :]
+    path.write_bytes(content)
+    with pytest.raises(RegkitError, match="cannot read the templates"):
+        load_archive(path)
     with path.open("wb") as stream:
         np.save(stream, np.arange(5))
     with pytest.raises(RegkitError, match=r"it is no \.npz"):

@@ -332,3 +332,13 @@ def test_load_and_save_go_through_formats(tmp_path: Path) -> None:
         again = load()
         assert again.moving_grid == MOVING
         np.testing.assert_allclose(again.field, warp.field, atol=1e-3)
+
+
+def test_copies_of_a_warp_are_refused_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((20, 20, 20))
+    warp = Warp(np.zeros((*grid.shape, 3), np.float32), grid, grid)
+    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e5)
+    with pytest.raises(RegkitError, match="the warp as a transform of ITK needs"):
+        warp.to_sitk()
+    with pytest.raises(RegkitError, match="the inverse needs"):
+        warp.inverse()

@@ -15,8 +15,9 @@ from torch import nn
 
 from regkit import weights
 from regkit.errors import RegkitError
+from regkit.provenance import sha256
 from regkit.unet import Architecture, UNet
-from regkit.weights import bundled_weights, load_network, save_weights, sha256
+from regkit.weights import bundled_weights, load_network, save_weights
 
 SMALL = Architecture(out_channels=5, width=4, levels=2, stride=2, padding="replicate")
 

@@ -11,6 +11,7 @@ from regkit.cli import (
     bench,
     check,
     demo,
+    doctor,
     evaluate,
     features,
     finetune,
@@ -46,6 +47,7 @@ app.command("check", no_args_is_help=True)(check.command)
 app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("info", no_args_is_help=True)(info.command)
 app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
 app.command("features", no_args_is_help=True)(features.command)
 app.command("synthesize", no_args_is_help=True)(synthesize.command)
 app.command("pretrain", no_args_is_help=True)(pretrain.command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import sys
@@ -40,6 +41,7 @@ class Commands(TyperGroup):
         """Run the command; what is no user's mistake passes through."""
         with _libraries_kept_quiet(), warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
+            warnings.filterwarnings("ignore", module="pydicom")  # of headers that break some rule
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
@@ -143,6 +145,26 @@ def progress(quiet: bool) -> Iterator[Report | None]:
         yield lambda stage, done: bar.update(task, description=stage, completed=done)
 
 
+@contextlib.contextmanager
+def log_to_stderr(quiet: bool) -> Iterator[None]:
+    """What regkit logs, such as the memory that it will need, as lines on stderr, unless ``quiet``."""
+    log, handler = logging.getLogger("regkit"), _Lines()
+    before = log.level
+    if not quiet:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
 def _is_terminal() -> bool:
     return sys.stderr.isatty()
 
@@ -170,7 +192,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Lines of a name and what there is to say, aligned."""
     wide = max(len(name) for name, _ in facts)
     for name, text in facts:
-        typer.echo(f"{name:<{wide}}  {text}")
+        typer.echo(f"{name:<{wide}}  {text}".rstrip())
 
 
 def number(value: float | None, digits: int) -> str:

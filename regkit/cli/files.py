@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +13,24 @@ from regkit.errors import RegkitError
 from regkit.jsontext import read_json
 
 if TYPE_CHECKING:
+    from regkit.dicom import DicomSeries
     from regkit.geometry import Float64, Grid
     from regkit.warp import Warp
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
+SERIES = (*IMAGES, "/")  # or a folder for a DICOM series
+LABELS = (*IMAGES, ".dcm")  # or a DICOM segmentation
 WARPS = (*IMAGES, ".h5", ".npz")
 MATRICES = (".tfm", ".txt", ".mat", ".h5")
 PICTURES = (".png",)
+REPORTS = (".html",)
 
 
 def check_outputs(
-    outputs: Iterable[tuple[Path | None, Sequence[str]]],
+    outputs: Iterable[tuple[Path | str | None, Sequence[str]]],
     inputs: Iterable[Path | str | None],
     overwrite: bool,
+    recorded: Path | str | None = None,
 ) -> None:
     """Check before any work that all results can be written, and that nothing would be lost by it.
 
@@ -32,11 +38,12 @@ def check_outputs(
         outputs: each with the endings allowed; None where it is not asked for.
         inputs: what is read.
         overwrite: whether files that exist already may be replaced.
+        recorded: the output that a record is written beside.
 
     Raises:
         RegkitError: if one cannot be written, exists, is an input, or is named twice.
     """
-    from regkit.outputs import check_output
+    from regkit.outputs import check_output, is_folder
 
     read = {Path(path).resolve() for path in inputs if path is not None}
     seen: set[Path] = set()
@@ -48,9 +55,35 @@ def check_outputs(
             raise RegkitError(f"cannot write '{path}': it is one of the inputs; give another name")
         if place in seen:
             raise RegkitError(f"cannot write '{path}' twice: two outputs have this name; give another")
-        if os.path.exists(place) and not overwrite:
+        if is_folder(path):
+            if above := read & set(place.parents):
+                raise RegkitError(f"cannot write '{path}': it lies in '{above.pop()}', which is an input")
+        elif os.path.exists(place) and not overwrite:
             raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
+    if recorded is not None:
+        from regkit.provenance import check_record
+
+        check_record(recorded)
+
+
+@contextlib.contextmanager
+def recorded(
+    outputs: Mapping[str, Path | str | None], inputs: Mapping[str, object], **settings: object
+) -> Iterator[None]:
+    """Files written in the block appear together, with the record of the run beside the first of them.
+
+    Args:
+        outputs, inputs: by their roles; None where there is none.
+        settings: all else that the results depend on.
+    """
+    from regkit.atomic import together
+    from regkit.provenance import command_line, record_of, write_record
+
+    files = {role: path for role, path in outputs.items() if path is not None}
+    with together():
+        yield
+        write_record(next(iter(files.values())), record_of(inputs, settings, command_line()), files)
 
 
 def read_label_names(path: Path | None) -> dict[int, str] | None:
@@ -86,7 +119,16 @@ def read_label_names(path: Path | None) -> dict[int, str] | None:
     return names
 
 
-def load_grid(path: Path | None, role: str) -> Grid | None:
+def in_series(path: Path, series: str | None) -> Path | DicomSeries:
+    """A file or folder, or the series of it that an option names."""
+    if series is None:
+        return path
+    from regkit.dicom import DicomSeries
+
+    return DicomSeries(path, series)
+
+
+def load_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
     """The grid of an image, whatever its voxels hold; None without one."""
     from regkit.images import load_grid
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import print_facts, print_json, print_table
-from regkit.cli.files import load_grid, load_warp
+from regkit.cli.files import in_series, load_grid, load_warp
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
 from regkit.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from regkit.dicom import DicomSeries
     from regkit.geometry import Grid
     from regkit.images import Volume
     from regkit.warp import Warp
@@ -35,27 +36,106 @@ def command(
     ],
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
+    series: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER|UID", help="Which DICOM series of a folder; by default a list."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a file holds: grid, orientation, values, labels, displacements or matrix."""
-    facts = _describe(file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image"))
+    facts = _describe(
+        in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    )
+    facts |= _made(file)
     if as_json:
         print_json({"file": str(file), **facts})
         return
-    labels = facts.pop("labels", None)
+    if record := facts.pop("record", None):
+        facts |= _shown(record)
+    labels, listed = facts.pop("labels", None), facts.pop("series", None)
     print_facts([(name.replace("_", " "), _text(value)) for name, value in facts.items()])
+    if listed is not None:
+        typer.echo()
+        rows = [[_title(one), one["modality"], str(one["slices"]), one["read_as"]] for one in listed]
+        print_table(["series", "modality", "slices", "read as"], rows)
     if labels is not None:
         typer.echo()
+        named = any("name" in row for row in labels)
         print_table(
-            ["label", "ml", "voxels"],
-            [[str(row["label"]), f"{row['ml']:.2f}", f"{row['voxels']:,}"] for row in labels],
+            ["label", *(["name"] if named else []), "ml", "voxels"],
+            [
+                [
+                    str(row["label"]),
+                    *([row.get("name", "")] if named else []),
+                    f"{row['ml']:.2f}",
+                    f"{row['voxels']:,}",
+                ]
+                for row in labels
+            ],
         )
 
 
-def _describe(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, Any]:
-    from regkit.formats import is_transform
-    from regkit.images import load_labels, load_volume, looks_like_labels
+def _made(file: Path) -> dict[str, Any]:
+    """What made a file, as far as it or a record tells."""
+    from regkit import nifti, provenance
+    from regkit.headers import nrrd_fields
 
+    made: dict[str, Any] = {}
+    name = file.name.lower()
+    if name.endswith(nifti.SUFFIXES):
+        with nifti.open_nifti(file) as found:
+            if found.description.startswith("regkit "):
+                made["made_by"] = found.description
+    elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
+        made["made_by"] = said
+    found_record = provenance.read_record(file)
+    if found_record:
+        record, same = found_record
+        made |= {"made_by": record["made_by"], "record": record}
+        if not same:
+            made["changed"] = "yes: its content is not the one that its record tells of"
+    return made
+
+
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """A record in lines."""
+    inputs = record.get("inputs")
+    lines: dict[str, str] = {key: str(record[key]) for key in ("date", "command") if key in record}
+    for role, entry in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(entry, dict) and "file" in entry:
+            lines[f"made of {role}"] = f"{entry['file']}  sha256 {str(entry.get('sha256'))[:16]}"
+    return lines
+
+
+def _title(series: dict[str, Any]) -> str:
+    return " ".join(part for part in (series["number"] or series["uid"], series["description"]) if part)
+
+
+def _describe(
+    source: Path | DicomSeries, file: Path, fixed: Grid | None, moving: Grid | None
+) -> dict[str, Any]:
+    """What there is to say of a file.
+
+    Args:
+        source: the file, or a series of it if it is a folder.
+    """
+    from regkit import dicom
+    from regkit.formats import is_transform
+    from regkit.images import LabelledVolume, load_labels, load_volume, looks_like_labels
+
+    if os.path.isdir(file) or dicom.is_dicom(file):
+        if source is file and (several := _several(file)):
+            return several
+        try:
+            volume = load_volume(source, "image")
+        except RegkitError as error:
+            described = _unreadable(source, file, str(error))
+            if described is None:
+                raise
+            return described
+        if isinstance(volume, LabelledVolume):
+            return _label_map(load_labels(volume, f"labels '{file}'"))
+        return _image(volume)
     if is_transform(file):
         return _transform(file, fixed, moving)
     if file.name.lower().endswith(_POINTS):
@@ -74,6 +154,50 @@ def _describe(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, 
     if looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
+
+
+def _several(folder: Path) -> dict[str, Any] | None:
+    """The DICOM series of a folder, if there is more than one to read."""
+    from regkit import dicom
+
+    try:
+        found = dicom.find_series(folder)
+    except RegkitError:
+        return None  # which reading it will raise again, with the name
+    if sum(one.is_volume or one.is_labels for one in found) < 2:
+        return None
+    listed = [
+        {
+            "number": one.number,
+            "uid": one.uid,
+            "description": one.description,
+            "modality": one.modality,
+            "slices": one.count,
+            "files": len(one.slices),
+            "read_as": "labels" if one.is_labels else "image" if one.is_volume else "-",
+        }
+        for one in found
+    ]
+    return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
+
+
+def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
+    """What DICOM that makes no volume says of itself; None if it cannot be read, or there are several."""
+    from regkit import dicom
+
+    try:
+        found = dicom.find_series(file)
+    except RegkitError:
+        return None
+    wanted = source.series if isinstance(source, dicom.DicomSeries) else None
+    found = [one for one in found if wanted in (None, one.number, one.uid)]
+    if len(found) != 1 or found[0].is_volume or found[0].is_labels:  # those that fail are refused
+        return None
+    (one,) = found
+    facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
+    facts |= {"modality": one.modality, "number": one.number}
+    facts |= {"description": one.description, "slices": one.count, "not_to_register": problem}
+    return {name: value for name, value in facts.items() if value != ""}
 
 
 @dataclass(frozen=True)
@@ -157,12 +281,14 @@ class _Header:
 
 
 def _points(file: Path) -> dict[str, Any]:
-    from regkit.points import read_points
+    from regkit.points import open_points
 
-    points = read_points(file)
+    found = open_points(file)
+    points = found.points
     return {
         "kind": "points, LPS mm",
         "count": len(points),
+        **({"names": list(found.labels)} if any(found.labels) else {}),
         "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
         "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
     }
@@ -213,10 +339,14 @@ def _image(volume: Volume) -> dict[str, Any]:
 def _label_map(volume: Volume) -> dict[str, Any]:
     import numpy as np
 
+    from regkit.images import LabelledVolume
+
     labels, counts = np.unique(volume.array, return_counts=True)
     ml = float(np.prod(volume.grid.spacing)) / 1000
+    segments = volume.segments if isinstance(volume, LabelledVolume) else ()
+    names = {one.label: {"name": one.name} for one in segments}
     rows = [
-        {"label": int(label), "ml": int(count) * ml, "voxels": int(count)}
+        {"label": int(label), **names.get(int(label), {}), "ml": int(count) * ml, "voxels": int(count)}
         for label, count in zip(labels, counts, strict=True)
         if label
     ]
@@ -259,6 +389,8 @@ def _grid(grid: Grid) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], list):
         return "\n" + "\n".join("  " + " ".join(f"{number:12.6f}" for number in row) for row in value)
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return ", ".join(value[:20]) + (f" and {len(value) - 20} more" if len(value) > 20 else "")
     if isinstance(value, list):
         return "  ".join(f"{number:.6g}" for number in value)
     if isinstance(value, dict):

@@ -51,6 +51,16 @@ MovingGrid = Annotated[
     Path | None,
     typer.Option("--moving", metavar="IMAGE", help="The moving image, for a warp in voxels (Learn2Reg)."),
 ]
+FixedSeries = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER|UID", help="Which DICOM series of the fixed image's folder; 'regkit info' lists them."
+    ),
+]
+MovingSeries = Annotated[
+    str | None,
+    typer.Option(metavar="NUMBER|UID", help="Which DICOM series of the moving image's folder."),
+]
 Templates = Annotated[
     list[Path] | None,
     typer.Option(
@@ -120,6 +130,16 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        min=0.1,
+        show_default=False,
+        rich_help_panel=_METHOD,
+        help="Memory to stay below, by a coarser working grid if need be. Default: all there is.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from regkit.cli.console import print_json, progress
-from regkit.cli.files import IMAGES, check_outputs
+from regkit.cli.files import IMAGES, check_outputs, recorded
 from regkit.cli.options import (
     AsJson,
     CtWindow,
@@ -89,7 +89,7 @@ def command(
     start = start_file(init)
     outputs = {"labels": output, "confidence": confidence}
     inputs = (target, *atlas, *atlas_labels, start, weights)
-    check_outputs([(path, IMAGES) for path in outputs.values()], inputs, overwrite)
+    check_outputs([(path, IMAGES) for path in outputs.values()], inputs, overwrite, recorded=output)
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
@@ -115,8 +115,10 @@ def command(
             progress=report,
         )
     written = {name: str(path) for name, path in outputs.items() if path}
-    for name, path in written.items():
-        regkit.save_image(getattr(result, name).to_sitk(), path)
+    made_of = {"target": target, "atlas": atlas, "atlas_labels": atlas_labels, "init": start}
+    with recorded(written, made_of, fusion=fusion, atlases=result.atlases):
+        for name, path in written.items():
+            regkit.save_image(getattr(result, name).to_sitk(), path)
     if as_json:
         print_json({"target": str(target), "fusion": fusion, "atlases": result.atlases, "outputs": written})
     elif not quiet:

@@ -7,15 +7,29 @@ from typing import Annotated
 
 import typer
 
-from regkit.cli.console import NOT_RIGHT, print_json, progress
-from regkit.cli.files import IMAGES, MATRICES, PICTURES, WARPS, check_outputs, read_label_names
+from regkit.cli.console import NOT_RIGHT, log_to_stderr, print_json, progress
+from regkit.cli.files import (
+    IMAGES,
+    LABELS,
+    MATRICES,
+    PICTURES,
+    REPORTS,
+    SERIES,
+    WARPS,
+    check_outputs,
+    in_series,
+    read_label_names,
+)
 from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
     Features,
+    FixedSeries,
     Init,
     LabelNames,
+    Memory,
+    MovingSeries,
     Overwrite,
     Preset,
     Quiet,
@@ -36,7 +50,7 @@ def command(
         typer.Argument(
             metavar="FIXED",
             show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
         ),
     ],
     moving: Annotated[
@@ -54,12 +68,19 @@ def command(
         ),
     ],
     moved: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The moving image on the voxels of the fixed one."),
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER/",
+            rich_help_panel=_OUTPUTS,
+            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
+        ),
     ] = None,
     moved_labels: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The moving labels on the voxels of the fixed image."),
+        typer.Option(
+            rich_help_panel=_OUTPUTS,
+            help="The moving labels on the voxels of the fixed image; .seg.nrrd and .dcm keep names.",
+        ),
     ] = None,
     inverse: Annotated[
         Path | None,
@@ -81,7 +102,16 @@ def command(
     figure: Annotated[
         Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_OUTPUTS,
+            help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
+    fixed_series: FixedSeries = None,
+    moving_series: MovingSeries = None,
     fixed_mask: Annotated[
         Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
     ] = None,
@@ -108,6 +138,7 @@ def command(
     ct_window: CtWindow = None,
     device: Device = "auto",
     threads: Threads = None,
+    memory: Memory = None,
     seed: Seed = 0,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -132,12 +163,13 @@ def command(
     start = start_file(init)
     outputs = {
         "warp": (output, WARPS),
-        "moved": (moved, IMAGES),
-        "moved_labels": (moved_labels, IMAGES),
+        "moved": (moved, SERIES),
+        "moved_labels": (moved_labels, LABELS),
         "inverse": (inverse, WARPS),
         "linear": (linear, MATRICES),
         "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
+        "report": (report, REPORTS),
     }
     inputs = (
         fixed,
@@ -150,8 +182,9 @@ def command(
         start,
         weights,
     )
-    check_outputs(outputs.values(), inputs, overwrite)
+    check_outputs(outputs.values(), inputs, overwrite, recorded=output)
     names = read_label_names(label_names)
+    fixed_image, moving_image = in_series(fixed, fixed_series), in_series(moving, moving_series)
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
 
@@ -160,13 +193,17 @@ def command(
     tune()
     import_torch()
     import regkit
-    from regkit.results import write_results
+    from regkit.provenance import command_line, record_of
+    from regkit.results import check_dicom, write_results
     from regkit.verdict import FAIL
 
-    with progress(quiet) as report:
+    check_dicom(moved, moved_labels, fixed_image)
+
+    kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
+    with progress(quiet) as on_progress, log_to_stderr(quiet):
         result = regkit.register(
-            fixed,
-            moving,
+            fixed_image,
+            moving_image,
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             fixed_labels=fixed_labels,
@@ -180,10 +217,29 @@ def command(
             device=device,
             threads=threads,
             seed=seed,
-            progress=report,
+            progress=on_progress,
+            memory=memory,
+            outputs=[name for name, asked in kinds.items() if asked],
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
-    write_results(result, files, fixed, fixed_labels, moving_labels)
+    roles = {
+        "fixed": fixed_image,
+        "moving": moving_image,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
+    roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start}
+    record = record_of(roles, result.to_dict()["settings"], command_line())
+    write_results(
+        result,
+        files,
+        fixed_image,
+        fixed_labels,
+        moving_labels,
+        moving=moving_image,
+        label_names=names,
+        record=record,
+    )
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         print_json({"fixed": str(fixed), "moving": str(moving), **result.to_dict(), "outputs": written})

@@ -57,7 +57,7 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
             ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
             ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
             ("time", f"{seconds['total']:.1f} s ({stages})"),
-            ("memory", f"{memory['peak']:.0f} MB at most"),
+            ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regkit.cli.console import print_json, print_table, progress
-from regkit.cli.files import IMAGES, check_outputs
+from regkit.cli.files import IMAGES, check_outputs, recorded
 from regkit.cli.options import AsJson, Device, Overwrite, Quiet, Threads
 
 
@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Segment IMAGE, of any grid and orientation, on its own voxels."""
     outputs = {"labels": output, "confidence": confidence}
-    check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite)
+    check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite, recorded=output)
     from regkit.process import import_torch, tune
 
     tune()
@@ -55,8 +55,13 @@ def command(
     with progress(quiet) as report:
         result = regkit.segment(model, image, device=device, threads=threads, progress=report)
     written = {name: str(path) for name, path in outputs.items() if path}
-    for name, path in written.items():
-        regkit.save_image(getattr(result, name).to_sitk(), path)
+    made_of = {"image": image, "model": model}
+    with recorded(
+        written,
+        made_of,
+    ):
+        for name, path in written.items():
+            regkit.save_image(getattr(result, name).to_sitk(), path)
     if as_json:
         print_json({"image": str(image), "labels": result.volumes(), "outputs": written})
     elif not quiet:

@@ -8,17 +8,40 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from regkit.cli.console import print_facts, print_json, warn
-from regkit.cli.files import IMAGES, WARPS, check_outputs, load_grid, load_warp
-from regkit.cli.options import AsJson, ChainFile, FixedGrid, MovingGrid, Overwrite, WarpFile
+from regkit.cli.files import (
+    IMAGES,
+    SERIES,
+    WARPS,
+    check_outputs,
+    in_series,
+    load_grid,
+    load_warp,
+    recorded,
+)
+from regkit.cli.options import (
+    AsJson,
+    ChainFile,
+    FixedGrid,
+    FixedSeries,
+    MovingGrid,
+    MovingSeries,
+    Overwrite,
+    WarpFile,
+)
+from regkit.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from regkit.dicom import DicomSeries
     from regkit.geometry import Float64, Grid
+    from regkit.images import ImageLike
+    from regkit.segments import Segmentation
     from regkit.warp import Warp
 
 _LINEAR = (".tfm", ".txt", ".mat")
 _POINTS = (".csv", ".fcsv", ".mrk.json")
+_LITTLE = 0.05  # of a result shows the image
 
 
 def apply(
@@ -31,9 +54,14 @@ def apply(
     ] = None,
     *,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--output", "-o", show_default=False, help="An image; with --points, .csv .fcsv or .mrk.json."
+            "--output",
+            "-o",
+            metavar="FILE|FOLDER/",
+            show_default=False,
+            help="An image; a folder for a DICOM series; .seg.nrrd or .dcm (DICOM SEG, with --reference) for "
+            "labels with their names; with --points, .csv .fcsv or .mrk.json.",
         ),
     ],
     points: Annotated[
@@ -70,6 +98,8 @@ def apply(
         ),
     ] = None,
     moving: MovingGrid = None,
+    fixed_series: FixedSeries = None,
+    moving_series: MovingSeries = None,
     default_value: Annotated[
         float | None,
         typer.Option(help="The value where the image ends. Default: its minimum; 0 for labels."),
@@ -82,13 +112,18 @@ def apply(
     from regkit.chain import existing
 
     chain = [warp, *(then or [])]
-    kinds = IMAGES if points is None else _POINTS
+    kinds = (*SERIES, ".dcm") if points is None else _POINTS
     inputs = (*map(existing, chain), image, points, reference, moving)
-    check_outputs([(output, kinds)], inputs, overwrite)
-    if points is not None:
-        _apply_to_points(chain, points, output, reference, moving)
-    elif image is not None:
-        _apply_to_image(chain, image, output, interpolation, reference, default_value)
+    check_outputs([(output, kinds)], inputs, overwrite, recorded=output)
+    source = None if image is None else in_series(image, moving_series)
+    onto = None if reference is None else in_series(reference, fixed_series)
+    made_of = {"transform": list(map(existing, chain)), "image": source, "points": points}
+    made_of |= {"reference": onto, "moving": moving}
+    with recorded({"moved": output}, made_of, interpolation=interpolation, default_value=default_value):
+        if points is not None:
+            _apply_to_points(chain, points, Path(output), reference, moving)
+        elif source is not None:
+            _apply_to_image(chain, source, output, interpolation, onto, default_value)
     typer.echo(f"wrote {output}")
 
 
@@ -96,32 +131,40 @@ def _apply_to_points(
     chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
     from regkit.chain import outside, read_chain, through
-    from regkit.points import read_points, write_points
+    from regkit.points import open_points
 
-    start = read_points(points)
+    file = open_points(points)
+    start = file.points
     steps = read_chain(chain, load_grid(reference, "reference"), load_grid(moving, "moving image"))
     if left := outside(steps, start):
         warn(
             f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
             "its border does"
         )
-    write_points(output, through(steps, start))
+    file.save(output, through(steps, start))
 
 
 def _apply_to_image(
     chain: list[Path],
-    image: Path,
-    output: Path,
+    image: ImageLike,
+    output: str,
     interpolation: str,
-    reference: Path | None,
+    reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
-    from regkit.chain import compose, is_chain, read_chain
-    from regkit.images import load_image, load_labels, load_volume, looks_like_labels
-    from regkit.outputs import save_image
+    from regkit.dicom import DicomSeries
+    from regkit.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
+    from regkit.results import check_dicom, save_volume
 
-    volume = load_volume(image, "image to warp")
+    to_dicom = output.lower().endswith(".dcm")
+    check_dicom(output, Path(output) if to_dicom else None, reference)
     grid = load_grid(reference, "reference")
+    if interpolation in ("auto", "nearest", "label"):
+        segmentation = load_segmentation(image, "image to warp")
+        if segmentation is not None:
+            _apply_to_segments(chain, segmentation, output, interpolation, grid, reference)
+            return
+    volume = load_volume(image, "image to warp")
     if interpolation == "auto":
         interpolation = "linear"
         if looks_like_labels(volume.array) and volume.array.min() < volume.array.max():
@@ -131,18 +174,69 @@ def _apply_to_image(
                 "if it is none, give --interpolation linear",
                 err=True,
             )
+    if to_dicom and interpolation not in ("nearest", "label"):
+        raise RegkitError(
+            f"cannot write '{output}': a DICOM segmentation is of labels; an image gets a folder/"
+        )
     if interpolation != "nearest":
         load = load_labels if interpolation == "label" else load_image
-        volume = load(volume, f"image to warp '{image}'")
-    if is_chain(chain):
-        warp = compose(read_chain(chain, grid, volume.grid), grid, volume.grid)
-    else:
-        warp = load_warp(chain[0], grid, volume.grid)
-    if grid is not None:
-        _warn_elsewhere(warp, grid)
+        place = image.folder if isinstance(image, DicomSeries) else image
+        volume = load(volume, f"image to warp '{place}'")
+    warp = _one_warp(chain, grid, volume.grid)
     moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default)
     _warn_empty(warp, grid or warp.grid, volume.grid, moved.array)
-    save_image(moved.to_sitk(), output)
+    save_volume(moved, output, reference, image)
+
+
+def _apply_to_segments(
+    chain: list[Path],
+    segmentation: Segmentation,
+    output: str,
+    interpolation: str,
+    grid: Grid | None,
+    reference: Path | DicomSeries | None,
+) -> None:
+    """Each layer of a segmentation, so that what overlaps stays whole where the output has room for it."""
+    import numpy as np
+
+    from regkit.images import LabelledVolume, Volume
+    from regkit.results import save_segments, save_volume
+    from regkit.segments import SLICER, Segmentation
+
+    warp = _one_warp(chain, grid, segmentation.grid)
+    how = "label" if interpolation == "auto" else interpolation
+    layers = [
+        warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=how, reference=grid).array
+        for layer in segmentation.layers
+    ]
+    kind = np.result_type(*layers)
+    moved = Segmentation([layer.astype(kind) for layer in layers], grid or warp.grid, segmentation.segments)
+    _warn_empty(
+        warp, moved.grid, segmentation.grid, np.stack([layer[::2, ::2, ::2] for layer in moved.layers])
+    )
+    if output.lower().endswith((".dcm", SLICER[0])):
+        save_segments(moved, output, reference)
+        return
+    array, shared = moved.merged()
+    if shared:
+        warn(
+            f"segments overlap in {shared:,} voxels, which count for the smallest of them; .seg.nrrd and "
+            ".dcm keep each whole"
+        )
+    save_volume(LabelledVolume(array, moved.grid, "segments", moved.segments), output, reference)
+
+
+def _one_warp(chain: list[Path], grid: Grid | None, moving: Grid) -> Warp:
+    """The warp of one file or of a chain, with a warning where it is elsewhere than the result."""
+    from regkit.chain import compose, is_chain, read_chain
+
+    if is_chain(chain):
+        warp = compose(read_chain(chain, grid, moving), grid, moving)
+    else:
+        warp = load_warp(chain[0], grid, moving)
+    if grid is not None:
+        _warn_elsewhere(warp, grid)
+    return warp
 
 
 def _lattice(grid: Grid) -> Float64:
@@ -175,6 +269,11 @@ def _warn_empty(warp: Warp, result: Grid, moving: Grid, moved: np.ndarray) -> No
             "the result holds nothing of the image: the warp leads no voxel into it; is it the moving image "
             "of this warp, and does the warp go from fixed to moving?"
         )
+    elif share < _LITTLE:
+        warn(
+            f"only {100 * share:.1f} % of the result shows the image; is it the moving image of this warp, "
+            "and does the warp go from fixed to moving?"
+        )
 
 
 def jacobian(
@@ -190,7 +289,7 @@ def jacobian(
     as_json: AsJson = False,
 ) -> None:
     """Measure how a warp changes volume: folding, range and spread of its Jacobian determinant."""
-    check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite)
+    check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite, recorded=output)
 
     import numpy as np
 
@@ -210,7 +309,8 @@ def jacobian(
         "maximum": float(values.max()),
     }
     if output:
-        save_image(volume.to_sitk(), output)
+        with recorded({"jacobian": output}, {"warp": warp, "fixed": fixed, "moving": moving}):
+            save_image(volume.to_sitk(), output)
     if as_json:
         print_json({"warp": str(warp), **measures, "output": None if output is None else str(output)})
         return
@@ -247,9 +347,11 @@ def invert(
     overwrite: Overwrite = False,
 ) -> None:
     """Compute the warp from the moving image back to the fixed one."""
-    check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite)
+    check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite, recorded=output)
     forward = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(reference, "reference"))
-    forward.inverse().save(output)
+    inverse = forward.inverse()
+    with recorded({"inverse": output}, {"warp": warp, "moving": reference, "fixed": fixed}):
+        inverse.save(output)
     typer.echo(f"wrote {output}")
 
 
@@ -282,14 +384,17 @@ def convert(
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
     from regkit.chain import existing
 
-    check_outputs([(output, (*WARPS, *_LINEAR))], (existing(source), fixed, moving), overwrite)
+    inputs = (existing(source), fixed, moving)
+    check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.formats import read_linear, write_linear
     from regkit.warp import Warp
 
     grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
-    if output.suffix in _LINEAR:
-        write_linear(read_linear(source, *grids), output)
-    else:
-        Warp.load(source, *grids).save(output, to)
+    made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
+    with recorded({"transform": output}, made_of, format=to):
+        if output.suffix in _LINEAR:
+            write_linear(read_linear(source, *grids), output)
+        else:
+            Warp.load(source, *grids).save(output, to)
     typer.echo(f"wrote {output}")

@@ -24,23 +24,33 @@ import torch
 Argument = torch.Tensor | np.ndarray | int | float | None
 BLOCK = 2048  # of kernels.h
 _VERSION = 14  # of the kernels; see module.c
+_INSTRUCTIONS = {"_v4": "AVX-512", "_v3": "AVX2 and FMA"}  # by the suffix of module.c
 _LINE = 64  # bytes of a cache line
 _PARTS_PER_THREAD = 4
 _MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
 _pool: ThreadPoolExecutor | None = None
 
 
+def _open() -> ctypes.CDLL:
+    """The library of kernels.
+
+    Raises:
+        OSError: if there is none, or one of another version.
+    """
+    found = find_spec("regkit.native._kernels")
+    if found is None or found.origin is None:
+        raise OSError("they were not compiled when regkit was installed")
+    library = ctypes.CDLL(found.origin)
+    # As after a pull into an editable install: other arguments would be written over who knows what.
+    if not hasattr(library, "version") or library.version() != _VERSION:
+        raise OSError("they were compiled for another version of regkit")
+    return library
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
-    found = find_spec("regkit.native._kernels")
     try:
-        if found is None or found.origin is None:
-            raise OSError("they were not compiled when regkit was installed")
-        library = ctypes.CDLL(found.origin)
-        # As after a pull into an editable install: other arguments would be written over who knows what.
-        if not hasattr(library, "version") or library.version() != _VERSION:
-            raise OSError("they were compiled for another version of regkit")
-        return library
+        return _open()
     except OSError as error:
         warnings.warn(
             f"regkit runs without its compiled kernels and takes several times longer: {error}. Install it "
@@ -48,6 +58,15 @@ def _library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+
+
+def why_missing() -> str | None:
+    """Why there are no kernels, without a warning; None where there are."""
+    try:
+        _open()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 @cache
@@ -58,6 +77,11 @@ def _suffix() -> str:
     library.suffix.restype = ctypes.c_char_p
     own: bytes = library.suffix()
     return own.decode()
+
+
+def instructions() -> str:
+    """The instructions of the processor that the kernels use. Only where there are kernels."""
+    return _INSTRUCTIONS.get(_suffix(), "those that every processor of its kind has")
 
 
 def serves(*tensors: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:

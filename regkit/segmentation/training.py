@@ -25,7 +25,7 @@ from regkit.images import ImageLike, Volume, check_fits_memory, load_labelled
 from regkit.intensity import default_ct_window, is_ct
 from regkit.jsontext import read_json
 from regkit.metrics import dice, summarise
-from regkit.provenance import commit
+from regkit.provenance import commit, sha256
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network
@@ -45,7 +45,7 @@ from regkit.training.log import Log, finite, read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import Report, stop_signals
 from regkit.unet import UNet, in_bfloat16, shuffled
-from regkit.weights import bundled_weights, load_network, reading, sha256
+from regkit.weights import bundled_weights, load_network, reading
 
 Pair = tuple[ImageLike, ImageLike]
 INITS = ("pretrained", "random")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, reason
 from regkit.synthesis.shapes import Shape, draw_procedural
 
 if TYPE_CHECKING:
@@ -114,8 +112,8 @@ def load_archive(path: Path) -> Templates:
         raise RegkitError(f"no archive of templates at '{path}'") from None
     except RegkitError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RegkitError(f"cannot read the templates in '{path}': {error}") from error
+    except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
+        raise RegkitError(f"cannot read the templates in '{path}': {reason(error)}") from error
     kinds = [
         array.dtype.kind in allowed for array, allowed in ((offsets, "iu"), (shapes, "iu"), (sources, "U"))
     ]

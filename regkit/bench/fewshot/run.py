@@ -21,11 +21,12 @@ from regkit.errors import RegkitError
 from regkit.images import Volume, load_labels
 from regkit.metrics import dice, summarise
 from regkit.propagation import propagate
+from regkit.provenance import sha256
 from regkit.segmentation.files import Labelled
 from regkit.segmentation.inference import segment
 from regkit.segmentation.training import Finetuning, finetune
 from regkit.training.session import Report
-from regkit.weights import bundled_weights, sha256
+from regkit.weights import bundled_weights
 
 ARMS = ("pretrained", "random", "propagate")
 """The bundled network fine-tuned; its twin from random weights; atlases registered (regkit propagate)."""
