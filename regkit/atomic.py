@@ -116,9 +116,10 @@ def _rename(files: Sequence[tuple[Path, Path]]) -> None:
             names = {temporary.name: path.name for temporary, path in files if path.parent == folder}
             path = folder / next(iter(names.values()))
             draft = _hidden(folder, ".draft")
+            journal = draft.with_suffix(_JOURNAL)
+            journals += [draft, journal]
             draft.write_text(json.dumps(names), encoding="utf-8")
-            journals.append(draft.with_suffix(_JOURNAL))
-            os.replace(draft, journals[-1])
+            os.replace(draft, journal)
         for temporary, path in files:
             if os.path.lexists(path):
                 # Some systems replace a file only when the new one is on the disk; two renames are quick.

@@ -276,7 +276,7 @@ def test_progress_goes_from_atlas_to_atlas_to_the_end() -> None:
         progress=lambda stage, done: told.append((stage, done)),
     )
     stages = list(dict.fromkeys(stage for stage, _ in told))
-    parts = ("load", "linear", "warp")
+    parts = ("load", "linear", "warp", "verdict")
     assert stages == ["reading", *(f"atlas {k} of 2: {part}" for k in (1, 2) for part in parts), "fusion"]
     shares = [done for _, done in told]
     assert shares == sorted(shares)
