@@ -39,6 +39,9 @@ WITHOUT = {
 }
 """Extra of pyproject.toml -> what a user does without."""
 
+_MODULES = {"jinja2": "jinja2", "pillow": "PIL"}
+"""Package in lower case -> its module, where that is called otherwise."""
+
 # The self-test: a phantom of so coarse voxels that it takes seconds.
 _SPACING, _SEED = 6.0, 0
 # Mean over the voxels of all organs, mm. A right run ends at 4.1, the linear start alone at 6.0, the headers
@@ -326,14 +329,14 @@ def _wanted(requirement: Requirement, extra: str) -> bool:
 
 
 def _problem(requirement: Requirement, version: str | None) -> str | None:
-    """What is wrong with a package that regkit needs, and what to do. Its module has the same name."""
+    """What is wrong with a package that regkit needs, and what to do."""
     name, wanted = requirement.name, f"'{requirement.name}{requirement.specifier}'"
     if version is None:
         return f"{name} is missing: pip install {wanted}"
     if not requirement.specifier.contains(version, prereleases=True):
         return f"{name} {version} is not supported: pip install {wanted}"
     try:
-        import_module(name)
+        import_module(_MODULES.get(name.lower(), name))
     except Exception as error:  # a library of C that does not load, a module of another version
         why = reason(error)
         return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {wanted}"
