@@ -29,7 +29,7 @@ _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
 # with air however they lie, so that what they show has to agree as well.
-_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.55
+_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
 # A turn is taken where the disagreement falls to this share of it.
 _TURN_BONUS = 0.97
 _TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
