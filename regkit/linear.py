@@ -287,7 +287,7 @@ def search_translation(
     lattice = _lattice_over(moving.grid, grid)
     f = feature_map(fixed, np.eye(4), grid, extract)
     m = feature_map(moving, np.eye(4), lattice, extract)
-    shape = [_fast(a + b - 1) for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
+    shape = [fast_length(a + b - 1) for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
 
     def spectrum(volume: torch.Tensor) -> torch.Tensor:
         return torch.fft.rfftn(volume, s=shape)
@@ -319,7 +319,7 @@ def search_translation(
     return shifts, scores, mismatch
 
 
-def _fast(length: int) -> int:
+def fast_length(length: int) -> int:
     """The next length without prime factors above 5, whose Fourier transforms are several times as fast."""
     # scipy has such a function, which takes 0.08 s to import.
     while True:

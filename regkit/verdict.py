@@ -25,7 +25,7 @@ from regkit.costvolume import FeatureMap
 from regkit.evidence import MOST_DOUBT
 from regkit.features import mind_ssc
 from regkit.geometry import Float64, Grid, transform_points
-from regkit.linear import block_match, fit_rigid, least_trimmed_squares
+from regkit.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
 from regkit.lowres import EMPTY, LowRes, Points, content
 from regkit.resample import Source, resample
 
@@ -367,7 +367,7 @@ class _Search:
 
     def __init__(self, look: LowRes, shown: float, lattice: Grid) -> None:
         self.origin = np.asarray(look.grid.origin)
-        self.shape = [_fast(a + b - 1) for a, b in zip(look.grid.shape, lattice.shape)]
+        self.shape = [fast_length(a + b - 1) for a, b in zip(look.grid.shape, lattice.shape)]
         self.full = min(float(look.content.sum()), shown)
         self.mismatch = math.nan
         values, weight = look.fixed.features, look.content
@@ -399,15 +399,3 @@ class _Search:
 
     def _spectrum(self, volume: torch.Tensor) -> torch.Tensor:
         return torch.fft.rfftn(volume, s=self.shape)
-
-
-def _fast(length: int) -> int:
-    """The next length without prime factors above 5."""
-    while True:
-        left = length
-        for factor in (2, 3, 5):
-            while left % factor == 0:
-                left //= factor
-        if left == 1:
-            return length
-        length += 1
