@@ -62,6 +62,17 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
     return starts
 
 
+def kept_starts(kept: Path | None, name: str, direction: str, count: int) -> list[np.ndarray]:
+    """:func:`linear_starts`, from a JSON file where it has them; what it lacks is added to it."""
+    known = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    key = f"{name}, {direction}"
+    if len(known.get(key, ())) < count:
+        known[key] = [start.tolist() for start in linear_starts(name, direction, count)]
+        if kept:
+            kept.write_text(json.dumps(known))
+    return [np.array(start) for start in known[key][:count]]
+
+
 def chosen(names: Sequence[str]) -> list[str]:
     """Names of pairs, ``choosing`` and ``confirming`` written out."""
     groups = {"choosing": CHOOSING, "confirming": [name for name in pair_names() if name not in CHOOSING]}
@@ -196,20 +207,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "features")
     arguments = parser.parse_args()
     options = {"preset": arguments.preset, "threads": arguments.threads}
-    known = json.loads(arguments.known.read_text()) if arguments.known and arguments.known.exists() else {}
     lines, gains, every = [HEAD], [], []
     for name in chosen(arguments.pairs):
         for direction in DIRECTIONS:
-            key = f"{name}, {direction}"
-            if len(known.get(key, ())) < arguments.starts:
-                known[key] = [m.tolist() for m in linear_starts(name, direction, arguments.starts)]
-                if arguments.known:
-                    arguments.known.write_text(json.dumps(known))
+            starts = kept_starts(arguments.known, name, direction, arguments.starts)
             reference: list[dict[str, Any]] = []
             for features in arguments.features:
                 own = {**options, "features": features}
                 own["weights"] = None if features == "mind" else arguments.weights
-                starts = [np.array(start) for start in known[key][: arguments.starts]]
                 rows = [run(name, direction, {**own, "init": start}) for start in starts]
                 reference = reference or rows
                 found = gain(rows, reference)

@@ -27,7 +27,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from features import HEAD, chosen, gain, line, linear_starts, summary
+from features import HEAD, chosen, gain, kept_starts, line, summary
 from open_pairs import DIRECTIONS, ROOT, run, setting, write_rows
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -387,22 +387,16 @@ def part(path: Path, weight: float) -> Part:
 
 def measure(arguments: argparse.Namespace) -> None:
     """MIND, the default features, and these with the descriptor, as features.py compares them."""
-    known = json.loads(arguments.known.read_text()) if arguments.known and arguments.known.exists() else {}
     added = part(arguments.file, arguments.weight)
     asked = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
     asked["local+network+mind"] = (added, *asked["network+mind"])
     lines, gains, every = [HEAD], [], []
     for name in chosen(arguments.pairs):
         for direction in DIRECTIONS:
-            key = f"{name}, {direction}"
-            if len(known.get(key, ())) < arguments.starts:
-                known[key] = [start.tolist() for start in linear_starts(name, direction, arguments.starts)]
-                if arguments.known:
-                    arguments.known.write_text(json.dumps(known))
+            starts = kept_starts(arguments.known, name, direction, arguments.starts)
             reference: list[dict[str, Any]] = []
             for features, parts in asked.items():
                 with patch("regkit.registration.feature_parts", lambda *_, f=features, p=parts: (f, p, None)):
-                    starts = [np.array(start) for start in known[key][: arguments.starts]]
                     rows = [run(name, direction, {"init": start, "threads": 1}) for start in starts]
                 reference = reference or rows
                 found = gain(rows, reference)
