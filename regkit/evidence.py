@@ -99,14 +99,13 @@ def resel_volume(
     Returns:
         About 3 to 7 for pairs whose details agree, above 8 for images smoothed by 8 mm at cells of 4 mm.
     """
+    if min(displacement.shape[1:]) < 2:  # a cell without a neighbour
+        return 1.0
     where = index_grid(displacement.shape[1:], displacement.device) + displacement
     seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
-    differences = seen.values.sub_(fixed.values)
     known = fixed.weight * seen.weight
-    differences *= known.sqrt()
-    side = [min(_BLOCK, max(n - 1, 1)) for n in known.shape[1:]]
-    if min(known.shape[1:]) < 2:
-        return 1.0
+    differences = seen.values.sub_(fixed.values).mul_(known.sqrt())
+    side = [min(_BLOCK, n - 1) for n in known.shape[1:]]
 
     def means(volume: torch.Tensor) -> torch.Tensor:
         return F.avg_pool3d(volume[None], side, ceil_mode=True, count_include_pad=False)[0]
