@@ -10,7 +10,7 @@ import numpy as np
 
 from regkit.atomic import together
 from regkit.errors import RegkitError
-from regkit.formats import write_linear, write_warp
+from regkit.formats import LINEAR_SUFFIXES, write_linear, write_warp
 from regkit.images import LabelledVolume, load_image, load_labels
 from regkit.outputs import is_folder, save_image, save_segmentation
 from regkit.provenance import write_record
@@ -35,7 +35,7 @@ def write_results(
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
-        files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels",
+        files: where to write any of "warp" (the name of a linear transform for a linear result), "inverse", "linear", "moved", "moved_labels",
             "uncertainty", "figure" and "report".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
@@ -57,7 +57,10 @@ def write_results(
 
     with together():
         if "warp" in files:
-            write_warp(result.warp, files["warp"])
+            if str(files["warp"]).endswith(LINEAR_SUFFIXES):
+                write_linear(result.linear, files["warp"])
+            else:
+                write_warp(result.warp, files["warp"])
         if inverse is not None:
             write_warp(inverse, files["inverse"])
         if "linear" in files:

@@ -184,7 +184,7 @@ def test_every_argument_reaches_register(
         "register", files.fixed, files.moving, "-o", tmp_path / "w.npz",
         "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
         "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
-        "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate",
+        "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate", "--set", "search_range=16.0",
         "--weights", files.names,
         "--ct-window", "-200", "300",
         "--device", "cpu", "--threads", 2, "--seed", 7,
@@ -192,13 +192,15 @@ def test_every_argument_reaches_register(
     )  # fmt: skip
     names = given.pop("label_names")
     assert names[1] == "liver"
+    assert callable(given.pop("progress"))
     assert given == {
         "fixed": files.fixed, "moving": files.moving,
         "fixed_mask": files.fixed_labels, "moving_mask": files.moving_labels,
         "fixed_labels": files.fixed_labels, "moving_labels": files.moving_labels,
-        "init": "centre", "features": "network", "preset": "accurate", "ct_window": (-200.0, 300.0),
+        "init": "centre", "features": "network", "preset": "accurate",
+        "settings": {"search_range": 16.0}, "ct_window": (-200.0, 300.0),
         "weights": files.names,
-        "device": "cpu", "threads": 2, "seed": 7, "progress": None,
+        "device": "cpu", "threads": 2, "seed": 7,
         "memory": None, "outputs": [],
     }  # fmt: skip
 
