@@ -24,8 +24,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty file holds an empty one.
 
     Raises:
-        RegkitError: naming the file and the line, if it cannot be read, is no YAML, gives a key twice, or holds
-            something else than a mapping.
+        RegkitError: naming the file and the line, if it cannot be read, is no YAML, gives a key twice, or
+            holds something else than a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def _loader() -> Any:
     """PyYAML's safe loader, with numbers such as 1e-3, which YAML 1.2 has, and no key twice."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml carries no types
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names = set()
             for key, _ in node.value:

@@ -53,7 +53,8 @@ class LinearStart:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
         origin: which start won: "header", "centre", "search" or "turned".
-        model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the headers.
+        model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the
+            headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
             last fits; None where turns were not searched.
     """

@@ -35,8 +35,8 @@ def write_results(
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
-        files: where to write any of "warp" (the name of a linear transform for a linear result), "inverse", "linear", "moved", "moved_labels",
-            "uncertainty", "figure" and "report".
+        files: where to write any of "warp" (a linear result also as a linear transform), "inverse",
+            "linear", "moved", "moved_labels", "uncertainty", "figure" and "report".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.

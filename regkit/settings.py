@@ -26,7 +26,9 @@ class Settings:
         int, Ge(10_000), "the working grid is made coarser until it has no more voxels than this"
     ] = 6_000_000
     spacing_share: Annotated[
-        float, Gt(0), "of the coarser image's spacing, to which the working grid goes where that is at most 2 mm"
+        float,
+        Gt(0),
+        "share of the coarser image's spacing, where that is at most 2 mm, that the working grid gets",
     ] = 1.0
     search_range: Annotated[
         float, Gt(0), "mm each way that the coarse stage looks for a match in, within half the field of view"
@@ -72,7 +74,7 @@ def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings
         changes: by the names of :class:`Settings`, as from a configuration file.
 
     Raises:
-        RegkitError: if there is no such preset or setting, or a value is not allowed; the message says what is.
+        RegkitError: if there is no such preset or setting, or a value is not allowed; it says what is.
     """
     settings = named_settings(preset)
     if not changes:

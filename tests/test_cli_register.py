@@ -184,7 +184,8 @@ def test_every_argument_reaches_register(
         "register", files.fixed, files.moving, "-o", tmp_path / "w.npz",
         "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
         "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
-        "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate", "--set", "search_range=16.0",
+        "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate",
+        "--set", "search_range=16.0",
         "--weights", files.names,
         "--ct-window", "-200", "300",
         "--device", "cpu", "--threads", 2, "--seed", 7,
@@ -279,7 +280,7 @@ class TestOutputsAreCheckedFirst:
     @pytest.mark.parametrize(
         ("option", "name", "expected"),
         [
-            ("-o", "warp.tfm", "must end in .nii.gz"),
+            ("-o", "warp.png", "must end in .nii.gz"),
             ("-o", "missing/warp.nii.gz", "create it first"),
             ("--moved", "moved.png", "must end in .nii.gz"),
             ("--linear", "linear.nii.gz", "must end in .tfm"),

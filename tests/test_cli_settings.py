@@ -113,7 +113,9 @@ def test_settings_reach_the_solver_and_the_record(files: Files, tmp_path: Path) 
         (("--config", "nowhere.yaml"), "cannot read the configuration 'nowhere.yaml'"),
     ],
 )
-def test_a_wrong_setting_is_one_line(files: Files, tmp_path: Path, words: tuple[str, str], expected: str) -> None:
+def test_a_wrong_setting_is_one_line(
+    files: Files, tmp_path: Path, words: tuple[str, str], expected: str
+) -> None:
     assert expected in error_of("register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", *words)
     assert not list(tmp_path.iterdir())
 
@@ -164,7 +166,9 @@ def test_a_log_that_cannot_be_written(files: Files, tmp_path: Path) -> None:
     assert "create it first" in error_of(*words, tmp_path / "missing" / "x.log")
 
 
-def test_a_pipe_hears_of_long_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_hears_of_long_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from regkit.cli import console
 
     now = 0.0

@@ -53,7 +53,7 @@ def test_what_is_not_allowed_is_named(changes: dict[str, Any], message: str) -> 
 
 
 def test_an_unknown_preset() -> None:
-    with pytest.raises(RegkitError, match="no preset named acurate; did you mean accurate?"):
+    with pytest.raises(RegkitError, match="no preset named acurate; did you mean accurate"):
         changed_settings("acurate", None)
 
 

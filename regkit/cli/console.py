@@ -157,7 +157,7 @@ def progress(quiet: bool) -> Iterator[Report | None]:
 
 
 def _now_and_then() -> Report:
-    """A report that says on stderr how far the work is, every half a minute, so that no log is silent for long."""
+    """Says on stderr how far the work is, every half a minute, so that no log is silent for long."""
     last = time.monotonic()
 
     def report(stage: str, done: float) -> None:

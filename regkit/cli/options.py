@@ -187,8 +187,9 @@ Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all 
 def chosen_settings(
     preset: str | None, config: Path | None, assignments: Sequence[str] | None
 ) -> tuple[str, dict[str, Any], Settings]:
-    """What ``--preset``, ``--config`` and ``--set`` ask for; each goes before those that are named after it here:
-    ``--set``, ``--preset``, the file, whose own ``preset`` is the base where none is given.
+    """What ``--preset``, ``--config`` and ``--set`` ask for.
+
+    ``--set`` goes before the file, and the file before the preset: that of ``--preset``, else its own.
 
     Returns:
         The preset, the values that replace its own, and the settings that they make.

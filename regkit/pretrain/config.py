@@ -186,7 +186,7 @@ def _check_positive(values: Any, prefix: str, *names: str) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration from YAML; keys of nested settings have dots, as ``loss.label``, or are nested too.
+    """Read a configuration from YAML; keys of nested settings have dots, as ``loss.label``, or are nested.
 
     Raises:
         RegkitError: naming the file, and the line or the key, if it is no YAML, the key is unknown or given
