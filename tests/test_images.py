@@ -582,7 +582,7 @@ def test_a_mask_on_any_grid_is_taken_onto_its_image(oblique_grid: Grid, rng: np.
     assert 0.05 < wanted.mean() < 0.6
     assert (mask.array != wanted).mean() < 1e-3  # where a point lies half-way between two voxels
     far = replace(other, origin=(1e4, 0.0, 0.0))
-    with pytest.raises(RegkitError, match="^fixed mask lies beside its image"):
+    with pytest.raises(RegkitError, match=r"^fixed mask lies beside its image"):
         load_mask(Volume(array, far), "fixed mask", oblique_grid)
 
 
