@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 Kind = TypeVar("Kind")
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}

@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 
 from regkit.cli.options import PresetName, chosen_settings
-from regkit.formats import read_linear
-from regkit.images import load_image
-from regkit.settings import PRESETS
+from regkit.core.settings import PRESETS
+from regkit.io.formats import read_linear
+from regkit.io.images import load_image
 from regkit.warp import Warp
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from regkit.configuration import read_assignments, read_yaml
-from regkit.errors import RegkitError
-from regkit.settings import PRESETS, SUMMARIES, Settings, changed_settings
+from regkit.core.errors import RegkitError
+from regkit.core.settings import PRESETS, SUMMARIES, Settings, changed_settings
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
-    from regkit.settings import Settings
+    from regkit.core.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
@@ -198,7 +198,7 @@ def chosen_settings(
         RegkitError: naming the key and what is allowed.
     """
     from regkit.configuration import read_assignments, read_yaml
-    from regkit.settings import changed_settings
+    from regkit.core.settings import changed_settings
 
     changes: dict[str, Any] = {}
     if config is not None:
@@ -217,7 +217,7 @@ def start_file(init: str) -> Path | None:
     """The file that ``--init`` names; None where it names a way to start."""
     if init in INITS:
         return None
-    from regkit.foreign import split_convention
+    from regkit.io.foreign import split_convention
 
     file = split_convention(Path(init))[1]
     if not os.path.isfile(file):

@@ -17,7 +17,7 @@ app = typer.Typer(help="List the presets of 'regkit register', or show one as a 
 def listed(context: typer.Context) -> None:
     """The presets, with what each is for."""
     if context.invoked_subcommand is None:
-        from regkit.settings import SUMMARIES
+        from regkit.core.settings import SUMMARIES
 
         print_facts(list(SUMMARIES.items()))
 
@@ -28,7 +28,7 @@ def show(
 ) -> None:
     """Print a preset as YAML: save it, change it, and give it to 'regkit register --config'."""
     from regkit.configuration import allowed
-    from regkit.settings import SUMMARIES, Settings, named_settings
+    from regkit.core.settings import SUMMARIES, Settings, named_settings
 
     values = asdict(named_settings(name))
     typer.echo(f"# {SUMMARIES[name]}\npreset: {name}")
