@@ -25,7 +25,7 @@ from regkit import __version__
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.core.settings import LinearModel, changed_settings, named_settings
+from regkit.core.settings import LinearModel, changed_settings
 from regkit.evaluate import LabelScore, compare_labels, summarise
 from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.io.formats import checked_matrix, read_linear
@@ -174,7 +174,8 @@ def register(
             much finer than what it learnt from. The linear start always compares MIND.
         weights: the file of the network's weights; by default those that come with regkit.
         preset: the name of settings in :data:`regkit.core.settings.PRESETS`.
-        settings: values that replace those of the preset, by the names of :class:`regkit.core.settings.Settings`.
+        settings: values that replace those of the preset, by the names of
+            :class:`regkit.core.settings.Settings`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.

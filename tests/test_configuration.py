@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regkit.configuration import read_assignments, read_yaml
+from regkit.core.configuration import read_assignments, read_yaml
 from regkit.core.errors import RegkitError
 from regkit.core.settings import PRESETS, SUMMARIES, Settings, changed_settings
 

@@ -197,7 +197,7 @@ def chosen_settings(
     Raises:
         RegkitError: naming the key and what is allowed.
     """
-    from regkit.configuration import read_assignments, read_yaml
+    from regkit.core.configuration import read_assignments, read_yaml
     from regkit.core.settings import changed_settings
 
     changes: dict[str, Any] = {}

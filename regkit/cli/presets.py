@@ -27,7 +27,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name of a preset.")],
 ) -> None:
     """Print a preset as YAML: save it, change it, and give it to 'regkit register --config'."""
-    from regkit.configuration import allowed
+    from regkit.core.configuration import allowed
     from regkit.core.settings import SUMMARIES, Settings, named_settings
 
     values = asdict(named_settings(name))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from regkit.configuration import built, unknown
+from regkit.core.configuration import built, unknown
 
 # mm. Up to here a finer working grid was worth its time: on cords, lungs and brains, not on abdomens at 3 mm.
 FINE_MM = 2.0

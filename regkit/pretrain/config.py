@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regkit.configuration import built, read_yaml
+from regkit.core.configuration import built, read_yaml
 from regkit.core.errors import RegkitError
+from regkit.features.unet import Architecture
+from regkit.features.weights import Channels, Reading
 from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.structures import GROUPS
