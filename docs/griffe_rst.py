@@ -22,6 +22,6 @@ def markdown(text: str) -> str:
 
 
 def _reference(role: re.Match[str]) -> str:
-    name = role[1]
-    public = name.removeprefix("regkit.").split(".")[0] in regkit.__all__
-    return f"[`{name}`][{name if name.startswith('regkit.') else f'regkit.{name}'}]" if public else f"`{name}`"
+    name = "regkit." + role[1].removeprefix("regkit.")
+    public = name.split(".")[1] in regkit.__all__
+    return f"[`{role[1]}`][{name}]" if public else f"`{role[1]}`"

@@ -1,4 +1,4 @@
-"""The docs: their examples run, their commands and names exist, their links lead somewhere, their lines fit."""
+"""The docs: examples run, commands and names exist, links lead somewhere, lines fit."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cli_cases import run
 import regkit
 from regkit.cli import app
 from regkit.demo import FILES, write_phantom
-from regkit.phantom import torso
 from regkit.registration import register
+from regkit.synthesis.phantom import torso
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -97,15 +97,14 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 def test_names_of_the_interface_exist(page: Path) -> None:
     for _, _, text in _blocks(page, "python"):
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "regkit":
-                assert hasattr(regkit, node.attr), f"regkit.{node.attr}"
-    for name in re.findall(r"^::: regkit\.(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
-        assert name in regkit.__all__
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "regkit" or hasattr(regkit, node.attr), f"regkit.{node.attr}"
 
 
 def test_the_reference_has_every_public_name() -> None:
-    named = set(re.findall(r"^::: regkit\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(regkit.__all__) - named == {"__version__", "ImageLike"}
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: regkit\.(\w+)$", text, re.MULTILINE)
+    assert sorted([*named, "ImageLike", "__version__"]) == regkit.__all__
 
 
 def _slug(heading: str) -> str:
