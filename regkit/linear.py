@@ -30,11 +30,15 @@ _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
 # with air however they lie, so that what they show has to agree as well.
 _UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
-# A turn is taken where the disagreement falls to this share of it.
-_TURN_BONUS = 0.97
-_TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+# A turn or a size is taken where the disagreement falls to this share of it.
+_POSE_BONUS = 0.97
+_POSES_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+_TURNS_KEPT = (6, 3, 2)  # in each round of block matching
+_SIZES = (0.75, 1.33)  # of lengths
 # Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
 _TURN_SIDE = 64
+import os
+_ROUNDS=int(os.environ.get('ROUNDS','2'))
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
 _SLAB, _MOST_CELLS = 8, 150_000
@@ -52,7 +56,7 @@ class LinearStart:
     Args:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
-        origin: which start won: "header", "centre", "search" or "turned".
+        origin: which start won: "header", "centre", "search", "resized" or "turned".
         model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
             last fits; None where turns were not searched.
@@ -184,18 +188,28 @@ def align(
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
     rivals: list[LinearStart] = []
-    if best.similarity < _UPRIGHT or fine.agreement_of_content(best.matrix) < _SHOWN_UPRIGHT:
-        # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
-        turned = []
-        for start in search_turns(fixed, moving, coarse, extract):
-            for _ in range(_TURN_ROUNDS):
-                start = _improve(start, coarse, coarse, 3, fit_rigid, "rigid")
+    likely = best
+    if not _upright(best, fine) and "affine" in models:
+        # Block matching finds sizes of some 3/4 to 4/3. Beyond them the size has to be looked for as well.
+        likely = _improve(best, coarse, fine, 3, fit_affine, "affine")
+        for start in search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES]):
+            start = _improve(start, coarse, coarse, 3, fit_affine, "affine")
             start = replace(start, similarity=fine.similarity(start.matrix))
-            turned.append(_improve(start, coarse, fine, 3, fit_rigid, "rigid"))
+            start = _improve(start, coarse, fine, 3, fit_affine, "affine")
+            if 1 - start.similarity < (1 - likely.similarity) * _POSE_BONUS:
+                likely = best = start
+    if not _upright(likely, fine):
+        # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
+        turned = search_poses(fixed, moving, coarse, extract, "turned", _turns())
+        for kept in _TURNS_KEPT:
+            turned = sorted(turned, key=lambda one: -one.similarity)[:kept]
+            turned = [_improve(one, coarse, coarse, 3, fit_rigid, "rigid") for one in turned]
+        turned = [replace(one, similarity=fine.similarity(one.matrix)) for one in turned]
+        turned = [_improve(one, coarse, fine, 3, fit_rigid, "rigid") for one in turned]
         rival = max(turned, key=lambda c: c.similarity, default=best)
         for _ in range(_TURN_ROUNDS):
             rival = _improve(rival, fine, fine, 2, fit_rigid, "rigid")
-        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _TURN_BONUS else []
+        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _POSE_BONUS else []
         rivals = [replace(one, runner_up=(best.origin, best.similarity)) for one in rivals]
         best = replace(best, runner_up=(rival.origin, rival.similarity))
     on_step()
@@ -207,14 +221,14 @@ def align(
         on_step()
     # The headers' orientation wins a near tie.
     return min(
-        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _TURN_BONUS)
+        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _POSE_BONUS)
     )
 
 
 def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str, force: bool) -> LinearStart:
     """Two rounds of block matching on either grid; ``force`` takes those on the fine one in any case."""
     for judge, radius in ((coarse, 3), (fine, 2)):
-        for _ in range(2):
+        for _ in range(_ROUNDS):
             before = start
             start = _improve(start, judge, fine, radius, fit, model, force and judge is fine)
             if start is before:  # from where it is, the next round would find the same
@@ -225,38 +239,56 @@ def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str
 STEPS = 4
 
 
-def search_turns(fixed: Source, moving: Source, judge: Judge, extract: Descriptor) -> list[LinearStart]:
-    """The most similar of 59 turns, each at its best translation; no pose is more than 45 degrees from all.
+def _upright(start: LinearStart, judge: Judge) -> bool:
+    """Whether the images agree so well that they cannot lie otherwise."""
+    return start.similarity >= _UPRIGHT and judge.agreement_of_content(start.matrix) >= _SHOWN_UPRIGHT
 
-    The translations are searched on a coarser grid than the judge's, the best turns compared on his.
 
-    Returns:
-        Up to ``_TURNS_TRIED`` starts, best first; their similarity is the judge's.
-    """
+def _turns() -> list[Float64]:
+    """59 rotations, 3x3; none is more than 45 degrees from all of them and the identity."""
     from scipy.spatial.transform import Rotation  # takes 0.2 s to import, and few pairs need it
 
+    turns = Rotation.create_group("I").as_matrix()
+    return [turn for turn in turns if not np.allclose(turn, np.eye(3))]
+
+
+def search_poses(
+    fixed: Source, moving: Source, judge: Judge, extract: Descriptor, origin: str, poses: list[Float64]
+) -> list[LinearStart]:
+    """The most similar of some turns or sizes, each at its best translation.
+
+    The translations are searched on a coarser grid than the judge's, the best poses compared on his.
+
+    Args:
+        origin: of the starts.
+        poses: 3x3, a rotation times a size each.
+
+    Returns:
+        Up to ``_POSES_TRIED`` starts, best first; their similarity is the judge's.
+    """
     both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
     spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
-    centre, found = moving.grid.centre, []
-    for turn in Rotation.create_group("I").as_matrix():
-        if np.allclose(turn, np.eye(3)):
-            continue
-        about = _translation(centre) @ _linear(turn) @ _translation(-centre)
-        # The moving image turned the other way: its world is brought to the moving one by the turn.
-        grid = moving.grid
-        origin = transform_points(np.linalg.inv(about), grid.origin)
-        direction = turn.T @ np.reshape(grid.direction, (3, 3))
-        turned = Grid(grid.size, grid.spacing, tuple(origin), tuple(direction.ravel()))
-        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, turned), spacing, extract, count=1)
+    grid, centre, found = moving.grid, moving.grid.centre, []
+    for pose in poses:
+        about = _translation(centre) @ _linear(pose) @ _translation(-centre)
+        # The moving image posed the other way: its world is brought to the moving one by the pose.
+        size = float(np.cbrt(np.linalg.det(pose)))
+        placed = Grid(
+            grid.size,
+            tuple(side / size for side in grid.spacing),
+            tuple(transform_points(np.linalg.inv(about), grid.origin)),
+            tuple((pose.T / size @ np.reshape(grid.direction, (3, 3))).ravel()),
+        )
+        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, placed), spacing, extract, count=1)
         found += [(score, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
     found.sort(key=lambda one: one[0])
     starts = [
-        LinearStart(matrix, judge.similarity(matrix), "turned", "translation")
-        for _, matrix in found[: 2 * _TURNS_TRIED]
+        LinearStart(matrix, judge.similarity(matrix), origin, "translation")
+        for _, matrix in found[: 2 * _POSES_TRIED]
     ]
     starts.sort(key=lambda start: -start.similarity)
-    return [start for start in starts[:_TURNS_TRIED] if start.similarity > -np.inf]
+    return [start for start in starts[:_POSES_TRIED] if start.similarity > -np.inf]
 
 
 def _linear(matrix: npt.ArrayLike) -> Float64:
@@ -495,6 +527,7 @@ def _improve(
         return start
     similarity = final.similarity(matrix)
     if similarity > start.similarity or (force and similarity > -np.inf):
+        model = "affine" if start.model == "affine" else model
         return replace(start, matrix=matrix, similarity=similarity, model=model)
     return start
 
