@@ -480,7 +480,7 @@ def _linear_start(
         return LinearStart(matrix, np.nan, "centre", "translation")
     if init in INITS:
         models = ("rigid",) if init == "rigid" else ("rigid", "affine")
-        return align(fixed, moving, spacing, mind_ssc, models, force=init == "affine", on_step=step)
+        return align(fixed, moving, spacing, mind_ssc, models, on_step=step)
     if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
         raise RegkitError(
             f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform"

@@ -19,6 +19,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, index_grid, transform_points
 from regkit.ops import native
 from regkit.ops.resample import Source, resample
+from regkit.solver import gauss_newton
 from regkit.solver.costvolume import FeatureMap, best_steps, known_slab
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
@@ -32,16 +33,15 @@ _HEADER_BONUS = 0.97
 _UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
 # A turn or a size is taken where the disagreement falls to this share of it.
 _POSE_BONUS = 0.97
-_POSES_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+_POSES_TRIED, _TURN_SPACING = 6, 2.0
 _TURNS_KEPT = (6, 3, 2)  # in each round of block matching
 _SIZES = (0.75, 1.33)  # of lengths
 # Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
 _TURN_SIDE = 64
-import os
-_ROUNDS=int(os.environ.get('ROUNDS','2'))
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
 _SLAB, _MOST_CELLS = 8, 150_000
+_RADIUS = 3  # cells that blocks are looked for
 _SCALES = (0.67, 1.5)
 
 Fit = Callable[["Moments"], Float64]
@@ -97,15 +97,19 @@ class Judge:
         return feature_map(self.moving, matrix, self.grid, self.extract)
 
     def similarity(self, matrix: Float64) -> float:
+        return self.compare(matrix)[1]
+
+    def compare(self, matrix: Float64) -> tuple[FeatureMap, float]:
+        """The moving features on the fixed grid, and their similarity."""
         moved = self.moving_map(matrix)
         weight = self.fixed_map.weight * moved.weight
         overlap, covered = float(weight.sum()), float((self.content * moved.weight).sum())
         if covered <= _LEAST_OVERLAP * self.full:
-            return -np.inf
-        squares = moved.values.sub_(self.fixed_map.values).square_()
+            return moved, -np.inf
+        squares = (moved.values - self.fixed_map.values).square_()
         difference = float((squares.mean(0) * weight).sum())
         missing = max(self.full - covered, 0)
-        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
+        return moved, 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
     def agreement_of_content(self, matrix: Float64) -> float:
         """Like :meth:`similarity`, over what either image shows: 0 where features are unrelated there.
@@ -138,7 +142,6 @@ def align(
     spacing: float,
     extract: Descriptor,
     models: tuple[str, ...] = ("rigid", "affine"),
-    force: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> LinearStart:
     """The best linear start: headers, centres or a search over all overlaps, then block matching.
@@ -149,14 +152,13 @@ def align(
     Args:
         spacing: mm, the finest worth looking at; large images are searched on a coarser grid.
         models: the fits to try, in order.
-        force: take the last model even where it does not raise the similarity.
         on_step: called STEPS times.
 
     Returns:
         The start whose features agree best over the overlap.
     """
     if _covered_mm3(moving) < _covered_mm3(fixed):
-        start = align(moving, fixed, spacing, extract, models, force, on_step)
+        start = align(moving, fixed, spacing, extract, models, on_step)
         inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
         return replace(start, matrix=inverse)
 
@@ -179,7 +181,7 @@ def align(
             continue
         model = "identity" if origin == "header" else "translation"
         candidates.append(LinearStart(matrix, similarity, origin, model))
-    candidates = [_improve(c, coarse, fine, 3, fit_rigid, "rigid") for c in candidates]
+    candidates = [_matched(c, coarse, fine, "rigid") for c in candidates]
     if not candidates:
         raise RegkitError(
             "the images cannot be laid onto each other: wherever they are placed, less than a fifth of the "
@@ -191,33 +193,28 @@ def align(
     likely = best
     if not _upright(best, fine) and "affine" in models:
         # Block matching finds sizes of some 3/4 to 4/3. Beyond them the size has to be looked for as well.
-        likely = _improve(best, coarse, fine, 3, fit_affine, "affine")
+        likely = _matched(best, coarse, fine, "affine")
         for start in search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES]):
-            start = _improve(start, coarse, coarse, 3, fit_affine, "affine")
-            start = replace(start, similarity=fine.similarity(start.matrix))
-            start = _improve(start, coarse, fine, 3, fit_affine, "affine")
+            start = _judged(_matched(start, coarse, coarse, "affine"), fine)
+            start = _matched(start, coarse, fine, "affine")
             if 1 - start.similarity < (1 - likely.similarity) * _POSE_BONUS:
                 likely = best = start
+    rivals: list[LinearStart] = []
     if not _upright(likely, fine):
         # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
         turned = search_poses(fixed, moving, coarse, extract, "turned", _turns())
         for kept in _TURNS_KEPT:
             turned = sorted(turned, key=lambda one: -one.similarity)[:kept]
-            turned = [_improve(one, coarse, coarse, 3, fit_rigid, "rigid") for one in turned]
-        turned = [replace(one, similarity=fine.similarity(one.matrix)) for one in turned]
-        turned = [_improve(one, coarse, fine, 3, fit_rigid, "rigid") for one in turned]
-        rival = max(turned, key=lambda c: c.similarity, default=best)
-        for _ in range(_TURN_ROUNDS):
-            rival = _improve(rival, fine, fine, 2, fit_rigid, "rigid")
-        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _POSE_BONUS else []
-        rivals = [replace(one, runner_up=(best.origin, best.similarity)) for one in rivals]
+            turned = [_matched(one, coarse, coarse, "rigid") for one in turned]
+        turned = [_matched(_judged(one, fine), coarse, fine, "rigid") for one in turned]
+        rival = _refined(max(turned, key=lambda c: c.similarity, default=best), fine, "rigid")
+        if 1 - rival.similarity < (1 - best.similarity) / _POSE_BONUS:
+            rivals = [replace(rival, runner_up=(best.origin, best.similarity))]
         best = replace(best, runner_up=(rival.origin, rival.similarity))
     on_step()
 
-    fits: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
     for model in models:
-        last = force and model == models[-1]
-        best, *rivals = (_fitted(one, coarse, fine, fits[model], model, last) for one in (best, *rivals))
+        best, *rivals = (_fitted(one, coarse, fine, model) for one in (best, *rivals))
         on_step()
     # The headers' orientation wins a near tie.
     return min(
@@ -225,15 +222,9 @@ def align(
     )
 
 
-def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str, force: bool) -> LinearStart:
-    """Two rounds of block matching on either grid; ``force`` takes those on the fine one in any case."""
-    for judge, radius in ((coarse, 3), (fine, 2)):
-        for _ in range(_ROUNDS):
-            before = start
-            start = _improve(start, judge, fine, radius, fit, model, force and judge is fine)
-            if start is before:  # from where it is, the next round would find the same
-                break
-    return start
+def _fitted(start: LinearStart, coarse: Judge, fine: Judge, model: str) -> LinearStart:
+    """A round of block matching on the coarse grid, then Gauss-Newton on the fine one."""
+    return _refined(_matched(start, coarse, fine, model), fine, model)
 
 
 STEPS = 4
@@ -457,6 +448,9 @@ def fit_affine(of: Moments) -> Float64:
     return matrix
 
 
+_FITS: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
+
+
 def least_trimmed_squares(
     fit: Fit, points: torch.Tensor, targets: torch.Tensor, keep: float = 0.5, rounds: int = 20
 ) -> Float64:
@@ -512,24 +506,41 @@ def _ranked(values: torch.Tensor, rank: int) -> float:
     return float(values.kthvalue(rank + 1).values)
 
 
-def _improve(
-    start: LinearStart, judge: Judge, final: Judge, radius: int, fit: Fit, model: str, force: bool = False
-) -> LinearStart:
+def _matched(start: LinearStart, judge: Judge, final: Judge, model: str) -> LinearStart:
     """One round of block matching on ``judge``'s grid, kept if ``final`` finds it better."""
-    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), radius)
+    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), _RADIUS)
     if blocks.shape[1] < 32:
         return start
     # The grid is isotropic, so that to fit its indices is to fit mm.
-    found = least_trimmed_squares(fit, blocks, matches)
-    matrix = start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index
+    found = least_trimmed_squares(_FITS[model], blocks, matches)
+    matrix = np.asarray(start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index)
+    return _better(start, matrix, final.similarity(matrix), model)
+
+
+def _refined(start: LinearStart, judge: Judge, model: str) -> LinearStart:
+    """By Gauss-Newton steps on the judge's grid."""
+    grid = judge.grid
+
+    def matrix_of(motion: Float64) -> Float64:
+        return np.asarray(start.matrix @ grid.index_to_world @ motion @ grid.world_to_index)
+
+    motion, similarity = gauss_newton.improve(
+        judge.fixed_map, lambda tried: judge.compare(matrix_of(tried)), rigid=model == "rigid"
+    )
+    return _better(start, matrix_of(motion), similarity, model)
+
+
+def _better(start: LinearStart, matrix: Float64, similarity: float, model: str) -> LinearStart:
+    """The matrix, if it is more similar and of a likely size, else the start."""
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
+    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1] and similarity > start.similarity):
         return start
-    similarity = final.similarity(matrix)
-    if similarity > start.similarity or (force and similarity > -np.inf):
-        model = "affine" if start.model == "affine" else model
-        return replace(start, matrix=matrix, similarity=similarity, model=model)
-    return start
+    model = "affine" if start.model == "affine" else model
+    return replace(start, matrix=matrix, similarity=similarity, model=model)
+
+
+def _judged(start: LinearStart, judge: Judge) -> LinearStart:
+    return replace(start, similarity=judge.similarity(start.matrix))
 
 
 def _translation(shift: Float64) -> Float64:
