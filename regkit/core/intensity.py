@@ -33,8 +33,8 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
     """The intensities that become 0 and 1: the CT window if there is one, else robust percentiles."""
     if ct_window is not None:
         return ct_window
-    # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down. A margin
-    # with a trace of noise is one as well, or that trace would change the window.
+    # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down. One
+    # with a trace of noise is a margin as well, or that trace would change the window.
     lowest, highest = float(array.min()), float(array.max())
     near = _MARGIN * (float(np.percentile(array[::4, ::4, ::4], _PERCENTILES[1])) - lowest)
     inside = array[array > lowest + near]

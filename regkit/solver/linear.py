@@ -30,11 +30,12 @@ _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
 # with air however they lie, so that what they show has to agree as well.
-_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
+_UPRIGHT, _SHOWN_UPRIGHT = 0.6, 0.53
+_RESIZED_UPRIGHT = 0.7  # as an affine map makes wrong turns agree better, too
 # A turn or a size is taken where the disagreement falls to this share of it.
 _POSE_BONUS = 0.97
-_POSES_TRIED, _TURN_SPACING = 6, 2.0
-_TURNS_KEPT = (6, 3, 2)  # in each round of block matching
+_POSES_TRIED, _TURN_SPACING = 8, 2.0
+_TURNS_KEPT = (8, 4, 2)  # in each round of block matching
 _SIZES = (0.75, 1.33)  # of lengths
 # Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
 _TURN_SIDE = 64
@@ -189,18 +190,18 @@ def align(
         )
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
-    rivals: list[LinearStart] = []
-    likely = best
-    if not _upright(best, fine) and "affine" in models:
+    upright = best.similarity >= _UPRIGHT and fine.agreement_of_content(best.matrix) >= _SHOWN_UPRIGHT
+    if not upright and "affine" in models:
         # Block matching finds sizes of some 3/4 to 4/3. Beyond them the size has to be looked for as well.
-        likely = _matched(best, coarse, fine, "affine")
-        for start in search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES]):
-            start = _judged(_matched(start, coarse, coarse, "affine"), fine)
-            start = _matched(start, coarse, fine, "affine")
-            if 1 - start.similarity < (1 - likely.similarity) * _POSE_BONUS:
-                likely = best = start
+        plain = _matched(best, coarse, fine, "affine")
+        resized = search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES])
+        resized = [_judged(_matched(one, coarse, coarse, "affine"), fine) for one in resized]
+        resized = [_matched(one, coarse, fine, "affine") for one in resized]
+        rival = max(resized, key=lambda one: one.similarity, default=plain)
+        if 1 - rival.similarity < (1 - plain.similarity) * _POSE_BONUS:
+            best, upright = rival, rival.similarity >= _RESIZED_UPRIGHT
     rivals: list[LinearStart] = []
-    if not _upright(likely, fine):
+    if not upright:
         # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
         turned = search_poses(fixed, moving, coarse, extract, "turned", _turns())
         for kept in _TURNS_KEPT:
@@ -228,11 +229,6 @@ def _fitted(start: LinearStart, coarse: Judge, fine: Judge, model: str) -> Linea
 
 
 STEPS = 4
-
-
-def _upright(start: LinearStart, judge: Judge) -> bool:
-    """Whether the images agree so well that they cannot lie otherwise."""
-    return start.similarity >= _UPRIGHT and judge.agreement_of_content(start.matrix) >= _SHOWN_UPRIGHT
 
 
 def _turns() -> list[Float64]:
