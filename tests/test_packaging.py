@@ -165,6 +165,17 @@ def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+def test_every_script_of_ci_is_there_and_documented() -> None:
+    scripts = {path.name for path in (ROOT / ".ci").iterdir()}
+    assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in scripts)
+    named = set(re.findall(r"`\.ci/([\w-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert named == scripts
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"script: \[(.*)\]", workflow)
+    called = set(re.findall(r"\.ci/([\w-]+)", workflow)) | set(matrix.split(", "))
+    assert called == scripts
+
+
 def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:
     """CI reads them from the README, in order and unchanged: here with a bash that only writes down."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
