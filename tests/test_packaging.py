@@ -140,7 +140,8 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
             pin = Requirement(line)
             assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), line
             pins[canonicalize_name(pin.name)] = pin
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["test"]]
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["test"], *extras["dev"], *extras["docs"]]
     for requirement in map(Requirement, wanted):
         if requirement.name == "triton":  # a torch for a GPU brings the one that it was built with
             continue
