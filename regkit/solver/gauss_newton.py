@@ -23,7 +23,7 @@ Compared = tuple[FeatureMap, float]
 """A moving map on the fixed grid, and its similarity to the fixed one."""
 
 
-def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], rigid: bool) -> tuple[Float64, float]:
+def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], model: str) -> tuple[Float64, float]:
     """The map near the identity under which the features agree best (Levenberg, 1944; Marquardt, 1963).
 
     Steps follow the mean of both images' slopes, which converges from further away than either alone (Malis,
@@ -33,7 +33,7 @@ def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], rigid: bo
         fixed: features on an isotropic grid.
         compare: from a map, 4x4, of index coordinates of that grid, in which a point of the fixed image is
             brought first, to the moving features seen through it and their similarity.
-        rigid: whether angles and lengths stay.
+        model: "rigid", "similarity" or "affine".
 
     Returns:
         The map, 4x4, and its similarity; no step is taken that lowers it.
@@ -41,7 +41,7 @@ def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], rigid: bo
     total, (moving, similarity) = np.eye(4), compare(np.eye(4))
     if min(fixed.weight.shape[1:]) < 3:
         return total, similarity
-    basis = _rigid_motions() if rigid else np.eye(12)
+    basis = _motions(model)
     slopes, damping = _slopes(fixed.values), _FIRST_DAMPING
     for _ in range(_STEPS):
         curvature, slope, middle, size = _normal_equations(fixed, slopes, moving)
@@ -49,7 +49,7 @@ def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], rigid: bo
         for _ in range(_DAMPINGS):
             held = curvature + damping * np.diag(np.diag(curvature)) + 1e-12 * np.eye(len(curvature))
             step = (basis @ np.linalg.solve(held, -slope)).reshape(3, 4)
-            tried = total @ _motion(step, middle, size, rigid)
+            tried = total @ _motion(step, middle, size, model)
             seen, better = compare(tried)
             if better > similarity:
                 break
@@ -105,22 +105,25 @@ def _normal_equations(
     return curvature.reshape(12, 12).cpu().numpy(), slope.flatten().cpu().numpy(), middle, size
 
 
-def _rigid_motions() -> Float64:
-    """(12, 6): three translations and three small rotations, as columns of flattened (3, 4)."""
-    columns = np.zeros((6, 3, 4))
+def _motions(model: str) -> Float64:
+    """(12, 6, 7 or 12): what a model allows, as columns of flattened (3, 4)."""
+    if model == "affine":
+        return np.eye(12)
+    columns = np.zeros((7, 3, 4))
     for k in range(3):
-        columns[k, k, 3] = 1
         i, j = (k + 1) % 3, (k + 2) % 3
+        columns[k, k, 3] = 1
         columns[3 + k, j, i], columns[3 + k, i, j] = 1, -1
-    return columns.reshape(6, 12).T
+        columns[6, k, k] = 1
+    return columns[: 6 if model == "rigid" else 7].reshape(-1, 12).T
 
 
-def _motion(step: Float64, middle: Float64, size: float, rigid: bool) -> Float64:
+def _motion(step: Float64, middle: Float64, size: float, model: str) -> Float64:
     """The 4x4 map of index coordinates of a step (3, 4) as :func:`_normal_equations` counts it."""
     linear = np.eye(3) + step[:, :3] / size
-    if rigid:  # the nearest rotation
-        u, _, vt = np.linalg.svd(linear)
-        linear = u @ vt
+    if model != "affine":  # the nearest rotation, and size
+        u, scales, vt = np.linalg.svd(linear)
+        linear = u @ vt * (1.0 if model == "rigid" else scales.mean())
     motion = np.eye(4)
     motion[:3, :3] = linear
     motion[:3, 3] = middle + step[:, 3] - linear @ middle

@@ -58,7 +58,8 @@ class LinearStart:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
         origin: which start won: "header", "centre", "search", "resized" or "turned".
-        model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
+        model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the
+            headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
             last fits; None where turns were not searched.
     """
@@ -191,12 +192,13 @@ def align(
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
     upright = best.similarity >= _UPRIGHT and fine.agreement_of_content(best.matrix) >= _SHOWN_UPRIGHT
-    if not upright and "affine" in models:
+    if not upright and models[-1] != "rigid":
         # Block matching finds sizes of some 3/4 to 4/3. Beyond them the size has to be looked for as well.
-        plain = _matched(best, coarse, fine, "affine")
+        sized = models[-1]
+        plain = _matched(best, coarse, fine, sized)
         resized = search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES])
-        resized = [_judged(_matched(one, coarse, coarse, "affine"), fine) for one in resized]
-        resized = [_matched(one, coarse, fine, "affine") for one in resized]
+        resized = [_judged(_matched(one, coarse, coarse, sized), fine) for one in resized]
+        resized = [_matched(one, coarse, fine, sized) for one in resized]
         rival = max(resized, key=lambda one: one.similarity, default=plain)
         if 1 - rival.similarity < (1 - plain.similarity) * _POSE_BONUS:
             best, upright = rival, rival.similarity >= _RESIZED_UPRIGHT
@@ -263,7 +265,7 @@ def search_poses(
         size = float(np.cbrt(np.linalg.det(pose)))
         placed = Grid(
             grid.size,
-            tuple(side / size for side in grid.spacing),
+            (grid.spacing[0] / size, grid.spacing[1] / size, grid.spacing[2] / size),
             tuple(transform_points(np.linalg.inv(about), grid.origin)),
             tuple((pose.T / size @ np.reshape(grid.direction, (3, 3))).ravel()),
         )
@@ -430,6 +432,14 @@ def fit_rigid(of: Moments) -> Float64:
     return matrix
 
 
+def fit_similarity(of: Moments) -> Float64:
+    """The rotation, scale and translation of least squared error (Umeyama, 1991)."""
+    matrix = fit_rigid(of)
+    matrix[:3, :3] *= float((matrix[:3, :3] * of.cross).sum() / np.trace(of.spread))
+    matrix[:3, 3] = of.targets - matrix[:3, :3] @ of.points
+    return matrix
+
+
 def fit_affine(of: Moments) -> Float64:
     """The affine map of least squared error, drawn towards the rigid one by a ridge.
 
@@ -444,7 +454,7 @@ def fit_affine(of: Moments) -> Float64:
     return matrix
 
 
-_FITS: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
+_FITS: dict[str, Fit] = {"rigid": fit_rigid, "similarity": fit_similarity, "affine": fit_affine}
 
 
 def least_trimmed_squares(
@@ -521,7 +531,7 @@ def _refined(start: LinearStart, judge: Judge, model: str) -> LinearStart:
         return np.asarray(start.matrix @ grid.index_to_world @ motion @ grid.world_to_index)
 
     motion, similarity = gauss_newton.improve(
-        judge.fixed_map, lambda tried: judge.compare(matrix_of(tried)), rigid=model == "rigid"
+        judge.fixed_map, lambda tried: judge.compare(matrix_of(tried)), model
     )
     return _better(start, matrix_of(motion), similarity, model)
 
@@ -531,7 +541,8 @@ def _better(start: LinearStart, matrix: Float64, similarity: float, model: str) 
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1] and similarity > start.similarity):
         return start
-    model = "affine" if start.model == "affine" else model
+    if start.model in _FITS:  # of the two the one with more freedom
+        model = max(start.model, model, key=list(_FITS).index)
     return replace(start, matrix=matrix, similarity=similarity, model=model)
 
 
