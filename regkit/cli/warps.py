@@ -153,9 +153,13 @@ def _apply_to_image(
     default: float | None,
 ) -> None:
     from regkit.dicom import DicomSeries
+    from regkit.frames import is_series
     from regkit.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
     from regkit.results import check_dicom, save_volume
 
+    if is_series(image):
+        _apply_to_series(chain, image, output, interpolation, load_grid(reference, "reference"), default)
+        return
     to_dicom = output.lower().endswith(".dcm")
     check_dicom(output, Path(output) if to_dicom else None, reference)
     grid = load_grid(reference, "reference")
@@ -169,11 +173,7 @@ def _apply_to_image(
         interpolation = "linear"
         if looks_like_labels(volume.array) and volume.array.min() < volume.array.max():
             interpolation = "label"
-            typer.echo(
-                "note: the image is a label map by its values and moves as one (--interpolation label); "
-                "if it is none, give --interpolation linear",
-                err=True,
-            )
+            _note_labels()
     if to_dicom and interpolation not in ("nearest", "label"):
         raise RegkitError(
             f"cannot write '{output}': a DICOM segmentation is of labels; an image gets a folder/"
@@ -186,6 +186,30 @@ def _apply_to_image(
     moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default)
     _warn_empty(warp, grid or warp.grid, volume.grid, moved.array)
     save_volume(moved, output, reference, image)
+
+
+def _note_labels() -> None:
+    typer.echo(
+        "note: the image is a label map by its values and moves as one (--interpolation label); "
+        "if it is none, give --interpolation linear",
+        err=True,
+    )
+
+
+def _apply_to_series(
+    chain: list[Path], image: ImageLike, output: str, interpolation: str, grid: Grid | None, default: float | None
+) -> None:
+    from regkit.frames import apply_to_frames, kind_of, load_frames
+    from regkit.outputs import NIFTI_SUFFIXES, check_output
+
+    check_output(output, NIFTI_SUFFIXES)
+    frames = load_frames(image, "image to warp")  # type: ignore[arg-type]
+    if interpolation == "auto" and (interpolation := kind_of(frames)) == "label":
+        _note_labels()
+    warp = _one_warp(chain, grid, frames.grid)
+    moved = apply_to_frames(warp, frames, interpolation, grid, default)
+    _warn_empty(warp, moved.grid, frames.grid, moved.array[:: max(1, len(moved) // 4)])
+    moved.save(output)
 
 
 def _apply_to_segments(
