@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regkit.check import Check, check_warp
     from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
+    from regkit.frames import Frames, load_frames
     from regkit.geometry import Grid
     from regkit.htmlreport import write_report
     from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
     from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
+    from regkit.series import AlignedSeries, align_series
+    from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
     from regkit.warp import Warp
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignedSeries",
     "Check",
     "DicomSeries",
     "Finetuned",
     "Finetuning",
+    "Frames",
     "Gate",
     "Grid",
     "ImageLike",
@@ -50,9 +55,13 @@ __all__ = [
     "Volume",
     "Warp",
     "__version__",
+    "align_series",
+    "average",
+    "chain",
     "check_warp",
     "compare_labels",
     "finetune",
+    "load_frames",
     "load_image",
     "load_labels",
     "load_mask",
@@ -71,6 +80,7 @@ __all__ = [
 _MODULES = {
     "check": ("Check", "check_warp"),
     "dicom": ("DicomSeries",),
+    "frames": ("Frames", "load_frames"),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),
     "htmlreport": ("write_report",),
@@ -83,6 +93,8 @@ _MODULES = {
     "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
+    "series": ("AlignedSeries", "align_series"),
+    "transforms": ("average", "chain"),
     "verdict": ("Gate", "Verdict"),
     "warp": ("Warp",),
 }

@@ -20,6 +20,7 @@ from regkit.cli import (
     propagate,
     register,
     segment,
+    series,
     synthesize,
     warps,
 )
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("register", no_args_is_help=True)(register.command)
 app.command("propagate", no_args_is_help=True)(propagate.command)
+app.command("series", no_args_is_help=True)(series.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)
 app.command("apply", no_args_is_help=True)(warps.apply)
