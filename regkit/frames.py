@@ -14,11 +14,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from nibabel.spatialimages import SpatialImage
 
-from regkit import guard, nifti
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume, check_fits_memory, grid_of, looks_like_labels
-from regkit.outputs import save_frames
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io import guard, nifti
+from regkit.io.images import Volume, check_fits_memory, grid_of, looks_like_labels
+from regkit.io.outputs import save_frames
 from regkit.warp import INTERPOLATORS, Warp
 
 _ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -110,9 +110,7 @@ def load_frames(source: FramesLike, role: str) -> Frames:
     elif isinstance(source, sitk.Image):
         _check(source.GetSize(), source.GetNumberOfComponentsPerPixel(), what)
         array = sitk.GetArrayFromImage(source)
-        found = _placed(
-            array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what
-        )
+        found = _placed(array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what)
     elif isinstance(source, SpatialImage):
         _check(source.shape, 1, what)
         grid = _grid(source.shape, source.affine, what)
@@ -222,9 +220,15 @@ def apply_to_frames(
         RegkitError: if the interpolation is unknown.
     """
     if interpolation not in INTERPOLATORS:
-        raise RegkitError(f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}")
+        raise RegkitError(
+            f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
+        )
     whole = interpolation in ("nearest", "label")
-    dtype = np.dtype(np.uint8 if frames.array.dtype.kind == "b" else frames.array.dtype) if whole else np.dtype("f4")
+    dtype = (
+        np.dtype(np.uint8 if frames.array.dtype.kind == "b" else frames.array.dtype)
+        if whole
+        else np.dtype("f4")
+    )
     if default is None:
         default = 0.0 if interpolation == "label" else float(frames.array.min())
     grid = reference or warp.grid
@@ -233,7 +237,9 @@ def apply_to_frames(
     moved = np.empty((len(frames), *grid.shape), dtype)
     for k, frame in enumerate(frames.array):
         source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
-        seen = sitk.Resample(source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID())
+        seen = sitk.Resample(
+            source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
+        )
         moved[k] = sitk.GetArrayViewFromImage(seen)
     return replace(frames, array=moved, grid=grid)
 

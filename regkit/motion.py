@@ -1,6 +1,6 @@
 """Small rigid motion between the frames of one series, to a fraction of a voxel.
 
-The linear start (:mod:`regkit.linear`) finds a pose from far away and of any modality, but leaves a motion of
+The linear start (:mod:`regkit.solver.linear`) finds a pose from far away and of any modality, but leaves a motion of
 half a voxel as it is. Here frames of one modality are compared by local contrast: intensities less their mean
 around, over their deviation there, which a bolus or a drift of the receiver hardly changes. Gauss-Newton by
 inverse composition (Baker and Matthews, IJCV 2004) takes the slopes of the reference, once for all frames.
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit.filters import blur
-from regkit.geometry import Float64, Grid
-from regkit.resample import Source, resample
+from regkit.core.geometry import Float64, Grid
+from regkit.ops.filters import blur
+from regkit.ops.resample import Source, resample
 
 _FACTORS = (3.0, 1.5, 1.0)  # of the spacing, from coarse to fine
 _CELLS = 250_000  # of the finest grid, at most

@@ -15,16 +15,16 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit.errors import RegkitError
-from regkit.features import DEFAULT, mind_ssc
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, affine_transform, transform_points
+from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
+from regkit.features.maps import DEFAULT, mind_ssc
 from regkit.frames import Frames, FramesLike, load_frames
-from regkit.geometry import Float64, affine_transform, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_mask
-from regkit.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.linear import align
+from regkit.io.images import ImageLike, Volume, check_fits_memory, load_mask
 from regkit.motion import Fit, Reference, parameters
+from regkit.ops.resample import Source
 from regkit.registration import Progress, register, reproducible, torch_device
-from regkit.resample import Source
+from regkit.solver.linear import align
 from regkit.transforms import average
 from regkit.warp import INTERPOLATORS, Warp
 
@@ -240,7 +240,9 @@ class _Aligner:
         self.frames, self.inside, self.device = frames, inside, device
         middle = np.asarray(frames.array[len(frames) // 2], dtype=np.float32)
         if middle.min() == middle.max():
-            raise RegkitError(f"{frames.name}: its middle frame is constant: every voxel is {middle.flat[0]:g}")
+            raise RegkitError(
+                f"{frames.name}: its middle frame is constant: every voxel is {middle.flat[0]:g}"
+            )
         known = middle if inside is None else middle[inside]
         self.window = window_of(known, default_ct_window([True]) if is_ct(middle) else None)
         self.default = float(frames.array.min())
@@ -335,6 +337,8 @@ def _unlike(matrix: Float64) -> list[Float64]:
 
 def _odd(differences: Float64) -> list[int]:
     """The frames whose difference lies far above those of the others."""
-    median = float(np.median(differences[np.isfinite(differences)])) if np.isfinite(differences).any() else 0.0
+    median = (
+        float(np.median(differences[np.isfinite(differences)])) if np.isfinite(differences).any() else 0.0
+    )
     spread = 1.4826 * float(np.median(np.abs(differences - median))) if np.isfinite(median) else 0.0
     return [int(k) for k in np.flatnonzero(~(differences <= median + _ODD * spread + 0.1 * median))]

@@ -14,9 +14,9 @@ import SimpleITK as sitk
 import torch
 
 from regkit.chain import Step, compose, read_chain
-from regkit.errors import RegkitError
-from regkit.formats import NotLinearError, checked_matrix
-from regkit.geometry import Float64, Grid, transform_points
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.io.formats import NotLinearError, checked_matrix
 from regkit.warp import Warp
 
 Transform = Warp | sitk.Transform | npt.NDArray[Any] | torch.Tensor
@@ -39,7 +39,9 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
             raise RegkitError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
         if not transform.IsLinear():
             raise NotLinearError(f"{name} is not linear; give a rigid or affine transform")
-        origin, *ends = (np.array(transform.TransformPoint(p)) for p in [(0.0, 0.0, 0.0), *np.eye(3).tolist()])
+        origin, *ends = (
+            np.array(transform.TransformPoint(p)) for p in [(0.0, 0.0, 0.0), *np.eye(3).tolist()]
+        )
         matrix = np.eye(4)
         matrix[:3, :3] = np.stack([end - origin for end in ends], axis=1)
         matrix[:3, 3] = origin

@@ -11,9 +11,9 @@ import SimpleITK as sitk
 from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, smooth_warp, texture
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
 from regkit.frames import Frames, is_series, load_frames
-from regkit.geometry import Grid
 
 
 def _frames(grid: Grid = MOVING, count: int = 3, step: float = 0.72) -> Frames:
@@ -114,6 +114,8 @@ def test_what_is_no_series_is_refused(tmp_path: Path) -> None:
         load_frames(Frames(broken, MOVING), "series")
     smooth_warp().save(tmp_path / "warp.nii.gz")
     _frames().save(tmp_path / "series.nii.gz")
-    said = error_of("apply", tmp_path / "warp.nii.gz", tmp_path / "series.nii.gz", "-o", tmp_path / "out.nrrd")
+    said = error_of(
+        "apply", tmp_path / "warp.nii.gz", tmp_path / "series.nii.gz", "-o", tmp_path / "out.nrrd"
+    )
     assert "must end in .nii.gz or .nii" in said
     assert not (tmp_path / "out.nrrd").exists()

@@ -11,9 +11,9 @@ import SimpleITK as sitk
 import torch
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp
 
-from regkit.errors import RegkitError
-from regkit.formats import NotLinearError, write_linear
-from regkit.geometry import affine_transform, transform_points
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import affine_transform, transform_points
+from regkit.io.formats import NotLinearError, write_linear
 from regkit.transforms import as_warp, average, chain, linear_of, point_map
 from regkit.warp import Warp
 
@@ -77,7 +77,9 @@ def test_a_chain_is_its_parts_in_their_order(tmp_path: Path) -> None:
 def test_the_average_is_of_displacements() -> None:
     one, other = smooth_warp(1), smooth_warp(2)
     np.testing.assert_allclose(average([one, other]).field, (one.field + other.field) / 2, atol=1e-5)
-    np.testing.assert_allclose(average([one, other], [3, 1]).field, (3 * one.field + other.field) / 4, atol=1e-5)
+    np.testing.assert_allclose(
+        average([one, other], [3, 1]).field, (3 * one.field + other.field) / 4, atol=1e-5
+    )
     # A warp of a linear map is the same on every grid.
     elsewhere = as_warp(MATRIX, MOVING)
     here = as_warp(affine_transform(MATRIX), FIXED)

@@ -27,7 +27,9 @@ _SERIES, _TABLES = (".nii.gz", ".nii"), (".csv", ".tsv")
 def command(
     series: Annotated[
         Path,
-        typer.Argument(metavar="SERIES", show_default=False, help="A 4-D image: NIfTI, MGH, NRRD, MetaImage."),
+        typer.Argument(
+            metavar="SERIES", show_default=False, help="A 4-D image: NIfTI, MGH, NRRD, MetaImage."
+        ),
     ],
     output: Annotated[
         Path,
@@ -56,12 +58,16 @@ def command(
     ] = None,
     model: Annotated[
         Literal["rigid", "deformable"],
-        typer.Option(help="rigid: motion of a head. deformable: then a warp each, as of breathing or a heart."),
+        typer.Option(
+            help="rigid: motion of a head. deformable: then a warp each, as of breathing or a heart."
+        ),
     ] = "rigid",
     rounds: Annotated[
         int, typer.Option(min=1, help="How often the frames are aligned, to a mean that is better each time.")
     ] = 2,
-    mask: Annotated[Path | None, typer.Option(help="Where the images count; on the voxels of SERIES.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Where the images count; on the voxels of SERIES.")
+    ] = None,
     interpolation: Annotated[
         Literal["linear", "bspline", "nearest"],
         typer.Option(help="Of the frames in the end; bspline is sharper and may overshoot."),
@@ -85,13 +91,13 @@ def command(
     check_outputs(outputs, inputs, overwrite, recorded=output)
     _check_folder(transforms)
 
-    from regkit.process import import_torch, tune
+    from regkit.runtime.process import import_torch, tune
 
     tune()
     import_torch()
     import regkit
-    from regkit.atomic import atomic_folder, atomic_path
-    from regkit.formats import write_linear, write_warp
+    from regkit.io.atomic import atomic_folder, atomic_path
+    from regkit.io.formats import write_linear, write_warp
 
     with progress(quiet) as report:
         found = regkit.align_series(
@@ -133,7 +139,10 @@ def command(
         facts = [("frames", str(result["frames"]))]
         for name, key in (("from the mean", "displacement"), ("frame to frame", "framewise_displacement")):
             facts.append(
-                (name, f"{result[f'mean_{key}_mm']:.2f} mm on average, {result[f'max_{key}_mm']:.2f} mm at most")
+                (
+                    name,
+                    f"{result[f'mean_{key}_mm']:.2f} mm on average, {result[f'max_{key}_mm']:.2f} mm at most",
+                )
             )
         if result["searched"]:
             facts.append(("looked for anew", "frames " + ", ".join(map(str, result["searched"]))))
@@ -147,6 +156,6 @@ def _check_folder(folder: Path | None) -> None:
     """Check before any work that a folder can be made."""
     if folder is None:
         return
-    from regkit.outputs import check_output
+    from regkit.io.outputs import check_output
 
     check_output(f"{folder}/", ("/",))
