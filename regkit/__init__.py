@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from regkit.core.errors import RegkitError
     from regkit.core.geometry import Grid
     from regkit.evaluate import LabelScore, compare_labels, target_registration_error
-    from regkit.frames import Frames, load_frames
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import Frames, load_frames
     from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask
     from regkit.io.outputs import save_image
     from regkit.io.points import read_pairs, read_points, write_points
@@ -79,15 +79,15 @@ __all__ = [
 
 _MODULES = {
     "check": ("Check", "check_warp"),
-    "dicom": ("DicomSeries",),
-    "frames": ("Frames", "load_frames"),
-    "errors": ("RegkitError",),
-    "geometry": ("Grid",),
-    "htmlreport": ("write_report",),
-    "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
-    "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
-    "outputs": ("save_image",),
-    "points": ("read_pairs", "read_points", "write_points"),
+    "io.dicom": ("DicomSeries",),
+    "core.errors": ("RegkitError",),
+    "core.geometry": ("Grid",),
+    "viz.htmlreport": ("write_report",),
+    "io.frames": ("Frames", "load_frames"),
+    "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
+    "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),
+    "io.outputs": ("save_image",),
+    "io.points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
     "results": ("save_volume",),

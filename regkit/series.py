@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, affine_transform, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.features.maps import DEFAULT, mind_ssc
-from regkit.frames import Frames, FramesLike, load_frames
+from regkit.io.frames import Frames, FramesLike, load_frames
 from regkit.io.images import ImageLike, Volume, check_fits_memory, load_mask
-from regkit.motion import Fit, Reference, parameters
 from regkit.ops.resample import Source
 from regkit.registration import Progress, register, reproducible, torch_device
 from regkit.solver.linear import align
+from regkit.solver.motion import Fit, Reference, parameters
 from regkit.transforms import average
 from regkit.warp import INTERPOLATORS, Warp
 
@@ -79,7 +79,7 @@ class AlignedSeries:
     @cached_property
     def parameters(self) -> Float64:
         """(t, 6): shifts along x, y, z (LPS mm) and turns about them (degrees), through the middle of the
-        grid (:func:`regkit.motion.parameters`)."""
+        grid (:func:`regkit.solver.motion.parameters`)."""
         return np.stack([parameters(matrix, self.mean.grid.centre) for matrix in self.matrices])
 
     @cached_property
@@ -95,8 +95,8 @@ class AlignedSeries:
 
     @cached_property
     def fd_power(self) -> Float64:
-        """(t,): the framewise displacement of Power et al. (NeuroImage 2012): the sum of the absolute changes of
-        the six parameters, turns taken on a sphere of 50 mm; 0 of the first. Of the rigid part alone."""
+        """(t,): mm, as Power et al. have it (NeuroImage 2012): the sum of the absolute changes of the six
+        parameters, turns taken on a sphere of 50 mm; 0 of the first. Of the rigid part alone."""
         changes = np.abs(np.diff(self.parameters, axis=0))
         changes[:, 3:] = np.radians(changes[:, 3:]) * _POWER_MM
         return np.concatenate([[0.0], changes.sum(axis=1)])
@@ -205,10 +205,7 @@ def align_series(
             }  # fmt: skip
             mean = aligner.mean(matrices)
             for k in range(rounds):
-                start, left = share + (1 - share) * k / rounds, (1 - share) / rounds
-                warps = _warps(
-                    frames, mean, matrices, options, lambda stage, done: report(stage, start + left * done)
-                )
+                warps = _warps(frames, mean, matrices, options, partial(_report_round, report, k, rounds))
                 mean = aligner.mean(warps)
         moved = aligner.moved(warps or matrices, INTERPOLATORS[interpolation])
         mean = Volume(moved.mean(axis=0), frames.grid, f"mean of {frames.name}")
@@ -328,6 +325,10 @@ def _warps(
     shape = average([warp.compose(np.linalg.inv(matrix)) for warp, matrix in zip(found, matrices)])
     back = shape.inverse(frames.grid)
     return [replace(back.compose(warp), moving_grid=frames.grid) for warp in found]
+
+
+def _report_round(report: Progress, number: int, rounds: int, stage: str, done: float) -> None:
+    report(stage, _RIGID_SHARE + (1 - _RIGID_SHARE) * (number + done) / rounds)
 
 
 def _unlike(matrix: Float64) -> list[Float64]:

@@ -1,9 +1,10 @@
-"""Transforms of any kind as one: as a map of points, in a row, and their average."""
+"""Transforms of any kind as one: as a map of points, in a row, as they are or inverted, and their average."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit.chain import Step, compose, read_chain
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, transform_points
-from regkit.io.formats import NotLinearError, checked_matrix
-from regkit.warp import Warp
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.foreign import split_convention
+from regkit.io.formats import NotLinearError, checked_matrix, is_transform, read_linear, read_warp
+from regkit.warp import Inverter, Warp, contains
 
 Transform = Warp | sitk.Transform | npt.NDArray[Any] | torch.Tensor
 """A warp, a 3-D transform of SimpleITK, or a 4x4 matrix; fixed point -> moving point, LPS mm."""
+INVERSE = "inverse:"
+"""Before the name of a file: its inverse is meant."""
 
 
 def linear_of(transform: object, name: str = "the transform") -> Float64:
@@ -50,8 +53,8 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
         transform = transform.detach().cpu().numpy()
     if not isinstance(transform, np.ndarray | list | tuple):
         raise RegkitError(
-            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of SimpleITK "
-            "or a 4x4 matrix in LPS mm"
+            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
+            "SimpleITK or a 4x4 matrix in LPS mm"
         )
     try:
         array = np.asarray(transform, dtype=np.float64)
@@ -148,3 +151,111 @@ def average(warps: Sequence[Warp], weights: Sequence[float] | None = None) -> Wa
     for warp, share in zip(warps, shares / shares.sum()):
         total += share * (warp if warp.grid.same_as(grid) else still.compose(warp)).field
     return Warp(total.astype(np.float32), grid)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transform of a chain.
+
+    Args:
+        file: its name without ``inverse:``.
+        map: points, LPS mm (..., 3), to points.
+        grid: of a warp that is not inverted, beyond which it is continued; else None.
+    """
+
+    file: Path
+    map: Callable[[Float64], Float64]
+    grid: Grid | None = None
+
+
+def is_chain(files: Sequence[Path]) -> bool:
+    """Whether there is more to do than to apply one warp as it is."""
+    return len(files) > 1 or str(files[0]).startswith(INVERSE)
+
+
+def existing(file: Path) -> Path:
+    """The file that is named, without ``inverse:`` and the convention of a matrix."""
+    return split_convention(Path(str(file).removeprefix(INVERSE)))[1]
+
+
+def read_chain(files: Sequence[Path], fixed: Grid | None, moving: Grid | None) -> list[Step]:
+    """The transforms of files, in the order in which they act on a point of the fixed image.
+
+    Args:
+        files: of warps and linear transforms; a name may begin with ``inverse:``.
+        fixed, moving: of the images at the ends, for files that count in their voxels.
+
+    Raises:
+        RegkitError: if one cannot be read, or not be inverted.
+    """
+    steps = []
+    for k, name in enumerate(files):
+        inverse = str(name).startswith(INVERSE)
+        file = Path(str(name).removeprefix(INVERSE))
+        # What an inverted file calls fixed comes after it.
+        before, after = (fixed if k == 0 else None), (moving if k == len(files) - 1 else None)
+        own_fixed, own_moving = (after, before) if inverse else (before, after)
+        if is_transform(file):
+            try:
+                matrix = read_linear(file, own_fixed, own_moving)
+            except NotLinearError:
+                pass
+            else:
+                if inverse:
+                    matrix = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+                steps.append(Step(file, _linear(matrix)))
+                continue
+        try:
+            warp = read_warp(file, None, own_moving)
+        except RegkitError:
+            if own_fixed is None:
+                raise
+            warp = read_warp(file, own_fixed, own_moving)
+        steps.append(Step(file, Inverter(warp)) if inverse else Step(file, warp.transform_points, warp.grid))
+    return steps
+
+
+def compose(steps: Sequence[Step], grid: Grid | None, moving: Grid | None) -> Warp:
+    """The chain as one warp.
+
+    Args:
+        grid: where to compute it; by itself that of the first step, if it is a warp as it is.
+
+    Raises:
+        RegkitError: if there is no grid.
+    """
+    grid = grid or steps[0].grid
+    if grid is None:
+        raise RegkitError(
+            f"'{steps[0].file}' comes first and gives no voxels to resample on: give the fixed image too "
+            "(--reference)"
+        )
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    for first, last in slabs(grid):
+        here = transform_points(grid.index_to_world, slab_index(grid, first, last))
+        field[first:last] = through(steps, here) - here
+    for step in steps:
+        if isinstance(step.map, Inverter):
+            step.map.warn()
+    return Warp(field, grid, moving)
+
+
+def through(steps: Sequence[Step], points: Float64) -> Float64:
+    """Points of the fixed image, LPS mm (..., 3), through all steps."""
+    for step in steps:
+        points = step.map(points)
+    return points
+
+
+def outside(steps: Sequence[Step], points: Float64) -> int:
+    """How many points (n, 3) leave the grid of some warp on their way."""
+    left = np.zeros(len(points), bool)
+    for step in steps:
+        if step.grid is not None:
+            left |= ~contains(step.grid, points)
+        points = step.map(points)
+    return int(left.sum())
+
+
+def _linear(matrix: Float64) -> Callable[[Float64], Float64]:
+    return lambda points: transform_points(matrix, points)

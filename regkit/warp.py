@@ -24,6 +24,7 @@ from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, trans
 from regkit.ops.jacobian import jacobian_determinant
 
 if TYPE_CHECKING:
+    from regkit.io.frames import Frames
     from regkit.io.images import ImageLike, Volume
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
@@ -98,7 +99,7 @@ class Warp:
 
     def apply(
         self,
-        image: ImageLike,
+        image: ImageLike | Frames,
         *,
         interpolation: str = "linear",
         reference: Grid | None = None,
@@ -116,13 +117,13 @@ class Warp:
 
         Returns:
             What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest`` the type of the image, of
-            ``label`` the smallest integer type that fits.
+            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest``
+            the type of the image, of ``label`` the smallest integer type that fits.
 
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.frames import apply_to_frames, as_given, is_series, load_frames
+        from regkit.io.frames import Frames, apply_to_frames, as_given, is_series, load_frames
         from regkit.io.images import load_image, load_labels, load_volume
 
         if interpolation not in INTERPOLATORS:
@@ -134,6 +135,7 @@ class Warp:
                 self, load_frames(image, "image to warp"), interpolation, reference, default
             )
             return as_given(frames, image)
+        assert not isinstance(image, Frames)
         labels = interpolation == "label"
         # The nearest voxel's value makes up none, so that it keeps its type, which ids above 2^24 need.
         load = {"label": load_labels, "nearest": load_volume}.get(interpolation, load_image)
@@ -244,7 +246,7 @@ class Warp:
 
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
-    def _affine_part(self) -> Float64:
+    def affine_part(self) -> Float64:
         """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
         z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
         index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -278,7 +280,7 @@ class Inverter:
     """
 
     def __init__(self, warp: Warp) -> None:
-        affine = warp._affine_part()
+        affine = warp.affine_part()
         if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
             raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
         self._grid = warp.grid

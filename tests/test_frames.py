@@ -13,7 +13,7 @@ from warp_cases import FIXED, MOVING, smooth_warp, texture
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
-from regkit.frames import Frames, is_series, load_frames
+from regkit.io.frames import Frames, is_series, load_frames
 
 
 def _frames(grid: Grid = MOVING, count: int = 3, step: float = 0.72) -> Frames:

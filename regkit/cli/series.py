@@ -37,7 +37,7 @@ def command(
             "--output",
             "-o",
             show_default=False,
-            help="The 4-D image without motion, .nii.gz or .nii, with the time between frames that SERIES has.",
+            help="The 4-D image without motion, .nii.gz or .nii, with the time step of SERIES.",
         ),
     ],
     mean: Annotated[Path | None, typer.Option(help="The mean of its frames, an image.")] = None,
@@ -52,8 +52,8 @@ def command(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A transform of each frame, from a point of the mean to it, as ITK resamples with: .tfm, or a warp "
-            ".nii.gz. The folder must be empty or new.",
+            help="The transform of each frame, a point of the mean to the frame, as ITK resamples: .tfm, "
+            "or .nii.gz if deformable. A new or empty folder.",
         ),
     ] = None,
     model: Annotated[

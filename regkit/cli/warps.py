@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import FramesLike
     from regkit.io.images import ImageLike
     from regkit.io.segments import Segmentation
     from regkit.warp import Warp
@@ -109,7 +110,7 @@ def apply(
     """Bring an image, labels or points through a warp, or through several transforms in a row."""
     if (image is None) == (points is None):
         raise typer.BadParameter("give either an image or --points", param_hint="IMAGE")
-    from regkit.chain import existing
+    from regkit.transforms import existing
 
     chain = [warp, *(then or [])]
     kinds = (*SERIES, ".dcm") if points is None else _POINTS
@@ -130,8 +131,8 @@ def apply(
 def _apply_to_points(
     chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
-    from regkit.chain import outside, read_chain, through
     from regkit.io.points import open_points
+    from regkit.transforms import outside, read_chain, through
 
     file = open_points(points)
     start = file.points
@@ -152,8 +153,8 @@ def _apply_to_image(
     reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
-    from regkit.frames import is_series
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import is_series
     from regkit.io.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
     from regkit.results import check_dicom, save_volume
 
@@ -198,17 +199,17 @@ def _note_labels() -> None:
 
 def _apply_to_series(
     chain: list[Path],
-    image: ImageLike,
+    image: FramesLike,
     output: str,
     interpolation: str,
     grid: Grid | None,
     default: float | None,
 ) -> None:
-    from regkit.frames import apply_to_frames, kind_of, load_frames
+    from regkit.io.frames import apply_to_frames, kind_of, load_frames
     from regkit.io.outputs import NIFTI_SUFFIXES, check_output
 
     check_output(output, NIFTI_SUFFIXES)
-    frames = load_frames(image, "image to warp")  # type: ignore[arg-type]
+    frames = load_frames(image, "image to warp")
     if interpolation == "auto" and (interpolation := kind_of(frames)) == "label":
         _note_labels()
     warp = _one_warp(chain, grid, frames.grid)
@@ -257,7 +258,7 @@ def _apply_to_segments(
 
 def _one_warp(chain: list[Path], grid: Grid | None, moving: Grid) -> Warp:
     """The warp of one file or of a chain, with a warning where it is elsewhere than the result."""
-    from regkit.chain import compose, is_chain, read_chain
+    from regkit.transforms import compose, is_chain, read_chain
 
     if is_chain(chain):
         warp = compose(read_chain(chain, grid, moving), grid, moving)
@@ -411,7 +412,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
-    from regkit.chain import existing
+    from regkit.transforms import existing
 
     inputs = (existing(source), fixed, moving)
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)

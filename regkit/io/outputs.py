@@ -87,7 +87,9 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
         if path.name.endswith(NIFTI_SUFFIXES):
             if image.GetDimension() != 3:
                 raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
-            _write_nifti([sitk.GetArrayViewFromImage(image)], image[:1, :1, :1], temporary, path)
+            array = sitk.GetArrayViewFromImage(image)
+            volumes = [array] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+            _write_nifti(volumes, image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
 

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import nibabel as nib
 import numpy as np
@@ -68,7 +68,7 @@ class Frames:
 FramesLike = str | os.PathLike[str] | sitk.Image | SpatialImage | Frames
 
 
-def is_series(source: object) -> bool:
+def is_series(source: object) -> TypeGuard[FramesLike]:
     """Whether a source is a 4-D image of more than one volume; its voxels are not read.
 
     False of what cannot be read: whoever loads it says why.

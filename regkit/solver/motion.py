@@ -1,9 +1,10 @@
 """Small rigid motion between the frames of one series, to a fraction of a voxel.
 
-The linear start (:mod:`regkit.solver.linear`) finds a pose from far away and of any modality, but leaves a motion of
-half a voxel as it is. Here frames of one modality are compared by local contrast: intensities less their mean
-around, over their deviation there, which a bolus or a drift of the receiver hardly changes. Gauss-Newton by
-inverse composition (Baker and Matthews, IJCV 2004) takes the slopes of the reference, once for all frames.
+The linear start (:mod:`regkit.solver.linear`) finds a pose from far away and of any modality, but leaves a
+motion of half a voxel as it is. Here frames of one modality are compared by local contrast: intensities less
+their mean around, over their deviation there, which a bolus or a drift of the receiver hardly changes.
+Gauss-Newton by inverse composition (Baker and Matthews, IJCV 2004) takes the slopes of the reference, once
+for all frames.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class _Level:
         self.slopes = torch.stack(torch.gradient(self.values, dim=(2, 1, 0))) / spacing
         self.axes = np.reshape(self.grid.direction, (3, 3))
         self.lever = _lever(self.grid, self.values.device)
-        # How the value changes by each of the six motions of the reference, shifts along and turns about its axes.
+        # How the value changes by each motion of the reference: shifts along and turns about its axes.
         self.changes = torch.cat([self.slopes, torch.linalg.cross(self.lever, self.slopes, dim=0)])
         self.reach = float(np.linalg.norm(self.grid.extent)) / 2
 
@@ -140,7 +141,7 @@ def parameters(matrix: Float64, centre: Float64) -> Float64:
 
 
 def _lever(grid: Grid, device: torch.device) -> torch.Tensor:
-    """Of each voxel of an isotropic grid its place from the middle, mm along the grid's axes, (3, Z, Y, X)."""
+    """Where each voxel of an isotropic grid lies from the middle, mm along the grid's axes, (3, Z, Y, X)."""
     z, y, x = (
         (torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * grid.spacing[0]
         for n in grid.shape
