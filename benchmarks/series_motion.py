@@ -2,7 +2,7 @@
 
     python benchmarks/series_motion.py ../shared/data/anatomies/heads/training_seg_03.nii.gz --seed 9
 
-The head gets random contrasts and a texture and is seen in frames of 3x3x3.5 mm, each moved, with Rician noise.
+The head gets random contrasts and a texture, seen in frames of 3x3x3.5 mm, each moved, with Rician noise.
 The error is how far brain tissue is off relative to the first frame, mean and largest over the others, mm.
 """
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.series import AlignedSeries, align_series
+    from regkit.tensors import TensorRegistration, register_tensors
     from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
     from regkit.viz.htmlreport import write_report
@@ -51,6 +52,7 @@ __all__ = [
     "Registration",
     "RegkitError",
     "Segmentation",
+    "TensorRegistration",
     "Verdict",
     "Volume",
     "Warp",
@@ -69,6 +71,7 @@ __all__ = [
     "read_pairs",
     "read_points",
     "register",
+    "register_tensors",
     "save_image",
     "save_volume",
     "segment",
@@ -94,6 +97,7 @@ _MODULES = {
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "series": ("AlignedSeries", "align_series"),
+    "tensors": ("TensorRegistration", "register_tensors"),
     "transforms": ("average", "chain"),
     "verdict": ("Gate", "Verdict"),
     "warp": ("Warp",),
