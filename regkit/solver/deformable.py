@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
 from regkit.core.settings import FINE_MM, Settings
-from regkit.features.maps import Part, feature_maps
+from regkit.features.maps import GUIDE, Part, feature_maps
 from regkit.ops.resample import Source, resample
 from regkit.solver.coarse import match
 from regkit.solver.costvolume import FeatureMap
@@ -27,6 +27,7 @@ from regkit.solver.evidence import (
     share_of_intensities,
 )
 from regkit.solver.fine import refine
+from regkit.solver.landmarks import Landmarks
 
 STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
@@ -114,12 +115,14 @@ def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
 
 
-def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the fixed image on the working grid."""
-    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
+def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part], more: Sequence[Source] = ()) -> Pyramid:
+    """Features of the fixed image, and of more images of it, on the working grid."""
+    return _pyramid((fixed, *more), np.eye(4), work, (0, 0, 0), work.grid.size, parts)
 
 
-def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
+def moving_features(
+    moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part], more: Sequence[Source] = ()
+) -> Pyramid:
     """Features of the moving image, seen through the linear start, as far as displacements reach.
 
     Beyond the working grid the lattice goes on by the search range, where the moving image has data:
@@ -140,7 +143,7 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence
             "the images do not overlap after the linear start; let --init auto search for one, or give "
             "a transform that brings them together"
         )
-    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
+    return _pyramid((moving, *more), matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
 
 
 @dataclass(frozen=True)
@@ -162,28 +165,36 @@ class Believed:
 
 
 def believed_field(
-    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
+    fixed: Pyramid,
+    moving: Pyramid,
+    names: Sequence[str],
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> Believed:
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together.
+    else all that do are compared together. Labels that guide count in full from the first.
 
     Args:
-        names: of the parts; if there are several, "mind" is one.
+        names: of the parts; the first is the reference where none is "mind".
+        landmarks: on the working grid.
     """
     count = len(names)
     if count == 1:
-        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
-    reference = names.index("mind")
+        return Believed(coarse_field(fixed, moving, work, on_step, landmarks), fixed, moving, (1.0,), ())
+    reference = names.index("mind") if "mind" in names else 0
+    given = {k for k, name in enumerate(names) if k == reference or name == GUIDE}
     single = [[float(k == other) for other in range(count)] for k in range(count)]
-    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
-    field = coarse_field(*alone, work, on_step)
+    first = [float(k in given) for k in range(count)]
+    alone = fixed.weighted(first), moving.weighted(first)
+    field = coarse_field(*alone, work, on_step, landmarks)
     offset = moving.offset(STRIDE)
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
-    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+    kept = [1.0 if k in given else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
     if "intensity" in names:
         k = names.index("intensity")
         kept[k] = 0.0
@@ -191,14 +202,24 @@ def believed_field(
             one, other = (local_contrast(intensities) for intensities in apart[k])
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
-    if not any(share for k, share in enumerate(kept) if k != reference):
+    if not any(share for k, share in enumerate(kept) if k not in given):
         return Believed(field, *alone, tuple(kept), tuple(blurs))
     some = fixed.weighted(kept), moving.weighted(kept)
-    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+    return Believed(coarse_field(*some, work, on_step, landmarks), *some, tuple(kept), tuple(blurs))
 
 
-def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
-    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+def coarse_field(
+    fixed: Pyramid,
+    moving: Pyramid,
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
+) -> torch.Tensor:
+    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+
+    Args:
+        landmarks: on the working grid; before and after each level the field is pulled towards them.
+    """
     stride = work.levels[0][0]
     some = fixed.maps[stride].weight
     field = some.new_zeros((3, *some.shape[1:]))
@@ -206,18 +227,31 @@ def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[
         fixed_map = fixed.maps[stride]
         shape = fixed_map.weight.shape[1:]
         field = resize(field, shape) * (shape[0] / field.shape[1])
+        there = None if landmarks is None else landmarks.pooled(stride)
+        field = field if there is None else there.pulled(field)
         step = match(fixed_map, moving.seen_through(field, stride, radius), radius)
         field = step + sample(field, index_grid(shape, field.device) + step)
+        field = field if there is None else there.pulled(field)
         on_step()
     return field
 
 
 def fine_field(
-    fixed: Pyramid, moving: Pyramid, start: torch.Tensor, settings: Settings, on_step: Callable[[], None]
+    fixed: Pyramid,
+    moving: Pyramid,
+    start: torch.Tensor,
+    settings: Settings,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> torch.Tensor:
-    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
+    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds.
+
+    Args:
+        landmarks: on the working grid.
+    """
     offset = moving.offset(STRIDE).to(start.device)
-    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+    there = None if landmarks is None else landmarks.pooled(STRIDE)
+    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step, there)
 
 
 def displacement_doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> torch.Tensor:
@@ -237,7 +271,7 @@ def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tens
 
 
 def _pyramid(
-    source: Source,
+    sources: Sequence[Source],
     matrix: Float64,
     work: Plan,
     start: tuple[int, int, int],
@@ -245,7 +279,14 @@ def _pyramid(
     parts: Sequence[Part],
 ) -> Pyramid:
     lattice = work.grid.window(start, size)
-    image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
+    seen = [resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice) for source in sources]
+    image, weight = seen[0]
+    for _, other in seen[1:]:
+        weight = weight * other
+    if len(seen) > 1 and not weight.any():
+        raise RegkitError("the images of one side do not overlap: all of them need the same world")
     strides = [stride for stride, _ in work.levels]
-    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
+    maps, channels = feature_maps(
+        image, weight[None], lattice.spacing[0], parts, strides, [other for other, _ in seen[1:]]
+    )
     return Pyramid(maps, start, channels)
