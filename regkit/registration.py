@@ -172,8 +172,8 @@ def register(
         fixed_landmarks, moving_landmarks: points that belong together, (n, 3) LPS mm, or files of points:
             soft constraints of the weight ``landmark_weight`` in ``settings``. The linear start begins there.
         guide_labels: label maps of the fixed and of the moving image, each on any grid of its world, to be
-            brought onto each other as well, with the weight ``guide_weight`` in ``settings``. Labels that only
-            one of them has do not count.
+            brought onto each other as well, with the weight ``guide_weight`` in ``settings``. A label
+            that only one of them has does not count.
         fixed_mask, moving_mask: voxels that count; all by default.
         fixed_labels, moving_labels: label maps, used for the measures alone.
         label_names: label -> name; also chooses the labels to measure. By default the names in the file of

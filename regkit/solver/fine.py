@@ -350,14 +350,16 @@ def refine(
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
         return cells * (_DATA_WEIGHT * data + penalty(field, corner, stiffness))
 
-    left = None if landmarks is None else landmarks.after(start)
+    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
+    hold_wide = None if landmarks is None else landmarks.after(start).term(wide.shape[1:], 2)
+    hold = None if landmarks is None else landmarks.term(start.shape[1:])
 
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         smoothed = smooth(parameters, 3)
         field = _eighth(start, corner) + smoothed
         data = compare(_eighth(anchor, corner) + field, [corner])
         loss = objective(data, field / 2, corner, coarse_stiffness)
-        return loss if left is None else loss + left.cost(smoothed, 2)
+        return loss if hold_wide is None else loss + hold_wide(smoothed)
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
@@ -365,9 +367,8 @@ def refine(
         for z, y, x in [corner] if cells > _FEW_CELLS else CORNERS[:4]:
             pairs.append(compare(where, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
         loss = objective(torch.stack(pairs).mean(), field, corner, stiffness)
-        return loss if landmarks is None else loss + landmarks.cost(field)
+        return loss if hold is None else loss + hold(field)
 
-    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
     start = start + resize(smooth(wide, 3), start.shape[1:])
     return unfold(smooth(_descend(fine_loss, start, _LEARNING_RATE, fine, on_step), 3))

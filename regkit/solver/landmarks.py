@@ -6,15 +6,17 @@ search goes on from there; in the fine stage they are a term of the cost.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
 
 from regkit.core.geometry import Float64, Grid, sample, transform_points
 
-# Voxels of the working grid over which a landmark takes its surroundings along: a standard deviation.
-_REACH = 12.0
+# Cells over which a landmark takes its surroundings along: a standard deviation.
+_REACH = 2.5
 # Variance of a landmark of weight 1, as a share of that of the displacements that it corrects.
 _NOISE = 0.1
 # What a landmark that is one cell off costs, beside squared feature differences of which 12 are a whole
@@ -30,13 +32,11 @@ class Landmarks:
         at: (3, n) float32, index coordinates of the lattice, components (x, y, z).
         displacement: (3, n) float32, in its cells.
         weight: how firmly they hold; 1 is usual.
-        reach: cells.
     """
 
     at: torch.Tensor
     displacement: torch.Tensor
     weight: float = 1.0
-    reach: float = _REACH
 
     @classmethod
     def on(
@@ -58,7 +58,7 @@ class Landmarks:
 
     def pooled(self, stride: int) -> Landmarks:
         """The same on the lattice of cells of ``stride`` of these (:meth:`Grid.pooled`)."""
-        return Landmarks(self._within(stride), self.displacement / stride, self.weight, self.reach / stride)
+        return Landmarks(self._within(stride), self.displacement / stride, self.weight)
 
     def after(self, field: torch.Tensor) -> Landmarks:
         """What is left to ask for after a displacement field (3, Z, Y, X), cells."""
@@ -74,11 +74,11 @@ class Landmarks:
             field: (3, Z, Y, X), cells.
         """
         apart = torch.cdist(self.at.T, self.at.T)
-        covariance = (-0.5 * (apart / self.reach).square()).exp()
+        covariance = (-0.5 * (apart / _REACH).square()).exp()
         covariance.diagonal().add_(_NOISE / self.weight)
         shares = torch.linalg.solve(covariance, self.after(field).displacement.T).T
         near = [
-            (-0.5 * ((torch.arange(n, device=field.device)[:, None] - at) / self.reach).square()).exp()
+            (-0.5 * ((torch.arange(n, device=field.device)[:, None] - at) / _REACH).square()).exp()
             for n, at in zip(field.shape[:0:-1], self.at)
         ]
         return field + torch.einsum("in,xn,yn,zn->izyx", shares, *near)
@@ -87,14 +87,34 @@ class Landmarks:
         """The field ``after``, but around the landmarks what the field ``before`` was."""
         return replace(self, displacement=_values(before, self.at)).pulled(after)
 
-    def cost(self, field: torch.Tensor, stride: int = 1) -> torch.Tensor:
-        """The weighted sum of squares of what is missing at the landmarks.
+    def term(self, shape: Sequence[int], stride: int = 1) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The cost of fields on one lattice: the weighted sum of squares of what is missing at the landmarks.
 
         Args:
-            field: (3, Z, Y, X) in these cells, on the lattice of cells of ``stride`` of them.
+            shape: (Z, Y, X) of the lattice, whose cells have ``stride`` of these along a side.
+
+        Returns:
+            A function of a field (3, Z, Y, X) in these cells. It interpolates as
+            :func:`regkit.core.geometry.sample` does, but makes no tensor from numbers, so that a GPU can
+            repeat its steps.
         """
-        missing = self.displacement - _values(field, self._within(stride))
-        return self.weight * _COST * missing.square().sum()
+        at = self._within(stride)
+        ends = [n - 1 for n in reversed(shape)]
+        at = torch.stack([x.clamp(0, end) for x, end in zip(at, ends)])
+        low = torch.stack([x.floor().clamp(0, max(end - 1, 0)) for x, end in zip(at, ends)])
+        share, first = at - low, low.long()
+        steps, index, weight = (1, shape[2], shape[1] * shape[2]), [], []
+        for corner in product((0, 1), repeat=3):
+            cells = [(f + c).clamp(max=end) * step for f, c, end, step in zip(first, corner, ends, steps)]
+            index.append(sum(cells))
+            weight.append(torch.stack([s if c else 1 - s for s, c in zip(share, corner)]).prod(0))
+        places, shares = torch.stack(index), torch.stack(weight)
+
+        def cost(field: torch.Tensor) -> torch.Tensor:
+            found = (field.flatten(1)[:, places] * shares).sum(1)
+            return self.weight * _COST * (self.displacement - found).square().sum()
+
+        return cost
 
     def _within(self, stride: int) -> torch.Tensor:
         return (self.at - (stride - 1) / 2) / stride
