@@ -16,9 +16,9 @@ import torch
 from regkit.core.geometry import Float64, Grid, sample, transform_points
 
 # Cells over which a landmark takes its surroundings along: a standard deviation.
-_REACH = 2.5
+_REACH = 4.0
 # Variance of a landmark of weight 1, as a share of that of the displacements that it corrects.
-_NOISE = 0.1
+_NOISE = 0.3
 # What a landmark that is one cell off costs, beside squared feature differences of which 12 are a whole
 # mismatch of one cell.
 _COST = 100.0
