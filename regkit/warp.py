@@ -20,8 +20,9 @@ import torch
 from nibabel.spatialimages import SpatialImage
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.sampling import sample
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
@@ -187,6 +188,19 @@ class Warp:
             start = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
             field[first:last] = then.transform_points(start + self.field[first:last]) - start
         return Warp(field, self.grid, then.moving_grid)
+
+    def then_linear(self, matrix: npt.ArrayLike, moving_grid: Grid | None = None) -> Warp:
+        """The warp p -> matrix(self(p)), exact even where this one leads beyond its grid.
+
+        Args:
+            matrix: 4x4, LPS mm.
+            moving_grid: of the moving image that the matrix leads to.
+        """
+        field = np.empty_like(self.field)
+        for first, last in slabs(self.grid):
+            points = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
+            field[first:last] = transform_points(matrix, points + self.field[first:last]) - points
+        return Warp(field, self.grid, moving_grid)
 
     def inverse(self, grid: Grid | None = None) -> Warp:
         """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.

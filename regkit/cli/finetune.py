@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from regkit.cli.console import print_json, print_table, warn
-from regkit.cli.files import read_label_names
 from regkit.cli.options import AsJson, Device, LabelNames, Quiet, Seed, Threads
+from regkit.io.labelnames import read_label_names
 
 if TYPE_CHECKING:
     from regkit.segmentation.training import Finetuned

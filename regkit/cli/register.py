@@ -18,7 +18,6 @@ from regkit.cli.files import (
     WARPS,
     check_outputs,
     in_series,
-    read_label_names,
 )
 from regkit.cli.options import (
     AsJson,
@@ -40,6 +39,7 @@ from regkit.cli.options import (
     start_file,
 )
 from regkit.cli.report import print_registration, print_verdict
+from regkit.io.labelnames import read_label_names
 
 _OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
