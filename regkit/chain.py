@@ -11,7 +11,7 @@ import numpy as np
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.foreign import split_convention
-from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp
+from regkit.io.formats import NotLinearError, is_transform, read_linear
 from regkit.warp import Inverter, Warp, contains
 
 INVERSE = "inverse:"
@@ -71,11 +71,11 @@ def read_chain(files: Sequence[Path], fixed: Grid | None, moving: Grid | None) -
                 steps.append(Step(file, _linear(matrix)))
                 continue
         try:
-            warp = read_warp(file, None, own_moving)
+            warp = Warp.load(file, None, own_moving)
         except RegkitError:
             if own_fixed is None:
                 raise
-            warp = read_warp(file, own_fixed, own_moving)
+            warp = Warp.load(file, own_fixed, own_moving)
         steps.append(Step(file, Inverter(warp)) if inverse else Step(file, warp.transform_points, warp.grid))
     return steps
 

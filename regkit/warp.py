@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,11 +21,12 @@ from nibabel.spatialimages import SpatialImage
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.displacement import DisplacementField
+from regkit.io.formats import read_warp, write_warp
+from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.sampling import sample
-
-if TYPE_CHECKING:
-    from regkit.io.images import ImageLike, Volume
+from regkit.runtime.memory import check_fits_memory
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
 _INTERPOLATORS = {
@@ -37,7 +38,7 @@ _INTERPOLATORS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Warp:
+class Warp(DisplacementField):
     """A displacement field on the fixed image's grid.
 
     Args:
@@ -50,52 +51,19 @@ class Warp:
         RegkitError: if the field does not fit the grid or is not finite.
     """
 
-    field: npt.NDArray[np.float32]
-    grid: Grid
-    moving_grid: Grid | None = None
-
-    def __post_init__(self) -> None:
-        # Writeable, because torch.from_numpy shares the memory and warns otherwise.
-        field = np.require(self.field, dtype=np.float32, requirements=["C", "W"])
-        if field.shape != (*self.grid.shape, 3):
-            raise RegkitError(
-                f"a displacement field of shape {field.shape} does not fit a grid of shape {self.grid.shape}"
-            )
-        if not (np.isfinite(field.min()) and np.isfinite(field.max())):
-            raise RegkitError("the displacement field has values that are infinite or not a number")
-        object.__setattr__(self, "field", field)
-
-    @classmethod
-    def from_transform(cls, transform: sitk.Transform, grid: Grid, moving_grid: Grid | None = None) -> Warp:
-        """Any 3-D ITK transform (fixed point -> moving point), sampled at the voxels of ``grid``."""
-        if transform.GetDimension() != 3:
-            raise RegkitError(f"a warp is 3-D, but the transform is {transform.GetDimension()}-D")
-        image = sitk.TransformToDisplacementField(
-            transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
-        )
-        return cls(sitk.GetArrayFromImage(image), grid, moving_grid)
-
     @classmethod
     def load(cls, path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Warp:
         """Read a warp file; see :func:`regkit.io.formats.read_warp`."""
-        from regkit.io.formats import read_warp
+        return cls.of(read_warp(path, fixed, moving))
 
-        return read_warp(path, fixed, moving)
+    @classmethod
+    def of(cls, displacement: DisplacementField) -> Warp:
+        """The warp of a displacement field, whose memory it shares."""
+        return cls(displacement.field, displacement.grid, displacement.moving_grid)
 
     def save(self, path: str | Path, format: str | None = None) -> None:
         """Write a warp file; see :func:`regkit.io.formats.write_warp`."""
-        from regkit.io.formats import write_warp
-
         write_warp(self, path, format)
-
-    def to_sitk(self) -> sitk.DisplacementFieldTransform:
-        """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
-        from regkit.io.images import check_fits_memory
-
-        # A copy of the field in each precision.
-        check_fits_memory(self.field[..., 0].size, "the warp as a transform of ITK", 12 + 24)
-        image = self.grid.to_sitk(self.field, vector=True)
-        return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
     def apply(
         self,
@@ -123,8 +91,6 @@ class Warp:
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.io.images import load_image, load_labels, load_volume
-
         if interpolation not in _INTERPOLATORS:
             raise RegkitError(
                 f"interpolation '{interpolation}' is unknown: use one of {', '.join(_INTERPOLATORS)}"
@@ -223,8 +189,6 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
-        from regkit.io.images import check_fits_memory
-
         # The residual and the inverse.
         check_fits_memory(self.field[..., 0].size + int(np.prod(grid.size)), "the inverse", 12)
         inverter = Inverter(self)
@@ -237,8 +201,6 @@ class Warp:
 
     def jacobian(self) -> Volume:
         """The Jacobian determinant of T; see :func:`regkit.ops.jacobian.jacobian_determinant`."""
-        from regkit.io.images import Volume
-
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
     def _affine_part(self) -> Float64:

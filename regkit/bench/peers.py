@@ -19,7 +19,7 @@ from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.package import Clock, Package, Pair
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform
-from regkit.io.formats import from_learn2reg, read_linear, read_warp, write_linear
+from regkit.io.formats import from_learn2reg, read_linear, write_linear
 from regkit.io.images import Volume
 from regkit.warp import Warp
 
@@ -73,7 +73,7 @@ class Ants(Package):
             if path.endswith(".mat"):
                 linear = read_linear(path) @ linear
             else:
-                warp = read_warp(path, pair.fixed.grid)
+                warp = Warp.load(path, pair.fixed.grid)
         if warp is None:
             raise RegkitError("ANTs wrote no warp")
         warp = warp.then_linear(linear, pair.moving.grid)
@@ -194,7 +194,7 @@ class ConvexAdam(Package):
         )
         clock.end("register")
         x, y, z = grid.size
-        warp = from_learn2reg(found[:x, :y, :z], grid, grid).then_linear(start, pair.moving.grid)
+        warp = Warp.of(from_learn2reg(found[:x, :y, :z], grid, grid)).then_linear(start, pair.moving.grid)
         clock.end("warp")
         return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
 

@@ -166,3 +166,13 @@ def _accounted_mb(who: str, unknown: float) -> float:
         return unknown
     peak = resource.getrusage(getattr(resource, who)).ru_maxrss
     return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
+    """Raise RegkitError if so many voxels need more memory than may be taken."""
+    needed, available = voxels * bytes_per_voxel, memory_left()
+    if needed > available:
+        raise RegkitError(
+            f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
+            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
+        )
