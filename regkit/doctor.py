@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regkit import __version__
 from regkit.core.errors import DISTRIBUTION, RegkitError, reason
+from regkit.core.version import __version__
 from regkit.io.provenance import commit
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ WITHOUT = {
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",
-    "dev": "the code cannot be linted or type-checked",
+    "dev": "the scripts in .ci/ do not run",
+    "docs": "the site of the docs cannot be built",
 }
 """Extra of pyproject.toml -> what a user does without."""
 

@@ -6,7 +6,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from regkit import __version__
 from regkit.cli import (
     bench,
     check,
@@ -16,14 +15,17 @@ from regkit.cli import (
     features,
     finetune,
     info,
+    presets,
     pretrain,
     propagate,
     register,
+    rigid,
     segment,
     synthesize,
     warps,
 )
 from regkit.cli.console import Commands
+from regkit.core.version import __version__
 from regkit.runtime.process import leave
 
 app = typer.Typer(
@@ -36,6 +38,8 @@ app = typer.Typer(
     "interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
+app.command("rigid", no_args_is_help=True)(rigid.command)
+app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)

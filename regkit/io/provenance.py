@@ -54,7 +54,7 @@ def commit(*paths: str) -> str | None:
 @cache
 def version() -> str:
     """Name, version and commit: "regkit 0.1.0, commit abc1234"."""
-    from regkit import __version__
+    from regkit.core.version import __version__
 
     name = commit("regkit", "models")
     return f"regkit {__version__}" + (f", commit {name}" if name else "")
