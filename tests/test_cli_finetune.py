@@ -169,7 +169,7 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
         given.update(options, training=training, output=output, validation=validation)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regkit.finetune", record, raising=False)
+    monkeypatch.setattr("regkit.segmentation.training.finetune", record, raising=False)
     (tmp_path / "names.json").write_text('{"0": "background", "7": "inner"}')
     run(
         "finetune", "--images", data / "images", "--labels", data / "labels", "--output", tmp_path / "model",
@@ -302,7 +302,9 @@ def test_the_table_of_a_segmentation(data: Path, model: Path, tmp_path: Path) ->
 def test_outputs_are_checked_first(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regkit.segment", lambda *_, **__: pytest.fail("it began"), raising=False)
+    monkeypatch.setattr(
+        "regkit.segmentation.inference.segment", lambda *_, **__: pytest.fail("it began"), raising=False
+    )
     old, new = tmp_path / "old.nii.gz", tmp_path / "new.nii.gz"
     old.write_text("old")
     image = data / "images" / "case4_0000.nii.gz"

@@ -39,11 +39,11 @@ class Regkit:
 
     def run(self, inputs: Inputs) -> Registration:
         """All that regkit finds, its linear start included."""
-        import regkit
         from regkit.features.maps import DEFAULT
+        from regkit.registration import register
 
         case = inputs.case
-        return regkit.register(
+        return register(
             case.fixed.image,
             case.moving.image,
             fixed_mask=case.fixed.mask,

@@ -129,10 +129,10 @@ def command(
     from regkit.runtime.process import tune
 
     tune()
-    import regkit
+    from regkit.segmentation.training import Finetuning, finetune
     from regkit.training.session import step_progress
 
-    settings = regkit.Finetuning(
+    settings = Finetuning(
         init=init,
         spacing=spacing,
         patch=patch,
@@ -143,7 +143,7 @@ def command(
         seed=seed,
     )
     with step_progress(steps, quiet) as report:
-        result = regkit.finetune(
+        result = finetune(
             [(case.image, case.labels) for case in chosen],
             output,
             [(case.image, case.labels) for case in held],

@@ -211,8 +211,8 @@ def command(
 
     tune()
     import_torch()
-    import regkit
     from regkit.io.provenance import command_line, record_of
+    from regkit.registration import register
     from regkit.results import check_dicom, write_results
     from regkit.verdict import FAIL
 
@@ -220,7 +220,7 @@ def command(
 
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
-        result = regkit.register(
+        result = register(
             fixed_image,
             moving_image,
             fixed_mask=fixed_mask,
