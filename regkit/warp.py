@@ -7,8 +7,11 @@ other way, through :meth:`Warp.inverse`.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,15 @@ from nibabel.spatialimages import SpatialImage
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.displacement import DisplacementField
-from regkit.io.formats import read_warp, write_warp
+from regkit.io.formats import NotLinearError, linear_of, read_warp, write_warp
+from regkit.io.frames import Frames, as_given, is_series, load_frames
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.sampling import sample
 from regkit.runtime.memory import check_fits_memory
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
-_INTERPOLATORS = {
+INTERPOLATORS = {
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,
     "nearest": sitk.sitkNearestNeighbor,
@@ -67,7 +71,7 @@ class Warp(DisplacementField):
 
     def apply(
         self,
-        image: ImageLike,
+        image: ImageLike | Frames,
         *,
         interpolation: str = "linear",
         reference: Grid | None = None,
@@ -76,7 +80,7 @@ class Warp(DisplacementField):
         """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
 
         Args:
-            image: in the moving image's space, on any grid.
+            image: in the moving image's space, on any grid; of a 4-D image every volume is moved alike.
             interpolation: ``linear``, ``bspline`` (cubic), ``nearest``, or ``label``: the label whose
                 linearly interpolated indicator is largest, which keeps outlines smooth and labels whole.
             reference: the grid to resample on instead of the fixed one. ITK moves no point that lies
@@ -85,16 +89,22 @@ class Warp(DisplacementField):
 
         Returns:
             What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume. The last two are float32, of ``nearest`` the type of the image, of
-            ``label`` the smallest integer type that fits.
+            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest``
+            the type of the image, of ``label`` the smallest integer type that fits.
 
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        if interpolation not in _INTERPOLATORS:
+        if interpolation not in INTERPOLATORS:
             raise RegkitError(
-                f"interpolation '{interpolation}' is unknown: use one of {', '.join(_INTERPOLATORS)}"
+                f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
             )
+        if is_series(image):
+            frames = apply_to_frames(
+                self, load_frames(image, "image to warp"), interpolation, reference, default
+            )
+            return as_given(frames, image)
+        assert not isinstance(image, Frames)
         labels = interpolation == "label"
         # The nearest voxel's value makes up none, so that it keeps its type, which ids above 2^24 need.
         load = {"label": load_labels, "nearest": load_volume}.get(interpolation, load_image)
@@ -117,7 +127,7 @@ class Warp(DisplacementField):
             source,
             grid.size,
             self.to_sitk(),
-            _INTERPOLATORS[interpolation],
+            INTERPOLATORS[interpolation],
             grid.origin,
             grid.spacing,
             grid.direction,
@@ -147,26 +157,22 @@ class Warp(DisplacementField):
             moved[first : first + _BLOCK] += _sample(torch.from_numpy(self.field), _tensor(index)).numpy()
         return moved.reshape(points.shape)
 
-    def compose(self, then: Warp) -> Warp:
-        """The warp p -> then(self(p)), on this one's grid and for the moving image of ``then``."""
+    def compose(self, then: Warp | sitk.Transform | npt.ArrayLike) -> Warp:
+        """The warp p -> then(self(p)), on this one's grid.
+
+        Args:
+            then: what goes on from the points that this warp gives: a warp, a 4x4 matrix (LPS mm), or a 3-D
+                transform of SimpleITK. The moving grid is that of a warp, else unknown.
+
+        Raises:
+            RegkitError: if it is none of these.
+        """
+        go_on = point_map(then)
         field = np.empty_like(self.field)
         for first, last in slabs(self.grid):
             start = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
-            field[first:last] = then.transform_points(start + self.field[first:last]) - start
-        return Warp(field, self.grid, then.moving_grid)
-
-    def then_linear(self, matrix: npt.ArrayLike, moving_grid: Grid | None = None) -> Warp:
-        """The warp p -> matrix(self(p)), exact even where this one leads beyond its grid.
-
-        Args:
-            matrix: 4x4, LPS mm.
-            moving_grid: of the moving image that the matrix leads to.
-        """
-        field = np.empty_like(self.field)
-        for first, last in slabs(self.grid):
-            points = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
-            field[first:last] = transform_points(matrix, points + self.field[first:last]) - points
-        return Warp(field, self.grid, moving_grid)
+            field[first:last] = go_on(start + self.field[first:last]) - start
+        return Warp(field, self.grid, then.moving_grid if isinstance(then, Warp) else None)
 
     def inverse(self, grid: Grid | None = None) -> Warp:
         """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.
@@ -203,7 +209,7 @@ class Warp(DisplacementField):
         """The Jacobian determinant of T; see :func:`regkit.ops.jacobian.jacobian_determinant`."""
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
-    def _affine_part(self) -> Float64:
+    def affine_part(self) -> Float64:
         """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
         z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
         index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -237,7 +243,7 @@ class Inverter:
     """
 
     def __init__(self, warp: Warp) -> None:
-        affine = warp._affine_part()
+        affine = warp.affine_part()
         if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
             raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
         self._grid = warp.grid
@@ -351,3 +357,71 @@ def _derivative(residual: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     shifts = 0.05 * torch.eye(3)
     columns = [(_sample(residual, u + s) - _sample(residual, u - s)) / 0.1 for s in shifts]
     return torch.stack(columns, dim=-1) + torch.eye(3)
+
+
+def point_map(transform: object, name: str = "the transform") -> Callable[[Float64], Float64]:
+    """A transform as a function of points, LPS mm (..., 3), to points.
+
+    Args:
+        transform: a warp, a 4x4 matrix, or a 3-D transform of SimpleITK.
+
+    Raises:
+        RegkitError: if it is none of these.
+    """
+    if isinstance(transform, Warp):
+        return transform.transform_points
+    try:
+        return partial(transform_points, linear_of(transform, name))
+    except NotLinearError:
+        return partial(_through_itk, transform)
+
+
+def _through_itk(transform: Any, points: Float64) -> Float64:
+    flat = points.reshape(-1, 3)
+    moved = [transform.TransformPoint(point) for point in flat.tolist()]  # SimpleITK takes one at a time
+    return np.array(moved, dtype=np.float64).reshape(points.shape)
+
+
+def apply_to_frames(
+    warp: Warp,
+    frames: Frames,
+    interpolation: str = "linear",
+    reference: Grid | None = None,
+    default: float | None = None,
+) -> Frames:
+    """Every volume of a series through one warp, as :meth:`regkit.Warp.apply` does it.
+
+    Args:
+        interpolation: ``linear``, ``bspline``, ``nearest`` or ``label``.
+        reference: the grid to resample on instead of the warp's.
+        default: value where the volumes end; by itself 0 for labels, else the minimum of the series.
+
+    Returns:
+        float32; of ``nearest`` and ``label`` the type of the series.
+
+    Raises:
+        RegkitError: if the interpolation is unknown.
+    """
+    if interpolation not in INTERPOLATORS:
+        raise RegkitError(
+            f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
+        )
+    whole = interpolation in ("nearest", "label")
+    dtype = (
+        np.dtype(np.uint8 if frames.array.dtype.kind == "b" else frames.array.dtype)
+        if whole
+        else np.dtype("f4")
+    )
+    if default is None:
+        default = 0.0 if interpolation == "label" else float(frames.array.min())
+    grid = reference or warp.grid
+    check_fits_memory(len(frames) * math.prod(grid.size), "the moved series", dtype.itemsize)
+    transform, onto = warp.to_sitk(), grid.blank(sitk.sitkUInt8)
+    moved = np.empty((len(frames), *grid.shape), dtype)
+    for k, frame in enumerate(frames.array):
+        source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
+        seen = sitk.Resample(
+            source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
+        )
+        moved[k] = sitk.GetArrayViewFromImage(seen)
+    return replace(frames, array=moved, grid=grid)

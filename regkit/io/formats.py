@@ -27,6 +27,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+import torch
 
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, transform_points
@@ -437,3 +438,40 @@ def _to_sitk(part: guard.Part) -> sitk.Transform:
         spline.SetParameters(part.values.tolist())
         return spline
     raise RegkitError(f"holds a {part.name}, which is not read")
+
+
+def linear_of(transform: object, name: str = "the transform") -> Float64:
+    """The 4x4 LPS matrix of a linear transform in memory.
+
+    Args:
+        transform: a 4x4 matrix (array, tensor or nested lists), or a linear transform of SimpleITK.
+        name: for messages.
+
+    Raises:
+        NotLinearError: if it is a transform of SimpleITK that is not linear.
+        RegkitError: if it is nothing of the kind, or no invertible affine matrix.
+    """
+    if isinstance(transform, sitk.Transform):
+        if transform.GetDimension() != 3:
+            raise RegkitError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
+        if not transform.IsLinear():
+            raise NotLinearError(f"{name} is not linear; give a rigid or affine transform")
+        origin, *ends = (
+            np.array(transform.TransformPoint(p)) for p in [(0.0, 0.0, 0.0), *np.eye(3).tolist()]
+        )
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.stack([end - origin for end in ends], axis=1)
+        matrix[:3, 3] = origin
+        return checked_matrix(matrix, name)
+    if isinstance(transform, torch.Tensor):
+        transform = transform.detach().cpu().numpy()
+    if not isinstance(transform, np.ndarray | list | tuple):
+        raise RegkitError(
+            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
+            "SimpleITK or a 4x4 matrix in LPS mm"
+        )
+    try:
+        array = np.asarray(transform, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    return checked_matrix(array, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import SimpleITK as sitk
 import torch
@@ -20,6 +20,11 @@ def reproducible(threads: int | None, seed: int) -> Iterator[None]:
     with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Run with a GPU as the current one: kernels of Triton's go to that, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -40,11 +45,19 @@ def _threads(threads: int | None) -> Iterator[None]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU if there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise RegkitError(f"no device named {name!r}; there is: auto, cpu, cuda")
+def torch_device(name: str | torch.device) -> torch.device:
+    """A device, or that of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``."""
     available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RegkitError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
+    if device.type == "cuda" and not available:
         raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RegkitError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
+    return device

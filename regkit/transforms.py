@@ -1,21 +1,95 @@
-"""Several warps and linear transforms, each as it is or inverted, as one map of points."""
+"""Transforms of any kind as one: as a map of points, in a row, as they are or inverted, and their average."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.foreign import split_convention
-from regkit.io.formats import NotLinearError, is_transform, read_linear
-from regkit.warp import Inverter, Warp, contains
+from regkit.io.formats import NotLinearError, is_transform, linear_of, read_linear
+from regkit.warp import Inverter, Warp, contains, point_map
 
+Transform = Warp | sitk.Transform | npt.NDArray[Any] | torch.Tensor
+"""A warp, a 3-D transform of SimpleITK, or a 4x4 matrix; fixed point -> moving point, LPS mm."""
 INVERSE = "inverse:"
 """Before the name of a file: its inverse is meant."""
+
+
+def as_warp(transform: object, grid: Grid, moving: Grid | None = None, name: str = "the transform") -> Warp:
+    """Any transform in memory as a warp; one that is a warp already stays on its own grid.
+
+    Raises:
+        RegkitError: as :func:`point_map`.
+    """
+    if isinstance(transform, Warp):
+        return transform
+    if isinstance(transform, sitk.Transform) and transform.GetDimension() == 3:
+        return Warp.from_transform(transform, grid, moving)
+    field = np.zeros((*grid.shape, 3), np.float32)
+    return Warp(field, grid).compose(linear_of(transform, name))
+
+
+def chain(
+    transforms: Sequence[Transform | str | os.PathLike[str]],
+    *,
+    reference: Grid | None = None,
+    moving: Grid | None = None,
+) -> Warp:
+    """Several transforms in a row as one warp, so that an image is interpolated once.
+
+    Args:
+        transforms: in the order in which they act on a point of the fixed image; each a warp, a 4x4 matrix
+            (LPS mm), a transform of SimpleITK, or a file as ``regkit apply`` takes it (``inverse:FILE`` too).
+        reference: the grid to compute it on; by itself that of the first, if it is a warp.
+        moving: of the image at the end, for the inverse and for files that count in its voxels.
+
+    Raises:
+        RegkitError: if there is none, one cannot be used, or no grid is known.
+    """
+    if not len(transforms):
+        raise RegkitError("a chain needs one transform at least")
+    steps: list[Step] = []
+    last = len(transforms) - 1
+    for k, one in enumerate(transforms):
+        if isinstance(one, str | os.PathLike):
+            steps += read_chain([Path(one)], reference if k == 0 else None, moving if k == last else None)
+            continue
+        grid = one.grid if isinstance(one, Warp) else None
+        steps.append(Step(Path(f"transform {k + 1}"), point_map(one, f"transform {k + 1}"), grid))
+    return compose(steps, reference, moving)
+
+
+def average(warps: Sequence[Warp], weights: Sequence[float] | None = None) -> Warp:
+    """The warp whose displacement at each voxel is the mean of those of several.
+
+    Args:
+        warps: at least one; on the grid of the first, onto which the others are sampled where theirs differ.
+        weights: of each; by default all count alike.
+
+    Raises:
+        RegkitError: if there is none, or the weights do not fit.
+    """
+    if not len(warps):
+        raise RegkitError("an average needs one warp at least")
+    shares = np.ones(len(warps)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != (len(warps),) or not np.isfinite(shares).all() or shares.min() < 0 or not shares.any():
+        raise RegkitError(f"weights must be {len(warps)} numbers of 0 or more, not all 0")
+    grid = warps[0].grid
+    still = Warp(np.zeros((*grid.shape, 3), np.float32), grid)
+    total = np.zeros((*grid.shape, 3))
+    for warp, share in zip(warps, shares / shares.sum()):
+        total += share * (warp if warp.grid.same_as(grid) else still.compose(warp)).field
+    return Warp(total.astype(np.float32), grid)
 
 
 @dataclass(frozen=True)
