@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
+    from regkit.cohort.run import Cohort, batch
     from regkit.dicom import DicomSeries
     from regkit.errors import RegkitError
     from regkit.geometry import Grid
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check",
+    "Cohort",
     "DicomSeries",
     "Finetuned",
     "Finetuning",
@@ -50,6 +52,7 @@ __all__ = [
     "Volume",
     "Warp",
     "__version__",
+    "batch",
     "check_warp",
     "compare_labels",
     "finetune",
@@ -70,6 +73,7 @@ __all__ = [
 
 _MODULES = {
     "check": ("Check", "check_warp"),
+    "cohort.run": ("Cohort", "batch"),
     "dicom": ("DicomSeries",),
     "errors": ("RegkitError",),
     "geometry": ("Grid",),

@@ -8,6 +8,7 @@ import typer
 
 from regkit import __version__
 from regkit.cli import (
+    batch,
     bench,
     check,
     demo,
@@ -36,6 +37,7 @@ app = typer.Typer(
     "interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
+app.command("batch", no_args_is_help=True)(batch.command)
 app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)
