@@ -20,6 +20,7 @@ from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, smooth_warp, texture
 
 import regkit
+from regkit.errors import is_out_of_memory
 from regkit.formats import write_linear, write_warp
 from regkit.geometry import Grid
 from regkit.outputs import save_image

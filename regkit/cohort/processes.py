@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from threading import Thread
 from typing import Any, TypeVar
 
 from regkit.errors import RegkitError
@@ -121,8 +122,9 @@ class _Process:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any], threads: int) -> None:
-    """Do jobs until there are no more, or whoever sends them has ended."""
+    """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that started this one
+    Thread(target=_end_with_parent, daemon=True).start()
     for name in _THREADS:
         os.environ[name] = str(threads)
     tune()
@@ -132,3 +134,11 @@ def _serve(pipe: Connection, work: Callable[[Any], Any], threads: int) -> None:
             pipe.send(work(pipe.recv()))
     except (EOFError, OSError):
         leave(0)
+
+
+def _end_with_parent() -> None:
+    """Should the process that started this one be killed, this one ends as well, whatever it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

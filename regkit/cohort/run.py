@@ -155,9 +155,7 @@ def _listed(pairs: str | os.PathLike[str] | Iterable[object]) -> list[Pair]:
 def _index(part: tuple[int, int]) -> int:
     number, count = part
     if not 1 <= number <= count:
-        raise RegkitError(
-            f"part {number}/{count} is none; parts of {count} go from 1/{count} to {count}/{count}"
-        )
+        raise RegkitError(f"there is no part {number}/{count}; they go from 1/{count} to {count}/{count}")
     return number - 1
 
 

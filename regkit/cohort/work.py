@@ -21,6 +21,7 @@ from regkit.cohort.pairs import OUTPUTS, Pair
 from regkit.cohort.rows import BEGUN, FAILED, OK, Row, is_complete, read_row, thumbnail_path, write_row
 from regkit.errors import RegkitError, is_out_of_memory
 from regkit.foreign import split_convention
+from regkit.jsontext import without_nan
 from regkit.provenance import record_of, record_path, sha256, version
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         outputs=[kind for kind in ("moved", "inverse") if kind in places],
         **arguments,
     )
-    found = result.to_dict()
+    found = without_nan(result.to_dict())
     row = _row(job, OK) | {
         "key": key,
         "outputs": {kind: pair.place(kind) for kind in places},
@@ -180,7 +181,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         "peak_mb": found["memory_mb"]["peak"],
     }
     if landmarks is not None:
-        row["landmarks"] = _landmark_errors(result, *landmarks)
+        row["landmarks"] = without_nan(_landmark_errors(result, *landmarks))
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
     record = record_of(files, found["settings"], job.command)
     with together():
