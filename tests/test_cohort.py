@@ -21,13 +21,13 @@ from cli_cases import run
 from cohort_cases import LINEAR, NAMES, leftovers, write_table
 
 import regkit
-from regkit.atomic import atomic_path, together
 from regkit.cohort.page import page_of
 from regkit.cohort.pairs import Pair, read_table
 from regkit.cohort.rows import read_row, row_path, write_row
 from regkit.cohort.summary import measures, table_of
 from regkit.cohort.work import Job, key_of, register_pair
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import atomic_path, together
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_killed_worker_leaves_a_pair_that_is_begun_again(table: Path, tmp_path
 
 
 def _host() -> str:
-    from regkit import atomic
+    from regkit.io import atomic
 
     return atomic._HOST
 

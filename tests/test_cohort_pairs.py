@@ -10,7 +10,7 @@ from cli_cases import error_of, usage_error_of
 
 from regkit.cohort.bids import bids_pairs, describe_derivatives
 from regkit.cohort.pairs import COLUMNS, SETTINGS, Pair, listed_pairs, matched_folders, read_table
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 
 @pytest.fixture

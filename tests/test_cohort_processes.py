@@ -13,7 +13,7 @@ import pytest
 from cohort_jobs import first_at_once, square, square_or_die
 
 from regkit.cohort.processes import in_processes
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 
 def _died(job: object, reason: str) -> str:

@@ -146,8 +146,8 @@ def command(
     pairs = _pairs(source, moving, bids_fixed, bids_moving)
 
     from regkit.cohort.run import batch
-    from regkit.process import interrupted_by_sigterm
-    from regkit.provenance import command_line
+    from regkit.io.provenance import command_line
+    from regkit.runtime.process import interrupted_by_sigterm
 
     with interrupted_by_sigterm(), _client(scheduler) as client:
         cohort = batch(
@@ -182,7 +182,7 @@ def command(
 def _pairs(source: Path, moving: Path | None, bids_fixed: str | None, bids_moving: str | None) -> list[Pair]:
     """The pairs that the command line names."""
     from regkit.cohort.pairs import matched_folders, read_table
-    from regkit.errors import RegkitError
+    from regkit.core.errors import RegkitError
 
     if bids_fixed or bids_moving:
         if not (bids_fixed and bids_moving) or moving is not None:

@@ -8,10 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from regkit.atomic import atomic_path
 from regkit.cohort.pairs import Pair, checked
-from regkit.errors import RegkitError, reason
-from regkit.jsontext import to_json
+from regkit.core.errors import RegkitError, reason
+from regkit.core.jsontext import to_json
+from regkit.io.atomic import atomic_path
 
 _VERSION = "1.9.0"  # of BIDS, whose names are used
 _IGNORE = ".bidsignore"

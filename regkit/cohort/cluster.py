@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from regkit.errors import RegkitError, reason
+from regkit.core.errors import RegkitError, reason
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from regkit.cohort.rows import FAILED, OK, Row, thumbnail_path
-from regkit.colours import DIM, INK, PALE
-from regkit.htmlreport import template
+from regkit.viz.colours import DIM, INK, PALE
+from regkit.viz.htmlreport import template
 
 _MOST_PICTURES = 200  # some 6 KB each
 _FEWEST = 8  # pairs of which it can be said that one stands out

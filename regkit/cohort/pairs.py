@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regkit.errors import RegkitError
-from regkit.foreign import split_convention
-from regkit.settings import named_settings
+from regkit.core.errors import RegkitError
+from regkit.core.settings import named_settings
+from regkit.io.foreign import split_convention
 
 FILES = ("fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "landmarks")
 COLUMNS = ("fixed", "moving", "name", *FILES, "start", "settings")
@@ -312,7 +312,7 @@ def _preset(value: Any, root: Path) -> str:
 
 
 def _features(value: Any, root: Path) -> str:
-    from regkit.features import NAMES
+    from regkit.features.maps import NAMES
 
     if value not in NAMES:
         raise RegkitError(f"no features named {value!r}; there is: {', '.join(NAMES)}")

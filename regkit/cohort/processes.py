@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any, TypeVar
 
-from regkit.errors import RegkitError
-from regkit.process import leave, tune
+from regkit.core.errors import RegkitError
+from regkit.runtime.process import leave, tune
 
 J = TypeVar("J")
 R = TypeVar("R")

@@ -26,8 +26,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regkit.atomic import atomic_path
-from regkit.jsontext import to_json
+from regkit.core.jsontext import to_json
+from regkit.io.atomic import atomic_path
 
 STATE = ".regkit"
 """The folder of rows and thumbnails, in that of the cohort."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regkit.atomic import clean, make_folder
 from regkit.cohort.bids import describe_derivatives
 from regkit.cohort.page import level_of
 from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_table
@@ -18,10 +17,11 @@ from regkit.cohort.processes import in_processes
 from regkit.cohort.rows import FAILED, STATE, Row, write_row
 from regkit.cohort.summary import write_summary
 from regkit.cohort.work import Job, failed_row, register_pair
-from regkit.errors import RegkitError
-from regkit.memory import GB, available_memory, registration_bytes
-from regkit.provenance import version
-from regkit.settings import named_settings
+from regkit.core.errors import RegkitError
+from regkit.core.settings import named_settings
+from regkit.io.atomic import clean, make_folder
+from regkit.io.provenance import version
+from regkit.runtime.memory import GB, available_memory, registration_bytes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -161,7 +161,7 @@ def _index(part: tuple[int, int]) -> int:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Check what is the same for all pairs before the first is begun."""
-    from regkit.features import feature_parts
+    from regkit.features.maps import feature_parts
     from regkit.registration import INITS, torch_device
 
     known = ("init", "features", "weights", "preset", "ct_window", "device", "seed")
@@ -263,7 +263,7 @@ def _bytes_needed(pair: Pair, settings: Mapping[str, Any]) -> float:
 
 def _voxels(path: Path) -> int:
     """Voxels of an image by its header, or by the bytes of its files where that says nothing."""
-    from regkit import guard, nifti
+    from regkit.io import guard, nifti
 
     with suppress(RegkitError):
         if path.name.lower().endswith(nifti.SUFFIXES):

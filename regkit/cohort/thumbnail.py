@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from regkit.geometry import slab_index, transform_points
-from regkit.htmlslices import seen_at, thinned, values_at
-from regkit.planes import PLANES, tone, view, window
+from regkit.core.geometry import slab_index, transform_points
+from regkit.viz.htmlslices import seen_at, thinned, values_at
+from regkit.viz.planes import PLANES, tone, view, window
 
 if TYPE_CHECKING:
-    from regkit.images import Volume
+    from regkit.io.images import Volume
     from regkit.registration import Registration
 
 _SIDE = 104  # pixels of each of the six panels

@@ -16,16 +16,16 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
-from regkit.atomic import atomic_path, clean, make_folder, together
 from regkit.cohort.pairs import OUTPUTS, Pair
 from regkit.cohort.rows import BEGUN, FAILED, OK, Row, is_complete, read_row, thumbnail_path, write_row
-from regkit.errors import RegkitError, is_out_of_memory
-from regkit.foreign import split_convention
-from regkit.jsontext import without_nan
-from regkit.provenance import record_of, record_path, sha256, version
+from regkit.core.errors import RegkitError, is_out_of_memory
+from regkit.core.jsontext import without_nan
+from regkit.io.atomic import atomic_path, clean, make_folder, together
+from regkit.io.foreign import split_convention
+from regkit.io.provenance import record_of, record_path, sha256, version
 
 if TYPE_CHECKING:
-    from regkit.geometry import Float64
+    from regkit.core.geometry import Float64
     from regkit.registration import Registration
 
 _ONE_AT_A_TIME = Lock()  # threads and seeds are those of the whole process
@@ -151,8 +151,8 @@ def _registered(job: Job) -> Row:
 def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]) -> Row:
     """Register the pair of a job and write all that is to be written, its row last."""
     from regkit.cohort.thumbnail import thumbnail
-    from regkit.images import load_image
-    from regkit.points import read_pairs
+    from regkit.io.images import load_image
+    from regkit.io.points import read_pairs
     from regkit.registration import register
     from regkit.results import write_results
 
@@ -203,7 +203,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
 
 def _landmark_errors(result: Registration, fixed: Float64, moving: Float64) -> dict[str, Any]:
     """Errors before, by the headers alone, and after, as ``regkit evaluate`` tells them."""
-    from regkit.metrics import summarise_errors, target_registration_error
+    from regkit.evaluate import summarise_errors, target_registration_error
 
     mapped = result.warp.transform_points(fixed)
     return {
