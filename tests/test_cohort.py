@@ -251,7 +251,8 @@ def test_the_same_command_does_nothing_but_what_failed(cohort: tuple[Path, list[
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/warp.nii.gz")} == before
 
 
-def test_parts_do_all_pairs_once(table: Path, tmp_path: Path) -> None:
+def test_parts_do_all_pairs_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regkit.cohort.run.in_processes", lambda work, jobs, *_: map(work, jobs))
     out = tmp_path / "out"
     pairs, _ = read_table(table)
     seen: list[str] = []
@@ -372,7 +373,7 @@ def test_a_pair_that_passes_and_is_odd_in_its_cohort_comes_before_the_others(tmp
     assert table[-1]["status"] == "pending"
 
 
-def test_memory_limits_the_processes(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limits_the_processes(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from regkit.cohort import run as cohort_run
 
     pairs, _ = read_table(table)
@@ -384,12 +385,11 @@ def test_memory_limits_the_processes(table: Path, monkeypatch: pytest.MonkeyPatc
     assert cohort_run._shared_out(pairs, settings, None, None, 0.1) == (1, 8)
     assert cohort_run._shared_out(pairs, settings, 5, None, 0.1) == (5, 1)
     assert cohort_run._shared_out(pairs, settings, 5, 3, 0.1) == (5, 3)
-    image = sitk.Image((300, 200, 100), sitk.sitkInt16)
-    sitk.WriteImage(image, str(table.with_name("large.mha")))
-    assert cohort_run._voxels(table.with_name("large.mha")) == 6_000_000
-    large = Pair("large", table.with_name("large.mha"), table.with_name("large.mha"))
-    monkeypatch.setattr(cohort_run, "available_memory", lambda: 4e9)
-    assert cohort_run._shared_out([large] * 8, settings, None, None, None) == (1, 8)
+    large = tmp_path / "large.nii"
+    sitk.WriteImage(sitk.Image((100, 100, 100), sitk.sitkUInt8), str(large))
+    monkeypatch.setattr(cohort_run, "available_memory", lambda: 1.6e9)
+    assert cohort_run._shared_out(pairs, settings, None, None, None) == (2, 4)
+    assert cohort_run._shared_out([Pair("large", large, large)] * 8, settings, None, None, None) == (1, 8)
 
 
 def test_a_row_that_is_none_is_as_if_it_were_not_there(tmp_path: Path) -> None:

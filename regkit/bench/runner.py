@@ -24,6 +24,7 @@ from regkit.bench.method import Method
 from regkit.bench.plan import Options
 from regkit.bench.rows import Row, append_row, key, read_rows, read_run
 from regkit.core.errors import RegkitError, last_lines
+from regkit.io.atomic import make_folder
 from regkit.io.provenance import ROOT
 from regkit.runtime.process import interrupted_by_sigterm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.cohort.pairs import Pair, checked
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import RegkitError, install, reason
 from regkit.core.jsontext import to_json
 from regkit.io.atomic import atomic_path
 
@@ -34,7 +34,7 @@ def bids_pairs(root: Path, fixed: str, moving: str) -> list[Pair]:
     try:
         from bids import BIDSLayout
     except ImportError:
-        raise RegkitError("BIDS data sets need pybids: pip install 'regkit-imaging[bids]'") from None
+        raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from None
     if not root.is_dir():
         raise RegkitError(f"'{root}' is no folder")
     try:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import RegkitError, install, reason
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,7 +61,7 @@ def connected(scheduler: str) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError:
-        raise RegkitError("a cluster needs Dask: pip install 'regkit[cluster]'") from None
+        raise RegkitError(f"a cluster needs Dask: {install('cluster')}") from None
     try:
         client = Client(scheduler, timeout=_SECONDS, name="regkit")
     except (OSError, ValueError, TimeoutError) as error:

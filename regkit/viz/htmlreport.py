@@ -54,7 +54,7 @@ def write_report(
     planes, scales = render(result, load_image(fixed, "fixed image"))
     found = result.to_dict()
     settings = found["settings"]
-    page = template("regkit", _TEMPLATE).render(
+    page = template("regkit.viz", _TEMPLATE).render(
         colours={"ink": INK, "pale": PALE, "dim": DIM, "scale": _scale()},
         command=record.get("command", ""),
         fixed=settings["fixed"],
