@@ -9,7 +9,7 @@ import pytest
 from cli_cases import error_of, usage_error_of
 
 from regkit.cohort.bids import bids_pairs, describe_derivatives
-from regkit.cohort.pairs import COLUMNS, SETTINGS, Pair, listed_pairs, matched_folders, read_table
+from regkit.cohort.pairs import COLUMNS, SETTINGS, SOLVER, Pair, listed_pairs, matched_folders, read_table
 from regkit.core.errors import RegkitError
 
 
@@ -31,7 +31,7 @@ def _table(folder: Path, text: str) -> Path:
 def test_a_table_is_read_by_its_columns(images: Path) -> None:
     text = (
         "\ufeffname,Fixed,moving,fixed_mask,start,settings,age\r\n"
-        '"one",a/mr.nii.gz,a/ct.nii,m.mha,rigid,"preset=fast; ct_window=-450, 450",61\r\n'
+        '"one",a/mr.nii.gz,a/ct.nii,m.mha,rigid,"preset=fast; search_range=16; ct_window=-450, 450",61\r\n'
         "\r\n"
         "two,b/mr.nii.gz,b/ct.nii,,start.tfm,weights = w.safetensors;seed=3,\r\n"
     )
@@ -44,7 +44,7 @@ def test_a_table_is_read_by_its_columns(images: Path) -> None:
         images / "a/ct.nii",
         fixed_mask=images / "m.mha",
         start="rigid",
-        settings={"preset": "fast", "ct_window": (-450.0, 450.0)},
+        settings={"preset": "fast", "settings": {"search_range": 16}, "ct_window": (-450.0, 450.0)},
     )
     assert two.fixed_mask is None
     assert two.start == str(images / "start.tfm")
@@ -83,10 +83,14 @@ def test_names_are_made_of_the_files_and_as_many_folders_as_tell_them_apart(imag
         ("name,fixed,moving\n../x,m.mha,m.mha\n", "the name '../x' cannot be"),
         ("name,fixed,moving\nsummary.csv,m.mha,m.mha\n", "the name 'summary.csv' cannot be"),
         ("fixed,moving,start\nm.mha,m.mha,rigit\n", "line 2 of .* the start 'rigit' is none of"),
-        ("fixed,moving,settings\nm.mha,m.mha,fast\n", "'fast' is no setting"),
-        ("fixed,moving,settings\nm.mha,m.mha,presets=fast\n", "no setting named 'presets'; there is: preset"),
-        ("fixed,moving,settings\nm.mha,m.mha,preset=quick\n", "no preset named 'quick'"),
+        ("fixed,moving,settings\nm.mha,m.mha,fast\n", "'fast' must have the form key=value"),
+        ("fixed,moving,settings\nm.mha,m.mha,presets=fast\n", "no setting presets; did you mean preset"),
+        ("fixed,moving,settings\nm.mha,m.mha,preset=quick\n", "no preset named quick"),
         ("fixed,moving,settings\nm.mha,m.mha,features=sift\n", "no features named 'sift'"),
+        (
+            "fixed,moving,settings\nm.mha,m.mha,search_range=-1\n",
+            "line 2 of .* search_range must be a number",
+        ),
         ("fixed,moving,settings\nm.mha,m.mha,ct_window=3\n", "'3' cannot be the setting 'ct_window'"),
         ("fixed,moving,fixed_labels\nm.mha,m.mha,m.mha\n", "fixed_labels, which need moving_labels"),
         ('fixed,moving\n"m.mha,m.mha\n', "is no table"),
@@ -119,7 +123,7 @@ def test_pairs_of_a_program(images: Path) -> None:
         listed_pairs([str(mr)])
     with pytest.raises(RegkitError, match="no pairs"):
         listed_pairs([])
-    assert set(SETTINGS) < {"preset", "features", "weights", "ct_window", "seed", *COLUMNS}
+    assert not {*SETTINGS, *SOLVER} & set(COLUMNS)
 
 
 def test_folders_are_matched_by_name(images: Path) -> None:

@@ -13,15 +13,18 @@ import typer
 from regkit.cli.console import NOT_RIGHT, number, print_facts, print_json, warn
 from regkit.cli.options import (
     AsJson,
+    Assignments,
+    ChosenPreset,
+    Config,
     CtWindow,
     Device,
     Features,
     Init,
-    Preset,
     Quiet,
     Seed,
     Strict,
     Weights,
+    chosen_settings,
     start_file,
 )
 
@@ -125,7 +128,9 @@ def command(
     init: Init = "auto",
     features: Features = "network+mind",
     weights: Weights = None,
-    preset: Preset = "default",
+    preset: ChosenPreset = None,
+    config: Config = None,
+    assignments: Assignments = None,
     ct_window: CtWindow = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -143,6 +148,7 @@ def command(
     if scheduler and workers:
         raise typer.BadParameter("the cluster has its workers; leave out --workers", param_hint="--workers")
     start_file(init)
+    base, changes, _ = chosen_settings(preset, config, assignments)
     pairs = _pairs(source, moving, bids_fixed, bids_moving)
 
     from regkit.cohort.run import batch
@@ -164,7 +170,8 @@ def command(
             init=init,
             features=features,
             weights=None if weights is None else str(weights),
-            preset=preset,
+            preset=base,
+            settings=changes,
             ct_window=ct_window,
             device=device,
             seed=seed,

@@ -8,12 +8,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from regkit.core.configuration import read_assignments, unknown
 from regkit.core.errors import RegkitError
-from regkit.core.settings import named_settings
+from regkit.core.settings import Settings, changed_settings
 from regkit.io.foreign import split_convention
 
 FILES = ("fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "landmarks")
@@ -50,7 +51,8 @@ class Pair:
         fixed_labels, moving_labels: label maps, to measure the result.
         landmarks: a table of matching points (columns fx,fy,fz,mx,my,mz, LPS mm), to measure the result.
         start: as ``init`` of :func:`regkit.register`, a word or a file; None for that of the cohort.
-        settings: that differ from those of the cohort, of :data:`SETTINGS`.
+        settings: that differ from those of the cohort, of :data:`SETTINGS`, and under
+            "settings" those of the solver.
         places: where results go, relative to the cohort's folder, by the keys of :data:`OUTPUTS`; of those
             that are not told, the pair's own folder.
     """
@@ -70,6 +72,12 @@ class Pair:
     def place(self, output: str) -> str:
         """Where a result goes, relative to the cohort's folder."""
         return self.places.get(output) or f"{self.name}/{OUTPUTS[output]}"
+
+    def arguments(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of :func:`regkit.register` beside the images: those of the cohort, and the pair's own."""
+        own = dict(self.settings) | ({} if self.start is None else {"init": self.start})
+        solver = {**(common.get("settings") or {}), **own.get("settings", {})}
+        return {**common, **own, "settings": solver}
 
     @property
     def files(self) -> dict[str, Path]:
@@ -283,31 +291,32 @@ def _start(value: object, root: Path, where: str) -> str:
 
 
 def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
-    """Settings of one pair: ``preset=fast; ct_window=-450 450``, or a mapping."""
-    if isinstance(value, Mapping):
-        items = {str(key): item for key, item in value.items()}
-    else:
-        items = {}
-        for part in filter(None, (part.strip() for part in str(value).split(";"))):
-            key, sign, text = part.partition("=")
-            if not sign or not text.strip():
-                raise RegkitError(f"{where}: '{part}' is no setting; write name=value; name=value")
-            items[key.strip()] = text.strip()
+    """Settings of one pair: ``preset=fast; search_range=16; ct_window=-450 450``, or a mapping.
+
+    Those of the solver go under "settings", as :func:`regkit.register` takes them.
+    """
     found: dict[str, Any] = {}
-    for key, item in items.items():
-        if key not in SETTINGS:
-            raise RegkitError(f"{where}: no setting named '{key}'; there is: {', '.join(SETTINGS)}")
-        try:
-            found[key] = SETTINGS[key](item, root)
-        except RegkitError as error:
-            raise RegkitError(f"{where}: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
+    try:
+        if isinstance(value, Mapping):
+            items = {str(key): item for key, item in value.items()}
+        else:
+            items = read_assignments([part for part in str(value).split(";") if part.strip()])
+        for key, item in items.items():
+            if key in SETTINGS:
+                found[key] = SETTINGS[key](item, root)
+            elif key in SOLVER:
+                found.setdefault("settings", {})[key] = item
+            else:
+                raise unknown(key, [*SETTINGS, *SOLVER], "setting")
+        changed_settings(found.get("preset", "default"), found.get("settings"))
+    except RegkitError as error:
+        raise RegkitError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
     return found
 
 
 def _preset(value: Any, root: Path) -> str:
-    named_settings(str(value))
     return str(value)
 
 
@@ -342,7 +351,9 @@ SETTINGS: dict[str, Callable[[Any, Path], Any]] = {
     "ct_window": _window,
     "seed": _seed,
 }
-"""Settings that may differ from pair to pair, and how each is read."""
+"""Settings that may differ from pair to pair beside :data:`SOLVER`, and how each is read."""
+SOLVER = tuple(field.name for field in fields(Settings))
+"""Settings of the solver."""
 
 
 def _text(path: Path) -> str:

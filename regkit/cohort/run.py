@@ -18,7 +18,7 @@ from regkit.cohort.rows import FAILED, STATE, Row, write_row
 from regkit.cohort.summary import write_summary
 from regkit.cohort.work import Job, failed_row, register_pair
 from regkit.core.errors import RegkitError
-from regkit.core.settings import named_settings
+from regkit.core.settings import Settings, changed_settings
 from regkit.io.atomic import clean, make_folder
 from regkit.io.provenance import version
 from regkit.runtime.memory import GB, available_memory, registration_bytes
@@ -98,7 +98,7 @@ def batch(
         on_row: called with each row of this part as it comes, how many there are so far, and of how many.
         command: the line that was typed, for the records beside the results.
         settings: for all pairs, as of :func:`regkit.register`: ``init``, ``features``, ``weights``,
-            ``preset``, ``ct_window``, ``device``, ``seed``.
+            ``preset``, ``settings``, ``ct_window``, ``device``, ``seed``.
 
     Raises:
         RegkitError: if the pairs, the folder or the settings cannot be used; nothing is done then.
@@ -164,10 +164,10 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     from regkit.features.maps import feature_parts
     from regkit.registration import INITS, torch_device
 
-    known = ("init", "features", "weights", "preset", "ct_window", "device", "seed")
+    known = ("init", "features", "weights", "preset", "settings", "ct_window", "device", "seed")
     if unknown := [name for name in settings if name not in known]:
         raise RegkitError(f"no setting named '{unknown[0]}'; there is: {', '.join(known)}")
-    named_settings(settings.get("preset", "default"))
+    changed_settings(settings.get("preset", "default"), settings.get("settings"))
     torch_device(settings.get("device", "auto"))
     feature_parts(*(settings[name] for name in ("features", "weights") if settings.get(name) is not None))
     init = settings.get("init", "auto")
@@ -207,10 +207,15 @@ def _check_folder(pairs: Sequence[Pair], folder: Path) -> None:
 
 def _kinds(pair: Pair, outputs: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
     """What can be written of a pair, the warp first."""
-    preset = named_settings({**settings, **pair.settings}.get("preset", "default"))
     without = set() if pair.moving_labels else {"moved_labels"}
-    without |= set() if preset.deformable else {"uncertainty"}
+    without |= set() if _solver(pair, settings).deformable else {"uncertainty"}
     return tuple(name for name in OUTPUTS if name in ("warp", *outputs) and name not in without)
+
+
+def _solver(pair: Pair, settings: Mapping[str, Any]) -> Settings:
+    """The settings of the solver for a pair."""
+    chosen = pair.arguments(settings)
+    return changed_settings(chosen.get("preset", "default"), chosen["settings"])
 
 
 def _absolute(pair: Pair) -> Pair:
@@ -254,7 +259,7 @@ def _need(pairs: Sequence[Pair], settings: Mapping[str, Any]) -> float:
 
 
 def _bytes_needed(pair: Pair, settings: Mapping[str, Any]) -> float:
-    preset = named_settings({**settings, **pair.settings}.get("preset", "default"))
+    preset = _solver(pair, settings)
     fixed, moving = _voxels(pair.fixed), _voxels(pair.moving)
     # The working grid covers the fixed field of view, with voxels as large as those of the coarser image.
     working = min(preset.max_voxels, int(fixed / preset.spacing_share**3)) if preset.deformable else 0

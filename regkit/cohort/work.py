@@ -55,12 +55,6 @@ class Job:
     command: str | None = None
     regkit: str = __version__
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the result depends on beside the images: keywords of :func:`regkit.register`."""
-        start = {} if self.pair.start is None else {"init": self.pair.start}
-        return {**self.settings, **start, **self.pair.settings}
-
 
 def key_of(job: Job) -> str:
     """The hash of all that the results of a pair depend on: content of its files, settings, regkit's version.
@@ -69,7 +63,7 @@ def key_of(job: Job) -> str:
         RegkitError: if a file cannot be read.
     """
     files = {role: sha256(path) for role, path in job.pair.files.items()}
-    settings = job.arguments
+    settings = job.pair.arguments(job.settings)
     for name in ("init", "weights"):
         if file := _file(settings.get(name)):
             settings[name] = [str(settings[name]).removesuffix(str(file)), sha256(file)]
@@ -156,7 +150,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
     from regkit.registration import register
     from regkit.results import write_results
 
-    pair, arguments = job.pair, job.arguments
+    pair, arguments = job.pair, job.pair.arguments(job.settings)
     landmarks = None if pair.landmarks is None else read_pairs(pair.landmarks)
     fixed, moving = load_image(pair.fixed, "fixed image"), load_image(pair.moving, "moving image")
     result = register(
