@@ -7,6 +7,13 @@ import signal
 import time
 from pathlib import Path
 
+_AT_IMPORT = dict(os.environ)
+
+
+def at_import(job: str) -> str | None:
+    """What a variable of the environment was when this module was imported."""
+    return _AT_IMPORT.get(job)
+
 
 def square(job: int) -> int:
     return job * job

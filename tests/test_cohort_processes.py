@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cohort_jobs import first_at_once, square, square_or_die
+from cohort_jobs import at_import, first_at_once, square, square_or_die
 
 from regkit.cohort.processes import in_processes
 from regkit.core.errors import RegkitError
@@ -51,6 +51,12 @@ def test_a_process_that_dies_costs_its_own_job() -> None:
         "3: its process was ended by SIGKILL; memory may have run out",
         "4: its process ended with code 7",
     ]
+
+
+def test_a_process_is_set_up_before_its_work_is_imported() -> None:
+    """torch and its OpenMP read these once; with threads that spin, two workers take each other's cores."""
+    names = ["OMP_WAIT_POLICY", "OMP_NUM_THREADS"]
+    assert list(in_processes(at_import, names, 1, 3, _died)) == ["passive", "3"]
 
 
 def test_fewer_jobs_than_processes() -> None:

@@ -92,16 +92,21 @@ class _Process:
     def __init__(self, work: Callable[[Any], Any], threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it has not
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.started = False
         self.job: Any = None
+        # Not as an argument: it would be imported, and torch with it, before the process is set up for it.
+        self._send(work)
 
     def give(self, job: Any) -> None:
         self.job = job
+        self._send(job)
+
+    def _send(self, what: Any) -> None:
         with contextlib.suppress(OSError):  # it died meanwhile, which the pipe will say
-            self.pipe.send(job)
+            self.pipe.send(what)
 
     def ended(self) -> str:
         """Wait for the end of the process, and tell what it was."""
@@ -121,7 +126,7 @@ class _Process:
         self.process.close()
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any], threads: int) -> None:
+def _serve(pipe: Connection, threads: int) -> None:
     """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that started this one
     Thread(target=_end_with_parent, daemon=True).start()
@@ -129,6 +134,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any], threads: int) -> None:
         os.environ[name] = str(threads)
     tune()
     try:
+        work = pipe.recv()
         pipe.send(_READY)
         while True:
             pipe.send(work(pipe.recv()))
