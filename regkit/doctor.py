@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WITHOUT = {
     "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
+    "cluster": "'regkit batch' runs on this machine alone",
+    "bids": "'regkit batch' reads no BIDS data sets",
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",

@@ -20,7 +20,7 @@ from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, smooth_warp, texture
 
 import regkit
-from regkit.cli.console import is_out_of_memory
+from regkit.core.errors import is_out_of_memory
 from regkit.core.geometry import Grid
 from regkit.io.formats import write_linear, write_warp
 from regkit.io.outputs import save_image
