@@ -19,7 +19,6 @@ from regkit.cli.files import (
     check_log,
     check_outputs,
     in_series,
-    read_label_names,
 )
 from regkit.cli.options import (
     KNOWN,
@@ -50,6 +49,7 @@ from regkit.cli.options import (
 )
 from regkit.cli.report import print_registration, print_verdict
 from regkit.core.errors import RegkitError
+from regkit.io.labelnames import read_label_names
 
 _OUTPUTS, _INPUTS = "Outputs", KNOWN
 
@@ -260,8 +260,8 @@ def command(
 
     tune()
     import_torch()
-    import regkit
     from regkit.io.provenance import command_line, record_of
+    from regkit.registration import register
     from regkit.results import check_dicom, write_results
     from regkit.verdict import FAIL
 
@@ -269,12 +269,18 @@ def command(
 
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
+<<<<<<< HEAD
         result = regkit.register(
             ours,
             theirs,
             fixed_landmarks=fixed_landmarks,
             moving_landmarks=moving_landmarks,
             guide_labels=guide_labels,
+=======
+        result = register(
+            fixed_image,
+            moving_image,
+>>>>>>> main
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             fixed_labels=fixed_labels,

@@ -10,7 +10,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+<<<<<<< HEAD
 from dataclasses import dataclass, replace
+=======
+from dataclasses import dataclass
+from functools import lru_cache
+>>>>>>> main
 from itertools import combinations, product
 from typing import Any
 
@@ -18,11 +23,11 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
+from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.ops import native
 from regkit.ops.filters import box_sum, pool
-from regkit.solver.costvolume import FeatureMap
 
 Extractor = Callable[..., torch.Tensor]
 Shift = tuple[int, int, int]
@@ -218,7 +223,13 @@ def feature_parts(
         if weights is not None:
             raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")
         return name, (MIND,), None
-    network = NetworkFeatures(bundled_weights() if weights is None else weights)
+    file = bundled_weights() if weights is None else weights
+    try:
+        state = os.stat(file)
+    except OSError:  # which loading it tells in words
+        network = NetworkFeatures(file)
+    else:
+        network = _network(os.fspath(file), state.st_mtime_ns, state.st_size)
     known = network.reading.spacing
     part = Part(
         network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
@@ -226,6 +237,7 @@ def feature_parts(
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
 
+<<<<<<< HEAD
 def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, ...]:
     """Parts for further images of each side, and for label maps that guide.
 
@@ -243,6 +255,12 @@ def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, 
 
         parts.append(Part(shares, stride=2, weight=guide_weight * labels, name=GUIDE, image=images + 1))
     return tuple(parts)
+=======
+@lru_cache(maxsize=1)
+def _network(file: str, changed: int, size: int) -> NetworkFeatures:
+    """The network of a file as it is now; kept, as one process may register many pairs."""
+    return NetworkFeatures(file)
+>>>>>>> main
 
 
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:
