@@ -48,12 +48,8 @@ from regkit.solver.deformable import (
     plan,
 )
 from regkit.solver.evidence import taken_back
-<<<<<<< HEAD
 from regkit.solver.landmarks import Landmarks
-from regkit.solver.linear import STEPS, LinearStart, align, align_landmarks
-=======
-from regkit.solver.linear import STEPS, LinearStart, align, improved
->>>>>>> main
+from regkit.solver.linear import STEPS, LinearStart, align, align_landmarks, improved
 from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels

@@ -269,18 +269,12 @@ def command(
 
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
-<<<<<<< HEAD
-        result = regkit.register(
+        result = register(
             ours,
             theirs,
             fixed_landmarks=fixed_landmarks,
             moving_landmarks=moving_landmarks,
             guide_labels=guide_labels,
-=======
-        result = register(
-            fixed_image,
-            moving_image,
->>>>>>> main
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             fixed_labels=fixed_labels,

@@ -10,12 +10,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-<<<<<<< HEAD
 from dataclasses import dataclass, replace
-=======
-from dataclasses import dataclass
 from functools import lru_cache
->>>>>>> main
 from itertools import combinations, product
 from typing import Any
 
@@ -237,7 +233,12 @@ def feature_parts(
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
 
-<<<<<<< HEAD
+@lru_cache(maxsize=1)
+def _network(file: str, changed: int, size: int) -> NetworkFeatures:
+    """The network of a file as it is now; kept, as one process may register many pairs."""
+    return NetworkFeatures(file)
+
+
 def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, ...]:
     """Parts for further images of each side, and for label maps that guide.
 
@@ -255,12 +256,6 @@ def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, 
 
         parts.append(Part(shares, stride=2, weight=guide_weight * labels, name=GUIDE, image=images + 1))
     return tuple(parts)
-=======
-@lru_cache(maxsize=1)
-def _network(file: str, changed: int, size: int) -> NetworkFeatures:
-    """The network of a file as it is now; kept, as one process may register many pairs."""
-    return NetworkFeatures(file)
->>>>>>> main
 
 
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:

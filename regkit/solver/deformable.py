@@ -13,12 +13,8 @@ import torch.nn.functional as F
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
-<<<<<<< HEAD
-from regkit.features.maps import GUIDE, Part, feature_maps
-=======
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import Part, feature_maps
->>>>>>> main
+from regkit.features.maps import GUIDE, Part, feature_maps
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
@@ -182,12 +178,9 @@ def believed_field(
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-<<<<<<< HEAD
-    else all that do are compared together. Labels that guide count in full from the first.
-=======
-    else all that do are compared together. If one of them tells matches well, what explains no more than the
-    linear start does is left out.
->>>>>>> main
+    else all that do are compared together. Labels that guide count in full from the first. If one of them
+    tells matches well, what explains no more than the linear start does is left out, but for what landmarks
+    ask for.
 
     Args:
         names: of the parts; the first is the reference where none is "mind".
@@ -196,26 +189,17 @@ def believed_field(
     count = len(names)
     offset = moving.offset(STRIDE)
     if count == 1:
-<<<<<<< HEAD
-        return Believed(coarse_field(fixed, moving, work, on_step, landmarks), fixed, moving, (1.0,), ())
+        field = coarse_field(fixed, moving, work, on_step, landmarks)
+        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+        if blur_of_match(*maps, offset, field) < _TELLING:
+            field = _with_landmarks(field, borne_out(*maps, offset, field), landmarks)
+        return Believed(field, fixed, moving, (1.0,), ())
     reference = names.index("mind") if "mind" in names else 0
     given = {k for k, name in enumerate(names) if k == reference or name == GUIDE}
     single = [[float(k == other) for other in range(count)] for k in range(count)]
     first = [float(k in given) for k in range(count)]
     alone = fixed.weighted(first), moving.weighted(first)
     field = coarse_field(*alone, work, on_step, landmarks)
-    offset = moving.offset(STRIDE)
-=======
-        field = coarse_field(fixed, moving, work, on_step)
-        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
-        if blur_of_match(*maps, offset, field) < _TELLING:
-            field = borne_out(*maps, offset, field)
-        return Believed(field, fixed, moving, (1.0,), ())
-    reference = names.index("mind")
-    single = [[float(k == other) for other in range(count)] for k in range(count)]
-    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
-    field = coarse_field(*alone, work, on_step)
->>>>>>> main
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
@@ -227,20 +211,19 @@ def believed_field(
             one, other = (local_contrast(intensities) for intensities in apart[k])
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
-<<<<<<< HEAD
-    if not any(share for k, share in enumerate(kept) if k not in given):
-        return Believed(field, *alone, tuple(kept), tuple(blurs))
-    some = fixed.weighted(kept), moving.weighted(kept)
-    return Believed(coarse_field(*some, work, on_step, landmarks), *some, tuple(kept), tuple(blurs))
-=======
     some = alone
-    if any(share for k, share in enumerate(kept) if k != reference):
+    if any(share for k, share in enumerate(kept) if k not in given):
         some = fixed.weighted(kept), moving.weighted(kept)
-        field = coarse_field(*some, work, on_step)
+        field = coarse_field(*some, work, on_step, landmarks)
     if min(blur for blur, share in zip(blurs, kept, strict=True) if share > 0) < _TELLING:
-        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+        borne = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+        field = _with_landmarks(field, borne, landmarks)
     return Believed(field, *some, tuple(kept), tuple(blurs))
->>>>>>> main
+
+
+def _with_landmarks(before: torch.Tensor, after: torch.Tensor, landmarks: Landmarks | None) -> torch.Tensor:
+    """``after``, but around landmarks what the field was before; both in cells of ``STRIDE`` voxels."""
+    return after if landmarks is None else landmarks.pooled(STRIDE).kept(before, after)
 
 
 def coarse_field(
