@@ -79,7 +79,7 @@ def test_labels_of_both_maps_guide(rng: np.random.Generator) -> None:
 def test_labels_are_not_interpolated_and_end_in_none(oblique_grid: Grid, rng: np.random.Generator) -> None:
     labels = rng.integers(1, 6, oblique_grid.shape)
     source = Source(torch.from_numpy(labels.astype(np.float32)), None, oblique_grid, labels=True)
-    grid = Grid((30, 26, 22), (1.3, 1.1, 1.9), tuple(oblique_grid.centre - 18))
+    grid = Grid((30, 26, 22), (1.3, 1.1, 1.9), tuple(oblique_grid.centre - 18.123))
     matrix = np.eye(4)
     matrix[:3, 3] = (2.0, -1.0, 3.0)
     image, weight = resample(source.smoothed_for(8.0), matrix, grid)
@@ -89,7 +89,7 @@ def test_labels_are_not_interpolated_and_end_in_none(oblique_grid: Grid, rng: np
     wanted = np.zeros(grid.shape)
     x, y, z = at[inside].T
     wanted[inside] = labels[z, y, x]
-    assert 0.1 < inside.mean() < 0.9
+    assert 0.03 < inside.mean() < 0.9
     assert (image.numpy() != wanted).mean() < 2e-3  # half-way between two voxels
     assert (weight == 1).all()
 

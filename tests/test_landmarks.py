@@ -9,10 +9,11 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, index_grid, sample, transform_points
+from regkit.core.geometry import Grid, transform_points
 from regkit.features.maps import mind_ssc
 from regkit.ops.folding import corner_jacobian
 from regkit.ops.resample import Source
+from regkit.ops.sampling import index_grid, sample
 from regkit.solver.landmarks import Landmarks
 from regkit.solver.linear import align_landmarks
 

@@ -13,7 +13,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from regkit.core.geometry import Float64, Grid, sample, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.ops.sampling import sample
 
 # Cells over which a landmark takes its surroundings along: a standard deviation.
 _REACH = 4.0
@@ -95,7 +96,7 @@ class Landmarks:
 
         Returns:
             A function of a field (3, Z, Y, X) in these cells. It interpolates as
-            :func:`regkit.core.geometry.sample` does, but makes no tensor from numbers, so that a GPU can
+            :func:`regkit.ops.sampling.sample` does, but makes no tensor from numbers, so that a GPU can
             repeat its steps.
         """
         at = self._within(stride)
