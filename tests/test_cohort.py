@@ -252,7 +252,7 @@ def test_the_same_command_does_nothing_but_what_failed(cohort: tuple[Path, list[
 
 
 def test_parts_do_all_pairs_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regkit.cohort.run.in_processes", lambda work, jobs, *_: map(work, jobs))
+    monkeypatch.setattr("regkit.cohort.run.in_processes", lambda work, jobs, *_: (work(job) for job in jobs))
     out = tmp_path / "out"
     pairs, _ = read_table(table)
     seen: list[str] = []
@@ -269,6 +269,24 @@ def test_parts_do_all_pairs_once(table: Path, tmp_path: Path, monkeypatch: pytes
 
 def _names_to(seen: list[str]) -> Any:
     return lambda row, done, total: seen.append(row["pair"])
+
+
+def test_what_stopped_processes_had_begun_to_write_is_removed(table: Path, tmp_path: Path) -> None:
+    """Ctrl-C kills the processes, perhaps while they write."""
+    out = tmp_path / "out"
+    half = f".regkit-{_host()}-999999999-0123456789ab.nii.gz"
+
+    def stop(row: dict[str, Any], done: int, total: int) -> None:
+        write_row(out, {"pair": "back", "status": "begun"})
+        (out / "back").mkdir(exist_ok=True)
+        (out / "back" / half).touch()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regkit.cohort.run.in_processes", lambda work, jobs, *_: (work(job) for job in jobs))
+        with pytest.raises(KeyboardInterrupt):
+            regkit.batch(table, out, workers=1, on_row=stop, preset="linear", features="mind")
+    assert leftovers(out) == []
 
 
 def test_a_sigterm_leaves_nothing_half_written(table: Path, tmp_path: Path) -> None:
