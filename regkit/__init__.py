@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from regkit.core.version import __version__
+
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
     from regkit.cohort.run import Cohort, batch
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from regkit.verdict import Gate, Verdict
     from regkit.viz.htmlreport import write_report
     from regkit.warp import Warp
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AlignedSeries",

@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regkit import __version__
 from regkit.core.errors import DISTRIBUTION, RegkitError, reason
+from regkit.core.version import __version__
 from regkit.io.provenance import commit
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from regkit import __version__
 from regkit.cli import (
     batch,
     bench,
@@ -28,6 +27,7 @@ from regkit.cli import (
     warps,
 )
 from regkit.cli.console import Commands
+from regkit.core.version import __version__
 from regkit.runtime.process import leave
 
 app = typer.Typer(

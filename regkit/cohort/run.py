@@ -178,7 +178,8 @@ def _index(part: tuple[int, int]) -> int:
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Check what is the same for all pairs before the first is begun."""
     from regkit.features.maps import feature_parts
-    from regkit.registration import INITS, torch_device
+    from regkit.registration import INITS
+    from regkit.runtime.device import torch_device
 
     known = ("init", "features", "weights", "preset", "settings", "ct_window", "device", "seed")
     if unknown := [name for name in settings if name not in known]:
@@ -250,7 +251,7 @@ def _shared_out(
     """How many processes, and threads of each: on few pairs at a time many threads wait for each other, so
     that a core a process does most, as long as memory lasts.
     """
-    from regkit.registration import torch_device
+    from regkit.runtime.device import torch_device
 
     cores = usable_cores()
     if workers is None:

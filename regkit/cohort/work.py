@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from regkit import __version__
 from regkit.cohort.pairs import OUTPUTS, Pair
 from regkit.cohort.rows import BEGUN, FAILED, OK, Row, is_complete, read_row, thumbnail_path, write_row
 from regkit.core.errors import RegkitError, is_out_of_memory
 from regkit.core.jsontext import without_nan
+from regkit.core.version import __version__
 from regkit.io.atomic import atomic_path, clean, make_folder, together
 from regkit.io.foreign import split_convention
 from regkit.io.provenance import record_of, record_path, sha256, version

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
+from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.ops import native
 from regkit.ops.filters import box_sum, pool
-from regkit.solver.costvolume import FeatureMap
 
 Extractor = Callable[..., torch.Tensor]
 Shift = tuple[int, int, int]
