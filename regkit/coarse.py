@@ -60,9 +60,15 @@ def _native_coupled_convex(costs: torch.Tensor, radius: int, back: bool) -> torc
     _, z, y, wide = costs.shape
     shape = z, y, wide - 2 * radius
     neutral, field, chosen = torch.empty(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
-    native.run("neutral", z, costs, *shape, radius, int(back), neutral)
+    how: dict[str, native.Argument] = {
+        "costs": costs,
+        "radius": radius,
+        "back": int(back),
+        "neutral": neutral,
+    }
+    native.run("neutral", **how)
     for theta in (_TIE_BREAK, *COUPLING):
-        native.run("choose", z, costs, *shape, radius, int(back), neutral, theta, field, chosen)
+        native.run("choose", **how, theta=theta, field=field, chosen=chosen)
         field = smooth(chosen)
     return field
 
@@ -99,7 +105,7 @@ def _native_inverse_consistent(
         field[..., 3] = 0
     for _ in range(iterations):
         for other, one, two in zip(others, fields, reversed(fields)):
-            native.run("halfway", z, one, two, z, y, x, other)
+            native.run("halfway", u=one, v=two, halved=other)
         fields, others = others, fields
     forward, backward = (field[..., :3].movedim(-1, 0).contiguous() for field in fields)
     return forward, backward

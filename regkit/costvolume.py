@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from regkit import gpu, native
 from regkit.filters import box_sum
-from regkit.geometry import MOST_VOXELS, POINTS, sample
+from regkit.geometry import MOST_VOXELS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
@@ -59,14 +59,11 @@ class FeatureMap:
         return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
 
     def _at_by_kernel(self, where: torch.Tensor) -> FeatureMap:
-        channels, *size = self.values.shape
         shape = where.shape[1:]
-        seen = FeatureMap(native.empty(channels, *shape), native.empty(1, *shape))
-        maps = self.values.contiguous(), self.weight.contiguous()
-        count = shape.numel()
+        seen = FeatureMap(native.empty(len(self.values), *shape), native.empty(1, *shape))
         native.run(
-            "sample_known", -(-count // POINTS), *maps, channels, *size, where, count, LEAST_WEIGHT,
-            seen.values, seen.weight,
+            "sample_known", volume=self.values.contiguous(), weight=self.weight.contiguous(), places=where,
+            least_weight=LEAST_WEIGHT, sampled=seen.values, sampled_weight=seen.weight,
         )  # fmt: skip
         return seen
 
@@ -159,9 +156,9 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
         each axis is lowest.
     """
     gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
-    side, cells = 2 * radius + 1, gain.numel()
+    side = 2 * radius + 1
     if native.serves(costs) and costs.is_contiguous():
-        native.run("best_steps", native.blocks(cells), costs, side, cells, gain, step)
+        native.run("best_steps", costs=costs, side=side, gain=gain, step=step)
         return gain, step
     costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
@@ -191,7 +188,7 @@ def _costs_by_kernel(
         maps = fixed.values, fixed.weight, moving.values, moving.weight
         return kernels.costs(*maps, radius, (first, last))
     costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
-    _run_costs(fixed, moving, radius, (first, last), 1.0, costs, None)
+    _run_costs(fixed, moving, radius, first, 1.0, costs, None)
     return costs
 
 
@@ -226,7 +223,7 @@ def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, largest: flo
     """
     channels, z, y, x = fixed.values.shape
     costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * radius, dtype=np.uint16)
-    _run_costs(fixed, moving, radius, (0, z), steps_of_values(largest, channels), None, costs)
+    _run_costs(fixed, moving, radius, 0, steps_of_values(largest, channels), None, costs)
     return costs
 
 
@@ -234,18 +231,16 @@ def _run_costs(
     fixed: FeatureMap,
     moving: FeatureMap,
     radius: int,
-    planes: tuple[int, int],
+    first: int,
     steps: float,
     whole: torch.Tensor | None,
     short: torch.Tensor | None,
 ) -> None:
     maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
-    first, last = planes
-    size = fixed.values.shape
-    arguments = (*maps, *size, radius, first, last - first, steps, whole, short)
-    # Each range needs two planes more than it has.
-    if native.run("costs", last - first, *arguments, parts_per_thread=1) < 0:
-        raise MemoryError("no memory for the costs of displacements")
+    native.run(
+        "costs", fixed=maps[0], fixed_weight=maps[1], moving=maps[2], moving_weight=maps[3], radius=radius,
+        start=first, scale=steps, whole=whole, short_costs=short,
+    )  # fmt: skip
 
 
 def with_neutral(costs: torch.Tensor) -> torch.Tensor:

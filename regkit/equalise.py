@@ -74,15 +74,15 @@ def _table(knots: torch.Tensor) -> torch.Tensor:
 
 
 def _equalised_by_kernel(values: torch.Tensor, knots: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
-    found, count = native.empty(*values.shape), values.shape[1]
+    found = native.empty(*values.shape)
     tables, step = _table(knots), (1 - 2 * _MARGIN) / (_KNOTS - 1)
     for image, ranks, own, table, any_there in zip(values, found, knots, tables, between):
         if not any_there:
             ranks.copy_(image)
             continue
         native.run(
-            "equalise", native.blocks(count), image.contiguous(), count, own.contiguous(), _KNOTS - 1, table,
-            _CELLS, *_ENDS, _MARGIN, step, ranks,
+            "equalise", values=image.contiguous(), knots=own.contiguous(), last_knot=_KNOTS - 1,
+            part_of=table, parts=_CELLS, low=_ENDS[0], high=_ENDS[1], margin=_MARGIN, step=step, ranks=ranks,
         )  # fmt: skip
     return found
 

@@ -100,21 +100,19 @@ def _native_mind_ssc(
         which * shape[0] * plane + dilation * ((1 + z) * plane + (1 + y) * row + 1 + x)
         for which, (z, y, x) in views
     ]
-    where = torch.tensor(starts)
     means = native.empty(len(steps), *shape)
-    if (
-        native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
-        < 0
-    ):
-        raise MemoryError("no memory for MIND")
+    native.run(
+        "mind_differences", padded=padded, steps=torch.tensor(offsets), margin=dilation + 1, means=means
+    )
     z, y, x = image.shape
-    typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
+    seen: dict[str, native.Argument] = {"means": means, "views": torch.tensor(starts), "z": z, "y": y, "x": x}
+    typical = max(native.run("mind_scale", **seen) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
     if weight is None and stride > 1:
-        weight = torch.ones_like(image)
+        weight = torch.ones_like(image[None])
     native.run(
-        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride,
-        None if weight is None else weight.contiguous(), 0.001 * typical, 1000 * typical, out,
+        "mind_channels", **seen, stride=stride, weight=None if weight is None else weight.contiguous(),
+        least_scale=0.001 * typical, most_scale=1000 * typical, channels=out,
     )  # fmt: skip
     return out
 

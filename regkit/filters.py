@@ -58,9 +58,8 @@ class _Smooth(torch.autograd.Function):
             return kernels.smooth(volume, passes)
         volume = volume.contiguous()
         out = torch.empty_like(volume)
-        channels, z, y, x = volume.shape
-        native.run("smooth_planes", channels * z, volume, out, y, x, passes)
-        native.run("smooth_columns", y, out, channels, z, y, x, passes)
+        native.run("smooth_planes", volume=volume, smoothed=out, passes=passes)
+        native.run("smooth_columns", volume=out, passes=passes)
         return out
 
     @staticmethod
@@ -94,13 +93,14 @@ def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
 
 def _native_blur(image: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(image)
-    z, y, x = image.shape
     radius = len(taps) - 1
     if axis == 2:
-        native.run("blur_rows", z * y, image, out, x, taps, radius)
+        native.run("blur_rows", image=image, blurred=out, taps=taps, radius=radius)
     else:
-        n, inner = (z, y * x) if axis == 0 else (y, x)
-        native.run("blur_across", z if axis == 0 else z * y, image, out, n, inner, taps, radius)
+        seen, blurred = (
+            t.view(-1, t.shape[axis], t[0, 0].numel() if axis else t[0].numel()) for t in (image, out)
+        )
+        native.run("blur_across", image=seen, blurred=blurred, taps=taps, radius=radius)
     return out
 
 
@@ -116,7 +116,7 @@ def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch
         values, weight = values.contiguous(), weight.contiguous()
         channels, (z, y, x) = len(values), mean_weight.shape[1:]
         means = native.empty(channels, z, y, x)
-        native.run("pool", channels * z, values, weight, z, y, x, stride, means)
+        native.run("pool", volume=values, weight=weight, stride=stride, means=means)
         return means, mean_weight
     # Channel by channel: the product with the weight is never held for all of them.
     means = torch.stack([F.avg_pool3d(channel[None] * weight, stride)[0] for channel in values])

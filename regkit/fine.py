@@ -208,9 +208,9 @@ class _Lanes:
         unit = 2.0 ** (math.frexp(max(largest, 1.0))[1] - 15)
         lanes = -(-(channels + 1) // _LANES) * _LANES
         if native.serves(values) and not gpu.serves(values):
-            cells, count = native.empty(*shape, lanes, dtype=np.int16), values[0].numel()
+            cells = native.empty(*shape, lanes, dtype=np.int16)
             values, weight = values.contiguous(), None if weight is None else weight.contiguous()
-            native.run("lanes", native.blocks(count), values, weight, channels, count, unit, lanes, cells)
+            native.run("lanes", values=values, weight=weight, unit=unit, packed=cells)
             return cls(cells, unit)
         lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
         cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
@@ -243,20 +243,11 @@ class _Difference(torch.autograd.Function):
             return loss
         where = where.contiguous()
         gradient = torch.zeros_like(where)
-        whole = where.shape[1:] == weight.shape
-        z, y, x = (slice(side, None, 2) for side in corners[0])
-        cells, weights = fixed.cells[z, y, x], weight[z, y, x]
-        seen, slope = (t[:, z, y, x] if whole else t for t in (where, gradient))
-        step = [b - a for a, b in zip(corners[0], corners[-1])]  # to the second set of cells
-        other_cells, other_seen = (
-            sum(s * stride for s, stride in zip(step, t.stride()[-3:])) for t in (weight, where)
-        )
-        *size, lanes = moving.cells.shape
-        scale = 2 / (weights.numel() * channels * len(corners))
+        corner, other = (4 * z + 2 * y + x for z, y, x in (corners[0], corners[-1]))
         value = native.run(
-            "difference", len(weights), moving.cells, moving.unit, *size, cells, fixed.unit, weights,
-            *weights.stride(), lanes, scale, seen, slope, *seen.stride(), *weights.shape[1:],
-            other_cells, other_seen if whole else 0,
+            "difference", moving=moving.cells, moving_unit=moving.unit, fixed=fixed.cells,
+            fixed_unit=fixed.unit, weight=weight, places=where, corner=corner, other=other,
+            scale=2 / (weight.numel() // 8 * channels * len(corners)), gradient=gradient,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
         return where.new_tensor(value)
@@ -294,10 +285,10 @@ class _Penalty(torch.autograd.Function):
             return loss
         field = field.contiguous()
         gradient = torch.empty_like(field)
-        shape = field.shape[1:]
+        z, y, x = corner
         value = native.run(
-            "penalty", shape[0], field, *shape, stiffness.contiguous(), _BARRIER_WEIGHT, _LEAST_JACOBIAN,
-            *corner, gradient,
+            "penalty", field=field, stiffness=stiffness.contiguous(), barrier=_BARRIER_WEIGHT,
+            least_jacobian=_LEAST_JACOBIAN, corner_z=z, corner_y=y, corner_x=x, gradient=gradient,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
         return field.new_tensor(value)
@@ -440,10 +431,10 @@ class _Adam:
         length, spread = self.rates[self.count]
         self.count += 1
         if native.serves(self.parameters, gradient):
-            size = self.parameters.numel()
             native.run(
-                "adam", native.blocks(size), size, self.parameters, gradient.contiguous(), self.mean,
-                self.squares, beta1, beta2, length, spread, _GRADIENT_FLOOR,
+                "adam", parameters=self.parameters, gradient=gradient.contiguous(), mean=self.mean,
+                squares=self.squares, beta1=beta1, beta2=beta2, step=length, spread=spread,
+                floor=_GRADIENT_FLOOR,
             )  # fmt: skip
             return
         self.mean.lerp_(gradient, 1 - beta1)

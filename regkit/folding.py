@@ -43,7 +43,7 @@ def folded_points(field: torch.Tensor) -> torch.Tensor:
     folded = torch.zeros_like(field[0])
     z, y, x = folded.shape
     served = min(z, y, x) > 1 and native.serves(field)
-    if served and not native.run("folds", z - 1, field.contiguous(), z, y, x):
+    if served and not native.run("folds", field=field.contiguous()):
         return folded
     for corner in CORNERS:
         bad = corner_jacobian(field, corner) <= 0

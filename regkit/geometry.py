@@ -30,8 +30,7 @@ from regkit.errors import RegkitError
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
-# What the kernel takes: places at once, and fewer voxels than this, which it counts in 32 bits.
-POINTS, MOST_VOXELS = 128, 2**31
+MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -268,10 +267,8 @@ def sample(
     usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
     if mode == "bilinear" and not graph and usable and native.serves(volume, coordinates):
         coordinates = coordinates.contiguous()
-        count = coordinates[0].numel()
         out = volume.new_empty((len(volume), *coordinates.shape[1:]))
-        blocks = -(-count // POINTS)
-        native.run("sample", blocks, volume, *volume.shape, coordinates, count, int(outside == "zeros"), out)
+        native.run("sample", volume=volume, places=coordinates, zeros=int(outside == "zeros"), sampled=out)
         return out
     last = torch.tensor(
         [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device

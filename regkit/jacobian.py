@@ -42,7 +42,7 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
     plain = field.dtype == np.float32 and field.flags.c_contiguous and field.flags.aligned
     if plain and native.serves(torch.from_numpy(result)):
         matrix = np.ascontiguousarray(matrix)
-        native.run("jacobian", grid.shape[0], field, *grid.shape, matrix, float(volume), result)
+        native.run("jacobian", field=field, matrix=matrix, volume=float(volume), determinant=result)
         return result
     depth = grid.shape[0]
     step = max(1, _SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))

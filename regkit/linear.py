@@ -458,7 +458,7 @@ def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
     columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
     if native.serves(both, dtype=torch.float64):
         error = torch.empty_like(both[0])
-        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
+        native.run("squared_errors", points=both, matrix=columns, error=error)
         return error
     return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
 
@@ -466,9 +466,8 @@ def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
 def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
     """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
     if native.serves(both, error, dtype=torch.float64):
-        blocks = native.blocks(len(error))
-        sums = np.empty((blocks, 7, 4))
-        native.run("kept_sums", blocks, both, len(error), error, most, sums)
+        sums = np.empty((native.blocks(len(error)), 7, 4))
+        native.run("kept_sums", points=both, error=error, most=most, sums=sums)
         return np.asarray(sums.sum(0))
     return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
 

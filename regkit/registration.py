@@ -521,14 +521,17 @@ def _dense_field(
     field = np.empty((*grid.shape, 3), dtype=np.float32)
     to_cells = cells.world_to_index @ grid.index_to_world
     if native.serves(displacement):
-        whole = matrix @ grid.index_to_world - grid.index_to_world
+        whole = (matrix @ grid.index_to_world - grid.index_to_world)[:3]
         part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
-        matrices = [np.ascontiguousarray(m) for m in (to_cells[:3], part, whole[:3])]
-        displacement = displacement.contiguous()
+        displacement, to_cells = displacement.contiguous(), to_cells[:3]
         native.run(
-            "displacement_field", grid.shape[0], displacement, *displacement.shape[1:], *matrices,
-            *grid.shape[1:], field,
-        )  # fmt: skip
+            "displacement_field",
+            displacement=displacement,
+            cells=to_cells,
+            part=part,
+            whole=whole,
+            field=field,
+        )
         return field
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)

@@ -180,8 +180,8 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
 def _native_resample(source: Source, to_source: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`resample` without a mask; no coordinates are held."""
     image, weight = native.empty(*grid.shape), native.empty(*grid.shape)
-    source_image, matrix = source.image.contiguous(), np.ascontiguousarray(to_source[:3])
     native.run(
-        "resample", grid.shape[0], source_image, *source_image.shape, matrix, *grid.shape[1:], image, weight
-    )
+        "resample", image=source.image.contiguous(), matrix=np.ascontiguousarray(to_source[:3]),
+        resampled=image, inside=weight,
+    )  # fmt: skip
     return image, weight

@@ -140,10 +140,8 @@ def _softmax_by_kernel(group: Channels, output: torch.Tensor, total: int) -> tor
         group_of[list(numbers)] = k
     z, y, x = output.shape[2:]
     found = native.empty(1, len(merged), z, y, x)
-    native.run(
-        "softmax_sums", z * y, output, output.stride(2), output.stride(3), z, y, x, group.count, group_of,
-        len(merged), _scale(group, total), found,
-    )  # fmt: skip
+    scores, scale = output[0].movedim(0, -1), _scale(group, total)
+    native.run("softmax_sums", scores=scores, group=group_of, scale=scale, sums=found[0])
     return found
 
 

@@ -43,17 +43,17 @@ from regkit.resample import Source, resample
 from regkit.weights import Channels, Reading
 
 
-@pytest.fixture(params=["_base", "_v3", "_v4"])
+@pytest.fixture(params=["base", "v3", "v4"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """One of the sets of kernels that this machine can run."""
     if not native.serves(torch.zeros(1)):
         pytest.skip("the kernels were not compiled")
-    own = ["_base", "_v3", "_v4"].index(native._suffix())
-    if ["_base", "_v3", "_v4"].index(request.param) > own:
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(native, "_suffix", lambda: request.param)
-    suffix: str = request.param
-    return suffix
+    name: str = request.param
+    number = ["base", "v3", "v4"].index(name)
+    if number > native._instruction_set():
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setattr(native, "_instruction_set", lambda: number)
+    return name
 
 
 @pytest.fixture(params=[1, 3])
@@ -69,9 +69,9 @@ def _calls(*names: str) -> Iterator[None]:
     """See to it that these kernels do the work, and no others."""
     run, called = native.run, set()
 
-    def recorded(kernel: str, count: int, *arguments: native.Argument, **options: int) -> float:
+    def recorded(kernel: str, /, **arguments: native.Argument) -> float:
         called.add(kernel)
-        return run(kernel, count, *arguments, **options)
+        return run(kernel, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "run", recorded)
@@ -367,8 +367,9 @@ def test_choices_one_by_one(kernels: str, threads: int, radius: int, back: int) 
         for theta in (1e-6, 0.03, 1.0):
             field = torch.from_numpy(np.random.default_rng(7).normal(0, radius, size=(3, *shape))).float()
             with _calls("neutral", "choose"):
-                native.run("neutral", shape[0], short, *shape, radius, back, neutral)
-                native.run("choose", shape[0], short, *shape, radius, back, neutral, theta, field, chosen)
+                how = {"costs": short, "radius": radius, "back": back, "neutral": neutral}
+                native.run("neutral", **how)
+                native.run("choose", **how, theta=theta, field=field, chosen=chosen)
             total = costs + theta * (whole * whole - 2 * whole * field).sum(1)
             side = 2 * radius + 1
             x, y, z = (chosen + radius).long()
@@ -382,7 +383,16 @@ def test_of_equal_costs_the_first_is_chosen(kernels: str, threads: int, back: in
     shape, radius = (2, 3, 21), 2
     costs = torch.from_numpy(np.full((125, 2, 3, 25), 2**14, dtype=np.uint16))
     neutral, field, chosen = torch.ones(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
-    native.run("choose", 2, costs, *shape, radius, back, neutral, 0.0, field, chosen)
+    native.run(
+        "choose",
+        costs=costs,
+        radius=radius,
+        back=back,
+        neutral=neutral,
+        theta=0.0,
+        field=field,
+        chosen=chosen,
+    )
     assert torch.equal(chosen, torch.full((3, *shape), -2.0))
 
 
@@ -641,7 +651,7 @@ def test_without_the_library_torch_does_the_work_and_one_warning_says_so(
 def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.serves(torch.zeros(1)):
         pytest.skip("the kernels were not compiled")
-    monkeypatch.setattr(native, "_VERSION", -1)
+    monkeypatch.setattr(native, "DIGEST", "of another table")
     native._library.cache_clear()
     with pytest.warns(UserWarning, match="another version"):
         assert not native.serves(torch.zeros(1))
