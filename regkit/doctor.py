@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
-from regkit.errors import RegkitError, reason
-from regkit.provenance import commit
+from regkit.core.errors import DISTRIBUTION, RegkitError, reason
+from regkit.io.provenance import commit
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -35,7 +35,8 @@ WITHOUT = {
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",
-    "dev": "the code cannot be linted or type-checked",
+    "dev": "the scripts in .ci/ do not run",
+    "docs": "the site of the docs cannot be built",
 }
 """Extra of pyproject.toml -> what a user does without."""
 
@@ -241,8 +242,8 @@ def _registered(progress: Progress | None) -> dict[str, Any]:
     import numpy as np
     import SimpleITK as sitk
 
-    from regkit.phantom import torso
     from regkit.registration import register
+    from regkit.synthesis.phantom import torso
     from regkit.verdict import FAIL
 
     phantom = torso(_SEED, _SPACING)
@@ -293,13 +294,15 @@ def _packages() -> tuple[dict[str, str | None], tuple[Extra, ...], list[str]]:
     try:
         from packaging.requirements import Requirement
 
-        needed = [Requirement(line) for line in metadata.requires("regkit") or ()]
+        needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     except metadata.PackageNotFoundError:
         return versions, (), ["regkit is not installed, only its folder is there: run pip install -e ."]
     except ImportError:
         return versions, (), ["the package 'packaging' is missing: pip install packaging"]
 
-    names = [name for name in metadata.metadata("regkit").get_all("Provides-Extra") or () if name != "all"]
+    names = [
+        name for name in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or () if name != "all"
+    ]
     for requirement in needed:
         if _wanted(requirement, ""):
             versions[requirement.name] = _version(requirement.name)
@@ -359,7 +362,7 @@ def _compiler() -> str | None:
 
 
 def _kernels() -> Kernels:
-    from regkit import native
+    from regkit.ops import native
 
     missing = native.why_missing()
     if missing:
@@ -391,7 +394,7 @@ def _device() -> Device:
 
 
 def _weights() -> str:
-    from regkit.weights import bundled_weights
+    from regkit.features.weights import bundled_weights
 
     return bundled_weights().name
 

@@ -21,9 +21,9 @@ from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.package import Pair
 from regkit.bench.peers import PEERS, Elastix
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.images import save_image
 from regkit.warp import Warp
 
 # The peers use what their dependencies warn of.
@@ -208,7 +208,7 @@ def test_elastix_says_why_it_failed(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_a_missing_package_names_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    assert 'pip install "regkit[bench]"' in (PEERS[name].missing() or "")
+    assert 'pip install "regkit-imaging[bench]"' in (PEERS[name].missing() or "")
 
 
 def test_itk_without_elastix_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +228,9 @@ def test_tells_its_version(name: str) -> None:
 SCRIPT = """
 import sys
 import numpy as np
-from regkit.formats import read_linear, write_warp
-from regkit.geometry import transform_points
-from regkit.images import load_grid
+from regkit.io.formats import read_linear, write_warp
+from regkit.core.geometry import transform_points
+from regkit.io.images import load_grid
 from regkit.warp import Warp
 fixed, moving, start, out = sys.argv[1:5]
 fixed, moving = load_grid(fixed, "fixed"), load_grid(moving, "moving")

@@ -22,10 +22,10 @@ from dicom_cases import (
 )
 from scipy.spatial.transform import Rotation
 
-from regkit.dicom import DicomSeries, chosen_series, find_series, stacked
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import load_image, load_labels
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.dicom import DicomSeries, chosen_series, find_series, stacked
+from regkit.io.images import load_image, load_labels
 
 CUBE = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
 
@@ -295,7 +295,7 @@ def test_frames_with_damaged_numbers_are_refused(tmp_path: Path) -> None:
 def test_without_pydicom_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_enhanced(tmp_path / "ct.dcm", *stack())
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(RegkitError, match=r'pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'pip install "regkit-imaging\[dicom\]"'):
         load_image(path, "fixed image")
 
 

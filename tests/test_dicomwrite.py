@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 from dicom_cases import STORAGE, edit, write_series
 
-from regkit import dicomwrite
-from regkit.dicomwrite import save_segmentation, save_series
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume, load_image, load_labels, load_segmentation
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io import dicomwrite
+from regkit.io.dicomwrite import save_segmentation, save_series
+from regkit.io.images import Volume, load_image, load_labels, load_segmentation
+from regkit.io.segments import Segment, Segmentation
 from regkit.results import save_segments, save_volume
-from regkit.segments import Segment, Segmentation
 
 pydicom = pytest.importorskip("pydicom")
 FRAME = {"FrameOfReferenceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "7", "StudyID": "s"}
@@ -191,9 +191,9 @@ def test_segments_need_the_dicom_of_the_fixed_image(tmp_path: Path, monkeypatch:
     with pytest.raises(RegkitError, match="refers to the DICOM of the fixed image"):
         save_volume(volume, tmp_path / "a.dcm", tmp_path / "fixed.nii.gz")
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(RegkitError, match=r'need highdicom: pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'need highdicom: pip install "regkit-imaging\[dicom\]"'):
         save_volume(volume, tmp_path / "a.dcm", tmp_path / "fixed.nii.gz")
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(RegkitError, match=r'pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'pip install "regkit-imaging\[dicom\]"'):
         save_volume(volume, f"{tmp_path / 'out'}/")
     assert [p.name for p in tmp_path.iterdir()] == ["fixed.nii.gz"]

@@ -1,0 +1,34 @@
+"""The one exception that means "the user can mend this", and what to say of those of other libraries."""
+
+from __future__ import annotations
+
+import re
+
+DISTRIBUTION = "regkit-imaging"
+"""What pip calls regkit. On PyPI, ``regkit`` is a library for the Windows registry."""
+
+
+class RegkitError(ValueError):
+    """Unusable input, with a message that says what is wrong and what to do.
+
+    The command line prints the message alone and exits with 1; anything else that escapes is a bug
+    of regkit and keeps its traceback.
+    """
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra of pyproject.toml."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
+
+
+def last_lines(said: str, most: int) -> str:
+    """What a program said last before it failed, in one line."""
+    return " / ".join(line.strip() for line in said.strip().splitlines()[-most:])
+
+
+def reason(error: Exception) -> str:
+    """The last line of some library's exception, without the names and addresses that ITK puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"^(ITK ERROR: )?(\w+ ?\(0x[0-9a-f]+\): )?(ERROR: )?", "", lines[-1])
