@@ -288,13 +288,15 @@ def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     """A mask, as bool: true where the value is above one half.
 
+    One on other voxels is taken onto those of the image by nearest neighbour, with a warning.
+
     Args:
         source: as for :func:`load_image`.
         role: what it is, for messages, such as "fixed mask".
         grid: of the image that it masks.
 
     Raises:
-        RegkitError: also if no voxel is inside, or the grid is another.
+        RegkitError: also if no voxel is inside, or it lies beside its image.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=grid)
@@ -302,7 +304,9 @@ def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     inside = np.ascontiguousarray(volume.array > 0.5)
     if not inside.any():
         raise RegkitError(f"{what} is empty: no voxel is above 0.5; leave it out or give another")
-    return _on_grid(replace(volume, array=inside), grid, what)
+    mask = replace(volume, array=inside)
+    same = mask.grid.same_as(grid, _SAME_GRID_VOXELS)
+    return replace(mask, grid=grid) if same else _taken_onto(mask, grid, what)
 
 
 def load_grid(source: ImageLike, role: str) -> Grid:
@@ -373,9 +377,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
         _volume_size(source.grid.size, what)
         return source
     if isinstance(source, sitk.Image):
-        grid = _grid_of(
-            source.GetSize(), source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what
-        )
+        grid = grid_of(source.GetSize(), source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what)
         _refuse_not_scalar(source.GetPixelIDTypeAsString(), what)
         return Volume(sitk.GetArrayFromImage(source).reshape(grid.shape), grid, what)
     if isinstance(source, SpatialImage):
@@ -441,7 +443,7 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
     header = file.header
     odd = quirks(path, header.format) if path.is_file() else None
     if files == 1:
-        _grid_of(header.size, header.spacing, header.origin, header.direction, what)
+        grid_of(header.size, header.spacing, header.origin, header.direction, what)
     _refuse_not_scalar(header.pixel, what)
     # Several files are slices of one step, whose stack is read as float32.
     size = math.prod(header.size) * files
@@ -461,7 +463,7 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
     if odd:
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (spacing, origin))
         _warn_doubts(odd.doubts, what)
-    grid = _grid_of(final.size, spacing, origin, direction, what)
+    grid = grid_of(final.size, spacing, origin, direction, what)
     return Volume(array.reshape(grid.shape), grid, path.name)
 
 
@@ -545,7 +547,7 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
         except guard.ParserError as error:
             raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (final.spacing, final.origin))
-        grid = _grid_of(final.size, spacing, origin, final.direction, what)
+        grid = grid_of(final.size, spacing, origin, final.direction, what)
         layers = [np.ascontiguousarray(array[..., k]) for k in range(header.components)]
     try:
         described = slicer_segments(nrrd_fields(path, lower=False))
@@ -634,13 +636,16 @@ def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     if any(n != 1 for n in size[3:]):
         raise RegkitError(f"{what} has {len(size)} dimensions ({text}); give one 3-D volume of it")
     if len(size) < 3 or 1 in size[:3]:
-        raise RegkitError(f"{what} is 2-D ({text}); give a volume (for a DICOM series, its folder)")
+        raise RegkitError(
+            f"{what} is 2-D ({text}) and regkit takes volumes: for slices of one series give their folder; "
+            "flat images are registered by SimpleITK, elastix (itk-elastix) or ANTs (antspyx)"
+        )
     if min(size[:3]) < MIN_VOXELS:
         raise RegkitError(f"{what} has only {text} voxels; at least {MIN_VOXELS} along every axis are needed")
     return size[0], size[1], size[2]
 
 
-def _grid_of(
+def grid_of(
     size: Sequence[int],
     spacing: Sequence[float],
     origin: Sequence[float],
@@ -683,6 +688,11 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
             f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
             "interpolation"
         )
+    return _taken_onto(volume, grid, what)
+
+
+def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
+    """Labels or a mask on the voxels of their image, with a warning that they did not lie on them."""
     if (padded := _part_of(volume, grid)) is not None:
         warnings.warn(
             f"{what} covers only a part of the voxels of its image, {_by(volume.grid.size)} of "
@@ -696,7 +706,7 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     )
     array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
     if not array.any():
-        raise RegkitError(f"{what} lies beside its image: no voxel of it is labelled")
+        raise RegkitError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(
         f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour",
         stacklevel=3,
