@@ -23,7 +23,7 @@ import torch
 
 from regkit import __version__
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.evaluate import LabelScore, compare_labels, summarise
@@ -31,9 +31,11 @@ from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import sample
 from regkit.runtime.memory import GB, capped, fitting, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
@@ -549,25 +551,13 @@ def _warp(
     return Warp(field, grid, moving), jacobian_determinant(field, grid)
 
 
+@operation
 def _dense_field(
     displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
 ) -> npt.NDArray[np.float32]:
     """A(p + d(p)) - p at the voxels of a grid, (z, y, x, 3) LPS mm, for a displacement in cells."""
     field = np.empty((*grid.shape, 3), dtype=np.float32)
     to_cells = cells.world_to_index @ grid.index_to_world
-    if native.serves(displacement):
-        whole = (matrix @ grid.index_to_world - grid.index_to_world)[:3]
-        part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
-        displacement, to_cells = displacement.contiguous(), to_cells[:3]
-        native.run(
-            "displacement_field",
-            displacement=displacement,
-            cells=to_cells,
-            part=part,
-            whole=whole,
-            field=field,
-        )
-        return field
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
         where = transform_points(to_cells, index)
@@ -575,6 +565,20 @@ def _dense_field(
         local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
+    return field
+
+
+@_dense_field.kernel("c", lambda displacement, cells, matrix, grid: native.serves(displacement))
+def _dense_field_by_c(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
+) -> npt.NDArray[np.float32]:
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    native.run(
+        "displacement_field", displacement=displacement.contiguous(),
+        cells=(cells.world_to_index @ grid.index_to_world)[:3],
+        part=matrix[:3, :3] @ cells.index_to_world[:3, :3],
+        whole=(matrix @ grid.index_to_world - grid.index_to_world)[:3], field=field,
+    )  # fmt: skip
     return field
 
 

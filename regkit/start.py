@@ -13,9 +13,10 @@ import SimpleITK as sitk
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp
 from regkit.ops.resample import Source
+from regkit.ops.sampling import sample
 from regkit.transforms import Transform, as_warp, linear_of
 from regkit.warp import Warp
 

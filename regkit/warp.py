@@ -20,8 +20,9 @@ import torch
 from nibabel.spatialimages import SpatialImage
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.sampling import sample
 
 if TYPE_CHECKING:
     from regkit.io.frames import Frames

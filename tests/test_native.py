@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Float64, Grid, sample
+from regkit.core.geometry import Float64, Grid
 from regkit.features.equalise import equalised
 from regkit.features.maps import mind_ssc
 from regkit.features.weights import Channels, Reading
@@ -25,8 +25,9 @@ from regkit.ops.filters import blur, pool, smooth
 from regkit.ops.folding import CORNERS, Corner, folded_points
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import sample
 from regkit.registration import _dense_field
-from regkit.solver.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
+from regkit.solver.coarse import _coupled_convex_by_c, coupled_convex, inverse_consistent, match
 from regkit.solver.costvolume import (
     FeatureMap,
     best_steps,
@@ -38,7 +39,7 @@ from regkit.solver.costvolume import (
     steps_of_values,
     with_neutral,
 )
-from regkit.solver.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
+from regkit.solver.fine import _GRADIENT_FLOOR, Adam, _Lanes, comparison, dissimilarity, penalty
 from regkit.solver.linear import _kept_sums, _squared_errors
 from regkit.synthesis.phantom import torso
 
@@ -350,7 +351,7 @@ def test_coupled_convex(kernels: str, threads: int, radius: int, back: bool) -> 
     """One other choice of one cell in any round would be a ninth of a cell at the least."""
     for short, _, *fields in convex_steps(radius):
         with _calls("neutral", "choose", "smooth_planes", "smooth_columns"):
-            found = _native_coupled_convex(short, radius, back)
+            found = _coupled_convex_by_c(short, radius, back)
         close(found, fields[back])
         assert fields[back].abs().max() > 0.5 * radius
 
@@ -403,7 +404,7 @@ def test_the_way_back_across_fewer_cells_than_the_range(
     steps = rng.integers(0, 2**14, size=(343, *shape))
     short = np.pad(steps, ((0, 0),) * 3 + ((3, 3),), constant_values=65535).astype(np.uint16)
     costs = of_the_way_back(torch.from_numpy(steps / 2**14), 3)
-    found = _native_coupled_convex(torch.from_numpy(short), 3, True)
+    found = _coupled_convex_by_c(torch.from_numpy(short), 3, True)
     close(found, coupled_convex(with_neutral(costs), 3))
 
 
@@ -599,10 +600,10 @@ def test_adam(kernels: str, threads: int, shape: tuple[int, ...], rng: np.random
     """As torch's own, over several steps; of gradients that lie otherwise in memory."""
     start = torch.from_numpy(rng.normal(size=shape))
     theirs = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs], betas=_Adam.BETAS, eps=_GRADIENT_FLOOR)
+    optimiser = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=_GRADIENT_FLOOR)
     parameters = start.float()
     rates = [0.3 / (k + 1) for k in range(12)]
-    ours, twin = _Adam(parameters, rates), _Adam(start.clone(), rates)
+    ours, twin = optimiser(parameters, rates), optimiser(start.clone(), rates)
     for rate in rates:
         gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
         theirs.grad, optimiser.param_groups[0]["lr"] = gradient, rate

@@ -26,11 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.ops import native
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
-MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -247,34 +245,6 @@ def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
     """Apply a 4x4 matrix to coordinates of shape (3, Z, Y, X), components (x, y, z)."""
     m = torch.as_tensor(np.asarray(matrix), dtype=coordinates.dtype, device=coordinates.device)
     return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
-
-
-def sample(
-    volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
-) -> torch.Tensor:
-    """Values of a volume at index coordinates, by trilinear or nearest interpolation.
-
-    Args:
-        volume: (C, Z, Y, X).
-        coordinates: (3, Z', Y', X'), index coordinates of ``volume``, components (x, y, z).
-        outside: ``"border"`` repeats the nearest voxel, ``"zeros"`` gives 0 from one voxel outside on.
-
-    Returns:
-        (C, Z', Y', X'), differentiable in both arguments.
-    """
-    graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
-    # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
-    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
-    if mode == "bilinear" and not graph and usable and native.serves(volume, coordinates):
-        coordinates = coordinates.contiguous()
-        out = volume.new_empty((len(volume), *coordinates.shape[1:]))
-        native.run("sample", volume=volume, places=coordinates, zeros=int(outside == "zeros"), sampled=out)
-        return out
-    last = torch.tensor(
-        [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
-    )
-    where = coordinates.movedim(0, -1) * (2 / last) - 1
-    return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
 
 
 def resize(volume: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

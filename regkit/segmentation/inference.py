@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.core.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.features.unet import fused, in_bfloat16
 from regkit.io.images import ImageLike, Volume, check_fits_memory, label_type, load_image
+from regkit.ops.sampling import sample
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.monai_parts import check_installed, in_windows

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import index_grid, map_index, sample
+from regkit.core.geometry import index_grid, map_index
 from regkit.core.intensity import default_ct_window, is_ct
 from regkit.core.jsontext import read_json
 from regkit.evaluate import dice, summarise
@@ -28,6 +28,7 @@ from regkit.features.weights import bundled_weights, load_network, reading
 from regkit.io.atomic import atomic_path, make_folder
 from regkit.io.images import ImageLike, Volume, check_fits_memory, load_labelled
 from regkit.io.provenance import commit, sha256
+from regkit.ops.sampling import sample
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network

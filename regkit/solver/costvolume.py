@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import MOST_VOXELS, sample
 from regkit.ops import gpu, native
+from regkit.ops.dispatch import Backend, operation
 from regkit.ops.filters import box_sum
+from regkit.ops.sampling import MOST_VOXELS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
@@ -51,21 +53,7 @@ class FeatureMap:
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
-        small = self.weight.numel() < MOST_VOXELS and not where.requires_grad
-        if small and native.serves(self.values, self.weight, where):
-            return self._at_by_kernel(where.contiguous())
-        found = self.sampled(where)
-        weight = found[-1:]
-        return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
-
-    def _at_by_kernel(self, where: torch.Tensor) -> FeatureMap:
-        shape = where.shape[1:]
-        seen = FeatureMap(native.empty(len(self.values), *shape), native.empty(1, *shape))
-        native.run(
-            "sample_known", volume=self.values.contiguous(), weight=self.weight.contiguous(), places=where,
-            least_weight=LEAST_WEIGHT, sampled=seen.values, sampled_weight=seen.weight,
-        )  # fmt: skip
-        return seen
+        return _seen_at(self, where)
 
     def sampled(self, where: torch.Tensor) -> torch.Tensor:
         """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
@@ -74,6 +62,31 @@ class FeatureMap:
     @cached_property
     def _weighted(self) -> torch.Tensor:
         return torch.cat([self.values * self.weight, self.weight])
+
+
+@operation
+def _seen_at(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
+    """:meth:`FeatureMap.at`."""
+    found = one.sampled(where)
+    return FeatureMap(found[:-1] / found[-1:].clamp_min(LEAST_WEIGHT), found[-1:])
+
+
+@_seen_at.kernel(
+    "c",
+    lambda one, where: (
+        one.weight.numel() < MOST_VOXELS
+        and not where.requires_grad
+        and native.serves(one.values, one.weight, where)
+    ),
+)
+def _seen_at_by_c(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
+    shape = where.shape[1:]
+    seen = FeatureMap(native.empty(len(one.values), *shape), native.empty(1, *shape))
+    native.run(
+        "sample_known", volume=one.values.contiguous(), weight=one.weight.contiguous(),
+        places=where.contiguous(), least_weight=LEAST_WEIGHT, sampled=seen.values, sampled_weight=seen.weight,
+    )  # fmt: skip
+    return seen
 
 
 def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -92,6 +105,7 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return with_neutral(known_costs(fixed, moving, radius, aggregate))
 
 
+@operation
 def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
     """``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``.
 
@@ -105,8 +119,6 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
     """
     channels, *shape = fixed.values.shape
-    if aggregate == 1 and _served(fixed, moving, radius):
-        return _costs_by_kernel(fixed, moving, radius, 0, shape[0])
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -131,10 +143,9 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return costs
 
 
+@operation
 def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     """Planes [first, last) of z of :func:`known_costs`, (D, last - first, Y, X)."""
-    if _served(fixed, moving, radius):
-        return _costs_by_kernel(fixed, moving, radius, first, last)
     low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
     here, there = slice(low, high), slice(low, high + 2 * radius)
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
@@ -142,6 +153,7 @@ def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, l
     return known_costs(one, other, radius)[:, first - low : last - low]
 
 
+@operation
 def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The displacement of lowest cost of every cell, with fractions of a cell, and how much better it is.
 
@@ -157,9 +169,6 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     """
     gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
     side = 2 * radius + 1
-    if native.serves(costs) and costs.is_contiguous():
-        native.run("best_steps", costs=costs, side=side, gain=gain, step=step)
-        return gain, step
     costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
     torch.sub(costs.mean(0), lowest, out=gain.view(-1))
@@ -173,31 +182,70 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     return gain, step
 
 
-def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
-    maps = fixed.values, fixed.weight, moving.values, moving.weight
-    return 1 <= radius <= MOST_RADIUS and (gpu.serves(*maps) or native.serves(*maps))
+@best_steps.kernel("c", lambda costs, radius: native.serves(costs) and costs.is_contiguous())
+def _best_steps_by_c(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
+    native.run("best_steps", costs=costs, side=2 * radius + 1, gain=gain, step=step)
+    return gain, step
 
 
-def _costs_by_kernel(
+def _all(
+    fixed: FeatureMap, moving: FeatureMap
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return fixed.values, fixed.weight, moving.values, moving.weight
+
+
+@known_slab.kernel(
+    "triton",
+    lambda fixed, moving, radius, first, last: (
+        1 <= radius <= MOST_RADIUS and gpu.serves(*_all(fixed, moving))
+    ),
+)
+def _slab_by_triton(
     fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int
 ) -> torch.Tensor:
-    """Planes [first, last) of z of :func:`known_costs` with boxes of 3^3 cells."""
-    if gpu.serves(fixed.values):
-        from regkit.ops.gpu import kernels
+    from regkit.ops.gpu import kernels
 
-        maps = fixed.values, fixed.weight, moving.values, moving.weight
-        return kernels.costs(*maps, radius, (first, last))
+    return kernels.costs(*_all(fixed, moving), radius, (first, last))
+
+
+@known_slab.kernel(
+    "c",
+    lambda fixed, moving, radius, first, last: (
+        1 <= radius <= MOST_RADIUS and native.serves(*_all(fixed, moving))
+    ),
+)
+def _slab_by_c(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
     _run_costs(fixed, moving, radius, first, 1.0, costs, None)
     return costs
 
 
+def _in_small_boxes(backend: Backend) -> Callable[..., bool]:
+    """Whether a kernel of :func:`known_slab` has all costs; it knows boxes of 3^3 cells alone."""
+    kernel = known_slab.kernels[backend]
+
+    def takes(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> bool:
+        return aggregate == 1 and kernel.takes(fixed, moving, radius, 0, 0)
+
+    return takes
+
+
+@known_costs.kernel("triton", _in_small_boxes("triton"))
+def _costs_by_triton(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    return _slab_by_triton(fixed, moving, radius, 0, fixed.values.shape[1])
+
+
+@known_costs.kernel("c", _in_small_boxes("c"))
+def _costs_by_c(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    return _slab_by_c(fixed, moving, radius, 0, fixed.values.shape[1])
+
+
 def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> float | None:
-    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: a row is long enough, and
-    hardly any cost can be beyond 16 bits, where all count as the largest.
+    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: the kernel in C takes the
+    maps, a row is long enough, and hardly any cost can be beyond 16 bits, where all count as the largest.
     """
-    on_gpu = gpu.serves(fixed.values)
-    if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
+    if fixed.values.shape[-1] < LEAST_ROW or not known_costs.kernels["c"].takes(fixed, moving, radius):
         return None
     flat = [one.values.flatten(1) for one in (fixed, moving)]
     lowest = torch.minimum(*(one.amin(1) for one in flat))

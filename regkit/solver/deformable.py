@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.core.geometry import Float64, Grid, index_grid, resize, transform_points
 from regkit.core.settings import FINE_MM, Settings
 from regkit.features.maps import Part, feature_maps
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import sample
 from regkit.solver.coarse import match
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (

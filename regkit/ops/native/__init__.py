@@ -24,8 +24,8 @@ from regkit.core.errors import RegkitError
 from regkit.ops.native.signatures import DIGEST, KERNELS, Argument, blocks
 
 __all__ = [
-    "Argument", "blocks", "empty", "fast_bfloat16", "fast_eightbit", "instructions", "run", "serves",
-    "why_missing",
+    "Argument", "blocks", "empty", "empty_for", "fast_bfloat16", "fast_eightbit", "instructions", "run",
+    "serves", "why_missing",
 ]  # fmt: skip
 
 # By the number that instruction_set() of module.c returns.
@@ -121,6 +121,12 @@ def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     room = np.empty(size + _LINE, dtype=np.uint8)
     start = -room.ctypes.data % _LINE
     return torch.from_numpy(room[start : start + size].view(dtype).reshape(shape))
+
+
+def empty_for(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Uninitialised, of a tensor's type and device: by :func:`empty` where that can be."""
+    plain = like.is_cpu and like.dtype == torch.float32
+    return empty(*shape) if plain else like.new_empty(shape)
 
 
 def run(kernel: str, /, **arguments: Argument) -> float:
