@@ -48,7 +48,7 @@ from regkit.solver.deformable import (
     plan,
 )
 from regkit.solver.evidence import taken_back
-from regkit.solver.linear import STEPS, LinearStart, align
+from regkit.solver.linear import STEPS, LinearStart, align, improved
 from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
@@ -168,10 +168,12 @@ def register(
         label_names: label -> name; also chooses the labels to measure. By default the names in the file of
             ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
         init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
-            where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
-            affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
-            no more), the file of a linear transform or warp, a 4x4 matrix (fixed to moving LPS mm), a
-            transform of SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on.
+            where the features agree better), ``rigid`` (the same without affine), ``affine`` (another
+            name for ``auto``), ``none`` (the headers as they are), ``centre`` (image centres, no more), the
+            file of a linear transform or warp, a 4x4 matrix (fixed to moving LPS mm), a transform of
+            SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on. Deformable presets
+            first turn and move a given linear transform to where the features near it agree best; linear
+            ones take it as it is.
         features: what the deformable stages compare, of :data:`regkit.features.maps.NAMES`: ``mind``,
             ``network`` or ``network+mind``. In the last the network is left out on a working grid that is
             much finer than what it learnt from. The linear start always compares MIND.
@@ -235,7 +237,12 @@ def register(
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
                 start = LinearStart(given, np.nan, origin, "given")
-                matrix = given
+                if (
+                    chosen.deformable
+                ):  # the pose is the solver's to improve as well; "linear" takes it as it is
+                    start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
+                    start = replace(start, origin=origin)
+                matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         cells = work.grid.pooled(STRIDE)
