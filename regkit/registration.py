@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,11 +20,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit import __version__
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
+from regkit.core.version import __version__
 from regkit.evaluate import LabelScore, compare_labels, summarise
 from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
@@ -36,7 +35,8 @@ from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import sample
-from regkit.runtime.memory import GB, capped, fitting, resident_memory
+from regkit.runtime.device import current, reproducible, torch_device
+from regkit.runtime.memory import GB, capped, fitting, peak_mb, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
     believed_field,
@@ -384,82 +384,6 @@ class _Stages:
             self.progress(self.stage, self.done + self.shares[self.stage] * count / steps)
 
         return step
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held so far, MB; NaN where the system does not tell."""
-    # The account of resources, which is the same elsewhere, counts from the peak of the parent process.
-    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as stream:
-        return int(next(line for line in stream if line.startswith("VmHWM")).split()[1]) / 2**10
-    return _accounted_mb("RUSAGE_SELF", float("nan"))
-
-
-def peak_mb_of_children() -> float:
-    """The most memory that one of the processes held that this one has started and that have ended, MB; 0
-    where the system does not tell.
-    """
-    return _accounted_mb("RUSAGE_CHILDREN", 0.0)
-
-
-def _accounted_mb(who: str, unknown: float) -> float:
-    try:
-        import resource
-    except ImportError:  # Windows has no such account
-        return unknown
-    peak = resource.getrusage(getattr(resource, who)).ru_maxrss
-    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
-@contextmanager
-def reproducible(threads: int | None, seed: int) -> Iterator[None]:
-    """Run with so many CPU threads, torch's generators at a seed, and gradients that can be taken.
-
-    Whatever the caller's state is (no_grad, a seed of their own), it is the same afterwards.
-    """
-    with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Run with a GPU as the current one: kernels of Triton's go to that, wherever their tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """Run with so many CPU threads in torch and SimpleITK, and leave both as they were."""
-    if threads is None:
-        yield
-        return
-    if threads < 1:
-        raise RegkitError(f"threads must be at least 1, got {threads}")
-    before = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
-
-
-def torch_device(name: str | torch.device) -> torch.device:
-    """A device, or that of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``."""
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise RegkitError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
-    if device.type == "cuda" and not available:
-        raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RegkitError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
-    return device
 
 
 def _labels(

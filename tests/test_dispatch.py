@@ -93,7 +93,7 @@ CASES: dict[str, Make] = {
     ),
     "regkit.solver.coarse._there_and_back": lambda rng: (*_maps(rng, 1), 1),
     "regkit.solver.coarse.inverse_consistent": lambda rng: tuple(_normal(3, 4, 5, 6)(rng) for _ in range(2)),
-    "regkit.solver.costvolume._seen_at": lambda rng: (_maps(rng)[0], _places(rng)),
+    "regkit.features.featuremap._seen_at": lambda rng: (_maps(rng)[0], _places(rng)),
     "regkit.solver.costvolume.best_steps": lambda rng: (torch.from_numpy(rng.random((27, 4, 5, 6))), 1),
     "regkit.solver.costvolume.known_costs": lambda rng: (*_maps(rng, 1), 1),
     "regkit.solver.costvolume.known_slab": lambda rng: (*_maps(rng, 1), 1, 2, 5),

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 import regkit
 from regkit.core.geometry import Float64, Grid
 from regkit.features.equalise import equalised
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.features.weights import Channels, Reading
 from regkit.ops import native
@@ -29,7 +30,6 @@ from regkit.ops.sampling import sample
 from regkit.registration import _dense_field
 from regkit.solver.coarse import _coupled_convex_by_c, coupled_convex, inverse_consistent, match
 from regkit.solver.costvolume import (
-    FeatureMap,
     best_steps,
     displacements,
     known_costs,
@@ -39,7 +39,7 @@ from regkit.solver.costvolume import (
     steps_of_values,
     with_neutral,
 )
-from regkit.solver.fine import _GRADIENT_FLOOR, Adam, _Lanes, comparison, dissimilarity, penalty
+from regkit.solver.fine import _GRADIENT_FLOOR, Adam, _Lanes, comparison, dissimilarity, optimiser, penalty
 from regkit.solver.linear import _kept_sums, _squared_errors
 from regkit.synthesis.phantom import torso
 
@@ -600,14 +600,14 @@ def test_adam(kernels: str, threads: int, shape: tuple[int, ...], rng: np.random
     """As torch's own, over several steps; of gradients that lie otherwise in memory."""
     start = torch.from_numpy(rng.normal(size=shape))
     theirs = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=_GRADIENT_FLOOR)
+    adam = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=_GRADIENT_FLOOR)
     parameters = start.float()
     rates = [0.3 / (k + 1) for k in range(12)]
     ours, twin = optimiser(parameters, rates), optimiser(start.clone(), rates)
     for rate in rates:
         gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
-        theirs.grad, optimiser.param_groups[0]["lr"] = gradient, rate
-        optimiser.step()
+        theirs.grad, adam.param_groups[0]["lr"] = gradient, rate
+        adam.step()
         with _calls("adam"):
             ours.step(gradient.float())
         twin.step(gradient)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_cases import run
+from conftest import FAST
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -113,7 +114,7 @@ def test_names_for_type_checkers_are_those_that_exist() -> None:
 
 def test_the_version(project: dict[str, Any]) -> None:
     assert "version" in project["project"]["dynamic"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "regkit.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "regkit.core.version.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+", regkit.__version__)
     assert run("--version").stdout == f"regkit {regkit.__version__}\n"
     assert _python(
@@ -175,6 +176,10 @@ def test_every_script_of_ci_is_there_and_documented() -> None:
     (matrix,) = re.findall(r"script: \[(.*)\]", workflow)
     called = set(re.findall(r"\.ci/([\w-]+)", workflow)) | set(matrix.split(", "))
     assert called == scripts
+
+
+def test_the_fast_tests_exist() -> None:
+    assert {path.name for path in (ROOT / "tests").glob("test_*.py")} > FAST
 
 
 def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
 * **Index coordinates** are continuous; voxel centres are whole numbers.
 * **A displacement pulls**: ``moved(p) = moving(p + d(p))`` for a point p of the fixed image.
 
-No other module spells a direction matrix, a half-voxel shift or ``align_corners``.
+No other module spells a direction matrix or a half-voxel shift, but that torch counts from the corners of
+voxels or from their centres (``align_corners``) stands in :mod:`regkit.ops.sampling`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-import torch
-import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
 
@@ -238,27 +237,3 @@ def slab_index(grid: Grid, first: int, last: int) -> Float64:
     index[..., 1] = np.arange(grid.size[1])[:, None]
     index[..., 2] = np.arange(first, last)[:, None, None]
     return index
-
-
-def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Index coordinates of every voxel, shape (3, Z, Y, X), components (x, y, z), float32."""
-    z, y, x = torch.meshgrid(
-        *[torch.arange(n, dtype=torch.float32, device=device) for n in shape], indexing="ij"
-    )
-    return torch.stack([x, y, z])
-
-
-def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
-    """Apply a 4x4 matrix to coordinates of shape (3, Z, Y, X), components (x, y, z)."""
-    m = torch.as_tensor(np.asarray(matrix), dtype=coordinates.dtype, device=coordinates.device)
-    return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
-
-
-def resize(volume: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Trilinear resampling between two grids that share their field of view (:meth:`Grid.pooled`).
-
-    Args:
-        volume: (C, Z, Y, X).
-        shape: (Z', Y', X').
-    """
-    return F.interpolate(volume[None], size=tuple(shape), mode="trilinear", align_corners=False)[0]

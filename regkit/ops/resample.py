@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import Float64, Grid, index_grid, map_index
+from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import blur
-from regkit.ops.sampling import MOST_VOXELS, sample
+from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
 
 _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, not ended
 # Of the voxels: how many make filling worth a look, and how many may lie between data along a line.

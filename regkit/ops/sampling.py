@@ -1,7 +1,9 @@
-"""Values of volumes between their voxels."""
+"""Interpolation of volumes at index coordinates: where align_corners and its half voxels are spelt."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,20 @@ from regkit.ops import native
 from regkit.ops.dispatch import operation
 
 MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
+
+
+def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Index coordinates of every voxel, shape (3, Z, Y, X), components (x, y, z), float32."""
+    z, y, x = torch.meshgrid(
+        *[torch.arange(n, dtype=torch.float32, device=device) for n in shape], indexing="ij"
+    )
+    return torch.stack([x, y, z])
+
+
+def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
+    """Apply a 4x4 matrix to coordinates of shape (3, Z, Y, X), components (x, y, z)."""
+    m = torch.as_tensor(np.asarray(matrix), dtype=coordinates.dtype, device=coordinates.device)
+    return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
 
 
 @operation
@@ -49,3 +65,13 @@ def _sample_by_c(
     out = volume.new_empty((len(volume), *coordinates.shape[1:]))
     native.run("sample", volume=volume, places=coordinates, zeros=int(outside == "zeros"), sampled=out)
     return out
+
+
+def resize(volume: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Trilinear resampling between two grids that share their field of view (:meth:`Grid.pooled`).
+
+    Args:
+        volume: (C, Z, Y, X).
+        shape: (Z', Y', X').
+    """
+    return F.interpolate(volume[None], size=tuple(shape), mode="trilinear", align_corners=False)[0]

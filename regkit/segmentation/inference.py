@@ -13,9 +13,10 @@ import torch
 
 from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.features.unet import fused, in_bfloat16
-from regkit.io.images import ImageLike, Volume, check_fits_memory, label_type, load_image
+from regkit.io.images import ImageLike, Volume, label_type, load_image
 from regkit.ops.sampling import sample
-from regkit.registration import reproducible, torch_device
+from regkit.runtime.device import reproducible, torch_device
+from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.monai_parts import check_installed, in_windows
 

@@ -16,12 +16,14 @@ import numpy.typing as npt
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
-from regkit.solver.costvolume import FeatureMap, best_steps, known_slab
+from regkit.solver.costvolume import best_steps, known_slab
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
