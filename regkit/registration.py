@@ -30,6 +30,7 @@ from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
@@ -481,22 +482,13 @@ def _warp(
     return Warp(field, grid, moving), jacobian_determinant(field, grid)
 
 
+@operation
 def _dense_field(
     displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
 ) -> npt.NDArray[np.float32]:
     """A(p + d(p)) - p at the voxels of a grid, (z, y, x, 3) LPS mm, for a displacement in cells."""
     field = np.empty((*grid.shape, 3), dtype=np.float32)
     to_cells = cells.world_to_index @ grid.index_to_world
-    if native.serves(displacement):
-        whole = matrix @ grid.index_to_world - grid.index_to_world
-        part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
-        matrices = [np.ascontiguousarray(m) for m in (to_cells[:3], part, whole[:3])]
-        displacement = displacement.contiguous()
-        native.run(
-            "displacement_field", grid.shape[0], displacement, *displacement.shape[1:], *matrices,
-            *grid.shape[1:], field,
-        )  # fmt: skip
-        return field
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
         where = transform_points(to_cells, index)
@@ -504,6 +496,20 @@ def _dense_field(
         local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
+    return field
+
+
+@_dense_field.kernel("c", lambda displacement, cells, matrix, grid: native.serves(displacement))
+def _dense_field_by_c(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
+) -> npt.NDArray[np.float32]:
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    native.run(
+        "displacement_field", displacement=displacement.contiguous(),
+        cells=(cells.world_to_index @ grid.index_to_world)[:3],
+        part=matrix[:3, :3] @ cells.index_to_world[:3, :3],
+        whole=(matrix @ grid.index_to_world - grid.index_to_world)[:3], field=field,
+    )  # fmt: skip
     return field
 
 

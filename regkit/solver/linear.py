@@ -19,6 +19,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
@@ -508,6 +509,7 @@ def least_trimmed_squares(
     return matrix
 
 
+@operation
 def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
     """How far the matrix brings points from their targets, squared, (n,).
 
@@ -515,21 +517,27 @@ def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
         both: (7, n), float64: 1, the points and the targets.
     """
     columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
-    if native.serves(both, dtype=torch.float64):
-        error = torch.empty_like(both[0])
-        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
-        return error
     return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
 
 
+@_squared_errors.kernel("c", lambda both, matrix: native.serves(both, dtype=torch.float64))
+def _squared_errors_by_c(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
+    columns, error = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]]), torch.empty_like(both[0])
+    native.run("squared_errors", points=both, matrix=columns, error=error)
+    return error
+
+
+@operation
 def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
     """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
-    if native.serves(both, error, dtype=torch.float64):
-        blocks = native.blocks(len(error))
-        sums = np.empty((blocks, 7, 4))
-        native.run("kept_sums", blocks, both, len(error), error, most, sums)
-        return np.asarray(sums.sum(0))
     return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+
+
+@_kept_sums.kernel("c", lambda both, error, most: native.serves(both, error, dtype=torch.float64))
+def _kept_sums_by_c(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+    sums = np.empty((native.blocks(len(error)), 7, 4))
+    native.run("kept_sums", points=both, error=error, most=most, sums=sums)
+    return np.asarray(sums.sum(0))
 
 
 def _ranked(values: torch.Tensor, rank: int) -> float:
