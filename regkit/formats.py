@@ -32,7 +32,7 @@ from regkit import foreign, guard
 from regkit.atomic import atomic_path
 from regkit.errors import RegkitError, reason
 from regkit.geometry import Float64, Grid, affine_transform, slab_index, transform_points
-from regkit.headers import quirks
+from regkit.headers import check_matlab, quirks
 from regkit.nifti import open_nifti
 from regkit.outputs import check_output, save_field
 from regkit.provenance import version
@@ -377,6 +377,8 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _read_parts(path: Path) -> list[guard.Part]:
+    if _suffix(path) == ".mat":
+        check_matlab(path)
     parts = guard.read_transform(path)
     for part in parts:
         if part.dimension != 3:
