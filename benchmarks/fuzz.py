@@ -403,7 +403,8 @@ class _Forked:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             script = str(Path(__file__).with_name("fuzz_fork.py"))
             subprocess.Popen(
-                [*command[:3], script, str(theirs.fileno()), *command[3:]], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                [*command[:3], script, str(theirs.fileno()), *command[3:]],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env={**os.environ, "MALLOC_ARENA_MAX": "1"}, pass_fds=[theirs.fileno()],
             )  # fmt: skip
             theirs.close()

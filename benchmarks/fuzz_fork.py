@@ -29,7 +29,7 @@ def main(control: int, script: str, where: str) -> None:
             if pid == 0:
                 for end, pipe in enumerate(pipes):
                     os.dup2(pipe, end)
-                sys.stdin = open(0)
+                sys.stdin = open(0)  # noqa: SIM115 - as long as the process
                 os.closerange(3, 64)
                 try:
                     child.main()

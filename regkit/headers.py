@@ -92,7 +92,7 @@ def nrrd_fields(path: Path, lower: bool = True) -> dict[str, str]:
 
 
 def check_matlab(path: Path) -> None:
-    """Refuse a MATLAB file of transforms whose matrices do not fill it: ITK takes what is missing from memory.
+    """Refuse a MATLAB file of transforms that its matrices do not fill: ITK makes up what is missing.
 
     Raises:
         RegkitError: without its name.

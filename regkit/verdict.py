@@ -1,10 +1,10 @@
 """PASS, WARN or FAIL: whether a registration can be believed, by gates that need no labels.
 
 Both images are compared once more at low resolution (:mod:`regkit.lowres`). What counts as a good agreement
-differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front,
-upside down, and mirrored left to right gets the same search for a place and the same rigid fit as the image
-itself. Where the right one fits no better than its wrong copies, the two images have nothing to tell each
-other.
+differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front
+and upside down gets the same search for a place and the same rigid fit as the image itself. Where the right
+one fits no better than its wrong copies, the two images have nothing to tell each other. Left and right are
+told by what is not alike on both sides (:mod:`regkit.handedness`).
 
 The thresholds were chosen on half of the pairs of ``benchmarks/verdict.py`` and hold on the other half as
 ``benchmarks/results/verdict.md`` says.
@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 
 from regkit.costvolume import FeatureMap
-from regkit.evidence import MOST_DOUBT
+from regkit.evidence import MOST_DOUBT, doubt
 from regkit.features import mind_ssc
 from regkit.geometry import Float64, Grid, transform_points
+from regkit.handedness import handedness
 from regkit.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
-from regkit.lowres import EMPTY, LowRes, Points, content
+from regkit.lowres import EMPTY, LowRes, Points, Seen, content
 from regkit.resample import Source, resample
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
@@ -34,7 +35,8 @@ PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 _MANY = 3  # gates that warn are a FAIL together
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
-_ROUNDS, _RADIUS = 3, 3  # of block matching, and cells that it looks around
+_CLOSE, _MOST_CLOSE = 100_000, 500_000  # where sides are told, at most the voxels of the images
+_RADII = (3, 2, 2)  # cells that the rounds of block matching look around
 _FEWEST_BLOCKS = 32
 _REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
 _LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
@@ -42,11 +44,9 @@ _LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
 # to the patient's left, back and head, as nearly as they can.
 _COPIES: dict[str, tuple[int, ...]] = {
     "itself": (),
-    "left to right": (2,),
     "back to front": (1,),
     "upside down": (0,),
 }
-_WRONG = ("back to front", "upside down")  # bodies are much the same left to right
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,15 @@ RULES: dict[str, _Rule] = {
         "back to front: it is the outlines alone that agree.",
     ),
     "side": _Rule(
-        "", 1.03, math.nan, True,
-        "The moving image fits at least as well as its mirror image.",
-        "Mirrored left to right, the moving image fits better: one image may have its sides exchanged.",
+        "errors", 4.0, math.nan, False,
+        "The moving image fits better than its mirror image.",
+        "The images do not tell left from right, or fit better with the sides of one exchanged: make sure "
+        "of the sides by something else.",
+    ),
+    "turn": _Rule(
+        "degrees", 90.0, math.nan, True,
+        "Both images lie much the same way by their headers.",
+        "The images agree where one of them is turned around: its header may have a wrong orientation.",
     ),
     "place": _Rule(
         "cells", 3.0, math.nan, True,
@@ -131,7 +137,7 @@ RULES: dict[str, _Rule] = {
         "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
     ),
     "doubt": _Rule(
-        "cells", 1.25, math.nan, True,
+        "% of body", 5.0, math.nan, True,
         "The features tell a match from its neighbours.",
         "The features hardly tell a match from its neighbours: look at --uncertainty.",
     ),
@@ -178,38 +184,54 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
     return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
 
 
-def measured(
-    fixed: Source, moving: Source, matrix: Float64, points: Points, doubt: Source | None = None
-) -> dict[str, float]:
+def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> dict[str, float]:
     """The values of the gates that the images themselves give.
 
     Args:
         fixed, moving: as they were registered.
         matrix: 4x4, the linear start, fixed LPS mm -> moving LPS mm.
         points: the warp as a function, fixed LPS mm (..., 3) to moving LPS mm.
-        doubt: of the warp, mm, as :class:`regkit.Registration` has it.
 
     Returns:
         Name of the gate to value.
     """
-    small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
-    look = LowRes(fixed, moving, max((small / _CELLS) ** (1 / 3), (large / _MOST_CELLS) ** (1 / 3)))
+    spacing = _spacing(fixed, moving, _CELLS, _MOST_CELLS)
+    look = LowRes(fixed, moving, spacing)
+    seen = look.through(points)
     sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
-    scales = np.linalg.svd(np.asarray(matrix)[:3, :3], compute_uv=False)
+    left, scales, right = np.linalg.svd(np.asarray(matrix)[:3, :3])
     values = {
-        "overlap": 100 * look.covered(look.through(points)),
+        "overlap": 100 * look.covered(seen),
         "size": max(sides) / min(sides),
         "scale": float(max(scales.max(), 1 / scales.min())),
+        "turn": float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))),
+        "doubt": _doubt(look, seen),
     }
-    if doubt is not None:
-        known = doubt.image[doubt.image < 0.999 * MOST_DOUBT * _cell_of(doubt)]
-        values["doubt"] = float(known.median()) / _cell_of(doubt) if len(known) else math.nan
-    return values | _against_copies(look, matrix)
+    # What follows says the same whichever image is fixed, and faster where that is the smaller one.
+    if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
+        fixed, moving, matrix = moving, fixed, np.linalg.inv(matrix)
+        look = LowRes(fixed, moving, spacing)
+    finest = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
+    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), finest))
+    return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 
 
-def _cell_of(doubt: Source) -> float:
-    """mm of the cells that doubt was counted in: it is told of every second one."""
-    return doubt.grid.spacing[0] / 2
+def _spacing(fixed: Source, moving: Source, cells: int, most: int) -> float:
+    """mm, for so many cells over the smaller field of view, and at most so many over the larger."""
+    small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
+    return max((small / cells) ** (1 / 3), (large / most) ** (1 / 3))
+
+
+def _doubt(look: LowRes, seen: Seen) -> float:
+    """Median of how far off the warp may be, as far as the features at low resolution tell: % of the body."""
+    fixed = FeatureMap(look.fixed.features, look.content[None])
+    moved = FeatureMap(seen.features, seen.weight[None])
+    nowhere = torch.zeros(3, *look.content.shape).to(look.content)
+    found = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
+    some = look.content[::2, ::2, ::2] * seen.weight[::2, ::2, ::2]
+    known = found[(some > 0.5) & (found < MOST_DOUBT)]
+    body = float(look.content.sum()) ** (1 / 3)
+    return 100 * float(known.median()) / body if len(known) else math.nan
 
 
 @dataclass(frozen=True)
@@ -232,20 +254,14 @@ def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
     """How the moving image fits beside its copies, and beside itself where the linear start puts it."""
     fits, start = fits_of_copies(look, matrix)
     if not fits:
-        return dict.fromkeys(("copies", "inside", "side", "place"), math.nan)
-
-    def beside(*others: str) -> float:
-        """The misfit, as a share of that of the best of some copies."""
-        best = max(fits[name].similarity for name in others)
-        return (1 - fits["itself"].similarity) / max(1 - best, 1e-6)
-
-    inside = [fits[name].inside for name in _WRONG if not math.isnan(fits[name].inside)]
-    gained = (1 - start) / max(1 - fits["itself"].similarity, 1e-6)
+        return dict.fromkeys(("copies", "inside", "place"), math.nan)
+    itself, *wrong = (fits[name] for name in _COPIES)
+    inside = [one.inside for one in wrong if not math.isnan(one.inside)]
+    gained = (1 - start) / max(1 - itself.similarity, 1e-6)
     return {
-        "copies": beside(*_WRONG),
-        "inside": fits["itself"].inside / max(min(inside), 1e-9) if inside else math.nan,
-        "side": beside("left to right"),
-        "place": fits["itself"].away if gained > 1 / 0.95 else 0.0,
+        "copies": (1 - itself.similarity) / max(1 - max(one.similarity for one in wrong), 1e-6),
+        "inside": itself.inside / max(min(inside), 1e-9) if inside else math.nan,
+        "place": itself.away if gained > 1 / 0.95 else 0.0,
     }
 
 
@@ -322,8 +338,8 @@ class _Judge:
         matrix[:3, 3] = shift
         seen = self.seen(copy, matrix)
         best, grid = self.similarity(seen), self.grid
-        for _ in range(_ROUNDS):
-            blocks, matches = block_match(self.fixed, seen, _RADIUS)
+        for radius in _RADII:
+            blocks, matches = block_match(self.fixed, seen, radius)
             if blocks.shape[1] < _FEWEST_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
