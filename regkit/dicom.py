@@ -1,6 +1,6 @@
 """DICOM in: the series of a folder, which of them is meant, and its slices in order and evenly stacked.
 
-Headers are read by pydicom, of the extra ``regkit[dicom]``, and the voxels of classic slices by ITK's GDCM.
+Headers are read by pydicom, of the extra ``dicom``, and the voxels of classic slices by ITK's GDCM.
 Files of many frames: :mod:`regkit.dicomframes`; structure sets: :mod:`regkit.contours`; the way out:
 :mod:`regkit.dicomwrite`.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.errors import RegkitError, reason
+from regkit.errors import RegkitError, install, reason
 from regkit.geometry import Float64
 
 
@@ -136,7 +136,7 @@ def pydicom() -> ModuleType:
         import pydicom as library
     except ImportError:
         raise RegkitError(
-            'is DICOM, which pydicom reads: pip install "regkit[dicom]", or convert it to NIfTI'
+            f"is DICOM, which pydicom reads: {install('dicom')}, or convert it to NIfTI"
         ) from None
     return library
 

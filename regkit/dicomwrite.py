@@ -1,4 +1,4 @@
-"""DICOM out: a derived series of an image, and a segmentation, by pydicom and highdicom (``regkit[dicom]``).
+"""DICOM out: a derived series of an image, and a segmentation, by pydicom and highdicom (extra ``dicom``).
 
 What is written belongs to the patient, the study and the frame of reference of the fixed image where that is
 DICOM, and names the moving one, if it is, as its source.
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from regkit import dicom
 from regkit.atomic import atomic_folder, atomic_path
-from regkit.errors import RegkitError, reason
+from regkit.errors import RegkitError, install, reason
 from regkit.geometry import Float64, Grid, transform_points
 from regkit.images import ImageLike, Volume, check_fits_memory
 from regkit.intensity import is_ct
@@ -190,8 +190,8 @@ def check_segmentation(path: Path, fixed: ImageLike | None) -> None:
         import highdicom  # noqa: F401
     except ImportError:
         raise RegkitError(
-            f"cannot write '{path}': DICOM segmentations need highdicom: pip install \"regkit[dicom]\", or "
-            "write .seg.nrrd or .nii.gz"
+            f"cannot write '{path}': DICOM segmentations need highdicom: {install('dicom')}, or write "
+            ".seg.nrrd or .nii.gz"
         ) from None
     if fixed is None or dicom.series_of(fixed) is None:
         raise RegkitError(

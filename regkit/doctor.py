@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
-from regkit.errors import RegkitError, reason
+from regkit.errors import DISTRIBUTION, RegkitError, reason
 from regkit.provenance import commit
 
 if TYPE_CHECKING:
@@ -293,13 +293,15 @@ def _packages() -> tuple[dict[str, str | None], tuple[Extra, ...], list[str]]:
     try:
         from packaging.requirements import Requirement
 
-        needed = [Requirement(line) for line in metadata.requires("regkit") or ()]
+        needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     except metadata.PackageNotFoundError:
         return versions, (), ["regkit is not installed, only its folder is there: run pip install -e ."]
     except ImportError:
         return versions, (), ["the package 'packaging' is missing: pip install packaging"]
 
-    names = [name for name in metadata.metadata("regkit").get_all("Provides-Extra") or () if name != "all"]
+    names = [
+        name for name in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or () if name != "all"
+    ]
     for requirement in needed:
         if _wanted(requirement, ""):
             versions[requirement.name] = _version(requirement.name)

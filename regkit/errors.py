@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+DISTRIBUTION = "regkit-imaging"
+"""What pip calls regkit. On PyPI, ``regkit`` is a library for the Windows registry."""
+
 
 class RegkitError(ValueError):
     """Unusable input, with a message that says what is wrong and what to do.
@@ -11,6 +14,11 @@ class RegkitError(ValueError):
     The command line prints the message alone and exits with 1; anything else that escapes is a bug
     of regkit and keeps its traceback.
     """
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra of pyproject.toml."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def last_lines(said: str, most: int) -> str:

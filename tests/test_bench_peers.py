@@ -208,7 +208,7 @@ def test_elastix_says_why_it_failed(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_a_missing_package_names_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    assert 'pip install "regkit[bench]"' in (PEERS[name].missing() or "")
+    assert 'pip install "regkit-imaging[bench]"' in (PEERS[name].missing() or "")
 
 
 def test_itk_without_elastix_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,7 +295,7 @@ def test_frames_with_damaged_numbers_are_refused(tmp_path: Path) -> None:
 def test_without_pydicom_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_enhanced(tmp_path / "ct.dcm", *stack())
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(RegkitError, match=r'pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'pip install "regkit-imaging\[dicom\]"'):
         load_image(path, "fixed image")
 
 

@@ -191,9 +191,9 @@ def test_segments_need_the_dicom_of_the_fixed_image(tmp_path: Path, monkeypatch:
     with pytest.raises(RegkitError, match="refers to the DICOM of the fixed image"):
         save_volume(volume, tmp_path / "a.dcm", tmp_path / "fixed.nii.gz")
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(RegkitError, match=r'need highdicom: pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'need highdicom: pip install "regkit-imaging\[dicom\]"'):
         save_volume(volume, tmp_path / "a.dcm", tmp_path / "fixed.nii.gz")
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(RegkitError, match=r'pip install "regkit\[dicom\]"'):
+    with pytest.raises(RegkitError, match=r'pip install "regkit-imaging\[dicom\]"'):
         save_volume(volume, f"{tmp_path / 'out'}/")
     assert [p.name for p in tmp_path.iterdir()] == ["fixed.nii.gz"]

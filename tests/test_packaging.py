@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import regkit
+from regkit.errors import DISTRIBUTION, install
 
 ROOT = Path(__file__).resolve().parents[1]
 _SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e"
@@ -116,6 +118,18 @@ def test_the_version(project: dict[str, Any]) -> None:
     assert _python(
         "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('regkit', run_name='__main__')"
     ) == (f"regkit {regkit.__version__}\n")
+
+
+def test_messages_call_the_distribution_as_pip_does(project: dict[str, Any]) -> None:
+    """``regkit`` on PyPI is another project: no message or page may send users there."""
+    assert project["project"]["name"] == DISTRIBUTION
+    assert metadata.version(DISTRIBUTION) == regkit.__version__
+    for extra in project["project"]["optional-dependencies"]:
+        assert install(extra) == f'pip install "{DISTRIBUTION}[{extra}]"'
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "regkit").rglob("*.py")]
+    for path in texts:
+        named = re.findall(r"pip\w* install [^`\n]*", path.read_text(encoding="utf-8"))
+        assert not [words for words in named if re.search(r"\bregkit(?![\w-])", words.split("&&")[0])], path
 
 
 def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,19 @@ class Fatal(Procedural):
 
     def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
         os._exit(9)
+
+
+class Torn(Procedural):
+    """Ends the process that draws halfway through what it sends."""
+
+    def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
+        Connection.send_bytes = _send_half  # type: ignore[assignment]
+        return super().draw(random, device)
+
+
+def _send_half(self: Connection, message: bytes) -> None:
+    os.write(self.fileno(), struct.pack("!i", len(message)) + message[: len(message) // 2])
+    os._exit(9)
 
 
 def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
@@ -95,10 +110,12 @@ def test_an_error_in_drawing_comes_out() -> None:
         next(received)
 
 
-def test_a_process_that_ends_is_an_error() -> None:
+@pytest.mark.parametrize(("source", "workers"), [(Fatal(), 1), (Torn(), 1), (Torn(), 2)])
+def test_a_process_that_ends_is_an_error(source: Source, workers: int) -> None:
     message = "has ended, as for want of memory; take fewer with --workers"
-    with pytest.raises(RegkitError, match=message), batches(_trainer(Fatal()), 1) as received:
+    with pytest.raises(RegkitError, match=message), batches(_trainer(source), workers) as received:
         next(received)
+    assert not multiprocessing.active_children()
 
 
 def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regkit.bench.case import Case
+from regkit.errors import install
 from regkit.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.images import Volume, load_image, load_mask
 from regkit.intensity import default_ct_window, is_ct
@@ -84,7 +85,7 @@ class Package:
                 return None
             except importlib.metadata.PackageNotFoundError:  # itk, without elastix
                 pass
-        return f'{self.distribution} is not installed: pip install "regkit[bench]"'
+        return f"{self.distribution} is not installed: {install('bench')}"
 
     def version(self) -> str:
         return f"{self.distribution} {importlib.metadata.version(self.distribution)}"

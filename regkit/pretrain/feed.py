@@ -7,15 +7,15 @@ Whoever draws it, an anatomy is the same for its number.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,13 +82,12 @@ class _Workers:
         self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
         self.drawn: dict[int, Future[bytes]] = {}
-        self.pool = ProcessPoolExecutor(
-            count,
-            # Not a fork: this process has threads, and may have a GPU.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(config.pairs, drawn_here.sources, config.seed, drawn_here.maps),
-        )
+        how = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
+        self.processes = [_Process(*how) for _ in range(count)]
+        self.idle: SimpleQueue[_Process] = SimpleQueue()
+        for process in self.processes:
+            self.idle.put(process)
+        self.threads = ThreadPoolExecutor(count)  # each waits for the answer of one process
         self.synthesiser = Synthesiser(
             config.pairs, drawn_here.sources, config.seed, trainer.where.device, self.anatomy
         )
@@ -97,51 +96,93 @@ class _Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.end()
+        self.threads.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.pipe.close()
 
     def anatomy(self, number: int) -> Anatomy:
         """The anatomy of a number; of those before it, only as many as take turns may be asked for later."""
-        with _all_alive():
-            for following in range(self.next, number + self.ahead + 1):
-                self.drawn[following] = self.pool.submit(_drawn, following)
-                self.next = following + 1
-            for unasked in [other for other in self.drawn if other <= number - self.bank]:
-                del self.drawn[unasked]
-            anatomy: Anatomy = pickle.loads(self.drawn.pop(number).result())
-            return anatomy
+        for following in range(self.next, number + self.ahead + 1):
+            self.drawn[following] = self.threads.submit(self._draw, following)
+            self.next = following + 1
+        for unasked in [other for other in self.drawn if other <= number - self.bank]:
+            del self.drawn[unasked]
+        answer = pickle.loads(self.drawn.pop(number).result())
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Anatomy)
+        return answer
+
+    def _draw(self, number: int) -> bytes:
+        process = self.idle.get()
+        try:
+            return process.draw(number)
+        finally:
+            self.idle.put(process)
 
 
-@contextmanager
-def _all_alive() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise RegkitError(
-            "a process that draws anatomies has ended, as for want of memory; take fewer with --workers"
-        ) from error
+class _Process:
+    """A process that draws one anatomy at a time.
+
+    It has a pipe of its own, whose far end nobody else holds. When the process ends, even halfway through an
+    answer, the pipe closes, and whoever waits for the answer is told. With ProcessPoolExecutor all share one
+    pipe, and the wait for the rest of such an answer never ends.
+    """
+
+    def __init__(
+        self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps]
+    ) -> None:
+        # Not a fork: this process has threads, and may have a GPU.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, how, sources, seed, maps))
+        self.process.start()
+        theirs.close()
+
+    def draw(self, number: int) -> bytes:
+        """The anatomy of a number, or the exception that drawing it raised, pickled.
+
+        Raises:
+            RegkitError: the process has ended.
+        """
+        try:
+            self.pipe.send(number)
+            return self.pipe.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise RegkitError(
+                "a process that draws anatomies has ended, as for want of memory; take fewer with --workers"
+            ) from error
+
+    def end(self) -> None:
+        self.process.kill()  # it ignores gentler signals
+        self.process.join()
 
 
-# What a drawing process is made for.
-_draw: Callable[[int], Anatomy]
-
-
-def _begin(how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps]) -> None:
-    global _draw
+def _serve(
+    pipe: Connection,
+    how: Pairs,
+    sources: Sequence[tuple[Source, float]],
+    seed: int,
+    maps: Sequence[LabelMaps],
+) -> None:
     # A signal to all processes of a run is for the one that trains, which then ends these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _draw = partial(draw_anatomy, how, sources, seed, maps=maps)
+    with suppress(EOFError, OSError):  # the process that trains has ended
+        while True:
+            answer = _answer(how, sources, seed, maps, pipe.recv())
+            # Bytes, because tensors would travel in shared memory, of which there may be little.
+            pipe.send_bytes(pickle.dumps(answer))
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # the main thread waits for work that nobody will send
-
-
-def _drawn(number: int) -> bytes:
-    """An anatomy, as bytes: tensors would travel in shared memory, of which there may be little."""
-    return pickle.dumps(_draw(number))
+def _answer(
+    how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps], number: int
+) -> Anatomy | Exception:
+    try:
+        return draw_anatomy(how, sources, seed, number, maps=maps)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error

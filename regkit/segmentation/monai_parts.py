@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regkit.errors import RegkitError
+from regkit.errors import RegkitError, install
 
 BOTH, IMAGE = ("image", "labels"), ("image",)
 _OVERLAP = 0.5  # of neighbouring windows
@@ -25,10 +25,7 @@ _AT_ONCE = 2  # windows: convolutions of a single small one are several times sl
 def check_installed() -> None:
     """Raise RegkitError if MONAI is missing."""
     if find_spec("monai") is None:
-        raise RegkitError(
-            "segmentation needs MONAI, which is not installed: pip install 'regkit[segmentation]', or in a "
-            "checkout pip install -c constraints.txt -e '.[segmentation]'"
-        )
+        raise RegkitError(f"segmentation needs MONAI, which is not installed: {install('segmentation')}")
 
 
 def augmentation(patch: tuple[int, int, int]) -> Any:
