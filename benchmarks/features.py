@@ -46,7 +46,7 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
     """The matrix that the search with MIND finds, and ``count`` - 1 that are off."""
     from scipy.spatial.transform import Rotation
 
-    from regkit.images import load_image
+    from regkit.io.images import load_image
 
     row = run(name, direction, {"preset": "linear"})
     found = np.array(row["linear"])

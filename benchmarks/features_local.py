@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from regkit.features import Part, feature_parts, mind_ssc
+from regkit.features.maps import Part, feature_parts, mind_ssc
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import bias, blurred
 from regkit.synthesis.mixture import anatomies, mixture

@@ -21,7 +21,11 @@ import torch
 from features import chosen, linear_starts
 from open_pairs import DIRECTIONS, SHARED
 
-from regkit.deformable import (
+from regkit.core.settings import named_settings
+from regkit.features.maps import MIND, Part, feature_parts
+from regkit.io.images import load_image
+from regkit.registration import _sources
+from regkit.solver.deformable import (
     STRIDE,
     Pyramid,
     coarse_field,
@@ -30,11 +34,7 @@ from regkit.deformable import (
     moving_features,
     plan,
 )
-from regkit.evidence import differences_near
-from regkit.features import MIND, Part, feature_parts
-from regkit.images import load_image
-from regkit.registration import _sources
-from regkit.settings import named_settings
+from regkit.solver.evidence import differences_near
 
 SHIFTS = (1, 2, 4)  # cells
 

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from regkit.provenance import commit
+from regkit.io.provenance import commit
 
 MOST_SECONDS = 10.0
 MEMORY = 4 << 30
@@ -73,16 +73,16 @@ def readers() -> dict[str, Reader]:
     import torch
 
     from regkit.cli.files import read_label_names
-    from regkit.formats import read_linear, read_warp, write_linear, write_warp
-    from regkit.geometry import Grid
-    from regkit.images import load_image, load_labels, load_segmentation
-    from regkit.outputs import save_segmentation
-    from regkit.points import open_points, read_pairs, read_points, write_points
-    from regkit.provenance import read_record
-    from regkit.segments import Segment, Segmentation
-    from regkit.unet import Architecture, UNet
+    from regkit.core.geometry import Grid
+    from regkit.features.unet import Architecture, UNet
+    from regkit.features.weights import load_network, save_weights
+    from regkit.io.formats import read_linear, read_warp, write_linear, write_warp
+    from regkit.io.images import load_image, load_labels, load_segmentation
+    from regkit.io.outputs import save_segmentation
+    from regkit.io.points import open_points, read_pairs, read_points, write_points
+    from regkit.io.provenance import read_record
+    from regkit.io.segments import Segment, Segmentation
     from regkit.warp import Warp
-    from regkit.weights import load_network, save_weights
 
     grid = Grid((8, 9, 10), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
     rng = np.random.default_rng(0)
@@ -440,7 +440,7 @@ def work(seed: int, jobs: list[tuple[str, int, int]], fresh: bool = False) -> No
     """
     import torch
 
-    from regkit import guard
+    from regkit.io import guard
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -476,7 +476,7 @@ def work(seed: int, jobs: list[tuple[str, int, int]], fresh: bool = False) -> No
 
 def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     """How reading a file went."""
-    from regkit.errors import RegkitError
+    from regkit.core.errors import RegkitError
 
     start, detail = time.monotonic(), ""
     try:

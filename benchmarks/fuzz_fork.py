@@ -1,9 +1,9 @@
 """The process that ``fuzz.py`` forks ITK's readers from: run as a script by it, and by nothing else.
 
-    python -I -S benchmarks/fuzz_fork.py SOCKET regkit/itkchild.py SITE-PACKAGES
+    python -I -S benchmarks/fuzz_fork.py SOCKET regkit/io/itkchild.py SITE-PACKAGES
 
 It loads ITK once. For every pair of pipes that comes over the socket it forks a process that answers one
-request as ``regkit/itkchild.py`` does, says its process number, and its exit code when it has ended.
+request as ``regkit/io/itkchild.py`` does, says its process number, and its exit code when it has ended.
 """
 
 import importlib.util

@@ -23,8 +23,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.geometry import slab_index, transform_points
-from regkit.jacobian import jacobian_determinant
+from regkit.core.geometry import slab_index, transform_points
+from regkit.ops.jacobian import jacobian_determinant
 
 BEND_MM, BEND_SIGMA_MM, ROTATION_DEG, SHIFT_MM = 12.0, 25.0, 10.0, 15.0
 

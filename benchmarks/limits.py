@@ -95,7 +95,7 @@ def costs(case: Case) -> Need:
 
 def choices(case: Case) -> Need:
     """Each round reads all costs and smooths three components, both ways; then 8 rounds of consistency."""
-    from regkit.coarse import COUPLING
+    from regkit.solver.coarse import COUPLING
 
     rounds, consistency = 1 + len(COUPLING), 8
     bytes_moved = operations = 0
@@ -146,7 +146,7 @@ def needs(settings: dict[str, Any], voxels: int) -> list[dict[str, Any]]:
     """A row of NEEDS each, for the settings that a registration reports."""
     import torch
 
-    from regkit.features import feature_maps, feature_parts
+    from regkit.features.maps import feature_maps, feature_parts
 
     parts = [part for part in feature_parts(settings["features"])[1] if part.name in settings["compared"]]
     tiny, spacing = torch.zeros(64, 64, 64), settings["working_spacing_mm"]
@@ -166,7 +166,7 @@ def ceilings(threads: int) -> dict[str, float]:
     """Bytes a second that a copy of 256 MB reads and writes, and operations a second of matrix products."""
     import torch
 
-    from regkit.native import empty
+    from regkit.ops.native import empty
 
     torch.set_num_threads(threads)
     one, other = empty(2**26).fill_(1), empty(2**26).fill_(0)

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-from regkit.geometry import Grid
-from regkit.outputs import save_image
-from regkit.provenance import commit
+from regkit.core.geometry import Grid
+from regkit.io.outputs import save_image
+from regkit.io.provenance import commit
 
 MB = 1e6
 

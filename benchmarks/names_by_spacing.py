@@ -5,7 +5,7 @@
 
 Painted trunks, each drawn once on voxels of each size, over the same 160 x 288 x 336 mm, or as much of it as
 the largest volume holds; or anatomies of label maps (docs/pretraining.md), as much as 160 voxels hold.
-It is what tells from which voxels on a registration leaves the network out (``regkit.features``).
+It is what tells from which voxels on a registration leaves the network out (``regkit.features.maps``).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from open_pairs import ROOT, setting, write_rows
 
-from regkit.metrics import dice, summarise
-from regkit.network import NetworkFeatures
+from regkit.evaluate import dice, summarise
+from regkit.features.network import NetworkFeatures
+from regkit.features.weights import bundled_weights
 from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.maps import LabelMaps, load_maps
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
-from regkit.weights import bundled_weights
 
 _FIELD_MM = (160, 288, 336)
 _LARGEST = 280  # voxels along a side

@@ -79,9 +79,9 @@ def dice_in_common_field(
 
     What it does not show cannot be brought over: a slab lacks most of a trunk's spleen.
     """
-    from regkit.geometry import affine_transform, transform_points
-    from regkit.images import load_labels
-    from regkit.metrics import dice, summarise
+    from regkit.core.geometry import affine_transform, transform_points
+    from regkit.evaluate import dice, summarise
+    from regkit.io.images import load_labels
     from regkit.warp import contains, resample_labels
 
     fixed, moving = load_labels(fixed_labels, "fixed labels"), load_labels(moving_labels, "moving labels")
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def commit() -> str:
     """The commit that is measured, with a mark if anything but earlier results differs from it."""
-    from regkit import provenance
+    from regkit.io import provenance
 
     return provenance.commit(".", ":(exclude)benchmarks/results") or "unknown"
 
@@ -138,8 +138,8 @@ def setting() -> str:
 
 def write_rows(rows: Any, output: Path, head: str) -> None:
     """The measures as JSON beside the table as Markdown."""
-    from regkit.atomic import atomic_path
-    from regkit.jsontext import to_json
+    from regkit.core.jsontext import to_json
+    from regkit.io.atomic import atomic_path
 
     output.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".json", to_json(rows)), (".md", head)):

@@ -17,8 +17,8 @@ import numpy as np
 from open_pairs import ROOT, apart, setting, write_rows
 
 import regkit
-from regkit.phantom import torso
-from regkit.weights import bundled_weights, load_network, save_weights
+from regkit.features.weights import bundled_weights, load_network, save_weights
+from regkit.synthesis.phantom import torso
 
 # Features, and whether the weights tell their spacings.
 COLUMNS = {

@@ -51,7 +51,7 @@ SIZES, FIELD_OF_VIEW = (64, 96, 128, 192, 256, 384), 384.0
 STAGES = ("start", "load", "linear", "features", "coarse", "fine", "warp", "write")
 # All that a registration imports and reads before its first stage.
 START = (
-    "from regkit.process import leave, tune; tune(); "
+    "from regkit.runtime.process import leave, tune; tune(); "
     "import regkit.cli, regkit.registration as r, regkit.results; r.feature_parts(); leave(0)"
 )
 OWN = ((), ("--preset", "fast"), ("--features", "mind", "--init", "none"))
@@ -79,8 +79,8 @@ def write_pair(folder: Path, shape: Sequence[int], spacing: float) -> None:
     import numpy as np
     import SimpleITK as sitk
 
-    from regkit.geometry import Grid
-    from regkit.phantom import torso
+    from regkit.core.geometry import Grid
+    from regkit.synthesis.phantom import torso
 
     phantom = torso(3, spacing=2.0)
     z, y, x = shape
@@ -364,8 +364,8 @@ def draw(rows: Sequence[dict[str, Any]], base: dict[str, float], picture: Path) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from regkit.atomic import atomic_path
-    from regkit.colours import DIM, INK, PALE
+    from regkit.io.atomic import atomic_path
+    from regkit.viz.colours import DIM, INK, PALE
 
     figure = Figure((8, 3.2), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)

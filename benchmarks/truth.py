@@ -37,7 +37,7 @@ import regkit
 from regkit.bench import case as bench
 from regkit.bench.method import Inputs
 from regkit.bench.peers import Ants, Greedy
-from regkit.geometry import Float64, transform_points
+from regkit.core.geometry import Float64, transform_points
 from regkit.warp import contains
 
 BORDER = 4  # voxels

@@ -23,8 +23,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.geometry import Float64, affine_transform, transform_points
-from regkit.phantom import torso
+from regkit.core.geometry import Float64, affine_transform, transform_points
+from regkit.synthesis.phantom import torso
 
 PointMap = Callable[[npt.ArrayLike], Float64]
 Move = Callable[[regkit.Volume], tuple[regkit.Volume, PointMap]]

@@ -183,8 +183,8 @@ def draw(rows: list[Row], picture: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    from regkit.atomic import atomic_path
-    from regkit.colours import DIM, INK, PALE
+    from regkit.io.atomic import atomic_path
+    from regkit.viz.colours import DIM, INK, PALE
 
     told = [row for row in done(rows) if row["doubt"] is not None]
     groups = grouped(rows, "group")

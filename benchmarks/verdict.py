@@ -29,8 +29,8 @@ from open_pairs import ROOT, setting, write_rows
 from verdict_cases import HALVES, Pair, off, right_makers, wrong_makers
 
 import regkit
-from regkit.atomic import atomic_path
-from regkit.jsontext import to_json
+from regkit.core.jsontext import to_json
+from regkit.io.atomic import atomic_path
 from regkit.verdict import LEVELS, RULES, verdict_of
 
 CACHE = Path.home() / ".cache" / "regkit" / "verdict.json"

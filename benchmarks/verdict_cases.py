@@ -22,10 +22,10 @@ from scipy.spatial.transform import Rotation
 from truth_cases import body_of, noisy, remapped
 
 import regkit
-from regkit.geometry import Float64, transform_points
-from regkit.phantom import torso
+from regkit.core.geometry import Float64, transform_points
 from regkit.synthesis.appearance import random_palette, render
 from regkit.synthesis.noise import Dice
+from regkit.synthesis.phantom import torso
 from regkit.warp import resample_labels
 
 MOST_VOXELS = 300_000

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
-    from regkit.dicom import DicomSeries
-    from regkit.errors import RegkitError
-    from regkit.geometry import Grid
-    from regkit.htmlreport import write_report
-    from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask
-    from regkit.metrics import LabelScore, compare_labels, target_registration_error
-    from regkit.outputs import save_image
-    from regkit.points import read_pairs, read_points, write_points
+    from regkit.core.errors import RegkitError
+    from regkit.core.geometry import Grid
+    from regkit.evaluate import LabelScore, compare_labels, target_registration_error
+    from regkit.io.dicom import DicomSeries
+    from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask
+    from regkit.io.outputs import save_image
+    from regkit.io.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
     from regkit.registration import Registration, register
     from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.verdict import Gate, Verdict
+    from regkit.viz.htmlreport import write_report
     from regkit.warp import Warp
 
 __version__ = "0.1.0"
@@ -70,14 +70,14 @@ __all__ = [
 
 _MODULES = {
     "check": ("Check", "check_warp"),
-    "dicom": ("DicomSeries",),
-    "errors": ("RegkitError",),
-    "geometry": ("Grid",),
-    "htmlreport": ("write_report",),
-    "images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
-    "metrics": ("LabelScore", "compare_labels", "target_registration_error"),
-    "outputs": ("save_image",),
-    "points": ("read_pairs", "read_points", "write_points"),
+    "io.dicom": ("DicomSeries",),
+    "core.errors": ("RegkitError",),
+    "core.geometry": ("Grid",),
+    "viz.htmlreport": ("write_report",),
+    "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
+    "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),
+    "io.outputs": ("save_image",),
+    "io.points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
     "registration": ("Registration", "register"),
     "results": ("save_volume",),

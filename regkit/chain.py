@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.errors import RegkitError
-from regkit.foreign import split_convention
-from regkit.formats import NotLinearError, is_transform, read_linear, read_warp
-from regkit.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.foreign import split_convention
+from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp
 from regkit.warp import Inverter, Warp, contains
 
 INVERSE = "inverse:"

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from regkit import foreign, guard
-from regkit.errors import RegkitError
-from regkit.formats import NotLinearError, is_transform, read_linear, read_warp, to_learn2reg
-from regkit.geometry import Float64, Grid, transform_points
-from regkit.images import ImageLike, Volume, load_image
-from regkit.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.jacobian import folding_percent
-from regkit.lowres import LowRes, Points
-from regkit.nifti import SUFFIXES, open_nifti
-from regkit.resample import Source
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
+from regkit.io import foreign, guard
+from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp, to_learn2reg
+from regkit.io.images import ImageLike, Volume, load_image
+from regkit.io.nifti import SUFFIXES, open_nifti
+from regkit.ops.jacobian import folding_percent
+from regkit.ops.resample import Source
+from regkit.solver.lowres import LowRes, Points
 from regkit.warp import Inverter, Warp, contains
 
 _CELLS = 60_000  # of the grid that readings are compared on

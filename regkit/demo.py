@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regkit.atomic import atomic_path
-from regkit.geometry import Float64
-from regkit.jsontext import to_json
-from regkit.metrics import summarise_errors, target_registration_error
-from regkit.outputs import save_image
-from regkit.phantom import Phantom, torso
+from regkit.core.geometry import Float64
+from regkit.core.jsontext import to_json
+from regkit.evaluate import summarise_errors, target_registration_error
+from regkit.io.atomic import atomic_path
+from regkit.io.outputs import save_image
 from regkit.registration import Registration, register
 from regkit.results import write_results
+from regkit.synthesis.phantom import Phantom, torso
 
 FILES = {
     "fixed": "fixed.nii.gz",

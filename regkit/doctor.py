@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regkit import __version__
-from regkit.errors import DISTRIBUTION, RegkitError, reason
-from regkit.provenance import commit
+from regkit.core.errors import DISTRIBUTION, RegkitError, reason
+from regkit.io.provenance import commit
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -241,8 +241,8 @@ def _registered(progress: Progress | None) -> dict[str, Any]:
     import numpy as np
     import SimpleITK as sitk
 
-    from regkit.phantom import torso
     from regkit.registration import register
+    from regkit.synthesis.phantom import torso
     from regkit.verdict import FAIL
 
     phantom = torso(_SEED, _SPACING)
@@ -361,7 +361,7 @@ def _compiler() -> str | None:
 
 
 def _kernels() -> Kernels:
-    from regkit import native
+    from regkit.ops import native
 
     missing = native.why_missing()
     if missing:
@@ -393,7 +393,7 @@ def _device() -> Device:
 
 
 def _weights() -> str:
-    from regkit.weights import bundled_weights
+    from regkit.features.weights import bundled_weights
 
     return bundled_weights().name
 

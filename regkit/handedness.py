@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.costvolume import FeatureMap
-from regkit.features import mind_ssc
-from regkit.geometry import Float64, transform_points
-from regkit.linear import block_match, fit_rigid, least_trimmed_squares
-from regkit.lowres import LowRes
-from regkit.resample import Source, resample
+from regkit.core.geometry import Float64, transform_points
+from regkit.features.maps import mind_ssc
+from regkit.ops.resample import Source, resample
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
+from regkit.solver.lowres import LowRes
 
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
 _FEWEST_BLOCKS, _FEWEST_CELLS = 32, 100

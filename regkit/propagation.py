@@ -13,17 +13,17 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit.costvolume import FeatureMap
-from regkit.deformable import STRIDE, plan
-from regkit.errors import RegkitError
-from regkit.features import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
-from regkit.filters import smooth
-from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, load_image, load_labelled
-from regkit.intensity import normalise
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.core.intensity import normalise
+from regkit.core.settings import named_settings
+from regkit.features.maps import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
+from regkit.io.images import ImageLike, Volume, check_fits_memory, load_image, load_labelled
+from regkit.ops.filters import smooth
+from regkit.ops.resample import Source, resample
 from regkit.registration import Progress, Registration, register, reproducible, torch_device
-from regkit.resample import Source, resample
-from regkit.settings import named_settings
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.deformable import STRIDE, plan
 from regkit.warp import Warp, contains
 
 Float32 = npt.NDArray[np.float32]

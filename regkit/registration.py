@@ -21,8 +21,22 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit import __version__, native
-from regkit.deformable import (
+from regkit import __version__
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
+from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
+from regkit.core.settings import named_settings
+from regkit.evaluate import LabelScore, compare_labels, summarise
+from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
+from regkit.io.formats import checked_matrix, read_linear
+from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
+from regkit.io.provenance import record_of
+from regkit.ops import native
+from regkit.ops.folding import unfold
+from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
+from regkit.ops.resample import Source, resample
+from regkit.runtime.memory import GB, capped, fitting, resident_memory
+from regkit.solver.deformable import (
     STRIDE,
     believed_field,
     displacement_doubt,
@@ -32,21 +46,8 @@ from regkit.deformable import (
     moving_features,
     plan,
 )
-from regkit.errors import RegkitError
-from regkit.evidence import taken_back
-from regkit.features import DEFAULT, feature_parts, mind_ssc, parts_for
-from regkit.folding import unfold
-from regkit.formats import checked_matrix, read_linear
-from regkit.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
-from regkit.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
-from regkit.linear import STEPS, LinearStart, align
-from regkit.memory import GB, capped, fitting, resident_memory
-from regkit.metrics import LabelScore, compare_labels, summarise
-from regkit.provenance import record_of
-from regkit.resample import Source, resample
-from regkit.settings import named_settings
+from regkit.solver.evidence import taken_back
+from regkit.solver.linear import STEPS, LinearStart, align
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
 
@@ -69,9 +70,9 @@ class Registration:
         linear: 4x4, fixed LPS mm -> moving LPS mm: the linear start that the warp includes.
         metrics: ``folding_percent``, ``sd_log_jacobian``, ``feature_difference`` (mean squared
             difference over the overlap, after the linear and the deformable stage), ``evidence`` (of each
-            part of the features the share of its weight that it kept, :mod:`regkit.evidence`) and, where
-            labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear, after)
-            and ``labels`` (one row per label).
+            part of the features the share of its weight that it kept, :mod:`regkit.solver.evidence`) and,
+            where labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear,
+            after) and ``labels`` (one row per label).
         timings: seconds by stage, ``total`` last.
         memory: peak MB of the process up to the end of each stage, what was ``foretold``, ``peak`` last.
         settings: everything the run depended on.
@@ -102,8 +103,8 @@ class Registration:
     def uncertainty(self) -> Volume | None:
         """How far off the warp may be at each voxel of the fixed grid, mm, float32; None of a linear start.
 
-        From how well the features tell the match from its neighbours (:func:`regkit.evidence.doubt`). Where
-        the moving image has no data, or nothing is told, it is the largest value there is.
+        From how well the features tell the match from its neighbours (:func:`regkit.solver.evidence.doubt`).
+        Where the moving image has no data, or nothing is told, it is the largest value there is.
         """
         if self.doubt is None:
             return None
@@ -111,7 +112,7 @@ class Registration:
         return Volume(values.cpu().numpy(), self.warp.grid)
 
     def provenance(self, **inputs: object) -> dict[str, Any]:
-        """What made it, for :func:`regkit.provenance.write_record`: version, settings, hashes of inputs.
+        """What made it, for :func:`regkit.io.provenance.write_record`: version, settings, hashes of inputs.
 
         Args:
             inputs: the files that were registered, by their roles, as ``fixed="fixed.nii.gz"``.
@@ -164,11 +165,11 @@ def register(
             where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
             no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
-        features: what the deformable stages compare, of :data:`regkit.features.NAMES`: ``mind``, ``network``
-            or ``network+mind``. In the last the network is left out on a working grid that is much finer than
-            what it learnt from. The linear start always compares MIND.
+        features: what the deformable stages compare, of :data:`regkit.features.maps.NAMES`: ``mind``,
+            ``network`` or ``network+mind``. In the last the network is left out on a working grid that is
+            much finer than what it learnt from. The linear start always compares MIND.
         weights: the file of the network's weights; by default those that come with regkit.
-        preset: the name of settings in :data:`regkit.settings.PRESETS`.
+        preset: the name of settings in :data:`regkit.core.settings.PRESETS`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regkit.atomic import together
-from regkit.errors import RegkitError
-from regkit.formats import write_linear, write_warp
-from regkit.images import LabelledVolume, load_image, load_labels
-from regkit.outputs import is_folder, save_image, save_segmentation
-from regkit.provenance import write_record
-from regkit.segments import SLICER, Segmentation, named
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import together
+from regkit.io.formats import write_linear, write_warp
+from regkit.io.images import LabelledVolume, load_image, load_labels
+from regkit.io.outputs import is_folder, save_image, save_segmentation
+from regkit.io.provenance import write_record
+from regkit.io.segments import SLICER, Segmentation, named
 
 if TYPE_CHECKING:
-    from regkit.images import ImageLike, Volume
+    from regkit.io.images import ImageLike, Volume
     from regkit.registration import Registration
 
 
@@ -40,7 +40,7 @@ def write_results(
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.
-        record: of the run (:func:`regkit.provenance.record_of`), to be written beside the first file
+        record: of the run (:func:`regkit.io.provenance.record_of`), to be written beside the first file
             and shown in the report.
 
     Raises:
@@ -66,7 +66,7 @@ def write_results(
             save_volume(volume, files[name], fixed, moving, label_names)
         seen = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
         if "figure" in files and seen is not None:
-            from regkit.figure import registration_figure
+            from regkit.viz.figure import registration_figure
 
             registration_figure(
                 seen,
@@ -79,7 +79,7 @@ def write_results(
                 result.warp.jacobian(),
             )
         if "report" in files and seen is not None:
-            from regkit.htmlreport import write_report
+            from regkit.viz.htmlreport import write_report
 
             write_report(result, files["report"], seen, record)
         if record is not None:
@@ -106,7 +106,7 @@ def save_volume(
     """
     name = str(path).lower()
     if is_folder(path):
-        from regkit.dicomwrite import save_series
+        from regkit.io.dicomwrite import save_series
 
         save_series(volume, Path(path), fixed, moving)
     elif name.endswith((".dcm", SLICER[0])):
@@ -129,7 +129,7 @@ def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike
         RegkitError: if it cannot be written.
     """
     if str(path).lower().endswith(".dcm"):
-        from regkit import dicomwrite
+        from regkit.io import dicomwrite
 
         dicomwrite.save_segmentation(segmentation, Path(path), fixed)
     else:
@@ -147,13 +147,13 @@ def check_dicom(image: str | None, labels: Path | None, fixed: ImageLike | None)
         RegkitError: if it cannot.
     """
     if image is not None and is_folder(image):
-        from regkit import dicom
+        from regkit.io import dicom
 
         try:
             dicom.pydicom()
         except RegkitError as error:
             raise RegkitError(f"'{image}' {error}") from None
     if labels is not None and labels.suffix.lower() == ".dcm":
-        from regkit.dicomwrite import check_segmentation
+        from regkit.io.dicomwrite import check_segmentation
 
         check_segmentation(labels, fixed)

@@ -1,6 +1,6 @@
 """PASS, WARN or FAIL: whether a registration can be believed, by gates that need no labels.
 
-Both images are compared once more at low resolution (:mod:`regkit.lowres`). What counts as a good agreement
+Both images are compared once more at low resolution (:mod:`regkit.solver.lowres`). What counts as a good agreement
 differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front
 and upside down gets the same search for a place and the same rigid fit as the image itself. Where the right
 one fits no better than its wrong copies, the two images have nothing to tell each other. Left and right are
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.costvolume import FeatureMap
-from regkit.evidence import MOST_DOUBT, doubt
-from regkit.features import mind_ssc
-from regkit.geometry import Float64, Grid, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.features.maps import mind_ssc
 from regkit.handedness import handedness
-from regkit.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
-from regkit.lowres import EMPTY, LowRes, Points, Seen, content
-from regkit.resample import Source, resample
+from regkit.ops.resample import Source, resample
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.evidence import MOST_DOUBT, doubt
+from regkit.solver.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
+from regkit.solver.lowres import EMPTY, LowRes, Points, Seen, content
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
@@ -294,7 +294,7 @@ def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float
 
 
 class _Judge:
-    """How well copies of the moving image fit, as by :class:`regkit.linear.Judge`.
+    """How well copies of the moving image fit, as by :class:`regkit.solver.linear.Judge`.
 
     What the smaller of the images shows and the other does not reach counts as much as a random shift gives.
 
@@ -373,7 +373,7 @@ def _lattice(grid: Grid, matrix: Float64, like: Grid) -> Grid:
 class _Search:
     """The best of all shifts of whole cells, by correlations in the Fourier domain.
 
-    As :func:`regkit.linear.search_translation`, with what is fixed transformed once for all copies.
+    As :func:`regkit.solver.linear.search_translation`, with what is fixed transformed once for all copies.
 
     Args:
         look: at both images.

@@ -19,12 +19,12 @@ import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 
-from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
-from regkit.jacobian import jacobian_determinant
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.ops.jacobian import jacobian_determinant
 
 if TYPE_CHECKING:
-    from regkit.images import ImageLike, Volume
+    from regkit.io.images import ImageLike, Volume
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
 _INTERPOLATORS = {
@@ -76,20 +76,20 @@ class Warp:
 
     @classmethod
     def load(cls, path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Warp:
-        """Read a warp file; see :func:`regkit.formats.read_warp`."""
-        from regkit.formats import read_warp
+        """Read a warp file; see :func:`regkit.io.formats.read_warp`."""
+        from regkit.io.formats import read_warp
 
         return read_warp(path, fixed, moving)
 
     def save(self, path: str | Path, format: str | None = None) -> None:
-        """Write a warp file; see :func:`regkit.formats.write_warp`."""
-        from regkit.formats import write_warp
+        """Write a warp file; see :func:`regkit.io.formats.write_warp`."""
+        from regkit.io.formats import write_warp
 
         write_warp(self, path, format)
 
     def to_sitk(self) -> sitk.DisplacementFieldTransform:
         """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
-        from regkit.images import check_fits_memory
+        from regkit.io.images import check_fits_memory
 
         # A copy of the field in each precision.
         check_fits_memory(self.field[..., 0].size, "the warp as a transform of ITK", 12 + 24)
@@ -122,7 +122,7 @@ class Warp:
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.images import load_image, load_labels, load_volume
+        from regkit.io.images import load_image, load_labels, load_volume
 
         if interpolation not in _INTERPOLATORS:
             raise RegkitError(
@@ -209,7 +209,7 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
-        from regkit.images import check_fits_memory
+        from regkit.io.images import check_fits_memory
 
         # The residual and the inverse.
         check_fits_memory(self.field[..., 0].size + int(np.prod(grid.size)), "the inverse", 12)
@@ -222,8 +222,8 @@ class Warp:
         return Warp(field, grid, self.grid)
 
     def jacobian(self) -> Volume:
-        """The Jacobian determinant of T; see :func:`regkit.jacobian.jacobian_determinant`."""
-        from regkit.images import Volume
+        """The Jacobian determinant of T; see :func:`regkit.ops.jacobian.jacobian_determinant`."""
+        from regkit.io.images import Volume
 
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 

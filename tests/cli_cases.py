@@ -11,8 +11,8 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from regkit.cli import app
-from regkit.outputs import save_image
-from regkit.phantom import torso
+from regkit.io.outputs import save_image
+from regkit.synthesis.phantom import torso
 
 
 def run(*words: object, code: int = 0) -> Result:

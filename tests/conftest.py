@@ -16,11 +16,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit.geometry import Grid
-from regkit.unet import Architecture, UNet
-from regkit.weights import save_weights
+from regkit.core.geometry import Grid
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import save_weights
 
-# Before Triton is imported, by whomever: without a GPU its interpreter runs the kernels of regkit.gpu.
+# Before Triton is imported, by whomever: without a GPU its interpreter runs the kernels of regkit.ops.gpu.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit.geometry import Grid
+from regkit.core.geometry import Grid
 
 STACK = Grid((16, 14, 12), (2.0, 2.5, 3.0), (-10.0, -20.0, 30.0))
 STORAGE = "1.2.840.10008.5.1.4.1.1."

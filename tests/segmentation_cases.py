@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from regkit.geometry import Grid
-from regkit.images import Volume
-from regkit.outputs import save_image
+from regkit.core.geometry import Grid
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import save_weights
+from regkit.io.images import Volume
+from regkit.io.outputs import save_image
 from regkit.segmentation.model import Segmenter, Task
-from regkit.unet import Architecture, UNet
-from regkit.weights import save_weights
 
 # As the bundled network, but small.
 TINY: dict[str, Any] = {"width": 4, "levels": 2, "stride": 2, "padding": "replicate", "norm": "instance"}

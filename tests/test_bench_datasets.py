@@ -22,12 +22,12 @@ from regkit.bench.learn2reg import submission_cases
 from regkit.bench.measure import measure
 from regkit.bench.mmwhs import LABELS, SUBJECTS, Pairing, cubic
 from regkit.bench.wanted import is_made_up
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import load_grid, load_image, load_labels
-from regkit.metrics import dice
-from regkit.outputs import save_image
-from regkit.points import read_pairs
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.evaluate import dice
+from regkit.io.images import load_grid, load_image, load_labels
+from regkit.io.outputs import save_image
+from regkit.io.points import read_pairs
 from regkit.warp import Warp
 
 _SHAPE = (48, 40, 48)

@@ -17,9 +17,9 @@ from regkit.bench.fewshot import report
 from regkit.bench.fewshot.heads import render_heads
 from regkit.bench.fewshot.layout import draw, find_subjects, known, label_names, load_layout
 from regkit.bench.rows import read_rows
-from regkit.errors import RegkitError
-from regkit.images import Volume, load_image, load_labels
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.io.images import Volume, load_image, load_labels
+from regkit.io.outputs import save_image
 from regkit.segmentation.files import Labelled
 
 LAYOUT: dict[str, Any] = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from regkit.bench.official import learn2reg_measures
-from regkit.errors import RegkitError
-from regkit.jacobian import learn2reg_sdlogj
+from regkit.core.errors import RegkitError
+from regkit.ops.jacobian import learn2reg_sdlogj
 
 SHAPE = (14, 12, 10)
 

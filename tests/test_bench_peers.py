@@ -21,9 +21,9 @@ from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.package import Pair
 from regkit.bench.peers import PEERS, Elastix
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.images import save_image
 from regkit.warp import Warp
 
 # The peers use what their dependencies warn of.
@@ -228,9 +228,9 @@ def test_tells_its_version(name: str) -> None:
 SCRIPT = """
 import sys
 import numpy as np
-from regkit.formats import read_linear, write_warp
-from regkit.geometry import transform_points
-from regkit.images import load_grid
+from regkit.io.formats import read_linear, write_warp
+from regkit.core.geometry import transform_points
+from regkit.io.images import load_grid
 from regkit.warp import Warp
 fixed, moving, start, out = sys.argv[1:5]
 fixed, moving = load_grid(fixed, "fixed"), load_grid(moving, "moving")

@@ -16,7 +16,7 @@ from regkit.bench import statistics
 from regkit.bench.published import PUBLISHED, published
 from regkit.bench.report import compact, draw, report
 from regkit.bench.rows import ROWS, RUN, append_row, read_rows, write_run
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 VERSIONS = {"regkit": "0.1.0", "commit": "abc1234", "python": "3.11.9"}
 RUN_JSON: dict[str, Any] = {

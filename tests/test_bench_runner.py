@@ -18,10 +18,10 @@ from cli_cases import error_of, run, usage_error_of
 from regkit.bench import learn2reg
 from regkit.bench.imitation import imitate
 from regkit.bench.rows import append_row, read_rows, read_run
-from regkit.errors import RegkitError
-from regkit.formats import read_linear
-from regkit.geometry import Grid
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.formats import read_linear
+from regkit.io.outputs import save_image
 
 GRID = Grid((24, 20, 16), (2.0, 2.5, 3.0), (-20.0, 5.0, 8.0))
 SHIFT = (4.0, -2.5, 3.0)  # mm, LPS, from the fixed image to the moving one: whole voxels

@@ -15,11 +15,11 @@ from cli_cases import error_of, run
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.foreign import fsl_matrix
-from regkit.formats import to_learn2reg, write_linear
-from regkit.geometry import Float64, Grid, affine_transform, transform_points
-from regkit.outputs import save_image
-from regkit.phantom import torso
+from regkit.core.geometry import Float64, Grid, affine_transform, transform_points
+from regkit.io.foreign import fsl_matrix
+from regkit.io.formats import to_learn2reg, write_linear
+from regkit.io.outputs import save_image
+from regkit.synthesis.phantom import torso
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 _RAS = np.array([-1.0, -1.0, 1.0])

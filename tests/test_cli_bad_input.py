@@ -21,9 +21,9 @@ from warp_cases import FIXED, MOVING, smooth_warp, texture
 
 import regkit
 from regkit.cli.console import is_out_of_memory
-from regkit.formats import write_linear, write_warp
-from regkit.geometry import Grid
-from regkit.outputs import save_image
+from regkit.core.geometry import Grid
+from regkit.io.formats import write_linear, write_warp
+from regkit.io.outputs import save_image
 
 
 def _nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
@@ -220,7 +220,7 @@ def test_weights_that_cannot_be_used(good: Path, tmp_path: Path, monkeypatch: py
     damaged.write_bytes(b"\x10")
     assert "damaged" in error_of(*words, "--weights", damaged)
     assert "use no weights" in error_of(*words, "--weights", damaged, "--features", "mind")
-    monkeypatch.setattr("regkit.weights._MODELS", (tmp_path / "models",))
+    monkeypatch.setattr("regkit.features.weights._MODELS", (tmp_path / "models",))
     assert "missing from this installation" in error_of(*words, "--features", "network")
 
 

@@ -12,9 +12,9 @@ from cli_cases import error_of, run
 from dicom_cases import STORAGE, edit, write_file, write_series, write_structures
 from test_contours import box
 
-from regkit.geometry import Grid
-from regkit.images import load_image, load_segmentation
-from regkit.outputs import save_image
+from regkit.core.geometry import Grid
+from regkit.io.images import load_image, load_segmentation
+from regkit.io.outputs import save_image
 from regkit.warp import Warp
 
 pydicom = pytest.importorskip("pydicom")

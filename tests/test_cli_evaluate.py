@@ -13,14 +13,14 @@ import SimpleITK as sitk
 from cli_cases import error_of, run, usage_error_of
 from warp_cases import FIXED, MOVING, affine_map, blob, smooth_warp, texture
 
-from regkit.formats import to_learn2reg, write_linear, write_warp
-from regkit.geometry import Grid
-from regkit.images import Volume, load_labels, looks_like_labels
-from regkit.jacobian import learn2reg_sdlogj, sd_log_jacobian
-from regkit.metrics import compare_labels
-from regkit.outputs import save_image
-from regkit.phantom import torso
-from regkit.points import write_points
+from regkit.core.geometry import Grid
+from regkit.evaluate import compare_labels
+from regkit.io.formats import to_learn2reg, write_linear, write_warp
+from regkit.io.images import Volume, load_labels, looks_like_labels
+from regkit.io.outputs import save_image
+from regkit.io.points import write_points
+from regkit.ops.jacobian import learn2reg_sdlogj, sd_log_jacobian
+from regkit.synthesis.phantom import torso
 from regkit.warp import resample_labels
 
 

@@ -18,9 +18,9 @@ from segmentation_cases import labelled, tiny_weights, write_labelled
 import regkit
 from regkit.cli import finetune, segment
 from regkit.cli.files import read_label_names
-from regkit.errors import RegkitError
-from regkit.images import load_image, load_labels
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.io.images import load_image, load_labels
+from regkit.io.outputs import save_image
 from regkit.segmentation.files import labelled_files, split
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.training import INITS, Finetuning, Trainer

@@ -18,14 +18,14 @@ import SimpleITK as sitk
 import torch
 from cli_cases import error_of, run, usage_error_of, write_phantom
 
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import Channels, Reading, load_network, save_weights
 from regkit.pretrain import run as running
 from regkit.pretrain import train as training
 from regkit.pretrain.validation import Validation
-from regkit.structures import HEAD, STRUCTURES
+from regkit.synthesis.structures import HEAD, STRUCTURES
 from regkit.training import plot, session
 from regkit.training.checkpoint import checkpoints, load_checkpoint
-from regkit.unet import Architecture, UNet
-from regkit.weights import Channels, Reading, load_network, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
@@ -323,7 +323,7 @@ def test_a_full_disk_loses_no_checkpoint(
         elif when == "checkpoint":
             patch.setattr("regkit.training.checkpoint.save_file", full)
         else:
-            patch.setattr("regkit.weights.os.replace", full)
+            patch.setattr("regkit.features.weights.os.replace", full)
         error = run(*words, code=1).stderr.splitlines()[-1]  # the lines before are of the progress
         assert error.startswith("error: ")
         assert "No space left on device" in error

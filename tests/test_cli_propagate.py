@@ -14,8 +14,8 @@ from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 
 import regkit
 from regkit.cli import propagate, register
-from regkit.images import load_image, load_labels
-from regkit.outputs import save_image
+from regkit.io.images import load_image, load_labels
+from regkit.io.outputs import save_image
 from regkit.propagation import FUSIONS
 
 

@@ -16,11 +16,11 @@ from cli_cases import Files, error_of, run, usage_error_of, write_phantom
 import regkit.cli.register as cli_register
 import regkit.registration
 from regkit.cli.options import FEATURES
-from regkit.errors import RegkitError
-from regkit.features import DEFAULT, NAMES
-from regkit.formats import read_linear
-from regkit.images import load_image, load_labels
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.features.maps import DEFAULT, NAMES
+from regkit.io.formats import read_linear
+from regkit.io.images import load_image, load_labels
+from regkit.io.outputs import save_image
 from regkit.warp import Warp
 
 
@@ -400,7 +400,7 @@ def test_outputs_appear_together_or_not_at_all(
     def fail(*_: object) -> None:
         raise RegkitError("the disk is full")
 
-    monkeypatch.setattr("regkit.figure.registration_figure", fail)
+    monkeypatch.setattr("regkit.viz.figure.registration_figure", fail)
     (tmp_path / "warp.nii.gz").write_text("of an earlier run")
     words = ("register", files.fixed, files.moving, "-o", tmp_path / "warp.nii.gz", "--overwrite", "-q")
     more = ("--moved", tmp_path / "moved.nii.gz", "--figure", tmp_path / "f.png", "--preset", "linear")

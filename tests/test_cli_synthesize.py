@@ -10,9 +10,9 @@ import pytest
 import torch
 from cli_cases import error_of, run, usage_error_of
 
-from regkit.geometry import Grid
-from regkit.images import load_image, load_labels
-from regkit.outputs import save_image
+from regkit.core.geometry import Grid
+from regkit.io.images import load_image, load_labels
+from regkit.io.outputs import save_image
 from regkit.synthesis.pairs import Views
 from regkit.synthesis.sheet import contact_sheet, middle_slices
 

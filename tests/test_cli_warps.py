@@ -12,11 +12,11 @@ from cli_cases import error_of, run, usage_error_of
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp, texture
 
 from regkit.cli.files import MATRICES, WARPS
-from regkit.formats import write_linear, write_warp
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume, load_image, load_labels
-from regkit.outputs import save_image
-from regkit.points import read_points, write_points
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.formats import write_linear, write_warp
+from regkit.io.images import Volume, load_image, load_labels
+from regkit.io.outputs import save_image
+from regkit.io.points import read_points, write_points
 from regkit.warp import Warp, contains
 
 
@@ -237,7 +237,7 @@ def test_the_endings_are_those_of_the_writers(tmp_path: Path) -> None:
 
 
 def test_convert_a_matrix_of_fsl_to_one_of_itk(files: Path, tmp_path: Path) -> None:
-    from regkit.formats import read_linear
+    from regkit.io.formats import read_linear
 
     np.savetxt(files / "flirt.mat", affine_map(5, (1, 2, 3)))
     name, out = f"fsl:{files / 'flirt.mat'}", tmp_path / "start.tfm"

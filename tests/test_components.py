@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from cli_cases import error_of, run, usage_error_of
 
-from regkit.components import principal_components
-from regkit.components_figure import components_figure
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.features.components import principal_components
+from regkit.io.images import Volume
+from regkit.io.outputs import save_image
+from regkit.viz.components_figure import components_figure
 
 GRID = Grid((36, 32, 28), (2.0, 2.0, 2.0), (-40, -30, 100))
 
@@ -129,7 +129,7 @@ def test_the_command(tmp_path: Path, random_weights: Path, monkeypatch: pytest.M
         "features", tmp_path / "no.nii", "-o", tmp_path / "b.png", "--weights", random_weights
     )
     assert ".png" in error_of("features", one, "-o", tmp_path / "b.jpg", "--weights", random_weights)
-    monkeypatch.setattr("regkit.weights._MODELS", (tmp_path / "models",))
+    monkeypatch.setattr("regkit.features.weights._MODELS", (tmp_path / "models",))
     assert "missing from this installation" in error_of(*words, "--overwrite")
     assert "IMAGE" in usage_error_of("features", "-o", tmp_path / "b.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.nii.gz", "out.png", "two.nii.gz"]

@@ -11,10 +11,10 @@ from dicom_cases import STACK, write_structures
 from matplotlib.path import Path as Polygon
 from scipy.spatial.transform import Rotation
 
-from regkit.contours import fill
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import LabelledVolume, load_labels, load_mask, load_segmentation
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.contours import fill
+from regkit.io.images import LabelledVolume, load_labels, load_mask, load_segmentation
 
 
 def box(low: tuple[float, float], high: tuple[float, float], k: float, grid: Grid = STACK) -> np.ndarray:

@@ -7,9 +7,14 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from regkit import coarse
-from regkit.costvolume import FeatureMap
-from regkit.deformable import (
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, index_grid
+from regkit.core.settings import PRESETS
+from regkit.features.maps import MIND, Part
+from regkit.ops.resample import Source
+from regkit.solver import coarse
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.deformable import (
     STRIDE,
     Plan,
     Pyramid,
@@ -20,11 +25,6 @@ from regkit.deformable import (
     moving_features,
     plan,
 )
-from regkit.errors import RegkitError
-from regkit.features import MIND, Part
-from regkit.geometry import Grid, index_grid
-from regkit.resample import Source
-from regkit.settings import PRESETS
 
 SETTINGS = PRESETS["default"]
 WORLD = Grid((84, 84, 84), (2.0, 2.0, 2.0), (-80.0, -80.0, -80.0))

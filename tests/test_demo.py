@@ -13,9 +13,9 @@ from cli_cases import error_of, run
 from typer.testing import Result
 
 from regkit.demo import FILES
-from regkit.images import load_image, load_labels
-from regkit.phantom import torso
-from regkit.points import read_pairs
+from regkit.io.images import load_image, load_labels
+from regkit.io.points import read_pairs
+from regkit.synthesis.phantom import torso
 from regkit.warp import Warp
 
 

@@ -22,10 +22,10 @@ from dicom_cases import (
 )
 from scipy.spatial.transform import Rotation
 
-from regkit.dicom import DicomSeries, chosen_series, find_series, stacked
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import load_image, load_labels
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.dicom import DicomSeries, chosen_series, find_series, stacked
+from regkit.io.images import load_image, load_labels
 
 CUBE = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
 

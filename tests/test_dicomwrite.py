@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 from dicom_cases import STORAGE, edit, write_series
 
-from regkit import dicomwrite
-from regkit.dicomwrite import save_segmentation, save_series
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume, load_image, load_labels, load_segmentation
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io import dicomwrite
+from regkit.io.dicomwrite import save_segmentation, save_series
+from regkit.io.images import Volume, load_image, load_labels, load_segmentation
+from regkit.io.segments import Segment, Segmentation
 from regkit.results import save_segments, save_volume
-from regkit.segments import Segment, Segmentation
 
 pydicom = pytest.importorskip("pydicom")
 FRAME = {"FrameOfReferenceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "7", "StudyID": "s"}

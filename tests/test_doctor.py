@@ -17,8 +17,9 @@ import torch
 from cli_cases import run
 
 import regkit
-from regkit import doctor, native, registration
-from regkit.images import Volume
+from regkit import doctor, registration
+from regkit.io.images import Volume
+from regkit.ops import native
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regkit import eightbit, native
-from regkit.eightbit import (
+from regkit.features import eightbit
+from regkit.features.eightbit import (
     EightBit,
     _below,
     _Cells,
@@ -22,11 +22,12 @@ from regkit.eightbit import (
     _whole,
     serves,
 )
-from regkit.equalise import equalised
-from regkit.filters import smooth
-from regkit.network import NetworkFeatures
-from regkit.unet import Architecture, UNet
-from regkit.weights import bundled_weights, load_network
+from regkit.features.equalise import equalised
+from regkit.features.network import NetworkFeatures
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import bundled_weights, load_network
+from regkit.ops import native
+from regkit.ops.filters import smooth
 
 pytestmark = [
     pytest.mark.usefixtures("seeded"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from regkit.equalise import equalised
+from regkit.features.equalise import equalised
 
 
 def test_order_is_kept_and_a_change_of_contrast_hardly_matters(rng: np.random.Generator) -> None:

@@ -3,9 +3,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from regkit.costvolume import FeatureMap
-from regkit.deformable import STRIDE, Pyramid
-from regkit.evidence import (
+from regkit.ops.filters import smooth
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.deformable import STRIDE, Pyramid
+from regkit.solver.evidence import (
     MOST_DOUBT,
     blur_of_match,
     doubt,
@@ -15,7 +16,6 @@ from regkit.evidence import (
     share_of_intensities,
     taken_back,
 )
-from regkit.filters import smooth
 
 SHAPE = (12, 14, 16)
 OFFSET = torch.zeros(3)

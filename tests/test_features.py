@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.errors import RegkitError
-from regkit.features import MIND, NAMES, Part, _ssc_pairs, feature_maps, feature_parts, mind_ssc, parts_for
-from regkit.filters import pool
-from regkit.provenance import sha256
+from regkit.core.errors import RegkitError
+from regkit.features.maps import (
+    MIND,
+    NAMES,
+    Part,
+    _ssc_pairs,
+    feature_maps,
+    feature_parts,
+    mind_ssc,
+    parts_for,
+)
+from regkit.io.provenance import sha256
+from regkit.ops.filters import pool
 
 
 def _naive(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
@@ -91,7 +100,7 @@ def test_the_parts_of_every_name(random_weights: Path) -> None:
 def test_features_and_weights_that_do_not_fit(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RegkitError, match="'mind' use no weights"):
         feature_parts("mind", random_weights)
-    monkeypatch.setattr("regkit.weights._MODELS", (Path("nowhere"),))
+    monkeypatch.setattr("regkit.features.weights._MODELS", (Path("nowhere"),))
     for name in ("network", "network+mind"):
         with pytest.raises(RegkitError, match="missing from this installation"):
             feature_parts(name)

@@ -10,9 +10,9 @@ import torch
 from features import CHOOSING, Gain, chosen, gain, line, summary
 from features_profile import profile
 
-from regkit.costvolume import FeatureMap
-from regkit.deformable import STRIDE, Pyramid
-from regkit.filters import smooth
+from regkit.ops.filters import smooth
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.deformable import STRIDE, Pyramid
 
 
 def _row(

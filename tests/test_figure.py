@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from regkit.errors import RegkitError
-from regkit.figure import _FOLD, _PALETTE, registration_figure
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume
-from regkit.planes import PLANES, Plane, cut, view, window
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.images import Volume
+from regkit.viz.figure import _FOLD, _PALETTE, registration_figure
+from regkit.viz.planes import PLANES, Plane, cut, view, window
 
 GRID = Grid((40, 32, 24), (2.0, 2.0, 3.0), (-40, -30, 100))
 
@@ -192,6 +192,6 @@ def test_where_it_cannot_write_it_says_so_before_work(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_not_imported_before_it_is_needed() -> None:
-    code = "import regkit.figure, sys; sys.exit('matplotlib' in sys.modules)"
+    code = "import regkit.viz.figure, sys; sys.exit('matplotlib' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.filters import box_sum, pool, smooth
+from regkit.ops.filters import box_sum, pool, smooth
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2])

@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from regkit.costvolume import FeatureMap
-from regkit.filters import smooth
-from regkit.fine import (
+from regkit.core.geometry import index_grid
+from regkit.core.settings import PRESETS
+from regkit.ops.filters import smooth
+from regkit.ops.folding import folded_points
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.fine import (
     _MOST_STIFFNESS,
     _STIFFNESS_RANGE,
     _TYPICAL_RESEL,
@@ -19,9 +22,6 @@ from regkit.fine import (
     scattered,
     stiffness_for,
 )
-from regkit.folding import folded_points
-from regkit.geometry import index_grid
-from regkit.settings import PRESETS
 
 SHAPE = (7, 6, 8)
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from warp_cases import FIXED
 
-from regkit.filters import smooth
-from regkit.folding import CORNERS, corner_jacobian, folded_points, unfold
-from regkit.jacobian import jacobian_determinant
+from regkit.ops.filters import smooth
+from regkit.ops.folding import CORNERS, corner_jacobian, folded_points, unfold
+from regkit.ops.jacobian import jacobian_determinant
 
 SHAPE = (7, 6, 8)
 

@@ -12,10 +12,10 @@ import pytest
 import SimpleITK as sitk
 from warp_cases import FIXED, MOVING, affine_map, blob, centre_of_mass, smooth_warp
 
-from regkit.errors import RegkitError
-from regkit.formats import read_linear, read_warp, write_linear, write_warp
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.formats import read_linear, read_warp, write_linear, write_warp
+from regkit.io.images import Volume
 from regkit.warp import Warp
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])

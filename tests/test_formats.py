@@ -14,10 +14,10 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 from warp_cases import FIXED, MOVING, affine_map, blob, centre_of_mass, smooth_warp, texture
 
-from regkit.errors import RegkitError
-from regkit.formats import from_learn2reg, read_linear, read_warp, to_learn2reg, write_linear, write_warp
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.formats import from_learn2reg, read_linear, read_warp, to_learn2reg, write_linear, write_warp
+from regkit.io.images import Volume
 from regkit.warp import Warp, contains
 
 # Every way to write a warp: file name and format.

@@ -32,12 +32,12 @@ def test_a_fault_is_found() -> None:
     """By a reader that goes wrong after the seed, so that a clean table means something."""
     code = (
         "import sys, runpy\n"
-        "import regkit.points\n"
-        "read, seen = regkit.points.read_points, []\n"
+        "import regkit.io.points\n"
+        "read, seen = regkit.io.points.read_points, []\n"
         "def broken(path):\n"
         "    seen.append(path)\n"
         "    return {}['a bug'] if len(seen) > 1 else read(path)\n"
-        "regkit.points.read_points = broken\n"
+        "regkit.io.points.read_points = broken\n"
         "sys.argv = ['fuzz.py', '--work', '[0, [[\"points, fcsv\", 0, 1]]]']\n"
         f"runpy.run_path({str(FUZZ)!r}, run_name='__main__')\n"
     )

@@ -16,8 +16,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, index_grid, map_index, resize, sample, transform_points
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, index_grid, map_index, resize, sample, transform_points
 
 
 def random_grid(seed: int) -> Grid:

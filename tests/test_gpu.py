@@ -11,13 +11,13 @@ import pytest
 import torch
 from kernel_cases import SHAPES, both, close, convex_steps, cost_pairs, feature_map, single
 
-from regkit import gpu
-from regkit.coarse import _TIE_BREAK, COUPLING, match
-from regkit.costvolume import FeatureMap, known_costs, known_slab
-from regkit.filters import smooth
-from regkit.fine import _GRADIENT_FLOOR, _Adam, comparison, penalty, refine
-from regkit.folding import CORNERS, Corner
-from regkit.settings import Settings
+from regkit.core.settings import Settings
+from regkit.ops import gpu
+from regkit.ops.filters import smooth
+from regkit.ops.folding import CORNERS, Corner
+from regkit.solver.coarse import _TIE_BREAK, COUPLING, match
+from regkit.solver.costvolume import FeatureMap, known_costs, known_slab
+from regkit.solver.fine import _GRADIENT_FLOOR, _Adam, comparison, penalty, refine
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 @pytest.fixture(autouse=True)
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 goes to the kernels, wherever they run."""
-    from regkit.gpu import kernels
+    from regkit.ops.gpu import kernels
 
     monkeypatch.setattr(gpu, "_DEVICE", DEVICE)
     if DEVICE == "cpu":  # which takes long for each program, however much it does
@@ -92,7 +92,7 @@ RADII = [1, 2, 3, 4] if DEVICE == "cuda" else [1]
 @pytest.mark.parametrize("radius", RADII)
 def test_costs(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All displacements at once, and few at a time; whole maps, and slabs of them."""
-    from regkit.gpu import kernels
+    from regkit.ops.gpu import kernels
 
     pairs = cost_pairs(radius)
     for fixed, moving, expected in pairs if DEVICE == "cuda" else [pairs[1], pairs[3]]:
@@ -109,7 +109,7 @@ def test_costs(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("back", [False, True])
 def test_coupled_convex(radius: int, back: bool) -> None:
     """Cells whose costs there are none of, and costs that differ so little that roundings choose, differ."""
-    from regkit.gpu import kernels
+    from regkit.ops.gpu import kernels
 
     for _, costs, forward, backward in convex_steps(radius)[:1]:
         there = costs.float().to(DEVICE)

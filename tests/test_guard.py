@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit import guard
-from regkit.errors import RegkitError
-from regkit.formats import write_linear
-from regkit.geometry import Grid
-from regkit.images import load_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io import guard
+from regkit.io.formats import write_linear
+from regkit.io.images import load_image
 
 DAMAGED = r"cannot be read|is damaged"
 GRID = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))

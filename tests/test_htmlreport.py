@@ -23,16 +23,16 @@ from cli_cases import error_of, run, run_program, usage_error_of, write_phantom
 from PIL import Image
 
 import regkit
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, slab_index, transform_points
-from regkit.htmlreport import write_report
-from regkit.htmlslices import SLICES, edges_of, jacobian_at, lattice_of, round_step, values_at
-from regkit.images import Volume
-from regkit.planes import PLANES, cut
-from regkit.provenance import record_of
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, slab_index, transform_points
+from regkit.io.images import Volume
+from regkit.io.provenance import record_of
+from regkit.ops.resample import Source
 from regkit.registration import Registration
-from regkit.resample import Source
 from regkit.verdict import verdict_of
+from regkit.viz.htmlreport import write_report
+from regkit.viz.htmlslices import SLICES, edges_of, jacobian_at, lattice_of, round_step, values_at
+from regkit.viz.planes import PLANES, cut
 from regkit.warp import Warp
 
 GRID = Grid((40, 32, 24), (2.0, 2.0, 3.0), (-40, -30, 100))
@@ -443,7 +443,7 @@ def test_it_appears_with_the_other_files_or_not_at_all(
     words = ("register", files.fixed, files.moving, "-o", out / "w.nii.gz", "--report", out / "r.html", "-q")
     more = ("--preset", "linear", "--init", "none", "--threads", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("regkit.htmlreport.render", fail)
+        patch.setattr("regkit.viz.htmlreport.render", fail)
         assert "the disk is full" in error_of(*words, *more)
     assert list(out.iterdir()) == []
     run(*words, *more)

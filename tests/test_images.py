@@ -16,10 +16,10 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit import memory
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.runtime import memory
 
 CUBE = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regkit.intensity import CT_WINDOW, is_ct, normalise, window_of
+from regkit.core.intensity import CT_WINDOW, is_ct, normalise, window_of
 
 
 def _ct(rng: np.random.Generator, air: float = -1000) -> np.ndarray:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit import jacobian
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.jacobian import folding_percent, jacobian_determinant, learn2reg_sdlogj, sd_log_jacobian
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.ops import jacobian
+from regkit.ops.jacobian import folding_percent, jacobian_determinant, learn2reg_sdlogj, sd_log_jacobian
 
 _INNER = (slice(1, -1),) * 3
 

@@ -8,9 +8,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regkit.features import mind_ssc
-from regkit.geometry import Grid, slab_index, transform_points
-from regkit.linear import (
+from regkit.core.geometry import Grid, slab_index, transform_points
+from regkit.features.maps import mind_ssc
+from regkit.ops.resample import Source, resample
+from regkit.solver.linear import (
     _AFFINE_RIDGE,
     Moments,
     align,
@@ -19,7 +20,6 @@ from regkit.linear import (
     least_trimmed_squares,
     search_translation,
 )
-from regkit.resample import Source, resample
 
 
 def _matrix(degrees: tuple[float, float, float], shift: tuple[float, float, float]) -> np.ndarray:

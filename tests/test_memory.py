@@ -9,11 +9,11 @@ import pytest
 from cli_cases import run, write_phantom
 
 import regkit
-from regkit import memory
-from regkit.errors import RegkitError
-from regkit.memory import GB, fitting, registration_bytes
-from regkit.phantom import torso
-from regkit.settings import named_settings
+from regkit.core.errors import RegkitError
+from regkit.core.settings import named_settings
+from regkit.runtime import memory
+from regkit.runtime.memory import GB, fitting, registration_bytes
+from regkit.synthesis.phantom import torso
 
 DEFAULT = named_settings("default")
 LARGE = 16_777_216

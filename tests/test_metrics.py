@@ -8,10 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume
-from regkit.metrics import (
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.evaluate import (
     compare_labels,
     dice,
     hd95,
@@ -19,6 +18,7 @@ from regkit.metrics import (
     summarise_errors,
     target_registration_error,
 )
+from regkit.io.images import Volume
 
 SPACING = (0.7, 1.3, 3.5)  # x, y, z: all different, so that a swapped axis shows
 

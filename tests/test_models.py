@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.metrics import dice
-from regkit.network import NetworkFeatures
+from regkit.evaluate import dice
+from regkit.features.network import NetworkFeatures
+from regkit.features.weights import bundled_weights, load_network
+from regkit.io.provenance import sha256
 from regkit.pretrain.config import Config, load_config
-from regkit.provenance import sha256
-from regkit.structures import TRUNK
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
-from regkit.weights import bundled_weights, load_network
+from regkit.synthesis.structures import TRUNK
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 FILES = sorted(MODELS.glob("*.safetensors"))

@@ -16,9 +16,18 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit import native
-from regkit.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
-from regkit.costvolume import (
+from regkit.core.geometry import Float64, Grid, sample
+from regkit.features.equalise import equalised
+from regkit.features.maps import mind_ssc
+from regkit.features.weights import Channels, Reading
+from regkit.ops import native
+from regkit.ops.filters import blur, pool, smooth
+from regkit.ops.folding import CORNERS, Corner, folded_points
+from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.resample import Source, resample
+from regkit.registration import _dense_field
+from regkit.solver.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
+from regkit.solver.costvolume import (
     FeatureMap,
     best_steps,
     displacements,
@@ -29,18 +38,9 @@ from regkit.costvolume import (
     steps_of_values,
     with_neutral,
 )
-from regkit.equalise import equalised
-from regkit.features import mind_ssc
-from regkit.filters import blur, pool, smooth
-from regkit.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
-from regkit.folding import CORNERS, Corner, folded_points
-from regkit.geometry import Float64, Grid, sample
-from regkit.jacobian import jacobian_determinant
-from regkit.linear import _kept_sums, _squared_errors
-from regkit.phantom import torso
-from regkit.registration import _dense_field
-from regkit.resample import Source, resample
-from regkit.weights import Channels, Reading
+from regkit.solver.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
+from regkit.solver.linear import _kept_sums, _squared_errors
+from regkit.synthesis.phantom import torso
 
 
 @pytest.fixture(params=["_base", "_v3", "_v4"])

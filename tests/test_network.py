@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from regkit import native
-from regkit import network as module
-from regkit.equalise import equalised
-from regkit.errors import RegkitError
-from regkit.filters import smooth
-from regkit.geometry import index_grid
-from regkit.network import NetworkFeatures
-from regkit.provenance import sha256
-from regkit.unet import Architecture, UNet
-from regkit.weights import Channels, Reading, bundled_weights, save_weights
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import index_grid
+from regkit.features import network as module
+from regkit.features.equalise import equalised
+from regkit.features.network import NetworkFeatures
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import Channels, Reading, bundled_weights, save_weights
+from regkit.io.provenance import sha256
+from regkit.ops import native
+from regkit.ops.filters import smooth
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -12,10 +12,10 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume, load_image
-from regkit.nifti import open_nifti
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.images import Volume, load_image
+from regkit.io.nifti import open_nifti
 
 SIZE, SPACING = (6, 7, 8), (2.0, 2.5, 3.0)
 LAS = np.diag([-2.0, 2.5, 3.0, 1.0])

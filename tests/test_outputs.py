@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit.atomic import _HOST, atomic_path, together
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import load_image
-from regkit.outputs import IMAGE_SUFFIXES, check_output, save_field, save_image
-from regkit.provenance import version
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.atomic import _HOST, atomic_path, together
+from regkit.io.images import load_image
+from regkit.io.outputs import IMAGE_SUFFIXES, check_output, save_field, save_image
+from regkit.io.provenance import version
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -180,7 +180,7 @@ def test_files_of_one_run_appear_together_or_not_at_all(tmp_path: Path) -> None:
 
 def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from regkit.atomic import atomic_path\n"
+        "import os, signal, sys; from pathlib import Path; from regkit.io.atomic import atomic_path\n"
         "with atomic_path(Path(sys.argv[1]) / 'out.nii.gz') as temporary:\n"
         "    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -203,7 +203,8 @@ def test_a_run_that_is_killed_while_it_renames_is_finished_by_the_next(after: in
     for name in names[:2]:
         (tmp_path / name).write_text("old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from regkit.atomic import atomic_path, together\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from regkit.io.atomic import atomic_path, together\n"
         "real, left = os.replace, [int(sys.argv[2])]\n"
         "def replace(*paths):\n"
         "    if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import regkit
-from regkit.errors import DISTRIBUTION, install
+from regkit.core.errors import DISTRIBUTION, install
 
 ROOT = Path(__file__).resolve().parents[1]
 _SETUP = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e"
@@ -71,16 +71,17 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 def test_pretraining_needs_torch_numpy_safetensors_and_rich_alone() -> None:
     """What is missing on a bare GPU machine: the help of the program runs all of its imports.
 
-    Trunks are drawn with scipy, and imported when one is.
+    Trunks are painted with scipy, and imported when one is.
     """
     code = (
         "import pkgutil, runpy, sys\n"
         "missing = ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib')\n"
         "for name in missing: sys.modules[name] = None\n"
         "import regkit.pretrain, regkit.synthesis, regkit.training\n"
+        "painted = ('__main__', '.anatomy', '.painting', '.phantom', '.trunk')\n"
         "for package in (regkit.pretrain, regkit.synthesis, regkit.training):\n"
         "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
-        "        if not module.name.endswith(('__main__', '.trunk')): __import__(module.name)\n"
+        "        if not module.name.endswith(painted): __import__(module.name)\n"
         "sys.argv = ['pretrain', '--help']\n"
         "runpy.run_module('regkit.pretrain', run_name='__main__')"
     )
@@ -151,7 +152,8 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
 
 def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
     setuptools = project["tool"]["setuptools"]
-    assert setuptools["package-data"]["regkit"] == ["py.typed", "*.html.j2"]
+    assert setuptools["package-data"]["regkit"] == ["py.typed"]
+    assert setuptools["package-data"]["regkit.viz"] == ["*.html.j2"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "regkit").rglob("__init__.py")}
     assert setuptools["packages"] == sorted([*(".".join(f.parts) for f in folders), "regkit.models"])
     assert setuptools["package-dir"] == {"regkit.models": "models"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regkit.painting import Part, Texture, branches, coils, curve, cut, ellipsoid, join
+from regkit.synthesis.painting import Part, Texture, branches, coils, curve, cut, ellipsoid, join
 
 
 def part(spacing: float = 2.0, shape: tuple[int, int, int] = (17, 22, 19)) -> Part:

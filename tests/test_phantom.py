@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from regkit.errors import RegkitError
-from regkit.geometry import transform_points
-from regkit.images import Volume
-from regkit.metrics import dice
-from regkit.phantom import Phantom, torso
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import transform_points
+from regkit.evaluate import dice
+from regkit.io.images import Volume
+from regkit.synthesis.phantom import Phantom, torso
 from regkit.warp import contains
 
 # ml; a slim adult, some of whose organs leave the field of view.

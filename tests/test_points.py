@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regkit.errors import RegkitError
-from regkit.points import POINT_SUFFIXES, open_points, read_pairs, read_points, write_points
+from regkit.core.errors import RegkitError
+from regkit.io.points import POINT_SUFFIXES, open_points, read_pairs, read_points, write_points
 
 # What Slicer shows for one list of points; the files below are as its versions write them.
 LPS = np.array([[-19.9067, 13.9347, 29.4430], [-7.3939, -76.9499, 17.5526], [81.7323, -42.9415, 9.5856]])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.config import Config, Loss, load_config
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs

@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_pretrain_train import CONFIG
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.feed import _groups, batches
 from regkit.pretrain.run import _spare_cores
 from regkit.pretrain.train import Place, Trainer, train

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.unet import UNet
+from regkit.features.weights import Channels, Reading, bundled_weights, load_network
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.start import started
-from regkit.structures import HEAD, STRUCTURES, TRUNK
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
-from regkit.unet import UNet
-from regkit.weights import Channels, Reading, bundled_weights, load_network
+from regkit.synthesis.structures import HEAD, STRUCTURES, TRUNK
 
 CONFIG = Config(
     width=2,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.equalise import equalised
+from regkit.features.equalise import equalised
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.losses import balance, rows
 from regkit.pretrain.step import Batch, Student, collate

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.weights import load_network, reading
 from regkit.pretrain import train as training
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.train import Place, Trainer, export, place, schedule, train
@@ -26,7 +27,6 @@ from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.sources import Procedural
 from regkit.training.checkpoint import checkpoints, load_checkpoint
-from regkit.weights import load_network, reading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Config(

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain import validation
 from regkit.pretrain.validation import Validation, load_maps
 

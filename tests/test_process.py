@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 import torch
 
-from regkit import process
+from regkit.runtime import process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ def _python(
     said = ("MALLOC_", "OMP_", "PYTHONUNBUFFERED")
     others = {name: value for name, value in os.environ.items() if not name.startswith(said)}
     return subprocess.run(
-        [sys.executable, "-c", f"from regkit.process import import_torch, leave, tune\n{code}"],
+        [sys.executable, "-c", f"from regkit.runtime.process import import_torch, leave, tune\n{code}"],
         env=others | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -82,7 +82,7 @@ def test_torch_is_whole_where_there_is_a_gpu() -> None:
     """What the libraries of a GPU ask for cannot be tried without one. Here it is the compiler itself."""
     found = _python(
         "from types import SimpleNamespace\n"
-        "from regkit import process\n"
+        "from regkit.runtime import process\n"
         "there, real = SimpleNamespace(is_available=lambda: True), process.import_module\n"
         "process.import_module = lambda name: real(name) and there if name == 'torch.cuda' else real(name)\n"
         "import_torch()\n"
@@ -94,7 +94,7 @@ def test_torch_is_whole_where_there_is_a_gpu() -> None:
 
 def test_a_command_checks_its_outputs_before_torch_is_imported() -> None:
     """Which else would not find what is set up for it."""
-    found = _python("import regkit.cli, regkit.outputs, sys\nprint('torch' in sys.modules)")
+    found = _python("import regkit.cli, regkit.io.outputs, sys\nprint('torch' in sys.modules)")
     assert found.stdout.strip() == "False", found.stderr
 
 

@@ -16,11 +16,11 @@ import torch
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp, texture
 
 import regkit
-from regkit.costvolume import FeatureMap
-from regkit.geometry import Grid, transform_points
-from regkit.metrics import dice
-from regkit.phantom import Phantom, torso
+from regkit.core.geometry import Grid, transform_points
+from regkit.evaluate import dice
 from regkit.propagation import FUSIONS, _Atlas, _fuse, _weigh, local_difference
+from regkit.solver.costvolume import FeatureMap
+from regkit.synthesis.phantom import Phantom, torso
 
 TARGET = regkit.Volume(texture(FIXED), FIXED, "target")
 IMAGE = regkit.Volume(texture(MOVING, 2), MOVING, "atlas")
@@ -331,7 +331,7 @@ def test_an_atlas_that_cannot_be_registered_is_named() -> None:
 
 
 def test_what_does_not_fit_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e6)
+    monkeypatch.setattr("regkit.runtime.memory.available_memory", lambda: 1e6)
     with pytest.raises(regkit.RegkitError, match="the fusion of 9 atlases needs"):
         regkit.propagate(TARGET, [(IMAGE, _labels())] * 9)
 

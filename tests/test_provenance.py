@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cli_cases import error_of, run, write_phantom
 
-from regkit import provenance
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.headers import nrrd_fields
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io import provenance
+from regkit.io.headers import nrrd_fields
+from regkit.io.outputs import save_image
 from regkit.warp import Warp
 
 GRID = Grid((9, 8, 7))

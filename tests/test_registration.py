@@ -12,11 +12,11 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import regkit
-from regkit.errors import RegkitError
-from regkit.formats import to_learn2reg, write_linear
-from regkit.geometry import slab_index, transform_points
-from regkit.phantom import torso
-from regkit.weights import bundled_weights
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import slab_index, transform_points
+from regkit.features.weights import bundled_weights
+from regkit.io.formats import to_learn2reg, write_linear
+from regkit.synthesis.phantom import torso
 
 SHAPE = (37, 41, 29)  # of odd sizes that no stride divides
 SPACING = 2.0

@@ -10,8 +10,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from warp_cases import FIXED, MOVING, affine_map, texture
 
-from regkit.geometry import Grid, transform_points
-from regkit.resample import Source, resample
+from regkit.core.geometry import Grid, transform_points
+from regkit.ops.resample import Source, resample
 
 
 def _source(grid: Grid, mask: np.ndarray | None = None) -> Source:

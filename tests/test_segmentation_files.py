@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.segmentation.files import Labelled, labelled_files, split
 
 

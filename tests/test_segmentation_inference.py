@@ -18,8 +18,8 @@ from segmentation_cases import GRID, labelled, random_segmenter, task, threshold
 from warp_cases import FIXED, blob, centre_of_mass, texture
 
 import regkit
-from regkit.geometry import Grid
-from regkit.images import Volume
+from regkit.core.geometry import Grid
+from regkit.io.images import Volume
 from regkit.segmentation import inference
 from regkit.segmentation.inference import _onto, segment
 from regkit.segmentation.model import FILE, Segmenter
@@ -31,7 +31,7 @@ CPU: dict[str, Any] = {"device": "cpu", "threads": 1}
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that is slow in bfloat16, for what must be exact."""
-    monkeypatch.setattr("regkit.native.fast_bfloat16", lambda: False)
+    monkeypatch.setattr("regkit.ops.native.fast_bfloat16", lambda: False)
 
 
 def _smooth(grid: Grid, seed: int = 0) -> Volume:
@@ -253,7 +253,7 @@ def test_inputs_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         with pytest.raises(regkit.RegkitError, match=message):
             segment(model, source, **given)
-    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e6)
+    monkeypatch.setattr("regkit.runtime.memory.available_memory", lambda: 1e6)
     with pytest.raises(regkit.RegkitError, match="the segmentation into 3 classes needs"):
         segment(random_segmenter(spacing=0.5), image, **CPU)
     monkeypatch.setattr("regkit.segmentation.monai_parts.find_spec", lambda name: None)

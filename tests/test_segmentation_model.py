@@ -13,13 +13,13 @@ import torch
 from segmentation_cases import GRID, labelled, random_segmenter, task, thresholder, tiny_network, tiny_weights
 
 import regkit
-from regkit.equalise import equalised
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.features.equalise import equalised
+from regkit.features.unet import UNet, in_bfloat16, shuffled, unshuffled
+from regkit.features.weights import load_network, save_weights
+from regkit.io.images import Volume
 from regkit.segmentation.model import FILE, Segmenter, new_network
-from regkit.unet import UNet, in_bfloat16, shuffled, unshuffled
-from regkit.weights import load_network, save_weights
 
 pytestmark = pytest.mark.usefixtures("seeded", "one_thread")
 
@@ -47,7 +47,7 @@ def test_shuffled_undoes_what_the_network_does_to_its_input(stride: int) -> None
 def test_a_processor_computes_in_bfloat16_where_that_is_fast(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regkit.native.fast_bfloat16", lambda: fast)
+    monkeypatch.setattr("regkit.ops.native.fast_bfloat16", lambda: fast)
     image, network = torch.rand(1, 1, 16, 16, 16), tiny_network()
     with in_bfloat16(torch.device("cpu")):
         assert network(image).dtype == (torch.bfloat16 if fast else torch.float32)

@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from segmentation_cases import GRID, labelled, task, tiny_network, tiny_weights
 
 import regkit
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume
-from regkit.metrics import dice
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.evaluate import dice
+from regkit.io.images import Volume
+from regkit.io.outputs import save_image
 from regkit.segmentation import training
 from regkit.segmentation.model import FILE, Segmenter, new_network
 from regkit.segmentation.training import Finetuned, Finetuning, Score, Trainer, finetune, schedule

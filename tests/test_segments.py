@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 from cli_cases import run
 
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.headers import nrrd_fields
-from regkit.images import (
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.headers import nrrd_fields
+from regkit.io.images import (
     LabelledVolume,
     load_labels,
     load_mask,
@@ -20,9 +20,9 @@ from regkit.images import (
     names_of,
     warn_other_names,
 )
-from regkit.outputs import save_image
+from regkit.io.outputs import save_image
+from regkit.io.segments import Segment, Segmentation, slicer_segments
 from regkit.results import save_segments
-from regkit.segments import Segment, Segmentation, slicer_segments
 from regkit.warp import Warp
 
 GRID = Grid((14, 13, 12), (1.5, 1.5, 2.0), (5.0, -6.0, 7.0))

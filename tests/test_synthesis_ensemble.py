@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis import ensemble
 from regkit.synthesis.ensemble import (
     Ensembles,

@@ -13,9 +13,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.structures import STRUCTURES
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
 from regkit.synthesis import maps as drawing
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
@@ -25,7 +24,8 @@ from regkit.synthesis.mixture import anatomies
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
 from regkit.synthesis.sources import Procedural
-from regkit.tissues import TISSUES
+from regkit.synthesis.structures import STRUCTURES
+from regkit.synthesis.tissues import TISSUES
 
 _NUMBER = {name: number for number, name in STRUCTURES.items()}
 _LEFT, _BONE, _EYES = 2, 515, 506  # ids of the phantom

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis import pairs
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles, draw_strays

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis.ensemble import Ensembles, draw_labels
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.shapes import Shape

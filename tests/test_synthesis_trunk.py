@@ -11,17 +11,17 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from regkit.anatomy import NAMES, draw_tissues
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
-from regkit.structures import GROUPS, HEAD, STRUCTURES, TRUNK
 from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import NAMES, draw_tissues
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
 from regkit.synthesis.pose import MOST_SIDE
 from regkit.synthesis.sources import Procedural
-from regkit.tissues import TISSUES, intensities
+from regkit.synthesis.structures import GROUPS, HEAD, STRUCTURES, TRUNK
+from regkit.synthesis.tissues import TISSUES, intensities
 
 _NUMBER = {name: number for number, name in TRUNK.items()}
 _COARSE = 5.0  # mm: an eighth of the time
@@ -208,7 +208,7 @@ def test_trunks_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [
         name
         for name in sys.modules
-        if name in ("regkit.synthesis.trunk", "regkit.anatomy", "regkit.painting")
+        if name in ("regkit.synthesis.trunk", "regkit.synthesis.anatomy", "regkit.synthesis.painting")
     ]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:

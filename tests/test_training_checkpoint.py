@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.training import checkpoint
 from regkit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 

@@ -13,8 +13,8 @@ from truth_cases import COPIES, NOTHINGS, Case, bent, body_of, identity, nothing
 from truth_report import report
 
 import regkit
-from regkit.geometry import transform_points
-from regkit.phantom import Phantom, torso
+from regkit.core.geometry import transform_points
+from regkit.synthesis.phantom import Phantom, torso
 
 # Mean error in the body, voxels, with room above what was measured (0.15, 0.11, 0.50).
 MOST = {"half a voxel off, inside": 0.2, "noise": 0.15, "turned": 0.6}

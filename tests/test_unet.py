@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from regkit.errors import RegkitError
-from regkit.unet import Architecture, UNet, fused
+from regkit.core.errors import RegkitError
+from regkit.features.unet import Architecture, UNet, fused
 
 pytestmark = pytest.mark.usefixtures("seeded")
 SMALL = Architecture(out_channels=5, width=4, levels=2)

@@ -13,11 +13,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import regkit
-from regkit.geometry import transform_points
-from regkit.jacobian import folding_percent
-from regkit.jsontext import to_json
-from regkit.phantom import Phantom, torso
-from regkit.resample import Source
+from regkit.core.geometry import transform_points
+from regkit.core.jsontext import to_json
+from regkit.ops.jacobian import folding_percent
+from regkit.ops.resample import Source
+from regkit.synthesis.phantom import Phantom, torso
 from regkit.verdict import RULES, measured, verdict_of
 
 

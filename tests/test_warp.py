@@ -14,10 +14,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from warp_cases import FIXED, MOVING, affine_map, blob, centre_of_mass, smooth_warp, texture
 
 from regkit import warp as warp_module
-from regkit.errors import RegkitError
-from regkit.geometry import Grid, transform_points
-from regkit.images import Volume
-from regkit.jacobian import jacobian_determinant
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid, transform_points
+from regkit.io.images import Volume
+from regkit.ops.jacobian import jacobian_determinant
 from regkit.warp import Warp, contains
 
 
@@ -337,7 +337,7 @@ def test_load_and_save_go_through_formats(tmp_path: Path) -> None:
 def test_copies_of_a_warp_are_refused_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid((20, 20, 20))
     warp = Warp(np.zeros((*grid.shape, 3), np.float32), grid, grid)
-    monkeypatch.setattr("regkit.memory.available_memory", lambda: 1e5)
+    monkeypatch.setattr("regkit.runtime.memory.available_memory", lambda: 1e5)
     with pytest.raises(RegkitError, match="the warp as a transform of ITK needs"):
         warp.to_sitk()
     with pytest.raises(RegkitError, match="the inverse needs"):

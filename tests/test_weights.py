@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from regkit import weights
-from regkit.errors import RegkitError
-from regkit.provenance import sha256
-from regkit.unet import Architecture, UNet
-from regkit.weights import bundled_weights, load_network, save_weights
+from regkit.core.errors import RegkitError
+from regkit.features import weights
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import bundled_weights, load_network, save_weights
+from regkit.io.provenance import sha256
 
 SMALL = Architecture(out_channels=5, width=4, levels=2, stride=2, padding="replicate")
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from regkit.geometry import Grid
+from regkit.core.geometry import Grid
 from regkit.warp import Warp
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regkit.atomic import atomic_path
 from regkit.bench.published import Published, published
 from regkit.bench.rows import Row
 from regkit.bench.statistics import UNREGISTERED, distinct, finished, mean_dice, natural, quantile
-from regkit.colours import DIM, INK, PALE
+from regkit.io.atomic import atomic_path
+from regkit.viz.colours import DIM, INK, PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regkit.bench import learn2reg, mmwhs, openpairs, phantoms
 from regkit.bench.case import Dataset
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 DATASETS: dict[str, Dataset] = {
     module.DATASET.name: module.DATASET for module in (learn2reg, mmwhs, openpairs, phantoms)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from regkit.bench.method import Inputs, Outcome
-from regkit.errors import RegkitError, last_lines
-from regkit.formats import read_warp, write_linear
-from regkit.images import load_grid
+from regkit.core.errors import RegkitError, last_lines
+from regkit.io.formats import read_warp, write_linear
+from regkit.io.images import load_grid
 
 REQUIRED = ("fixed", "moving", "warp")
 PLACEHOLDERS = (*REQUIRED, "fixed_mask", "moving_mask", "start", "folder", "threads", "seed", "device")
@@ -29,7 +29,7 @@ class External:
     """A command of another program.
 
     It runs without a shell in a folder of its own. ``{warp}`` is where it has to leave its warp, fixed ->
-    moving, of any format that :func:`regkit.formats.read_warp` knows: warp.nii.gz, or with the ending that
+    moving, of any format that :func:`regkit.io.formats.read_warp` knows: warp.nii.gz, or with the ending that
     follows, as in ``{warp}.npz``. Files named relative to where the benchmark was started are found.
 
     Args:

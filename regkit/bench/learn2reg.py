@@ -14,9 +14,9 @@ from typing import Any
 
 from regkit.bench.case import Case, Dataset, Request, Side
 from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import load_grid, load_labels, load_mask
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.io.images import load_grid, load_labels, load_mask
 
 SHAPE = (192, 160, 192)
 """Voxels along x, y, z of every volume; of 2 mm."""

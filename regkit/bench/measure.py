@@ -8,12 +8,12 @@ import SimpleITK as sitk
 
 from regkit.bench.case import Case
 from regkit.bench.official import learn2reg_measures
-from regkit.errors import RegkitError
-from regkit.formats import to_learn2reg
-from regkit.images import load_grid, load_labels, load_mask
-from regkit.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
-from regkit.metrics import compare_labels, summarise, target_registration_error
-from regkit.points import read_pairs
+from regkit.core.errors import RegkitError
+from regkit.evaluate import compare_labels, summarise, target_registration_error
+from regkit.io.formats import to_learn2reg
+from regkit.io.images import load_grid, load_labels, load_mask
+from regkit.io.points import read_pairs
+from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.warp import Warp, resample_labels
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regkit.bench.case import Case
-from regkit.geometry import Float64
+from regkit.core.geometry import Float64
 from regkit.warp import Warp
 
 

@@ -10,7 +10,7 @@ from regkit import __version__
 from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.peers import PEERS
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
     from regkit.registration import Registration
@@ -40,7 +40,7 @@ class Regkit:
     def run(self, inputs: Inputs) -> Registration:
         """All that regkit finds, its linear start included."""
         import regkit
-        from regkit.features import DEFAULT
+        from regkit.features.maps import DEFAULT
 
         case = inputs.case
         return regkit.register(

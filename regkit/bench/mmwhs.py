@@ -25,14 +25,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from regkit.atomic import make_folder
 from regkit.bench.case import Case, Dataset, Request, Side
 from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
-from regkit.errors import RegkitError
-from regkit.geometry import Float64, Grid
-from regkit.images import MIN_VOXELS, load_image, load_labels
-from regkit.outputs import save_image
-from regkit.resample import Source
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid
+from regkit.io.atomic import make_folder
+from regkit.io.images import MIN_VOXELS, load_image, load_labels
+from regkit.io.outputs import save_image
+from regkit.ops.resample import Source
 
 SUBJECTS = tuple(range(1001, 1021))
 """Of each modality; the numbers of one say nothing of the other."""

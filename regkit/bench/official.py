@@ -3,8 +3,8 @@
 From MDL-UzL/L2R, ``evaluation.py`` and ``utils.py``. Labels are warped by ``scipy.ndimage.map_coordinates``
 of order 0, Dice and HD95 are of the labels that both unwarped maps have, HD95 is that of DeepMind's
 ``surface-distance`` (surface elements weighted by their area) in voxels, and SDlogJ is
-:func:`regkit.jacobian.learn2reg_sdlogj`. The challenge's count of folds is always 0, since it counts after
-clipping; ours is in :mod:`regkit.jacobian`.
+:func:`regkit.ops.jacobian.learn2reg_sdlogj`. The challenge's count of folds is always 0, since it counts
+after clipping; ours is in :mod:`regkit.ops.jacobian`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import map_coordinates
 
-from regkit.errors import RegkitError
-from regkit.jacobian import learn2reg_sdlogj
-from regkit.metrics import dice, summarise
+from regkit.core.errors import RegkitError
+from regkit.evaluate import dice, summarise
+from regkit.ops.jacobian import learn2reg_sdlogj
 
 Array = npt.NDArray[np.generic]
 

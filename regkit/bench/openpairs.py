@@ -27,9 +27,9 @@ from typing import Any
 
 from regkit.bench.case import Case, Dataset, Request, Side
 from regkit.bench.wanted import check_labelled, chosen, data_folder, read_object
-from regkit.errors import RegkitError
-from regkit.images import load_grid, load_labels, load_mask
-from regkit.points import read_pairs
+from regkit.core.errors import RegkitError
+from regkit.io.images import load_grid, load_labels, load_mask
+from regkit.io.points import read_pairs
 
 MANIFEST = "manifest.json"
 DIRECTIONS = ("given", "exchanged")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regkit.bench.case import Case
-from regkit.errors import install
-from regkit.geometry import Float64, Grid, slab_index, slabs, transform_points
-from regkit.images import Volume, load_image, load_mask
-from regkit.intensity import default_ct_window, is_ct
+from regkit.core.errors import install
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.core.intensity import default_ct_window, is_ct
+from regkit.io.images import Volume, load_image, load_mask
 from regkit.warp import Warp
 
 

@@ -17,10 +17,10 @@ import SimpleITK as sitk
 
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.package import Clock, Package, Pair, then_linear
-from regkit.errors import RegkitError, reason
-from regkit.formats import from_learn2reg, read_linear, read_warp, write_linear
-from regkit.geometry import Float64, Grid, affine_transform
-from regkit.images import Volume
+from regkit.core.errors import RegkitError, reason
+from regkit.core.geometry import Float64, Grid, affine_transform
+from regkit.io.formats import from_learn2reg, read_linear, read_warp, write_linear
+from regkit.io.images import Volume
 from regkit.warp import Warp
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

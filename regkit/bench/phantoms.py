@@ -9,10 +9,10 @@ from pathlib import Path
 
 from regkit.bench.case import Case, Dataset, Request
 from regkit.bench.openpairs import DIRECTIONS, MANIFEST, load_pairs
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import to_json
 from regkit.demo import FILES, write_phantom
-from regkit.errors import RegkitError
-from regkit.jsontext import to_json
-from regkit.phantom import torso
+from regkit.synthesis.phantom import torso
 
 _SPACING = 3.0  # mm, of the MR in plane
 _SEEDS = ("0", "1", "2")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from regkit import __version__
-from regkit.atomic import make_folder
 from regkit.bench.case import Case
 from regkit.bench.method import Method
 from regkit.bench.rows import RUN, read_run, write_run
-from regkit.errors import RegkitError
-from regkit.provenance import commit
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import make_folder
+from regkit.io.provenance import commit
 
 SCRATCH = "data"
 _LIBRARIES = ("torch", "SimpleITK", "numpy", "scipy")

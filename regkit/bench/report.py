@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from regkit.atomic import atomic_path, make_folder
 from regkit.bench.boxplot import draw
 from regkit.bench.published import published
 from regkit.bench.rows import Row, key, read_rows, read_run
@@ -32,7 +31,8 @@ from regkit.bench.statistics import (
     summary,
     unregistered,
 )
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import atomic_path, make_folder
 
 REPORT, TABLE, PICTURE = "report.md", "results.csv", "dice.png"
 _NONE = "-"

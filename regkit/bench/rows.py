@@ -30,9 +30,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regkit.atomic import atomic_path
-from regkit.errors import RegkitError
-from regkit.jsontext import to_json, without_nan
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import to_json, without_nan
+from regkit.io.atomic import atomic_path
 
 SCHEMA = 1
 RUN, ROWS = "run.json", "results.jsonl"

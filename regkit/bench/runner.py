@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from regkit.atomic import make_folder
 from regkit.bench.case import Case
 from regkit.bench.method import Method
 from regkit.bench.plan import Options
 from regkit.bench.rows import Row, append_row, key, read_rows, read_run
-from regkit.errors import RegkitError, last_lines
-from regkit.provenance import ROOT
+from regkit.core.errors import RegkitError, last_lines
+from regkit.io.atomic import make_folder
+from regkit.io.provenance import ROOT
 
 _ERROR_LINES = 3  # of what a process that died said last
 

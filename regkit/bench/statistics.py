@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regkit.bench.rows import Row
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 UNREGISTERED = "unregistered"
 _FEWEST = 6  # of n differences the least two-sided p is 2 / 2^n: 0.0625 for five

@@ -8,13 +8,13 @@ from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from regkit.atomic import atomic_path, make_folder
 from regkit.bench.case import Case
 from regkit.bench.methods import methods
 from regkit.bench.plan import Options, fingerprint, versions
 from regkit.bench.runner import Job, processes
-from regkit.errors import RegkitError
-from regkit.jsontext import to_json
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import to_json
+from regkit.io.atomic import atomic_path, make_folder
 
 
 def submit(

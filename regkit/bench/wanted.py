@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from regkit.bench.case import Request
-from regkit.errors import RegkitError
-from regkit.images import Volume
-from regkit.jsontext import read_json
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import read_json
+from regkit.io.images import Volume
 
 MADE_UP = "MADE_UP.txt"
 """A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""

@@ -16,15 +16,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from regkit.atomic import atomic_path
 from regkit.bench.case import Case
 from regkit.bench.measure import measure
 from regkit.bench.method import Inputs
 from regkit.bench.methods import LINEAR, methods
-from regkit.errors import RegkitError
-from regkit.formats import read_linear, write_linear, write_warp
-from regkit.geometry import Float64
-from regkit.jsontext import to_json
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64
+from regkit.core.jsontext import to_json
+from regkit.io.atomic import atomic_path
+from regkit.io.formats import read_linear, write_linear, write_warp
 from regkit.registration import peak_mb, peak_mb_of_children
 
 

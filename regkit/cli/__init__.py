@@ -24,7 +24,7 @@ from regkit.cli import (
     warps,
 )
 from regkit.cli.console import Commands
-from regkit.process import leave
+from regkit.runtime.process import leave
 
 app = typer.Typer(
     name="regkit",

@@ -13,7 +13,7 @@ import typer
 
 from regkit.cli.console import print_facts, print_table, progress, warn
 from regkit.cli.options import Quiet
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 app = typer.Typer(
     no_args_is_help=True,

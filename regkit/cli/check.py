@@ -37,7 +37,7 @@ def command(
 
     Each way to read the file is tried at low resolution; the one under which the images agree best is named.
     """
-    from regkit.process import import_torch, tune
+    from regkit.runtime.process import import_torch, tune
 
     tune()
     import_torch()

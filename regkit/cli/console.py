@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
-from regkit.errors import RegkitError
-from regkit.jsontext import to_json
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import to_json
 
 Report = Callable[[str, float], None]
 """Called with the name of a stage and the share of the whole that is done, 0 to 1."""

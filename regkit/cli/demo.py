@@ -11,7 +11,7 @@ from regkit.cli.console import print_json, progress
 from regkit.cli.files import check_outputs
 from regkit.cli.options import AsJson, Overwrite, PresetName, Quiet
 from regkit.cli.report import print_registration, print_verdict
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 
 def command(

@@ -28,7 +28,7 @@ def command(
     regkit works, perhaps slowly or in part, and 1 if it does not; the last lines say why.
     """
     from regkit.doctor import examine
-    from regkit.process import tune
+    from regkit.runtime.process import tune
 
     tune()
     with progress(as_json) as report:

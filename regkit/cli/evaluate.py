@@ -13,8 +13,8 @@ from regkit.cli.options import AsJson, FixedGrid, LabelNames, MovingGrid
 from regkit.cli.report import print_labels
 
 if TYPE_CHECKING:
-    from regkit.geometry import Float64
-    from regkit.images import Volume
+    from regkit.core.geometry import Float64
+    from regkit.io.images import Volume
     from regkit.warp import Warp
 
 
@@ -51,7 +51,7 @@ def command(
 
     import SimpleITK as sitk
 
-    from regkit.images import load_labels
+    from regkit.io.images import load_labels
     from regkit.warp import resample_labels
 
     fixed_map = None if fixed_labels is None else load_labels(fixed_labels, "fixed labels")
@@ -110,7 +110,7 @@ def _check_usage(
 def _read_landmarks(
     landmarks: Path | None, fixed_points: Path | None, moving_points: Path | None
 ) -> tuple[Float64, Float64] | None:
-    from regkit.points import read_pairs, read_points
+    from regkit.io.points import read_pairs, read_points
 
     if landmarks is not None:
         return read_pairs(landmarks)
@@ -123,7 +123,7 @@ def _score(
     fixed: Volume, states: dict[str, Volume], names: dict[int, str] | None, moving: Volume | None = None
 ) -> dict[str, Any]:
     """Measures, named as those of ``regkit.register``; ``states`` are "before", "after" or both."""
-    from regkit.metrics import compare_labels, summarise
+    from regkit.evaluate import compare_labels, summarise
 
     scores = {state: compare_labels(fixed, volume, names, moving) for state, volume in states.items()}
     rows = []
@@ -141,7 +141,7 @@ def _score(
 
 
 def _landmark_errors(fixed: Float64, moving: Float64, warp: Warp | None) -> dict[str, Any]:
-    from regkit.metrics import summarise_errors, target_registration_error
+    from regkit.evaluate import summarise_errors, target_registration_error
 
     found: dict[str, Any] = {
         "count": len(fixed),
@@ -155,8 +155,8 @@ def _landmark_errors(fixed: Float64, moving: Float64, warp: Warp | None) -> dict
 
 
 def _smoothness(warp: Warp) -> dict[str, Any]:
-    from regkit.formats import to_learn2reg
-    from regkit.jacobian import folding_percent, learn2reg_sdlogj, sd_log_jacobian
+    from regkit.io.formats import to_learn2reg
+    from regkit.ops.jacobian import folding_percent, learn2reg_sdlogj, sd_log_jacobian
 
     determinant = warp.jacobian().array
     found = {"folding_percent": folding_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}

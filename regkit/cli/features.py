@@ -37,11 +37,11 @@ def command(
     """
     check_outputs([(output, PICTURES)], (*images, weights), overwrite)
 
-    from regkit.components import principal_components
-    from regkit.components_figure import components_figure
-    from regkit.images import load_image
-    from regkit.network import NetworkFeatures
-    from regkit.weights import bundled_weights
+    from regkit.features.components import principal_components
+    from regkit.features.network import NetworkFeatures
+    from regkit.features.weights import bundled_weights
+    from regkit.io.images import load_image
+    from regkit.viz.components_figure import components_figure
 
     network = NetworkFeatures(weights or bundled_weights(), apart=True)
     volumes = [load_image(path, "image") for path in images]

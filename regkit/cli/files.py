@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regkit.cli.console import warn
-from regkit.errors import RegkitError
-from regkit.jsontext import read_json
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import read_json
 
 if TYPE_CHECKING:
-    from regkit.dicom import DicomSeries
-    from regkit.geometry import Float64, Grid
+    from regkit.core.geometry import Float64, Grid
+    from regkit.io.dicom import DicomSeries
     from regkit.warp import Warp
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -43,7 +43,7 @@ def check_outputs(
     Raises:
         RegkitError: if one cannot be written, exists, is an input, or is named twice.
     """
-    from regkit.outputs import check_output, is_folder
+    from regkit.io.outputs import check_output, is_folder
 
     read = {Path(path).resolve() for path in inputs if path is not None}
     seen: set[Path] = set()
@@ -62,7 +62,7 @@ def check_outputs(
             raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
     if recorded is not None:
-        from regkit.provenance import check_record
+        from regkit.io.provenance import check_record
 
         check_record(recorded)
 
@@ -77,8 +77,8 @@ def recorded(
         outputs, inputs: by their roles; None where there is none.
         settings: all else that the results depend on.
     """
-    from regkit.atomic import together
-    from regkit.provenance import command_line, record_of, write_record
+    from regkit.io.atomic import together
+    from regkit.io.provenance import command_line, record_of, write_record
 
     files = {role: path for role, path in outputs.items() if path is not None}
     with together():
@@ -123,14 +123,14 @@ def in_series(path: Path, series: str | None) -> Path | DicomSeries:
     """A file or folder, or the series of it that an option names."""
     if series is None:
         return path
-    from regkit.dicom import DicomSeries
+    from regkit.io.dicom import DicomSeries
 
     return DicomSeries(path, series)
 
 
 def load_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
     """The grid of an image, whatever its voxels hold; None without one."""
-    from regkit.images import load_grid
+    from regkit.io.images import load_grid
 
     return None if path is None else load_grid(path, role)
 

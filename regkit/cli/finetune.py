@@ -126,7 +126,7 @@ def command(
     if not held:
         warn("no volume is held out: the last weights are kept, and nothing tells how good they are")
 
-    from regkit.process import tune
+    from regkit.runtime.process import tune
 
     tune()
     import regkit

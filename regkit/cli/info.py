@@ -12,14 +12,14 @@ import typer
 from regkit.cli.console import print_facts, print_json, print_table
 from regkit.cli.files import in_series, load_grid, load_warp
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from regkit.dicom import DicomSeries
-    from regkit.geometry import Grid
-    from regkit.images import Volume
+    from regkit.core.geometry import Grid
+    from regkit.io.dicom import DicomSeries
+    from regkit.io.images import Volume
     from regkit.warp import Warp
 
 _POINTS = (".csv", ".fcsv", ".mrk.json")
@@ -77,8 +77,8 @@ def command(
 
 def _made(file: Path) -> dict[str, Any]:
     """What made a file, as far as it or a record tells."""
-    from regkit import nifti, provenance
-    from regkit.headers import nrrd_fields
+    from regkit.io import nifti, provenance
+    from regkit.io.headers import nrrd_fields
 
     made: dict[str, Any] = {}
     name = file.name.lower()
@@ -119,9 +119,9 @@ def _describe(
     Args:
         source: the file, or a series of it if it is a folder.
     """
-    from regkit import dicom
-    from regkit.formats import is_transform
-    from regkit.images import LabelledVolume, load_labels, load_volume, looks_like_labels
+    from regkit.io import dicom
+    from regkit.io.formats import is_transform
+    from regkit.io.images import LabelledVolume, load_labels, load_volume, looks_like_labels
 
     if os.path.isdir(file) or dicom.is_dicom(file):
         if source is file and (several := _several(file)):
@@ -158,7 +158,7 @@ def _describe(
 
 def _several(folder: Path) -> dict[str, Any] | None:
     """The DICOM series of a folder, if there is more than one to read."""
-    from regkit import dicom
+    from regkit.io import dicom
 
     try:
         found = dicom.find_series(folder)
@@ -183,7 +183,7 @@ def _several(folder: Path) -> dict[str, Any] | None:
 
 def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
     """What DICOM that makes no volume says of itself; None if it cannot be read, or there are several."""
-    from regkit import dicom
+    from regkit.io import dicom
 
     try:
         found = dicom.find_series(file)
@@ -223,7 +223,7 @@ class _Header:
         """That of a file, or None if it has none that can be read."""
         import numpy as np
 
-        from regkit import guard, nifti
+        from regkit.io import guard, nifti
 
         if not os.path.isfile(file):
             return None
@@ -255,7 +255,7 @@ class _Header:
 
     def is_unusual(self) -> bool:
         """Whether the image is none that regkit registers, though nothing need be wrong with it."""
-        from regkit.images import MIN_VOXELS
+        from regkit.io.images import MIN_VOXELS
 
         shape = self.size[:3]
         extra = any(n != 1 for n in self.size[3:])
@@ -281,7 +281,7 @@ class _Header:
 
 
 def _points(file: Path) -> dict[str, Any]:
-    from regkit.points import open_points
+    from regkit.io.points import open_points
 
     found = open_points(file)
     points = found.points
@@ -295,7 +295,7 @@ def _points(file: Path) -> dict[str, Any]:
 
 
 def _transform(file: Path, fixed: Grid | None, moving: Grid | None) -> dict[str, Any]:
-    from regkit.formats import NotLinearError, read_linear
+    from regkit.io.formats import NotLinearError, read_linear
 
     try:
         matrix = read_linear(file, fixed, moving)
@@ -317,7 +317,7 @@ def _range(values: np.ndarray) -> dict[str, float]:
 def _image(volume: Volume) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.intensity import CT_WINDOW, is_ct, window_of
+    from regkit.core.intensity import CT_WINDOW, is_ct, window_of
 
     finite = np.isfinite(volume.array)
     facts = {"kind": "image", **_grid(volume.grid), "voxel_type": str(volume.array.dtype)}
@@ -339,7 +339,7 @@ def _image(volume: Volume) -> dict[str, Any]:
 def _label_map(volume: Volume) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.images import LabelledVolume
+    from regkit.io.images import LabelledVolume
 
     labels, counts = np.unique(volume.array, return_counts=True)
     ml = float(np.prod(volume.grid.spacing)) / 1000
@@ -356,7 +356,7 @@ def _label_map(volume: Volume) -> dict[str, Any]:
 def _warp(warp: Warp) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
 
     length = np.linalg.norm(warp.field, axis=-1)
     determinant = warp.jacobian().array
@@ -372,7 +372,7 @@ def _warp(warp: Warp) -> dict[str, Any]:
 def _grid(grid: Grid) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.images import axis_codes
+    from regkit.io.images import axis_codes
 
     largest = np.abs(np.reshape(grid.direction, (3, 3))).max(axis=0)
     return {

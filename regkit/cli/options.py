@@ -148,7 +148,7 @@ def start_file(init: str) -> Path | None:
     """The file that ``--init`` names; None where it names a way to start."""
     if init in INITS:
         return None
-    from regkit.foreign import split_convention
+    from regkit.io.foreign import split_convention
 
     file = split_convention(Path(init))[1]
     if not os.path.isfile(file):

@@ -93,7 +93,7 @@ def command(
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
-    from regkit.process import import_torch, tune
+    from regkit.runtime.process import import_torch, tune
 
     tune()
     import_torch()

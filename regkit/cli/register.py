@@ -188,12 +188,12 @@ def command(
     if not quiet:
         typer.echo(f"fixed={fixed} moving={moving}", err=True)
 
-    from regkit.process import import_torch, tune
+    from regkit.runtime.process import import_torch, tune
 
     tune()
     import_torch()
     import regkit
-    from regkit.provenance import command_line, record_of
+    from regkit.io.provenance import command_line, record_of
     from regkit.results import check_dicom, write_results
     from regkit.verdict import FAIL
 

@@ -46,7 +46,7 @@ def command(
     """Segment IMAGE, of any grid and orientation, on its own voxels."""
     outputs = {"labels": output, "confidence": confidence}
     check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite, recorded=output)
-    from regkit.process import import_torch, tune
+    from regkit.runtime.process import import_torch, tune
 
     tune()
     import_torch()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regkit.atomic import make_folder
 from regkit.cli.console import progress
 from regkit.cli.files import IMAGES, PICTURES, check_outputs
 from regkit.cli.options import Anatomies, Overwrite, Quiet, Templates
+from regkit.io.atomic import make_folder
 
 if TYPE_CHECKING:
     from regkit.synthesis.pairs import Pairs
@@ -64,9 +64,9 @@ def command(
 
     import torch
 
-    from regkit.atomic import atomic_path
-    from regkit.geometry import Grid
-    from regkit.outputs import save_image
+    from regkit.core.geometry import Grid
+    from regkit.io.atomic import atomic_path
+    from regkit.io.outputs import save_image
     from regkit.pretrain.config import Config, load_config
     from regkit.synthesis.mixture import anatomies as whole_maps
     from regkit.synthesis.mixture import mixture

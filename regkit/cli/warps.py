@@ -28,15 +28,15 @@ from regkit.cli.options import (
     Overwrite,
     WarpFile,
 )
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from regkit.dicom import DicomSeries
-    from regkit.geometry import Float64, Grid
-    from regkit.images import ImageLike
-    from regkit.segments import Segmentation
+    from regkit.core.geometry import Float64, Grid
+    from regkit.io.dicom import DicomSeries
+    from regkit.io.images import ImageLike
+    from regkit.io.segments import Segmentation
     from regkit.warp import Warp
 
 _LINEAR = (".tfm", ".txt", ".mat")
@@ -131,7 +131,7 @@ def _apply_to_points(
     chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
     from regkit.chain import outside, read_chain, through
-    from regkit.points import open_points
+    from regkit.io.points import open_points
 
     file = open_points(points)
     start = file.points
@@ -152,8 +152,8 @@ def _apply_to_image(
     reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
-    from regkit.dicom import DicomSeries
-    from regkit.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
+    from regkit.io.dicom import DicomSeries
+    from regkit.io.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
     from regkit.results import check_dicom, save_volume
 
     to_dicom = output.lower().endswith(".dcm")
@@ -199,9 +199,9 @@ def _apply_to_segments(
     """Each layer of a segmentation, so that what overlaps stays whole where the output has room for it."""
     import numpy as np
 
-    from regkit.images import LabelledVolume, Volume
+    from regkit.io.images import LabelledVolume, Volume
+    from regkit.io.segments import SLICER, Segmentation
     from regkit.results import save_segments, save_volume
-    from regkit.segments import SLICER, Segmentation
 
     warp = _one_warp(chain, grid, segmentation.grid)
     how = "label" if interpolation == "auto" else interpolation
@@ -243,7 +243,7 @@ def _lattice(grid: Grid) -> Float64:
     """Points spread over a grid, LPS mm (n, 3), of at most some 4000 voxels."""
     import numpy as np
 
-    from regkit.geometry import transform_points
+    from regkit.core.geometry import transform_points
 
     axes = [np.linspace(0, n - 1, min(n, 16)).round() for n in grid.size]
     return transform_points(grid.index_to_world, np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3))
@@ -293,9 +293,9 @@ def jacobian(
 
     import numpy as np
 
-    from regkit.images import load_mask
-    from regkit.jacobian import folding_percent, sd_log_jacobian
-    from regkit.outputs import save_image
+    from regkit.io.images import load_mask
+    from regkit.io.outputs import save_image
+    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
 
     field = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(moving, "moving image"))
     inside = None if mask is None else load_mask(mask, "mask", field.grid).array
@@ -387,7 +387,7 @@ def convert(
     inputs = (existing(source), fixed, moving)
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
-    from regkit.formats import read_linear, write_linear
+    from regkit.io.formats import read_linear, write_linear
     from regkit.warp import Warp
 
     grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")

@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.run import pretrain
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.unet import Architecture
+from regkit.features.weights import Channels, Reading
 from regkit.pretrain.targets import DISTANCE_CHANNELS, STRUCTURE_CHANNELS
-from regkit.structures import GROUPS
 from regkit.synthesis.pairs import Pairs
-from regkit.unet import Architecture
-from regkit.weights import Channels, Reading
+from regkit.synthesis.structures import GROUPS
 
 # Bodies are as much larger and smaller than their mean (regkit.synthesis.pose): what is learnt at a spacing
 # holds as far beyond it.
@@ -67,7 +67,7 @@ class Cost:
     """Weights in the cost of a registration of the parts of the output; they are chosen after training.
 
     Args:
-        affinity, distance, embedding, structure: see :class:`regkit.weights.Channels`.
+        affinity, distance, embedding, structure: see :class:`regkit.features.weights.Channels`.
     """
 
     affinity: float = 0.1
@@ -84,7 +84,7 @@ class Config:
     """A training run.
 
     Args:
-        width, levels, stride, padding: of the network (:class:`regkit.unet.Architecture`).
+        width, levels, stride, padding: of the network (:class:`regkit.features.unet.Architecture`).
         steps: optimiser steps in all; the learning rate follows a half cosine over them.
         batch: pairs per step, over all processes.
         learning_rate: at its highest, after ``warmup`` steps.

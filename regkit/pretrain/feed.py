@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.step import Batch
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.maps import LabelMaps

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regkit.features.weights import unit
 from regkit.pretrain.targets import Targets
 from regkit.synthesis.noise import Dice
-from regkit.weights import unit
 
 
 def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:

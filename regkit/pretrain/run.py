@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from regkit.atomic import make_folder
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.weights import load_network
+from regkit.io.atomic import make_folder
+from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
 from regkit.pretrain.start import started
 from regkit.pretrain.train import Place, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
-from regkit.provenance import sha256
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture, readers_needed
 from regkit.training.checkpoint import checkpoints
 from regkit.training.log import read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import step_progress
-from regkit.weights import load_network
 
 _MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 

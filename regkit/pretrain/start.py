@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.unet import UNet
+from regkit.features.weights import Channels, reading
 from regkit.pretrain.config import Config
 from regkit.pretrain.train import check_same
-from regkit.structures import STRUCTURES, TRUNK
-from regkit.unet import UNet
-from regkit.weights import Channels, reading
+from regkit.synthesis.structures import STRUCTURES, TRUNK
 
 
 def started(network: UNet, provenance: Mapping[str, str], config: Config) -> tuple[UNet, list[str]]:
@@ -23,7 +23,7 @@ def started(network: UNet, provenance: Mapping[str, str], config: Config) -> tup
     copied, whatever their numbers, and those of new structures begin at random, by the configuration's seed.
 
     Args:
-        network, provenance: as :func:`regkit.weights.load_network` gives them.
+        network, provenance: as :func:`regkit.features.weights.load_network` gives them.
 
     Returns:
         The network, and the names of the structures that it did not know.

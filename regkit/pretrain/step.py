@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regkit.equalise import equalised
+from regkit.features.equalise import equalised
+from regkit.features.unet import UNet, in_bfloat16
+from regkit.features.weights import unit
 from regkit.pretrain.config import Config
 from regkit.pretrain.losses import (
     Projection,
@@ -26,8 +28,6 @@ from regkit.pretrain.losses import (
 from regkit.pretrain.targets import targets_of
 from regkit.synthesis.noise import Dice, onto
 from regkit.synthesis.pairs import Views
-from regkit.unet import UNet, in_bfloat16
-from regkit.weights import unit
 
 _NEAREST = 2  # cells: closer to the partner than this, a place is no negative
 

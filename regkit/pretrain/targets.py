@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from regkit.structures import STRUCTURES
+from regkit.synthesis.structures import STRUCTURES
 
 _FARTHEST = 12  # voxels; distances beyond are not told apart
 DISTANCE_CHANNELS = 6

@@ -17,17 +17,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.features.unet import Architecture, UNet
+from regkit.features.weights import save_weights
+from regkit.io.provenance import commit
 from regkit.pretrain.config import Config
 from regkit.pretrain.feed import batches
 from regkit.pretrain.passes import passes_of
 from regkit.pretrain.step import Batch, Student, collate
-from regkit.provenance import commit
-from regkit.structures import STRUCTURES
 from regkit.synthesis.maps import LabelMaps
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
+from regkit.synthesis.structures import STRUCTURES
 from regkit.training.checkpoint import (
     check_same_run,
     checkpoints,
@@ -40,8 +42,6 @@ from regkit.training.checkpoint import (
 )
 from regkit.training.log import Log, finite
 from regkit.training.session import Report, stop_signals
-from regkit.unet import Architecture, UNet
-from regkit.weights import save_weights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.pretrain.losses import balance, draw, rows
 from regkit.pretrain.step import collate
 from regkit.synthesis.anatomies import Anatomy
@@ -93,7 +93,7 @@ def load_maps(folder: Path) -> list[torch.Tensor]:
     files = sorted(folder.glob("*.nii*")) if folder.is_dir() else []
     if not files:
         raise RegkitError(f"no label map to validate on in '{folder}': expected NAME.nii.gz files")
-    from regkit.images import load_labels  # needs SimpleITK, which a bare training machine may lack
+    from regkit.io.images import load_labels  # needs SimpleITK, which a bare training machine may lack
 
     return [_reduced(load_labels(file, "validation labels").array) for file in files]
 

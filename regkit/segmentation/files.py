@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 # What regkit reads and data sets come in; the longest first.
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.geometry import Grid, sample, slab_index, slabs, transform_points
-from regkit.images import ImageLike, Volume, check_fits_memory, label_type, load_image
+from regkit.core.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.features.unet import fused, in_bfloat16
+from regkit.io.images import ImageLike, Volume, check_fits_memory, label_type, load_image
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.monai_parts import check_installed, in_windows
-from regkit.unet import fused, in_bfloat16
 
 _SHARE = 0.9  # of the windows in the whole, for the progress bar
 _POINTS = 1 << 23  # times classes, that are interpolated at once

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from regkit.equalise import equalised
-from regkit.errors import RegkitError
-from regkit.geometry import Grid
-from regkit.images import Volume
-from regkit.intensity import is_ct, normalise, window_of
-from regkit.resample import Source, resample
-from regkit.unet import UNet, shuffled
-from regkit.weights import SEGMENTER, load_network, save_weights
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Grid
+from regkit.core.intensity import is_ct, normalise, window_of
+from regkit.features.equalise import equalised
+from regkit.features.unet import UNet, shuffled
+from regkit.features.weights import SEGMENTER, load_network, save_weights
+from regkit.io.images import Volume
+from regkit.ops.resample import Source, resample
 
 FILE = "model.safetensors"
 """The name of the segmenter in its folder."""
@@ -36,7 +36,7 @@ class Task:
         spacing: mm, of the isotropic grid that the network sees.
         patch: voxels (Z, Y, X) that it sees at once.
         ct_window: HU that become 0 and 1, in images that are CT; others have robust percentiles.
-        input: as of :class:`regkit.weights.Reading`.
+        input: as of :class:`regkit.features.weights.Reading`.
     """
 
     labels: tuple[int, ...]

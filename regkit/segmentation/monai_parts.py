@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regkit.errors import RegkitError, install
+from regkit.core.errors import RegkitError, install
 
 BOTH, IMAGE = ("image", "labels"), ("image",)
 _OVERLAP = 0.5  # of neighbouring windows

@@ -18,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regkit.atomic import atomic_path, make_folder
-from regkit.errors import RegkitError
-from regkit.geometry import index_grid, map_index, sample
-from regkit.images import ImageLike, Volume, check_fits_memory, load_labelled
-from regkit.intensity import default_ct_window, is_ct
-from regkit.jsontext import read_json
-from regkit.metrics import dice, summarise
-from regkit.provenance import commit, sha256
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import index_grid, map_index, sample
+from regkit.core.intensity import default_ct_window, is_ct
+from regkit.core.jsontext import read_json
+from regkit.evaluate import dice, summarise
+from regkit.features.unet import UNet, in_bfloat16, shuffled
+from regkit.features.weights import bundled_weights, load_network, reading
+from regkit.io.atomic import atomic_path, make_folder
+from regkit.io.images import ImageLike, Volume, check_fits_memory, load_labelled
+from regkit.io.provenance import commit, sha256
 from regkit.registration import reproducible, torch_device
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network
@@ -44,8 +46,6 @@ from regkit.training.checkpoint import (
 from regkit.training.log import Log, finite, read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import Report, stop_signals
-from regkit.unet import UNet, in_bfloat16, shuffled
-from regkit.weights import bundled_weights, load_network, reading
 
 Pair = tuple[ImageLike, ImageLike]
 INITS = ("pretrained", "random")

@@ -11,7 +11,7 @@ import torch
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Palette, random_palette
 from regkit.synthesis.noise import Dice
-from regkit.tissues import TISSUES, intensities
+from regkit.synthesis.tissues import TISSUES, intensities
 
 NUMBERS = {name: number for number, name in enumerate(TISSUES)}
 """Of the tissues, by name."""
@@ -40,8 +40,8 @@ def anatomy_of(tissues: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8]
     """An anatomy with a label for each tissue of each structure.
 
     Args:
-        tissues: (Z, Y, X), numbers in :data:`regkit.tissues.TISSUES`, or :data:`COUCH`.
-        structures: (Z, Y, X), numbers in :data:`regkit.structures.STRUCTURES`, or 0.
+        tissues: (Z, Y, X), numbers in :data:`regkit.synthesis.tissues.TISSUES`, or :data:`COUCH`.
+        structures: (Z, Y, X), numbers in :data:`regkit.synthesis.structures.STRUCTURES`, or 0.
         spacing: of the voxels, mm; axes are towards the patient's head, back and left.
     """
     codes = tissues.astype(np.uint16) << 8 | structures

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis.noise import Dice, onto, smooth_noise
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.errors import RegkitError
-from regkit.jsontext import read_json
-from regkit.structures import STRUCTURES
+from regkit.core.errors import RegkitError
+from regkit.core.jsontext import read_json
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.contrasts import NUMBERS, anatomy_of
 from regkit.synthesis.noise import Dice, smooth_noise
 from regkit.synthesis.pose import posed, sides
-from regkit.tissues import TISSUES
+from regkit.synthesis.structures import STRUCTURES
+from regkit.synthesis.tissues import TISSUES
 
 if TYPE_CHECKING:
-    from regkit.images import Volume
+    from regkit.io.images import Volume
 
 LEGEND = "anatomies.json"
 """The file beside the maps that says what their labels are."""
@@ -48,8 +48,8 @@ class Legend:
 
     Args:
         ids: in the files, rising; number k stands for ``ids[k]``.
-        structures: (labels,) uint8, numbers of :data:`regkit.structures.STRUCTURES`, 0 if of none.
-        tissues: of each label, numbers of :data:`regkit.tissues.TISSUES`; several are mixed at random.
+        structures: (labels,) uint8, numbers of :data:`regkit.synthesis.structures.STRUCTURES`, 0 if of none.
+        tissues: of each label, numbers of :data:`regkit.synthesis.tissues.TISSUES`; several are mixed.
         alone: (labels,) bool, what remains where an image shows some structures alone; nothing if none.
         source: who made the maps, and under which licence.
     """
@@ -121,7 +121,7 @@ def load_maps(folder: Path) -> LabelMaps:
     Raises:
         RegkitError: if there is no folder, map or legend, one cannot be read or used, or a label has no name.
     """
-    from regkit.images import load_labels  # needs SimpleITK, which a bare training machine has not
+    from regkit.io.images import load_labels  # needs SimpleITK, which a bare training machine has not
 
     if not folder.is_dir():
         raise RegkitError(f"no folder of label maps at '{folder}'")

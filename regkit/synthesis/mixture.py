@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis.maps import LabelMaps, load_maps
 from regkit.synthesis.sources import Procedural, Source, Templates, load_archive, load_folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays

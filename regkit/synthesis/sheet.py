@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.colours import DIM, INK, PALE
 from regkit.synthesis.pairs import Views
+from regkit.viz.colours import DIM, INK, PALE
 
 Slices = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 """Labels and image of the first view, image and labels of the second, (Y, X) each."""

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.errors import RegkitError, reason
+from regkit.core.errors import RegkitError, reason
 from regkit.synthesis.shapes import Shape, draw_procedural
 
 if TYPE_CHECKING:
-    from regkit.geometry import Grid
+    from regkit.core.geometry import Grid
 
 _SIDE = 48  # voxels along the longest side of a template in memory
 _ARRAYS = ("bits", "offsets", "shapes", "names", "sources")
@@ -160,7 +160,7 @@ def load_folder(path: Path) -> Templates:
 
 def _masks_of(files: list[Path]) -> Iterator[PackedMask]:
     """The masks of one subject."""
-    from regkit.images import load_labels  # needs SimpleITK, which a bare training machine has not
+    from regkit.io.images import load_labels  # needs SimpleITK, which a bare training machine has not
 
     merged: dict[str, tuple[npt.NDArray[np.bool_], Grid]] = {}
     for file in files:

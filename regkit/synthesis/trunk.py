@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from regkit.anatomy import draw_tissues
 from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import draw_tissues
 from regkit.synthesis.contrasts import COUCH, NUMBERS, anatomy_of
 from regkit.synthesis.noise import Dice
 from regkit.synthesis.pose import posed, sides

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
 
 _PART_BYTES = 15_000_000  # small enough for what moves files of at most 16 MB
 _STATE = "state.json"

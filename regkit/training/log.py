@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from regkit.atomic import atomic_path
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import atomic_path
 
 
 class Log:

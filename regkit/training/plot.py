@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.atomic import atomic_path
-from regkit.colours import DIM, INK, PALE
+from regkit.io.atomic import atomic_path
+from regkit.viz.colours import DIM, INK, PALE
 
 _COLOURS = ("#ffb454", "#7ad7f0", "#ff6f91", "#9be564", "#c792ea")
 _NOT_LOSSES = ("step", "gradient", "learning_rate", "seconds_per_step")

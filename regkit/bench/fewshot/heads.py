@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.errors import RegkitError
-from regkit.images import Volume, load_labels
-from regkit.outputs import save_image
+from regkit.core.errors import RegkitError
+from regkit.io.images import Volume, load_labels
+from regkit.io.outputs import save_image
 from regkit.segmentation.files import Labelled
 from regkit.synthesis.appearance import Palette, render
 from regkit.synthesis.noise import Dice

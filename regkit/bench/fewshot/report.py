@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from regkit.atomic import atomic_path
 from regkit.bench.fewshot.layout import Layout
 from regkit.bench.fewshot.run import ARMS
 from regkit.bench.report import table
 from regkit.bench.rows import Row, read_rows, read_run
-from regkit.errors import RegkitError
+from regkit.core.errors import RegkitError
+from regkit.io.atomic import atomic_path
 
 REPORT = "report.md"
 _DRAWS = 2000

@@ -17,16 +17,16 @@ import numpy.typing as npt
 
 from regkit.bench.fewshot.layout import Draw, Layout
 from regkit.bench.rows import Row, append_row, key, read_rows
-from regkit.errors import RegkitError
-from regkit.images import Volume, load_labels
-from regkit.metrics import dice, summarise
+from regkit.core.errors import RegkitError
+from regkit.evaluate import dice, summarise
+from regkit.features.weights import bundled_weights
+from regkit.io.images import Volume, load_labels
+from regkit.io.provenance import sha256
 from regkit.propagation import propagate
-from regkit.provenance import sha256
 from regkit.segmentation.files import Labelled
 from regkit.segmentation.inference import segment
 from regkit.segmentation.training import Finetuning, finetune
 from regkit.training.session import Report
-from regkit.weights import bundled_weights
 
 ARMS = ("pretrained", "random", "propagate")
 """The bundled network fine-tuned; its twin from random weights; atlases registered (regkit propagate)."""

@@ -1,0 +1,142 @@
+"""How much memory a registration takes, told before it is taken, and kept below a cap.
+
+The bytes a voxel were measured on volumes of 0.9 to 33 million voxels of int16 (``benchmarks/memory.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
+from dataclasses import replace
+
+from regkit.core.errors import RegkitError
+from regkit.core.settings import Settings
+
+GB = 1e9
+# Of both images while they are compared or read; of the larger one while features are made of it.
+_KEPT, _READ, _BLURRED = 8, 11.5, 14
+_PER_WORKING_VOXEL, _WHILE_FEATURES, _LEFT_BEHIND = 170, 60, 40
+_FIELD, _LABELS = 38, 18
+_AFTER = {"moved": 52, "h5": 62, "inverse": 21}
+_HELD_INVERSE = 12
+_FIXED_PART, _FIXED_PART_LATE = 75e6, 110e6
+# Of a working grid that is made coarser for want of memory: a fourth of what the preset "fast" has.
+_FEWEST_VOXELS = 250_000
+_ROUNDING = 0.9
+
+
+def registration_bytes(
+    fixed: int, moving: int, working: int, *, labels: bool = False, outputs: Collection[str] = ()
+) -> float:
+    """The most bytes at a time, beyond those of the program before it begins.
+
+    Args:
+        fixed, moving, working: voxels of the images, and of the working grid; 0 of one that a GPU holds.
+        labels: whether label maps are moved and measured.
+        outputs: what is made of the result: "moved", "inverse", "h5".
+    """
+    kept = _KEPT * (fixed + moving)
+    warp = (_FIELD + (_LABELS if labels else 0)) * fixed
+    # Labels and the inverse are held while the others are made.
+    held = (_HELD_INVERSE * moving if "inverse" in outputs else 0) + (2 * fixed if labels else 0)
+    late = [warp]
+    for name in outputs:
+        late.append(_AFTER[name] * (fixed + moving if name == "inverse" else fixed) + held)
+    return max(
+        _READ * (fixed + moving) + _FIXED_PART,
+        kept + _PER_WORKING_VOXEL * working + _FIXED_PART,
+        kept + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
+        kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
+    )
+
+
+def fitting(
+    settings: Settings,
+    fixed: int,
+    moving: int,
+    working: int,
+    base: float,
+    cap: float | None,
+    *,
+    labels: bool = False,
+    outputs: Collection[str] = (),
+) -> tuple[Settings, float]:
+    """The settings, with a coarser working grid where that keeps a registration below a cap; and its peak.
+
+    Args:
+        base: bytes of the program before it began.
+        cap: bytes that it may take in all; by default what the machine has left, within which nothing is
+            made coarser.
+
+    Returns:
+        The settings and the bytes at the peak.
+
+    Raises:
+        RegkitError: if it takes more than the cap, or than the machine has.
+    """
+
+    def peak(voxels: int) -> float:
+        return base + registration_bytes(fixed, moving, voxels, labels=labels, outputs=outputs)
+
+    left = available_memory() + resident_memory()
+    allowed = min(left, math.inf if cap is None else cap)
+    needed = peak(working)
+    if needed <= allowed:
+        return settings, needed
+    fewer = next((n for n in range(working, 0, -max(1, working // 200)) if peak(n) <= allowed), 0)
+    if cap is not None and fewer >= _FEWEST_VOXELS:
+        warnings.warn(
+            f"the working grid has {fewer / 1e6:.2g} in place of {working / 1e6:.2g} million voxels, to stay "
+            f"below {allowed / GB:.3g} GB: the warp will be less fine",
+            stacklevel=3,
+        )
+        # Sides are rounded up to whole steps of the search.
+        return replace(settings, max_voxels=int(_ROUNDING * fewer)), peak(fewer)
+    least = peak(min(working, _FEWEST_VOXELS))
+    there = f"{left / GB:.3g} GB are left" if allowed == left else f"it may take {allowed / GB:.3g} GB"
+    hint = f"--memory {least / GB:.3g} does with a coarser grid; " if least < min(needed, left) else ""
+    raise RegkitError(
+        f"this registration needs {needed / GB:.3g} GB of memory, and {there}: {hint}crop the images or "
+        "resample them to larger voxels"
+    )
+
+
+_CAP: ContextVar[float] = ContextVar("bytes that the program may take", default=math.inf)
+
+
+@contextlib.contextmanager
+def capped(cap: float | None) -> Iterator[None]:
+    """Within the block files are refused that would make the program larger than so many bytes."""
+    token = _CAP.set(math.inf if cap is None else cap)
+    try:
+        yield
+    finally:
+        _CAP.reset(token)
+
+
+def memory_left() -> float:
+    """Bytes that may be taken: what the machine has, within the cap that is set."""
+    return min(available_memory(), _CAP.get() - resident_memory())
+
+
+def available_memory() -> float:
+    """Bytes that are left; infinite where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError), open("/proc/meminfo") as stream:
+        return 1024.0 * next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable"))
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf
+
+
+def resident_memory() -> float:
+    """Bytes that this process holds; 0 where the system does not tell."""
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError, AttributeError),
+        open("/proc/self/statm") as stream,
+    ):
+        return float(int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    return 0.0

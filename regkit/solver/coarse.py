@@ -1,0 +1,133 @@
+"""Coarse stage: coupled convex optimisation over a dense cube of displacements."""
+
+from __future__ import annotations
+
+import torch
+
+from regkit.core.geometry import MOST_VOXELS, index_grid, sample
+from regkit.ops import gpu, native
+from regkit.ops.filters import smooth
+from regkit.solver.costvolume import (
+    FeatureMap,
+    displacements,
+    known_costs,
+    largest_of_short_costs,
+    of_the_way_back,
+    short_costs,
+    with_neutral,
+)
+
+# Coupling weights of the successive rounds, for costs that are means over channels in [0, 1].
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+# The first round follows the costs alone; this little keeps cells without data, whose costs are all
+# the same, where they are.
+_TIE_BREAK = 1e-6
+
+
+def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...] = COUPLING) -> torch.Tensor:
+    """The smooth displacement field that a cost volume asks for.
+
+    Alternates ``d(x) = argmin_d cost(d, x) + theta |d - u(x)|^2`` with ``u = smooth(d)`` while theta
+    grows (Heinrich et al., WBIR 2014). The cost volume is read only: each round adds its own
+    penalty to the original costs.
+
+    Args:
+        costs: (D, Z, Y, X), as :func:`regkit.solver.costvolume.cost_volume` returns.
+
+    Returns:
+        (3, Z, Y, X) displacement in cells, components (x, y, z).
+    """
+    field = costs.new_zeros((3, *costs.shape[1:]))
+    steps = displacements(radius, costs.device).to(costs.dtype)
+    whole = displacements(radius).tolist()
+    for theta in (_TIE_BREAK, *coupling):
+        best = torch.full(costs.shape[1:], torch.inf, dtype=costs.dtype, device=costs.device)
+        chosen = torch.zeros(costs.shape[1:], dtype=torch.int64, device=costs.device)
+        for k, (cost, step) in enumerate(zip(costs, whole, strict=True)):
+            # |u|^2 is the same for every displacement, so it is left out.
+            total = cost + theta * sum(d * d for d in step)
+            for component, d in zip(field, step, strict=True):
+                total.add_(component, alpha=-2 * theta * d)
+            better = total < best
+            best = torch.where(better, total, best)
+            chosen[better] = k
+        field = smooth(steps[chosen].movedim(-1, 0))
+    return field
+
+
+def _native_coupled_convex(costs: torch.Tensor, radius: int, back: bool) -> torch.Tensor:
+    """:func:`coupled_convex` of :func:`short_costs`; ``back`` for those of the way back."""
+    _, z, y, wide = costs.shape
+    shape = z, y, wide - 2 * radius
+    neutral, field, chosen = torch.empty(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
+    native.run("neutral", z, costs, *shape, radius, int(back), neutral)
+    for theta in (_TIE_BREAK, *COUPLING):
+        native.run("choose", z, costs, *shape, radius, int(back), neutral, theta, field, chosen)
+        field = smooth(chosen)
+    return field
+
+
+def inverse_consistent(
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both fields moved towards being each other's inverse.
+
+    Repeats ``u <- (u - v(x + u)) / 2`` and ``v <- (v - u(x + v)) / 2``, both from the old values.
+
+    Args:
+        forward, backward: (3, Z, Y, X) displacements in cells of one grid, components (x, y, z).
+    """
+    if native.serves(forward, backward) and forward[0].numel() < MOST_VOXELS:
+        return _native_inverse_consistent(forward, backward, iterations)
+    identity = index_grid(forward.shape[1:], forward.device)
+    for _ in range(iterations):
+        forward, backward = (
+            0.5 * (forward - sample(backward, identity + forward)),
+            0.5 * (backward - sample(forward, identity + backward)),
+        )
+    return forward, backward
+
+
+def _native_inverse_consistent(
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`inverse_consistent` with the components of a cell side by side, and a fourth that is none."""
+    z, y, x = forward.shape[1:]
+    fields, others = ([native.empty(z, y, x, 4) for _ in range(2)] for _ in range(2))
+    for field, given in zip(fields, (forward, backward)):
+        field[..., :3] = given.movedim(0, -1)
+        field[..., 3] = 0
+    for _ in range(iterations):
+        for other, one, two in zip(others, fields, reversed(fields)):
+            native.run("halfway", z, one, two, z, y, x, other)
+        fields, others = others, fields
+    forward, backward = (field[..., :3].movedim(-1, 0).contiguous() for field in fields)
+    return forward, backward
+
+
+def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
+    """Displacement of every cell of ``fixed`` to where it lies in ``moving``, inverse-consistent.
+
+    Args:
+        fixed: map of shape (C, Z, Y, X).
+        moving: map of the same lattice with ``radius`` cells more on every side.
+        radius: search range in cells, each way along each axis.
+
+    Returns:
+        (3, Z, Y, X) displacement in cells, components (x, y, z).
+    """
+    if (largest := largest_of_short_costs(fixed, moving, radius)) is not None:
+        costs = short_costs(fixed, moving, radius, largest)
+        forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
+    elif gpu.serves(fixed.values):
+        from regkit.ops.gpu import kernels
+
+        costs = known_costs(fixed, moving, radius)
+        couplings = (_TIE_BREAK, *COUPLING)
+        forward, backward = (kernels.coupled_convex(costs, radius, back, couplings) for back in (False, True))
+    else:
+        costs = known_costs(fixed, moving, radius)
+        backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
+        forward = coupled_convex(with_neutral(costs), radius)
+    del costs
+    return inverse_consistent(forward, backward)[0]

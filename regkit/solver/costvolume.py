@@ -1,0 +1,279 @@
+"""Dissimilarity of two feature maps for every displacement in a cube."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.core.geometry import MOST_VOXELS, POINTS, sample
+from regkit.ops import gpu, native
+from regkit.ops.filters import box_sum
+
+# Below this a weight is none: its cell's values are not divided by it.
+LEAST_WEIGHT = 1e-6
+# What the kernels take: the largest search range, the shortest row.
+MOST_RADIUS, LEAST_ROW = 4, 16
+# Short costs end at 4. MIND, the network and intensities side by side may come to 5.25 where all of them
+# disagree as much as they can.
+_MOST_SHORT = 5.5
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features on a grid, with the share of each cell that has data.
+
+    Args:
+        values: (C, Z, Y, X).
+        weight: (1, Z, Y, X) in [0, 1]; a cell of weight 0 carries no cost.
+    """
+
+    values: torch.Tensor
+    weight: torch.Tensor
+
+    def padded(self, cells: int) -> FeatureMap:
+        """With ``cells`` more on every side, all of weight 0."""
+        pad = (cells,) * 6
+        return FeatureMap(F.pad(self.values, pad), F.pad(self.weight, pad))
+
+    def cropped(self, cells: int) -> FeatureMap:
+        """With ``cells`` fewer on every side."""
+        inner = (slice(None), *(slice(cells, n - cells) for n in self.weight.shape[1:]))
+        return FeatureMap(self.values[inner], self.weight[inner])
+
+    def at(self, where: torch.Tensor) -> FeatureMap:
+        """The map at index coordinates (3, Z', Y', X') of it, components (x, y, z).
+
+        Neighbours count by their weights: what a cell without data holds does not leak into the
+        interpolation beside it, where it would push displacements away from the ends of the image.
+        """
+        small = self.weight.numel() < MOST_VOXELS and not where.requires_grad
+        if small and native.serves(self.values, self.weight, where):
+            return self._at_by_kernel(where.contiguous())
+        found = self.sampled(where)
+        weight = found[-1:]
+        return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
+
+    def _at_by_kernel(self, where: torch.Tensor) -> FeatureMap:
+        channels, *size = self.values.shape
+        shape = where.shape[1:]
+        seen = FeatureMap(native.empty(channels, *shape), native.empty(1, *shape))
+        maps = self.values.contiguous(), self.weight.contiguous()
+        count = shape.numel()
+        native.run(
+            "sample_known", -(-count // POINTS), *maps, channels, *size, where, count, LEAST_WEIGHT,
+            seen.values, seen.weight,
+        )  # fmt: skip
+        return seen
+
+    def sampled(self, where: torch.Tensor) -> torch.Tensor:
+        """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
+        return sample(self._weighted, where, outside="zeros")
+
+    @cached_property
+    def _weighted(self) -> torch.Tensor:
+        return torch.cat([self.values * self.weight, self.weight])
+
+
+def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Every whole displacement within the cube, shape ((2 radius + 1)^3, 3), components (x, y, z)."""
+    steps = torch.arange(-radius, radius + 1, device=device)
+    z, y, x = torch.meshgrid(steps, steps, steps, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
+def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    """Mean squared feature difference per displacement, averaged over a box of cells.
+
+    That of :func:`known_costs`; where it is not known, the mean over the displacements for which it is (0 if
+    there is none): missing data neither attract nor repel.
+    """
+    return with_neutral(known_costs(fixed, moving, radius, aggregate))
+
+
+def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    """``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``.
+
+    Args:
+        fixed: map of shape (C, Z, Y, X).
+        moving: map of the same lattice with ``radius`` cells more on every side.
+        radius: cells; displacements as ordered by :func:`displacements`.
+        aggregate: box radius in cells.
+
+    Returns:
+        (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
+    """
+    channels, *shape = fixed.values.shape
+    if aggregate == 1 and _served(fixed, moving, radius):
+        return _costs_by_kernel(fixed, moving, radius, 0, shape[0])
+    # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
+    # channel, so that what is added up stays in the cache.
+    fixed_square = fixed.values.square().sum(0)
+    moving_square = moving.values.square().sum(0)
+    steps = displacements(radius)
+    costs = fixed.values.new_empty((len(steps), *shape))
+    least = 0.25 * (2 * aggregate + 1) ** 3
+    padded = costs.new_zeros((2, *(n + 2 * aggregate for n in shape)))
+    difference, weight = padded[(slice(None), *(slice(aggregate, aggregate + n) for n in shape))]
+    for cost, (x, y, z) in zip(costs, steps.tolist()):
+        at = tuple(slice(radius + s, radius + s + n) for s, n in zip((z, y, x), shape))
+        torch.mul(fixed.weight[0], moving.weight[0][at], out=weight)
+        torch.add(fixed_square, moving_square[at], out=difference)
+        for one, other in zip(fixed.values, moving.values[(slice(None), *at)]):
+            difference.addcmul_(one, other, value=-2)
+        # Rounding can leave a tiny negative where both sides agree.
+        difference.clamp_(min=0).mul_(weight)
+        total, count = box_sum(padded, aggregate)
+        known = count > least
+        torch.div(total, count.clamp_(min=1e-6).mul_(channels), out=cost)
+        cost.masked_fill_(~known, torch.nan)
+    return costs
+
+
+def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
+    """Planes [first, last) of z of :func:`known_costs`, (D, last - first, Y, X)."""
+    if _served(fixed, moving, radius):
+        return _costs_by_kernel(fixed, moving, radius, first, last)
+    low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
+    here, there = slice(low, high), slice(low, high + 2 * radius)
+    one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
+    other = FeatureMap(moving.values[:, there], moving.weight[:, there])
+    return known_costs(one, other, radius)[:, first - low : last - low]
+
+
+def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The displacement of lowest cost of every cell, with fractions of a cell, and how much better it is.
+
+    Costs that are not known count as the mean of the others.
+
+    Args:
+        costs: (D, ...), as :func:`known_costs` returns.
+
+    Returns:
+        (...), the mean of the costs less the lowest, 0 where none is known; (3, ...), cells, components
+        (x, y, z): off the border of the cube, where a parabola through the cost and its neighbours along
+        each axis is lowest.
+    """
+    gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
+    side, cells = 2 * radius + 1, gain.numel()
+    if native.serves(costs) and costs.is_contiguous():
+        native.run("best_steps", native.blocks(cells), costs, side, cells, gain, step)
+        return gain, step
+    costs = with_neutral(costs.flatten(1).clone())
+    lowest, at = costs.min(0)
+    torch.sub(costs.mean(0), lowest, out=gain.view(-1))
+    found = displacements(radius, costs.device).to(costs.dtype)[at].T
+    for axis, stride in enumerate((1, side, side * side)):
+        inside = found[axis].abs() < radius
+        below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
+        above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
+        fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
+        torch.add(found[axis], fraction.clamp(-0.5, 0.5) * inside, out=step[axis].view(-1))
+    return gain, step
+
+
+def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
+    maps = fixed.values, fixed.weight, moving.values, moving.weight
+    return 1 <= radius <= MOST_RADIUS and (gpu.serves(*maps) or native.serves(*maps))
+
+
+def _costs_by_kernel(
+    fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int
+) -> torch.Tensor:
+    """Planes [first, last) of z of :func:`known_costs` with boxes of 3^3 cells."""
+    if gpu.serves(fixed.values):
+        from regkit.ops.gpu import kernels
+
+        maps = fixed.values, fixed.weight, moving.values, moving.weight
+        return kernels.costs(*maps, radius, (first, last))
+    costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
+    _run_costs(fixed, moving, radius, (first, last), 1.0, costs, None)
+    return costs
+
+
+def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> float | None:
+    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: a row is long enough, and
+    hardly any cost can be beyond 16 bits, where all count as the largest.
+    """
+    on_gpu = gpu.serves(fixed.values)
+    if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
+        return None
+    flat = [one.values.flatten(1) for one in (fixed, moving)]
+    lowest = torch.minimum(*(one.amin(1) for one in flat))
+    highest = torch.maximum(*(one.amax(1) for one in flat))
+    most = float((highest - lowest).square().mean())
+    return float(torch.maximum(highest.abs(), lowest.abs()).max()) if most < _MOST_SHORT else None
+
+
+def steps_of_values(largest: float, channels: int) -> float:
+    """How many steps 1 has in :func:`short_costs`: 16 bits, and sums of squares over the channels 32."""
+    return float(np.float32(math.isqrt((2**29 - 1) // channels) / max(largest, 1e-9)))
+
+
+def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, largest: float) -> torch.Tensor:
+    """:func:`known_costs` by the kernel in half the memory, and of values in half the bits.
+
+    Args:
+        largest: no value is of a larger magnitude; they are rounded to steps of some 12 bits of it
+            (:func:`steps_of_values`).
+
+    Returns:
+        (D, Z, Y, X + 2 radius), 16 bits in steps of 2^-14; 65535 where not known and beyond both ends of x.
+    """
+    channels, z, y, x = fixed.values.shape
+    costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * radius, dtype=np.uint16)
+    _run_costs(fixed, moving, radius, (0, z), steps_of_values(largest, channels), None, costs)
+    return costs
+
+
+def _run_costs(
+    fixed: FeatureMap,
+    moving: FeatureMap,
+    radius: int,
+    planes: tuple[int, int],
+    steps: float,
+    whole: torch.Tensor | None,
+    short: torch.Tensor | None,
+) -> None:
+    maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
+    first, last = planes
+    size = fixed.values.shape
+    arguments = (*maps, *size, radius, first, last - first, steps, whole, short)
+    # Each range needs two planes more than it has.
+    if native.run("costs", last - first, *arguments, parts_per_thread=1) < 0:
+        raise MemoryError("no memory for the costs of displacements")
+
+
+def with_neutral(costs: torch.Tensor) -> torch.Tensor:
+    """Costs (D, ...) with the mean of those known where they are NaN, 0 if none is; in place on a CPU."""
+    if costs.is_cuda:  # at once: there is memory for it, and each step costs a launch
+        return torch.where(costs.isnan(), costs.nanmean(0).nan_to_num(), costs)
+    total, count = torch.zeros_like(costs[0]), torch.zeros_like(costs[0])
+    for cost in costs:
+        total += cost.nan_to_num()
+        count += ~cost.isnan()
+    neutral = total.div_(count.clamp_min_(1))
+    for cost in costs:
+        torch.where(cost.isnan(), neutral, cost, out=cost)
+    return costs
+
+
+def of_the_way_back(costs: torch.Tensor, radius: int) -> torch.Tensor:
+    """From the known costs of the way there, at its cells, to those of the way back.
+
+    A displacement from the moving image costs what the opposite one costs at the cell that it leads to; NaN
+    where that lies beyond the ends.
+    """
+    back = torch.full_like(costs, torch.nan)
+    for found, cost, step in zip(back, costs.flip(0), displacements(radius).tolist()):
+        ends = list(zip(step[::-1], found.shape))  # how far, and of how many cells, z first
+        if any(abs(s) >= n for s, n in ends):
+            continue
+        here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in ends)
+        there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in ends)
+        found[here] = cost[there]
+    return back

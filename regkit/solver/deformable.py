@@ -1,0 +1,251 @@
+"""The deformable stages: working grid, pyramids of features, coarse matching, fine optimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.core.settings import FINE_MM, Settings
+from regkit.features.maps import Part, feature_maps
+from regkit.ops.resample import Source, resample
+from regkit.solver.coarse import match
+from regkit.solver.costvolume import FeatureMap
+from regkit.solver.evidence import (
+    blur_of_match,
+    differences_near,
+    doubt,
+    local_contrast,
+    may_be_one_modality,
+    share_of,
+    share_of_intensities,
+)
+from regkit.solver.fine import refine
+
+STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
+_COARSEST = (4, 8)
+_MAX_RADIUS = 4
+_FINER_RADIUS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The working grid of a pair and the levels of its coarse stage.
+
+    Args:
+        grid: isotropic, over the fixed field of view, sizes a multiple of the coarsest stride.
+        levels: (stride in voxels, search radius in cells), coarsest first, the last at ``STRIDE``.
+    """
+
+    grid: Grid
+    levels: tuple[tuple[int, int], ...]
+
+    @property
+    def reach(self) -> int:
+        """Voxels that the coarse stage can displace, each way."""
+        return sum(stride * radius for stride, radius in self.levels)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps by stride on a lattice that continues the working grid.
+
+    Args:
+        maps: stride -> map.
+        start: index (x, y, z) in the working grid of the lattice's first voxel, a multiple of every
+            stride.
+        channels: of each part, in their order.
+    """
+
+    maps: dict[int, FeatureMap]
+    start: tuple[int, int, int]
+    channels: tuple[int, ...] = ()
+
+    def weighted(self, shares: Sequence[float]) -> Pyramid:
+        """With each part at a share of its weight; those of share 0 are left out."""
+        kept = [k for k, share in enumerate(shares) if share > 0]
+        channels = tuple(self.channels[k] for k in kept)
+        # The mean over fewer channels stays the sum over the parts.
+        lost = math.sqrt(sum(channels) / sum(self.channels))
+        maps = {}
+        for stride, level in self.maps.items():
+            parts = level.values.split(self.channels)
+            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k])) for k in kept])
+            maps[stride] = FeatureMap(values, level.weight)
+        return Pyramid(maps, self.start, channels)
+
+    def offset(self, stride: int) -> torch.Tensor:
+        """Cells (x, y, z) from the lattice's first cell to that of the working grid."""
+        return torch.tensor([-s // stride for s in self.start], dtype=torch.float32)
+
+    def seen_through(self, field: torch.Tensor, stride: int, margin: int) -> FeatureMap:
+        """The map at ``stride`` sampled at x + field(x), with ``margin`` cells more on every side.
+
+        Args:
+            field: (3, Z, Y, X) displacement in cells; in the margin it goes on as at the border.
+        """
+        wide = F.pad(field[None], (margin,) * 6, mode="replicate")[0]
+        shift = self.offset(stride).to(field.device) - margin
+        where = index_grid(wide.shape[1:], field.device) + wide + shift.view(3, 1, 1, 1)
+        return self.maps[stride].at(where)
+
+
+def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
+    """The working grid and levels for a pair.
+
+    The spacing is that of the coarser image (the cube root of its voxel volume) or the share of it that the
+    settings name, or what keeps the grid within ``settings.max_voxels``.
+    """
+    coarser = max(float(np.cbrt(np.prod(grid.spacing))) for grid in (fixed, moving))
+    share = settings.spacing_share if coarser <= FINE_MM else 1.0
+    spacing = max(share * coarser, float(np.cbrt(np.prod(fixed.extent) / settings.max_voxels)))
+    reach = min(settings.search_range, 0.5 * float(fixed.extent.min()))
+    stride = next((s for s in _COARSEST if reach <= _MAX_RADIUS * s * spacing), _COARSEST[-1])
+    levels = [(stride, max(1, math.ceil(reach / (stride * spacing) - 1e-6)))]
+    while stride > STRIDE:
+        stride //= 2
+        levels.append((stride, _FINER_RADIUS))
+    return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
+
+
+def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
+    """Features of the fixed image on the working grid."""
+    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
+
+
+def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
+    """Features of the moving image, seen through the linear start, as far as displacements reach.
+
+    Beyond the working grid the lattice goes on by the search range, where the moving image has data:
+    structures that lie outside the fixed field of view at the start can still be found.
+
+    Raises:
+        RegkitError: if the moving image does not reach the fixed one under ``matrix``.
+    """
+    to_index = work.grid.world_to_index @ np.linalg.inv(matrix) @ moving.grid.index_to_world
+    corners = transform_points(to_index, moving.grid.corners())
+    multiple = work.levels[0][0]
+    first = np.maximum(corners.min(0), -work.reach)
+    last = np.minimum(corners.max(0), np.asarray(work.grid.size) - 1 + work.reach)
+    start = np.floor(first / multiple).astype(int) * multiple
+    size = np.ceil((last + 1 - start) / multiple).astype(int) * multiple
+    if (size <= 0).any():
+        raise RegkitError(
+            "the images do not overlap after the linear start; let --init auto search for one, or give "
+            "a transform that brings them together"
+        )
+    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
+
+
+@dataclass(frozen=True)
+class Believed:
+    """The coarse field, and what of the features the pair itself bears out.
+
+    Args:
+        field: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+        fixed, moving: the features with each part at its share of its weight.
+        shares: of each part.
+        blurs: of each part, :func:`regkit.solver.evidence.blur_of_match`; empty where there is one part.
+    """
+
+    field: torch.Tensor
+    fixed: Pyramid
+    moving: Pyramid
+    shares: tuple[float, ...]
+    blurs: tuple[float, ...]
+
+
+def believed_field(
+    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
+) -> Believed:
+    """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
+
+    MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
+    else all that do are compared together.
+
+    Args:
+        names: of the parts; if there are several, "mind" is one.
+    """
+    count = len(names)
+    if count == 1:
+        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
+    reference = names.index("mind")
+    single = [[float(k == other) for other in range(count)] for k in range(count)]
+    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
+    field = coarse_field(*alone, work, on_step)
+    offset = moving.offset(STRIDE)
+    finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
+    apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
+    blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
+    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+    if "intensity" in names:
+        k = names.index("intensity")
+        kept[k] = 0.0
+        if may_be_one_modality(blurs[k]):
+            one, other = (local_contrast(intensities) for intensities in apart[k])
+            kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
+    del finest, apart
+    if not any(share for k, share in enumerate(kept) if k != reference):
+        return Believed(field, *alone, tuple(kept), tuple(blurs))
+    some = fixed.weighted(kept), moving.weighted(kept)
+    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+
+
+def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
+    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+    stride = work.levels[0][0]
+    some = fixed.maps[stride].weight
+    field = some.new_zeros((3, *some.shape[1:]))
+    for stride, radius in work.levels:
+        fixed_map = fixed.maps[stride]
+        shape = fixed_map.weight.shape[1:]
+        field = resize(field, shape) * (shape[0] / field.shape[1])
+        step = match(fixed_map, moving.seen_through(field, stride, radius), radius)
+        field = step + sample(field, index_grid(shape, field.device) + step)
+        on_step()
+    return field
+
+
+def fine_field(
+    fixed: Pyramid, moving: Pyramid, start: torch.Tensor, settings: Settings, on_step: Callable[[], None]
+) -> torch.Tensor:
+    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
+    offset = moving.offset(STRIDE).to(start.device)
+    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+
+
+def displacement_doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> torch.Tensor:
+    """:func:`regkit.solver.evidence.doubt` of a displacement (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+    return doubt(fixed.maps[STRIDE], moving.maps[STRIDE], moving.offset(STRIDE), displacement)
+
+
+def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> float:
+    """Mean squared feature difference over the overlap, of every second cell along each axis.
+
+    Args:
+        displacement: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+    """
+    maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+    difference, weight = differences_near(*maps, moving.offset(STRIDE), displacement)((0, 0, 0))
+    return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
+
+
+def _pyramid(
+    source: Source,
+    matrix: Float64,
+    work: Plan,
+    start: tuple[int, int, int],
+    size: tuple[int, int, int],
+    parts: Sequence[Part],
+) -> Pyramid:
+    lattice = work.grid.window(start, size)
+    image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
+    strides = [stride for stride, _ in work.levels]
+    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
+    return Pyramid(maps, start, channels)

@@ -1,0 +1,520 @@
+"""Linear start without labels: where to begin, then rigid and affine by robust block matching.
+
+The features are always MIND-SSC, whatever the deformable stages compare: they cost little at each of the many
+poses that are tried, and know no spacing, where a network is trained at a finer one.
+
+All matrices are 4x4 and map LPS mm of the fixed world to LPS mm of the moving world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import Float64, Grid, index_grid, transform_points
+from regkit.ops import native
+from regkit.ops.resample import Source, resample
+from regkit.solver.costvolume import FeatureMap, best_steps, known_slab
+
+# Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
+_CELLS = 40_000
+_LEAST_OVERLAP = 0.2  # of the smaller image
+_EMPTY = 0.04  # normalised intensity of air, below which there is nothing that could be missed
+_APART = 3  # cells between two translations that are tried
+_HEADER_BONUS = 0.97
+# Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
+# with air however they lie, so that what they show has to agree as well.
+_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
+# A turn is taken where the disagreement falls to this share of it.
+_TURN_BONUS = 0.97
+_TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+# Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
+_TURN_SIDE = 64
+_AFFINE_RIDGE = 0.05
+# Blocks are taken from slabs of so many planes, with so many cells in all.
+_SLAB, _MOST_CELLS = 8, 150_000
+_SCALES = (0.67, 1.5)
+
+Fit = Callable[["Moments"], Float64]
+Descriptor = Callable[[torch.Tensor], torch.Tensor]
+"""From an image (Z, Y, X) in [0, 1] to channels (C, Z, Y, X)."""
+
+
+@dataclass(frozen=True)
+class LinearStart:
+    """A linear alignment and how well the features agree under it.
+
+    Args:
+        matrix: 4x4, fixed LPS mm -> moving LPS mm.
+        similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
+        origin: which start won: "header", "centre", "search" or "turned".
+        model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
+        runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
+            last fits; None where turns were not searched.
+    """
+
+    matrix: Float64
+    similarity: float
+    origin: str
+    model: str
+    runner_up: tuple[str, float] | None = None
+
+
+class Judge:
+    """Feature similarity of two images over their overlap, for any linear map between them.
+
+    The mean squared difference counts over the overlap. What is in the image and does not overlap counts as
+    much as a random shift would give, so that shrinking the overlap buys nothing. An empty margin may leave
+    the field of view for free, or a head could neither be turned nor shrunk.
+
+    Args:
+        fixed, moving: smoothed for ``spacing``.
+    """
+
+    def __init__(
+        self, fixed: Source, moving: Source, spacing: float, extract: Descriptor, mismatch: float
+    ) -> None:
+        self.grid = fixed.grid.working(spacing)
+        self.moving = moving
+        self.extract = extract
+        self.mismatch = mismatch
+        self.fixed_map = feature_map(fixed, np.eye(4), self.grid, extract)
+        seen, weight = resample(fixed, np.eye(4), self.grid)
+        self.content = (weight * (seen > _EMPTY))[None]
+        moving_content = float((moving.image > _EMPTY).float().mean()) * _covered_mm3(moving) / spacing**3
+        self.full = max(min(float(self.content.sum()), moving_content), 1.0)
+
+    def moving_map(self, matrix: Float64) -> FeatureMap:
+        return feature_map(self.moving, matrix, self.grid, self.extract)
+
+    def similarity(self, matrix: Float64) -> float:
+        moved = self.moving_map(matrix)
+        weight = self.fixed_map.weight * moved.weight
+        overlap, covered = float(weight.sum()), float((self.content * moved.weight).sum())
+        if covered <= _LEAST_OVERLAP * self.full:
+            return -np.inf
+        squares = moved.values.sub_(self.fixed_map.values).square_()
+        difference = float((squares.mean(0) * weight).sum())
+        missing = max(self.full - covered, 0)
+        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
+
+    def agreement_of_content(self, matrix: Float64) -> float:
+        """Like :meth:`similarity`, over what either image shows: 0 where features are unrelated there.
+
+        Unrelated features differ by the sum of their variances.
+        """
+        image, weight = resample(self.moving, matrix, self.grid)
+        moved, fixed = self.extract(image), self.fixed_map.values
+        shown = (self.content > 0) | (image > _EMPTY)
+        counted = self.fixed_map.weight * weight * shown
+        total = counted.sum().clamp_min(1e-6)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * counted).sum((1, 2, 3), keepdim=True) / total
+
+        difference = mean((moved - fixed).square()).mean()
+        spread = sum(mean((values - mean(values)).square()).mean() for values in (moved, fixed))
+        return 1 - float(difference / spread) if float(spread) else 1.0
+
+
+def feature_map(source: Source, matrix: Float64, grid: Grid, extract: Descriptor) -> FeatureMap:
+    """Features of a source resampled on ``grid`` through a linear map."""
+    image, weight = resample(source, matrix, grid)
+    return FeatureMap(extract(image), weight[None])
+
+
+def align(
+    fixed: Source,
+    moving: Source,
+    spacing: float,
+    extract: Descriptor,
+    models: tuple[str, ...] = ("rigid", "affine"),
+    force: bool = False,
+    on_step: Callable[[], None] = lambda: None,
+) -> LinearStart:
+    """The best linear start: headers, centres or a search over all overlaps, then block matching.
+
+    The smaller field of view is the one that blocks are taken from, whichever side it is on, so that
+    exchanging the images inverts the result.
+
+    Args:
+        spacing: mm, the finest worth looking at; large images are searched on a coarser grid.
+        models: the fits to try, in order.
+        force: take the last model even where it does not raise the similarity.
+        on_step: called STEPS times.
+
+    Returns:
+        The start whose features agree best over the overlap.
+    """
+    if _covered_mm3(moving) < _covered_mm3(fixed):
+        start = align(moving, fixed, spacing, extract, models, force, on_step)
+        inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
+        return replace(start, matrix=inverse)
+
+    coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
+    fine_spacing = coarse_spacing / 2
+    f, m = fixed.smoothed_for(coarse_spacing), moving.smoothed_for(coarse_spacing)
+    shifts, _, mismatch = search_translation(f, m, coarse_spacing, extract)
+    coarse = Judge(f, m, coarse_spacing, extract, mismatch)
+    f, m = fixed.smoothed_for(fine_spacing), moving.smoothed_for(fine_spacing)
+    fine = Judge(f, m, fine_spacing, extract, mismatch)
+    on_step()
+
+    starts = [("header", np.eye(4)), ("centre", _translation(moving.grid.centre - fixed.grid.centre))]
+    starts += [("search", _translation(shift)) for shift in shifts]
+    candidates: list[LinearStart] = []
+    for origin, matrix in starts:
+        near = [c for c in candidates if np.linalg.norm((c.matrix - matrix)[:3, 3]) < coarse_spacing]
+        similarity = fine.similarity(matrix)
+        if similarity == -np.inf or near:
+            continue
+        model = "identity" if origin == "header" else "translation"
+        candidates.append(LinearStart(matrix, similarity, origin, model))
+    candidates = [_improve(c, coarse, fine, 3, fit_rigid, "rigid") for c in candidates]
+    if not candidates:
+        raise RegkitError(
+            "the images cannot be laid onto each other: wherever they are placed, less than a fifth of the "
+            "smaller field of view (or mask) overlaps; enlarge the masks, or give --init a transform"
+        )
+    # Images of one session share a frame: another start has to be clearly better than the header's.
+    best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
+    rivals: list[LinearStart] = []
+    if best.similarity < _UPRIGHT or fine.agreement_of_content(best.matrix) < _SHOWN_UPRIGHT:
+        # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
+        turned = []
+        for start in search_turns(fixed, moving, coarse, extract):
+            for _ in range(_TURN_ROUNDS):
+                start = _improve(start, coarse, coarse, 3, fit_rigid, "rigid")
+            start = replace(start, similarity=fine.similarity(start.matrix))
+            turned.append(_improve(start, coarse, fine, 3, fit_rigid, "rigid"))
+        rival = max(turned, key=lambda c: c.similarity, default=best)
+        for _ in range(_TURN_ROUNDS):
+            rival = _improve(rival, fine, fine, 2, fit_rigid, "rigid")
+        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _TURN_BONUS else []
+        rivals = [replace(one, runner_up=(best.origin, best.similarity)) for one in rivals]
+        best = replace(best, runner_up=(rival.origin, rival.similarity))
+    on_step()
+
+    fits: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
+    for model in models:
+        last = force and model == models[-1]
+        best, *rivals = (_fitted(one, coarse, fine, fits[model], model, last) for one in (best, *rivals))
+        on_step()
+    # The headers' orientation wins a near tie.
+    return min(
+        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _TURN_BONUS)
+    )
+
+
+def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str, force: bool) -> LinearStart:
+    """Two rounds of block matching on either grid; ``force`` takes those on the fine one in any case."""
+    for judge, radius in ((coarse, 3), (fine, 2)):
+        for _ in range(2):
+            before = start
+            start = _improve(start, judge, fine, radius, fit, model, force and judge is fine)
+            if start is before:  # from where it is, the next round would find the same
+                break
+    return start
+
+
+STEPS = 4
+
+
+def search_turns(fixed: Source, moving: Source, judge: Judge, extract: Descriptor) -> list[LinearStart]:
+    """The most similar of 59 turns, each at its best translation; no pose is more than 45 degrees from all.
+
+    The translations are searched on a coarser grid than the judge's, the best turns compared on his.
+
+    Returns:
+        Up to ``_TURNS_TRIED`` starts, best first; their similarity is the judge's.
+    """
+    from scipy.spatial.transform import Rotation  # takes 0.2 s to import, and few pairs need it
+
+    both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
+    spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
+    f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
+    centre, found = moving.grid.centre, []
+    for turn in Rotation.create_group("I").as_matrix():
+        if np.allclose(turn, np.eye(3)):
+            continue
+        about = _translation(centre) @ _linear(turn) @ _translation(-centre)
+        # The moving image turned the other way: its world is brought to the moving one by the turn.
+        grid = moving.grid
+        origin = transform_points(np.linalg.inv(about), grid.origin)
+        direction = turn.T @ np.reshape(grid.direction, (3, 3))
+        turned = Grid(grid.size, grid.spacing, tuple(origin), tuple(direction.ravel()))
+        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, turned), spacing, extract, count=1)
+        found += [(score, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
+    found.sort(key=lambda one: one[0])
+    starts = [
+        LinearStart(matrix, judge.similarity(matrix), "turned", "translation")
+        for _, matrix in found[: 2 * _TURNS_TRIED]
+    ]
+    starts.sort(key=lambda start: -start.similarity)
+    return [start for start in starts[:_TURNS_TRIED] if start.similarity > -np.inf]
+
+
+def _linear(matrix: npt.ArrayLike) -> Float64:
+    whole = np.eye(4)
+    whole[:3, :3] = matrix
+    return whole
+
+
+def search_translation(
+    fixed: Source, moving: Source, spacing: float, extract: Descriptor, count: int = 3
+) -> tuple[list[Float64], list[float], float]:
+    """The translations under which the features agree best, over every overlap there can be.
+
+    The weighted sum of squared differences of all whole-cell shifts comes from correlations in the
+    Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M)
+    + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
+
+    Args:
+        fixed, moving: smoothed for ``spacing``.
+
+    Returns:
+        Up to ``count`` shifts in LPS mm (fixed point -> moving point), best first and more than
+        ``_APART`` cells apart; of each the squared difference, with what does not overlap, as a share of what
+        random shifts give; and the median mean squared difference over the shifts: what a random
+        one gives.
+    """
+    grid = fixed.grid.working(spacing)
+    lattice = _lattice_over(moving.grid, grid)
+    f = feature_map(fixed, np.eye(4), grid, extract)
+    m = feature_map(moving, np.eye(4), lattice, extract)
+    shape = [fast_length(a + b - 1) for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
+
+    def spectrum(volume: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfftn(volume, s=shape)
+
+    def correlation(total: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfftn(total, s=shape)
+
+    f_weight, m_weight = spectrum(f.weight[0]).conj(), spectrum(m.weight[0])
+    overlap = correlation(f_weight * m_weight)
+    total = spectrum((f.weight * f.values.square()).sum(0)).conj() * m_weight
+    total += f_weight * spectrum((m.weight * m.values.square()).sum(0))
+    for a, b in zip(f.values, m.values, strict=True):
+        total -= 2 * spectrum(f.weight[0] * a).conj() * spectrum(m.weight[0] * b)
+    difference = correlation(total) / len(f.values)
+
+    full = min(float(f.weight.sum()), float(m.weight.sum()))
+    possible = overlap >= _LEAST_OVERLAP * full
+    mean = difference / overlap.clamp_min(1)
+    mismatch = float(mean[possible].median())
+    score = difference + (full - overlap).clamp_min(0) * mismatch
+    score[~possible] = torch.inf
+    size = m.weight.shape[1:]
+    shifts, scores = [], []
+    for peak in _lowest(score, count, _APART):
+        # Shifts beyond the moving lattice's end are the negative ones, wrapped around.
+        cells = [k if k < n else k - around for k, n, around in zip(peak, size, shape, strict=True)]
+        shifts.append(transform_points(lattice.index_to_world, cells[::-1]) - np.asarray(grid.origin))
+        scores.append(float(score[tuple(peak)]) / max(full * mismatch, 1e-9))
+    return shifts, scores, mismatch
+
+
+def fast_length(length: int) -> int:
+    """The next length without prime factors above 5, whose Fourier transforms are several times as fast."""
+    # scipy has such a function, which takes 0.08 s to import.
+    while True:
+        left = length
+        for factor in (2, 3, 5):
+            while left % factor == 0:
+                left //= factor
+        if left == 1:
+            return length
+        length += 1
+
+
+def _lowest(score: torch.Tensor, count: int, apart: int) -> Iterator[list[int]]:
+    """Indices (z, y, x) of up to ``count`` finite minima of a periodic volume, more than ``apart`` away from
+    each other along some axis; lowest first."""
+    score = score.clone()
+    near = torch.arange(-apart, apart + 1, device=score.device)
+    for _ in range(count):
+        peak = [int(k) for k in np.unravel_index(int(score.argmin()), score.shape)]
+        if not torch.isfinite(score[tuple(peak)]):
+            return
+        yield peak
+        z, y, x = ((near + k) % n for k, n in zip(peak, score.shape, strict=True))
+        score[z[:, None, None], y[:, None], x] = torch.inf
+
+
+def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the block around a cell lies in the moving map, for the more distinctive half of blocks.
+
+    Of a large map, for the cells of some slabs of it.
+
+    Args:
+        fixed, moving: maps on one grid.
+        radius: cells.
+
+    Returns:
+        Index coordinates of the blocks (3, n) and of their matches (3, n), with fractions of a
+        cell from a parabola through the costs.
+    """
+    wide = moving.padded(radius)
+    depth, height, width = fixed.weight.shape[1:]
+    count = depth * height * width
+    slab, apart = (depth, depth) if count <= _MOST_CELLS else (_SLAB, count * _SLAB // _MOST_CELLS)
+    found, gain, blocks = [], [], []
+    for first in range(0, depth, apart):
+        last = min(first + slab, depth)
+        better, step = best_steps(known_slab(fixed, wide, radius, first, last), radius)
+        # A block that no displacement finds data for has the same cost for all of them.
+        usable = (fixed.weight[0, first:last] > 0.5) & (better > 1e-6)
+        gain.append(better[usable])
+        found.append(step[:, usable])
+        cells = index_grid((last - first, height, width), step.device)
+        blocks.append(cells[:, usable] + cells.new_tensor([[0.0], [0.0], [first]]))
+    distinct, at = torch.cat(gain), torch.cat(blocks, dim=1)
+    if not len(distinct):
+        return torch.empty(3, 0), torch.empty(3, 0)
+    better = distinct >= distinct.median()
+    return at[:, better], (at + torch.cat(found, dim=1))[:, better]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What least squares need to know of points and their targets.
+
+    Args:
+        points, targets: (3,), their means.
+        spread: (3, 3), sum of (p - mean)(p - mean)^T.
+        cross: (3, 3), sum of (t - mean)(p - mean)^T.
+    """
+
+    points: Float64
+    targets: Float64
+    spread: Float64
+    cross: Float64
+
+    @classmethod
+    def of(cls, sums: Float64) -> Moments:
+        """From the sum (7, 4) of (1, p, t)^T (1, p)."""
+        count, p, t = sums[0, 0], sums[1:4, 0] / sums[0, 0], sums[4:, 0] / sums[0, 0]
+        return cls(p, t, sums[1:4, 1:] - count * np.outer(p, p), sums[4:, 1:] - count * np.outer(t, p))
+
+
+def fit_rigid(of: Moments) -> Float64:
+    """The rotation and translation of least squared error (Kabsch, 1976)."""
+    u, _, vt = np.linalg.svd(of.cross)
+    matrix = np.eye(4)
+    matrix[:3, :3] = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    matrix[:3, 3] = of.targets - matrix[:3, :3] @ of.points
+    return matrix
+
+
+def fit_affine(of: Moments) -> Float64:
+    """The affine map of least squared error, drawn towards the rigid one by a ridge.
+
+    The ridge keeps directions that the points hardly span (a thin slab's normal) from being scaled.
+    """
+    matrix = fit_rigid(of)
+    left = of.cross - matrix[:3, :3] @ of.spread
+    ridge = _AFFINE_RIDGE * float(np.trace(of.spread)) / 3
+    linear = np.linalg.solve(of.spread + ridge * np.eye(3), left.T).T
+    matrix[:3, :3] += linear
+    matrix[:3, 3] -= linear @ of.points
+    return matrix
+
+
+def least_trimmed_squares(
+    fit: Fit, points: torch.Tensor, targets: torch.Tensor, keep: float = 0.5, rounds: int = 20
+) -> Float64:
+    """A fit to the ``keep`` share of the points that it explains best (Rousseeuw, 1984).
+
+    Args:
+        points, targets: (3, n).
+    """
+    points, targets = points.double(), targets.double()
+    middle, goal = points.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    # About their means, so that nothing is lost where sums are subtracted.
+    both = torch.cat([torch.ones_like(points[:1]), points - middle, targets - goal])
+    error = torch.zeros_like(both[0])
+    sums = _kept_sums(both, error, 0.0)
+    for _ in range(rounds):
+        error = _squared_errors(both, fit(Moments.of(sums)))
+        before, sums = sums, _kept_sums(both, error, _ranked(error, int(keep * (len(error) - 1))))
+        if (sums == before).all():
+            break
+    matrix = fit(Moments.of(sums))
+    matrix[:3, 3] += (goal[:, 0] - torch.from_numpy(matrix[:3, :3]).to(goal) @ middle[:, 0]).cpu().numpy()
+    return matrix
+
+
+def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
+    """How far the matrix brings points from their targets, squared, (n,).
+
+    Args:
+        both: (7, n), float64: 1, the points and the targets.
+    """
+    columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
+    if native.serves(both, dtype=torch.float64):
+        error = torch.empty_like(both[0])
+        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
+        return error
+    return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
+
+
+def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+    """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
+    if native.serves(both, error, dtype=torch.float64):
+        blocks = native.blocks(len(error))
+        sums = np.empty((blocks, 7, 4))
+        native.run("kept_sums", blocks, both, len(error), error, most, sums)
+        return np.asarray(sums.sum(0))
+    return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+
+
+def _ranked(values: torch.Tensor, rank: int) -> float:
+    """The value that so many others are below."""
+    if values.device.type == "cpu":  # numpy finds it fifty times as fast
+        return float(np.partition(values.numpy(), rank)[rank])
+    return float(values.kthvalue(rank + 1).values)
+
+
+def _improve(
+    start: LinearStart, judge: Judge, final: Judge, radius: int, fit: Fit, model: str, force: bool = False
+) -> LinearStart:
+    """One round of block matching on ``judge``'s grid, kept if ``final`` finds it better."""
+    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), radius)
+    if blocks.shape[1] < 32:
+        return start
+    # The grid is isotropic, so that to fit its indices is to fit mm.
+    found = least_trimmed_squares(fit, blocks, matches)
+    matrix = start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
+        return start
+    similarity = final.similarity(matrix)
+    if similarity > start.similarity or (force and similarity > -np.inf):
+        return replace(start, matrix=matrix, similarity=similarity, model=model)
+    return start
+
+
+def _translation(shift: Float64) -> Float64:
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def _covered_mm3(source: Source) -> float:
+    share = 1.0 if source.mask is None else float(source.mask.mean())
+    return share * float(np.prod(source.grid.extent))
+
+
+def _lattice_over(grid: Grid, like: Grid) -> Grid:
+    """A lattice with the axes and spacing of ``like`` over the field of view of ``grid``."""
+    rotation = np.reshape(like.direction, (3, 3))
+    along = transform_points(grid.index_to_world, grid.corners()) @ rotation
+    low, high = along.min(0), along.max(0)
+    size = np.maximum(np.ceil((high - low) / like.spacing - 1e-6).astype(int), 1)
+    origin = rotation @ ((low + high) / 2 - np.asarray(like.spacing) * (size - 1) / 2)
+    return Grid(tuple(size), like.spacing, tuple(origin), like.direction)
