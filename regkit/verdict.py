@@ -1,10 +1,10 @@
 """PASS, WARN or FAIL: whether a registration can be believed, by gates that need no labels.
 
-Both images are compared once more at low resolution (:mod:`regkit.solver.lowres`). What counts as a good agreement
-differs from pair to pair, so the pair says itself what chance gives: the moving image turned back to front
-and upside down gets the same search for a place and the same rigid fit as the image itself. Where the right
-one fits no better than its wrong copies, the two images have nothing to tell each other. Left and right are
-told by what is not alike on both sides (:mod:`regkit.handedness`).
+Both images are compared once more at low resolution (:mod:`regkit.solver.lowres`). What counts as a good
+agreement differs from pair to pair, so the pair says itself what chance gives: the moving image turned back
+to front and upside down gets the same search for a place and the same rigid fit as the image itself. Where
+the right one fits no better than its wrong copies, the two images have nothing to tell each other. Left and
+right are told by what is not alike on both sides (:mod:`regkit.solver.handedness`).
 
 The thresholds were chosen on half of the pairs of ``benchmarks/verdict.py`` and hold on the other half as
 ``benchmarks/results/verdict.md`` says.
@@ -23,10 +23,10 @@ import torch.nn.functional as F
 
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.maps import mind_ssc
-from regkit.handedness import handedness
 from regkit.ops.resample import Source, resample
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import MOST_DOUBT, doubt
+from regkit.solver.handedness import handedness
 from regkit.solver.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import EMPTY, LowRes, Points, Seen, content
 
@@ -209,7 +209,7 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     }
     # What follows says the same whichever image is fixed, and faster where that is the smaller one.
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
-        fixed, moving, matrix = moving, fixed, np.linalg.inv(matrix)
+        fixed, moving, matrix = moving, fixed, np.asarray(np.linalg.inv(matrix), np.float64)
         look = LowRes(fixed, moving, spacing)
     finest = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
     close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), finest))
