@@ -145,5 +145,6 @@ def _agreement(look: LowRes, matrix: Float64, plane: Float64) -> float:
     if least < _LEAST * chance:
         return 0.0
     products = (in_fixed * in_moving).mean(0) * weight
-    sums = F.avg_pool3d(products[None, None], _BLOCK, ceil_mode=True, count_include_pad=False)
+    side = [min(_BLOCK, n) for n in products.shape]
+    sums = F.avg_pool3d(products[None, None], side, ceil_mode=True, count_include_pad=False)
     return float(sums.sum() / sums.square().sum().sqrt().clamp_min(1e-12))
