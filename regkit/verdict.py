@@ -27,8 +27,9 @@ from regkit.ops.resample import Source, resample
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import MOST_DOUBT, doubt
 from regkit.solver.handedness import handedness
-from regkit.solver.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
+from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import EMPTY, LowRes, Points, Seen, content
+from regkit.solver.shifts import Shifts
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
@@ -371,9 +372,7 @@ def _lattice(grid: Grid, matrix: Float64, like: Grid) -> Grid:
 
 
 class _Search:
-    """The best of all shifts of whole cells, by correlations in the Fourier domain.
-
-    As :func:`regkit.solver.linear.search_translation`, with what is fixed transformed once for all copies.
+    """The best of all shifts of whole cells, of copies of the moving image.
 
     Args:
         look: at both images.
@@ -383,24 +382,15 @@ class _Search:
 
     def __init__(self, look: LowRes, shown: float, lattice: Grid) -> None:
         self.origin = np.asarray(look.grid.origin)
-        self.shape = [fast_length(a + b - 1) for a, b in zip(look.grid.shape, lattice.shape)]
+        self.shifts = Shifts(FeatureMap(look.fixed.features, look.content[None]), lattice.shape)
         self.full = min(float(look.content.sum()), shown)
         self.mismatch = math.nan
-        values, weight = look.fixed.features, look.content
-        self.weight = self._spectrum(weight).conj()
-        self.squares = self._spectrum((weight * values.square()).sum(0)).conj()
-        self.values = [self._spectrum(weight * value).conj() for value in values]
 
     def __call__(self, copy: Source) -> Float64 | None:
         """The shift, LPS mm; None where there is nothing to compare."""
         if self.full < 1 or copy.mask is None:
             return None
-        values, weight = mind_ssc(copy.image), self._spectrum(copy.mask)
-        total = self.squares * weight + self.weight * self._spectrum((copy.mask * values.square()).sum(0))
-        for one, other in zip(self.values, values):
-            total -= 2 * one * self._spectrum(copy.mask * other)
-        difference = torch.fft.irfftn(total, s=self.shape) / len(values)
-        overlap = torch.fft.irfftn(self.weight * weight, s=self.shape)
+        difference, overlap = self.shifts(FeatureMap(mind_ssc(copy.image), copy.mask[None]))
         possible = overlap >= _LEAST_OVERLAP * self.full
         if not possible.any():
             return None
@@ -408,10 +398,6 @@ class _Search:
             self.mismatch = float((difference / overlap.clamp_min(1))[possible].median())
         score = difference + (self.full - overlap).clamp_min(0) * self.mismatch
         score[~possible] = torch.inf
-        peak = np.unravel_index(int(score.argmin()), self.shape)
-        # Shifts beyond the lattice's end are the negative ones, wrapped around.
-        cells = [int(k) if k < n else int(k) - a for k, n, a in zip(peak, copy.grid.shape, self.shape)]
-        return transform_points(copy.grid.index_to_world, cells[::-1]) - self.origin
-
-    def _spectrum(self, volume: torch.Tensor) -> torch.Tensor:
-        return torch.fft.rfftn(volume, s=self.shape)
+        peak = np.unravel_index(int(score.argmin()), score.shape)
+        cell = self.shifts.cell([int(k) for k in peak])
+        return transform_points(copy.grid.index_to_world, cell) - self.origin
