@@ -36,7 +36,8 @@ PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 _MANY = 3  # gates that warn are a FAIL together
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
-_CLOSE, _MOST_CLOSE = 100_000, 500_000  # where sides are told, at most the voxels of the images
+_CLOSE, _MOST_CLOSE = 100_000, 500_000  # the same where sides are told
+_FINEST = 1.5  # voxels of the coarser image along a cell of the low resolution, at least
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
 _FEWEST_BLOCKS = 32
 _REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
@@ -196,7 +197,9 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     Returns:
         Name of the gate to value.
     """
-    spacing = _spacing(fixed, moving, _CELLS, _MOST_CELLS)
+    # The voxels of the coarser image.
+    voxel = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
+    spacing = max(_spacing(fixed, moving, _CELLS, _MOST_CELLS), _FINEST * voxel)
     look = LowRes(fixed, moving, spacing)
     seen = look.through(points)
     sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
@@ -212,8 +215,7 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
         fixed, moving, matrix = moving, fixed, np.asarray(np.linalg.inv(matrix), np.float64)
         look = LowRes(fixed, moving, spacing)
-    finest = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
-    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), finest))
+    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), voxel))
     return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 
 
