@@ -118,10 +118,10 @@ RULES: dict[str, _Rule] = {
         "back to front: it is the outlines alone that agree.",
     ),
     "side": _Rule(
-        "errors", 4.0, math.nan, False,
+        "errors", 4.0, -6.0, False,
         "The moving image fits better than its mirror image.",
-        "The images do not tell left from right, or fit better with the sides of one exchanged: make sure "
-        "of the sides by something else.",
+        "Left and right cannot be told apart by the images, or, below 0, fit better exchanged: make sure of "
+        "the sides by something else.",
     ),
     "turn": _Rule(
         "degrees", 90.0, math.nan, True,
@@ -139,7 +139,7 @@ RULES: dict[str, _Rule] = {
         "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
     ),
     "doubt": _Rule(
-        "% of body", 5.0, math.nan, True,
+        "% of body", 10.0, math.nan, True,
         "The features tell a match from its neighbours.",
         "The features hardly tell a match from its neighbours: look at --uncertainty.",
     ),

@@ -111,6 +111,7 @@ def test_sides_exchanged_are_told() -> None:
     value, level = gates(moving=flipped(phantom().moving, 2))["side"]
     assert value < -4
     assert level == "WARN"
+    assert verdict_of({"side": -7.0}).level == "FAIL"
     assert right()["side"][0] > 6
 
 
@@ -158,11 +159,13 @@ def test_a_scaling_beyond_what_people_differ_by_is_told() -> None:
 
 
 def test_doubt_is_relative_to_the_body() -> None:
-    small = gates(
-        scaled(phantom().fixed, 0.1),
-        scaled(phantom().moving, 0.1),
-        np.block([[true_matrix()[:3, :3], 0.1 * true_matrix()[:3, 3:]], [np.eye(4)[3:]]]),
-    )
+    def shrunk(volume: regkit.Volume) -> regkit.Volume:
+        small = scaled(volume, 0.1)
+        return replace(small, grid=replace(small.grid, origin=tuple(0.1 * k for k in volume.grid.origin)))
+
+    matrix = true_matrix()
+    matrix[:3, 3] *= 0.1
+    small = gates(shrunk(phantom().fixed), shrunk(phantom().moving), matrix)
     assert small["doubt"][0] == pytest.approx(right()["doubt"][0], rel=0.05)
 
 
