@@ -33,7 +33,8 @@ from regkit.solver.shifts import Shifts
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
-_MANY = 3  # gates that warn are a FAIL together
+_MANY = 3  # gates that warn are a FAIL together, of which those that see the same thing count once
+_ALIKE = {"inside": "copies"}
 # Cells of the low resolution over the smaller and over the larger field of view.
 _CELLS, _MOST_CELLS = 15_000, 75_000
 _CLOSE, _MOST_CLOSE = 100_000, 500_000  # the same where sides are told
@@ -182,7 +183,7 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
             says = "It cannot be measured on this pair."
         gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
     levels = [gate.level for gate in gates]
-    many = len(levels) - levels.count(PASS) >= _MANY
+    many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MANY
     return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
 
 

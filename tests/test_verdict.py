@@ -202,6 +202,8 @@ def test_the_verdict_is_the_worst_gate() -> None:
     assert verdict_of(good | {"side": 1.0, "copies": 1.0}).level == "FAIL"
     assert verdict_of(good | {"side": 1.0, "overlap": 30.0}).level == "WARN"
     assert verdict_of(good | {"side": 1.0, "overlap": 30.0, "doubt": 30.0}).level == "FAIL"
+    # Two gates of the same copies are one thing.
+    assert verdict_of(good | {"copies": 0.92, "inside": 0.95, "overlap": 30.0}).level == "WARN"
 
 
 def test_what_cannot_be_measured_neither_warns_nor_fails() -> None:
