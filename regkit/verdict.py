@@ -103,6 +103,7 @@ class _Rule:
     above: bool
     good: str
     bad: str
+    unknown: str = "It cannot be measured on this pair."
 
 
 RULES: dict[str, _Rule] = {
@@ -123,6 +124,7 @@ RULES: dict[str, _Rule] = {
         "The moving image fits better than its mirror image.",
         "Left and right cannot be told apart by the images, or, below 0, fit better exchanged: make sure of "
         "the sides by something else.",
+        "An image is alike on both sides: whether its sides are exchanged cannot be told by it.",
     ),
     "turn": _Rule(
         "degrees", 90.0, math.nan, True,
@@ -180,7 +182,7 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
                 level = worse
         says = rule.good if level == PASS else rule.bad
         if math.isnan(value):
-            says = "It cannot be measured on this pair."
+            says = rule.unknown
         gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
     levels = [gate.level for gate in gates]
     many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MANY

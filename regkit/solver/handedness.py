@@ -40,10 +40,12 @@ def handedness(look: LowRes, close: LowRes, matrix: Float64) -> float:
         matrix: 4x4, the linear start, from fixed LPS mm to moving LPS mm.
 
     Returns:
-        The least over the planes; 0 where either image hardly differs from its mirror image, NaN where there
-        is nothing to compare.
+        The least over the planes. NaN where no plane tells against the image and by one of them nothing is
+        told, as either image hardly differs from its mirror image; or where there is nothing to compare.
     """
-    return min((_agreement(close, matrix, plane) for plane in mirror_planes(look)), default=float("nan"))
+    found = [_agreement(close, matrix, plane) for plane in mirror_planes(look)]
+    told = [one for one in found if not np.isnan(one)]
+    return min(told) if told and (len(told) == len(found) or min(told) < 0) else float("nan")
 
 
 def mirror_planes(look: LowRes) -> list[Float64]:
@@ -126,7 +128,7 @@ def _nearest_reflection(matrix: Float64, centre: Float64) -> Float64:
 
 
 def _agreement(look: LowRes, matrix: Float64, plane: Float64) -> float:
-    """:func:`handedness` by one plane."""
+    """:func:`handedness` by one plane; NaN where it tells nothing."""
     fixed = Source(look.image, look.content, look.grid)
 
     def change(source: Source, matrix: Float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,7 +145,7 @@ def _agreement(look: LowRes, matrix: Float64, plane: Float64) -> float:
         return float("nan")
     least = min(float((one.square().mean(0) * weight).sum()) for one in (in_fixed, in_moving)) / count
     if least < _LEAST * chance:
-        return 0.0
+        return float("nan")
     products = (in_fixed * in_moving).mean(0) * weight
     side = [min(_BLOCK, n) for n in products.shape]
     sums = F.avg_pool3d(products[None, None], side, ceil_mode=True, count_include_pad=False)
