@@ -114,7 +114,7 @@ RULES: dict[str, _Rule] = {
         "show something else than the fixed one, or lie turned in its header.",
     ),
     "inside": _Rule(
-        "", 0.91, 1.0, True,
+        "", 0.91, 1.05, True,
         "Inside its outline, too, the moving image fits better than copies of it turned the wrong way.",
         "Away from the outlines the moving image fits hardly better than copies of it turned upside down or "
         "back to front: it is the outlines alone that agree.",
