@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.ops.resample import Source, resample
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import MOST_DOUBT, doubt
 from regkit.solver.handedness import handedness
 from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from regkit.solver.costvolume import FeatureMap
+from regkit.features.featuremap import FeatureMap
 from regkit.solver.shifts import Shifts, fast_length
 
 

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import Part, feature_maps
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (
     blur_of_match,
+    borne_out,
     differences_near,
     doubt,
     local_contrast,
@@ -32,6 +34,7 @@ STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
 _MAX_RADIUS = 4
 _FINER_RADIUS = 2
+_TELLING = 0.5  # a blur of a match below this tells it well
 
 
 @dataclass(frozen=True)
@@ -167,19 +170,24 @@ def believed_field(
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together.
+    else all that do are compared together. If one of them tells matches well, what explains no more than the
+    linear start does is left out.
 
     Args:
         names: of the parts; if there are several, "mind" is one.
     """
     count = len(names)
+    offset = moving.offset(STRIDE)
     if count == 1:
-        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
+        field = coarse_field(fixed, moving, work, on_step)
+        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+        if blur_of_match(*maps, offset, field) < _TELLING:
+            field = borne_out(*maps, offset, field)
+        return Believed(field, fixed, moving, (1.0,), ())
     reference = names.index("mind")
     single = [[float(k == other) for other in range(count)] for k in range(count)]
     alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
     field = coarse_field(*alone, work, on_step)
-    offset = moving.offset(STRIDE)
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
@@ -191,10 +199,13 @@ def believed_field(
             one, other = (local_contrast(intensities) for intensities in apart[k])
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
-    if not any(share for k, share in enumerate(kept) if k != reference):
-        return Believed(field, *alone, tuple(kept), tuple(blurs))
-    some = fixed.weighted(kept), moving.weighted(kept)
-    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+    some = alone
+    if any(share for k, share in enumerate(kept) if k != reference):
+        some = fixed.weighted(kept), moving.weighted(kept)
+        field = coarse_field(*some, work, on_step)
+    if min(blur for blur, share in zip(blurs, kept, strict=True) if share > 0) < _TELLING:
+        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+    return Believed(field, *some, tuple(kept), tuple(blurs))
 
 
 def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from regkit.solver.costvolume import FeatureMap
+from regkit.features.featuremap import FeatureMap
 
 
 class Shifts:
