@@ -299,7 +299,7 @@ def register(
                     metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, known)
 
         with stages("verdict"):
-            gates = measured(*sources, start.matrix, warp.transform_points, uncertain)
+            gates = measured(*sources, start.matrix, warp.transform_points)
             gates["folding"] = metrics["folding_percent"]
             if "mean_dice" in metrics:
                 gates["labels"] = metrics["mean_dice"]["after"] - metrics["mean_dice"]["before"]

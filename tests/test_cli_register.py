@@ -142,7 +142,7 @@ def test_the_tables(files: Files, tmp_path: Path) -> None:
     assert any(line.startswith("time") and "linear" in line for line in lines)
     assert f"wrote {tmp_path / 'warp.nii.gz'}" in lines
     assert [line.split()[0] for line in lines if line.endswith(" PASS")][:5] == [
-        "copies", "inside", "side", "place", "overlap"
+        "copies", "inside", "side", "turn", "place"
     ]  # fmt: skip
     assert any(line.startswith("labels") for line in lines)  # the gate that only labels give
     assert lines[-1] == "verdict  PASS"

@@ -77,8 +77,9 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     print_table(["gate", "measured", "WARN", "FAIL", ""], rows)
     typer.echo()
     for gate in verdict["gates"]:
-        if gate["level"] != "PASS":
-            typer.echo(f"{gate['level']} {gate['name']}: {gate['says']}")
+        unknown = gate["value"] is None or gate["value"] != gate["value"]
+        if unknown or gate["level"] != "PASS":
+            typer.echo(f"{'note' if unknown else gate['level']} {gate['name']}: {gate['says']}")
     many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
     typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
 
