@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -26,7 +26,8 @@ from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.core.version import __version__
 from regkit.evaluate import LabelScore, compare_labels, summarise
-from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
+from regkit.features.maps import DEFAULT, feature_parts, further_parts, mind_ssc, parts_for
+from regkit.hints import PointsLike, distance, guides, images_of, landmark_pairs, pairs_of
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
@@ -48,7 +49,8 @@ from regkit.solver.deformable import (
     plan,
 )
 from regkit.solver.evidence import taken_back
-from regkit.solver.linear import STEPS, LinearStart, align, improved
+from regkit.solver.landmarks import Landmarks
+from regkit.solver.linear import STEPS, LinearStart, align, align_landmarks, improved
 from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
@@ -137,9 +139,12 @@ class Registration:
 
 
 def register(
-    fixed: ImageLike,
-    moving: ImageLike,
+    fixed: ImageLike | Sequence[ImageLike],
+    moving: ImageLike | Sequence[ImageLike],
     *,
+    fixed_landmarks: PointsLike | None = None,
+    moving_landmarks: PointsLike | None = None,
+    guide_labels: tuple[ImageLike, ImageLike] | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
     fixed_labels: ImageLike | None = None,
@@ -162,8 +167,16 @@ def register(
 
     Args:
         fixed, moving: 3-D images on any grids: files, the folder of a DICOM series, SimpleITK or
-            nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid.
-        fixed_mask, moving_mask: voxels that count, each on its image's grid; all by default.
+            nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid. A list holds
+            several images of one side that share a world, the first of which is searched with and has the
+            grid; the others are compared in the deformable stages, each with its counterpart. A side with
+            one image has it compared with all of the other.
+        fixed_landmarks, moving_landmarks: points that belong together, (n, 3) LPS mm, or files of points:
+            soft constraints of the weight ``landmark_weight`` in ``settings``. The linear start begins there.
+        guide_labels: label maps of the fixed and of the moving image, each on any grid of its world, to be
+            brought onto each other as well, with the weight ``guide_weight`` in ``settings``. A label
+            that only one of them has does not count.
+        fixed_mask, moving_mask: voxels that count; all by default.
         fixed_labels, moving_labels: label maps, used for the measures alone.
         label_names: label -> name; also chooses the labels to measure. By default the names in the file of
             ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
@@ -197,6 +210,9 @@ def register(
     chosen = changed_settings(preset, settings)
     if isinstance(init, str) and init == "affine" and chosen.linear_model != "affine":
         raise RegkitError(f"init 'affine' contradicts linear_model {chosen.linear_model!r}; leave one out")
+    pairs = pairs_of(images_of(fixed), images_of(moving))
+    if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
+        raise RegkitError("further images and labels that guide count in a preset that deforms alone")
     where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, chosen.deformable)
@@ -204,10 +220,18 @@ def register(
     with reproducible(threads, seed), current(where):
         with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
-                reading = other.submit(copy_context().run, load_image, moving, "moving image")
-                fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
+                reading = other.submit(copy_context().run, load_image, pairs[0][1], "moving image")
+                fixed_image, moving_image = load_image(pairs[0][0], "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
+            marks = landmark_pairs(fixed_landmarks, moving_landmarks, fixed_image.grid)
+            guide, guided = guides(guide_labels, (fixed_image, moving_image), where)
+            more = []
+            for k, (ours, theirs) in enumerate(pairs[1:], 2):
+                first = fixed_image if ours is pairs[0][0] else load_image(ours, f"fixed image {k}")
+                second = moving_image if theirs is pairs[0][1] else load_image(theirs, f"moving image {k}")
+                more.append(_sources(first, second, None, None, ct_window, where)[0])
+            more += guide
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             chosen, foretold = fitting(
                 chosen,
@@ -218,11 +242,14 @@ def register(
                 cap,
                 labels=moving_map is not None,
                 outputs=outputs,
+                further=sum(one.image.numel() for pair in more for one in pair),
+                channels=12 * (len(pairs) - 1) + len(guided),
             )
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             _LOG.info("needs about %.2g GB of memory", foretold / GB)
             _LOG.debug("working grid: %s voxels of %.3g mm", work.grid.size, work.grid.spacing[0])
             parts = parts_for(work.grid.spacing[0], parts)
+            parts += further_parts(len(pairs) - 1, len(guided), chosen.guide_weight)
 
         with stages("linear"):
             step = stages.stepper(STEPS)
@@ -230,9 +257,13 @@ def register(
             origin = "file" if isinstance(init, str | os.PathLike) else "given"
             seen, matrix = sources[1], np.eye(4)
             if given is None:
-                start = _linear_start(str(init), *sources, work.grid.spacing[0], chosen.linear_model, step)
+                start = _linear_start(
+                    str(init), *sources, work.grid.spacing[0], chosen.linear_model, step, marks
+                )
                 matrix = start.matrix
             elif isinstance(given, Warp):
+                if more or marks is not None:
+                    raise RegkitError("landmarks, labels that guide and further images need a linear start")
                 start = LinearStart(given.affine_part(), np.nan, origin, "warp")
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
@@ -245,6 +276,9 @@ def register(
                 matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
+        landmarks = None
+        if marks is not None and chosen.landmark_weight:
+            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, where)
         cells = work.grid.pooled(STRIDE)
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
@@ -252,8 +286,10 @@ def register(
         uncertain: Source | None = None
         if chosen.deformable:
             with stages("features"):
-                fixed_pyramid = fixed_features(sources[0], work, parts)
-                moving_pyramid = moving_features(seen, matrix, work, parts)
+                further = [[pair[side] for pair in more] for side in (0, 1)]
+                fixed_pyramid = fixed_features(sources[0], work, parts, further[0])
+                moving_pyramid = moving_features(seen, matrix, work, parts, further[1])
+                del further
             with stages("coarse"):
                 names = [part.name for part in parts]
                 believed = believed_field(
@@ -262,15 +298,21 @@ def register(
                     names,
                     work,
                     stages.stepper(2 * len(work.levels)),
+                    landmarks,
                 )
                 fixed_pyramid, moving_pyramid = believed.fixed, believed.moving
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 displacement = believed.field
             with stages("fine"):
                 step = stages.stepper(sum(chosen.iterations))
-                displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, chosen, step)
+                displacement = fine_field(
+                    fixed_pyramid, moving_pyramid, displacement, chosen, step, landmarks
+                )
                 in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
-                displacement = unfold(taken_back(displacement, in_cells))
+                kept = taken_back(displacement, in_cells)
+                if landmarks is not None:
+                    kept = landmarks.pooled(STRIDE).kept(displacement, kept)
+                displacement = unfold(kept)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
@@ -291,6 +333,10 @@ def register(
                 "feature_difference": difference,
                 "evidence": evidence,
             }
+            if marks is not None:
+                ways = {"before": marks[0], "linear": transform_points(start.matrix, marks[0]),
+                        "after": warp.transform_points(marks[0])}  # fmt: skip
+                metrics["landmarks_mm"] = {stage: distance(at, marks[1]) for stage, at in ways.items()}
             moved_labels = None
             if moving_map is not None:
                 moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
@@ -322,6 +368,9 @@ def register(
                 "asked": list(evidence),
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
+                "images": len(pairs),
+                "landmarks": 0 if marks is None else len(marks[0]),
+                "guide_labels": guided,
                 "preset": preset,
                 "solver": asdict(chosen),
                 "init": described(init),
@@ -444,6 +493,7 @@ def _linear_start(
     spacing: float,
     model: LinearModel,
     step: Callable[[], None],
+    landmarks: tuple[Float64, Float64] | None,
 ) -> LinearStart:
     if init == "none":
         return LinearStart(np.eye(4), np.nan, "header", "identity")
@@ -452,6 +502,8 @@ def _linear_start(
         matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
         return LinearStart(matrix, np.nan, "centre", "translation")
     models = _FITS["rigid" if init == "rigid" else model]
+    if landmarks is not None:
+        return align_landmarks(fixed, moving, *landmarks, spacing, mind_ssc, models, step)
     return align(fixed, moving, spacing, mind_ssc, models, on_step=step)
 
 

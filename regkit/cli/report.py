@@ -55,11 +55,20 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
             *more,
             *_left_out(settings),
             ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
+            *_landmarks(metrics),
             ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
             ("time", f"{seconds['total']:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
+
+
+def _landmarks(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Distances of the landmarks that were given."""
+    if "landmarks_mm" not in metrics:
+        return []
+    stages = (f"{name} {value:.1f}" for name, value in metrics["landmarks_mm"].items())
+    return [("landmarks", f"{', '.join(stages)} mm apart on average")]
 
 
 def print_verdict(verdict: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
@@ -177,6 +177,7 @@ class Part:
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
+        image: which of the images it is extracted from, where one side has several.
         weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
@@ -186,6 +187,7 @@ class Part:
     name: str = ""
     finest: float = 0.0
     weighs: bool = False
+    image: int = 0
 
 
 # The weights of the parts, of whatever they are combined with.
@@ -203,6 +205,8 @@ MIND = Part(
 )
 # Counts where both images are of one modality alone (regkit.solver.evidence).
 INTENSITY = Part(lambda image, spacing: image[None], weight=3.0, name="intensity")
+GUIDE = "guide"
+"""Name of the part that is made of labels."""
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -248,13 +252,37 @@ def _network(file: str, changed: int, size: int) -> NetworkFeatures:
     return NetworkFeatures(file)
 
 
+def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, ...]:
+    """Parts for further images of each side, and for label maps that guide.
+
+    Args:
+        images: how many further pairs of images there are; they count as much as MIND of the first.
+        labels: how many labels the last image, a label map of 1, 2, ..., has; 0 where there is none.
+        guide_weight: of the squared difference, summed over the labels.
+    """
+    parts = [replace(MIND, name=f"mind {k + 1}", image=k) for k in range(1, images + 1)]
+    if labels:
+
+        def shares(image: torch.Tensor, spacing: float) -> torch.Tensor:
+            """Of the cells of 2^3 voxels, how much has each label."""
+            return torch.cat([F.avg_pool3d((image == k)[None].to(image), 2) for k in range(1, labels + 1)])
+
+        parts.append(Part(shares, stride=2, weight=guide_weight * labels, name=GUIDE, image=images + 1))
+    return tuple(parts)
+
+
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Those parts that know voxels of a spacing, mm, or all, if none does."""
     return tuple(part for part in parts if spacing >= part.finest) or tuple(parts)
 
 
 def feature_maps(
-    image: torch.Tensor, weight: torch.Tensor, spacing: float, parts: Sequence[Part], strides: Sequence[int]
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    spacing: float,
+    parts: Sequence[Part],
+    strides: Sequence[int],
+    more: Sequence[torch.Tensor] = (),
 ) -> tuple[dict[int, FeatureMap], tuple[int, ...]]:
     """The channels of all parts on cells of each stride, and how many each part has.
 
@@ -267,11 +295,14 @@ def feature_maps(
         spacing: of the voxels, mm.
         parts: each of a stride that divides all ``strides``.
         strides: voxels per cell; they divide the sides of the image.
+        more: further images (Z, Y, X) of the same voxels, for the parts that are made of them.
     """
+    images = (image, *more)
     pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
     weights = _pooled_weights(weight, {*strides, *(part.stride for part in parts)})
     for part in parts:
-        values = part.extract(image, spacing, weight) if part.weighs else part.extract(image, spacing)
+        own_image = images[part.image]
+        values = part.extract(own_image, spacing, *([weight] if part.weighs else []))
         own = weights[part.stride]
         for stride in strides:
             same = stride == part.stride

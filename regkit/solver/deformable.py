@@ -14,7 +14,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import Part, feature_maps
+from regkit.features.maps import GUIDE, Part, feature_maps
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
@@ -29,6 +29,7 @@ from regkit.solver.evidence import (
     share_of_intensities,
 )
 from regkit.solver.fine import refine
+from regkit.solver.landmarks import Landmarks
 
 STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
@@ -117,12 +118,14 @@ def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
 
 
-def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the fixed image on the working grid."""
-    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
+def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part], more: Sequence[Source] = ()) -> Pyramid:
+    """Features of the fixed image, and of more images of it, on the working grid."""
+    return _pyramid((fixed, *more), np.eye(4), work, (0, 0, 0), work.grid.size, parts)
 
 
-def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
+def moving_features(
+    moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part], more: Sequence[Source] = ()
+) -> Pyramid:
     """Features of the moving image, seen through the linear start, as far as displacements reach.
 
     Beyond the working grid the lattice goes on by the search range, where the moving image has data:
@@ -143,7 +146,7 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence
             "the images do not overlap after the linear start; let --init auto search for one, or give "
             "a transform that brings them together"
         )
-    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
+    return _pyramid((moving, *more), matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
 
 
 @dataclass(frozen=True)
@@ -165,33 +168,42 @@ class Believed:
 
 
 def believed_field(
-    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
+    fixed: Pyramid,
+    moving: Pyramid,
+    names: Sequence[str],
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> Believed:
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together. If one of them tells matches well, what explains no more than the
-    linear start does is left out.
+    else all that do are compared together. Labels that guide count in full from the first. If one of them
+    tells matches well, what explains no more than the linear start does is left out, but for what landmarks
+    ask for.
 
     Args:
-        names: of the parts; if there are several, "mind" is one.
+        names: of the parts; the first is the reference where none is "mind".
+        landmarks: on the working grid.
     """
     count = len(names)
     offset = moving.offset(STRIDE)
     if count == 1:
-        field = coarse_field(fixed, moving, work, on_step)
+        field = coarse_field(fixed, moving, work, on_step, landmarks)
         maps = fixed.maps[STRIDE], moving.maps[STRIDE]
         if blur_of_match(*maps, offset, field) < _TELLING:
-            field = borne_out(*maps, offset, field)
+            field = _with_landmarks(field, borne_out(*maps, offset, field), landmarks)
         return Believed(field, fixed, moving, (1.0,), ())
-    reference = names.index("mind")
+    reference = names.index("mind") if "mind" in names else 0
+    given = {k for k, name in enumerate(names) if k == reference or name == GUIDE}
     single = [[float(k == other) for other in range(count)] for k in range(count)]
-    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
-    field = coarse_field(*alone, work, on_step)
+    first = [float(k in given) for k in range(count)]
+    alone = fixed.weighted(first), moving.weighted(first)
+    field = coarse_field(*alone, work, on_step, landmarks)
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
-    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+    kept = [1.0 if k in given else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
     if "intensity" in names:
         k = names.index("intensity")
         kept[k] = 0.0
@@ -200,16 +212,32 @@ def believed_field(
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
     some = alone
-    if any(share for k, share in enumerate(kept) if k != reference):
+    if any(share for k, share in enumerate(kept) if k not in given):
         some = fixed.weighted(kept), moving.weighted(kept)
-        field = coarse_field(*some, work, on_step)
+        field = coarse_field(*some, work, on_step, landmarks)
     if min(blur for blur, share in zip(blurs, kept, strict=True) if share > 0) < _TELLING:
-        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+        borne = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+        field = _with_landmarks(field, borne, landmarks)
     return Believed(field, *some, tuple(kept), tuple(blurs))
 
 
-def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
-    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+def _with_landmarks(before: torch.Tensor, after: torch.Tensor, landmarks: Landmarks | None) -> torch.Tensor:
+    """``after``, but around landmarks what the field was before; both in cells of ``STRIDE`` voxels."""
+    return after if landmarks is None else landmarks.pooled(STRIDE).kept(before, after)
+
+
+def coarse_field(
+    fixed: Pyramid,
+    moving: Pyramid,
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
+) -> torch.Tensor:
+    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+
+    Args:
+        landmarks: on the working grid; before and after each level the field is pulled towards them.
+    """
     stride = work.levels[0][0]
     some = fixed.maps[stride].weight
     field = some.new_zeros((3, *some.shape[1:]))
@@ -217,18 +245,31 @@ def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[
         fixed_map = fixed.maps[stride]
         shape = fixed_map.weight.shape[1:]
         field = resize(field, shape) * (shape[0] / field.shape[1])
+        there = None if landmarks is None else landmarks.pooled(stride)
+        field = field if there is None else there.pulled(field)
         step = match(fixed_map, moving.seen_through(field, stride, radius), radius)
         field = step + sample(field, index_grid(shape, field.device) + step)
+        field = field if there is None else there.pulled(field)
         on_step()
     return field
 
 
 def fine_field(
-    fixed: Pyramid, moving: Pyramid, start: torch.Tensor, settings: Settings, on_step: Callable[[], None]
+    fixed: Pyramid,
+    moving: Pyramid,
+    start: torch.Tensor,
+    settings: Settings,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> torch.Tensor:
-    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
+    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds.
+
+    Args:
+        landmarks: on the working grid.
+    """
     offset = moving.offset(STRIDE).to(start.device)
-    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+    there = None if landmarks is None else landmarks.pooled(STRIDE)
+    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step, there)
 
 
 def displacement_doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> torch.Tensor:
@@ -248,7 +289,7 @@ def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tens
 
 
 def _pyramid(
-    source: Source,
+    sources: Sequence[Source],
     matrix: Float64,
     work: Plan,
     start: tuple[int, int, int],
@@ -256,7 +297,14 @@ def _pyramid(
     parts: Sequence[Part],
 ) -> Pyramid:
     lattice = work.grid.window(start, size)
-    image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
+    seen = [resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice) for source in sources]
+    image, weight = seen[0]
+    for _, other in seen[1:]:
+        weight = weight * other
+    if len(seen) > 1 and not weight.any():
+        raise RegkitError("the images of one side do not overlap: all of them need the same world")
     strides = [stride for stride, _ in work.levels]
-    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
+    maps, channels = feature_maps(
+        image, weight[None], lattice.spacing[0], parts, strides, [other for other, _ in seen[1:]]
+    )
     return Pyramid(maps, start, channels)

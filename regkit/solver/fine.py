@@ -18,6 +18,7 @@ from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, Corner, corner_jacobian, unfold
 from regkit.ops.sampling import index_grid, resize
 from regkit.solver.evidence import resel_volume
+from regkit.solver.landmarks import Landmarks
 
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:
 # the scale on which ConvexAdam's regularisation weights are known to work.
@@ -360,6 +361,7 @@ def refine(
     start: torch.Tensor,
     settings: Settings,
     on_step: Callable[[], None] = lambda: None,
+    landmarks: Landmarks | None = None,
 ) -> torch.Tensor:
     """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
 
@@ -372,6 +374,7 @@ def refine(
         moving: map on a lattice of the same spacing and axes.
         offset: (x, y, z), the index in ``moving`` of the cell that lies on the fixed cell (0, 0, 0).
         start: (3, Z, Y, X) displacement in cells, components (x, y, z).
+        landmarks: on the grid of the displacements.
 
     Returns:
         (3, Z, Y, X) displacement in cells; the trilinear field through it does not fold.
@@ -392,20 +395,25 @@ def refine(
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
         return cells * (_DATA_WEIGHT * data + penalty(field, corner, stiffness))
 
+    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
+    hold_wide = None if landmarks is None else landmarks.after(start).term(wide.shape[1:], 2)
+    hold = None if landmarks is None else landmarks.term(start.shape[1:])
+
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
-        field = _eighth(start, corner) + smooth(parameters, 3)
-        return objective(
-            compare(_eighth(anchor, corner) + field, [corner]), field / 2, corner, coarse_stiffness
-        )
+        smoothed = smooth(parameters, 3)
+        field = _eighth(start, corner) + smoothed
+        data = compare(_eighth(anchor, corner) + field, [corner])
+        loss = objective(data, field / 2, corner, coarse_stiffness)
+        return loss if hold_wide is None else loss + hold_wide(smoothed)
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
         where, pairs = anchor + field, []
         for z, y, x in [corner] if cells > _FEW_CELLS else CORNERS[:4]:
             pairs.append(compare(where, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
-        return objective(torch.stack(pairs).mean(), field, corner, stiffness)
+        loss = objective(torch.stack(pairs).mean(), field, corner, stiffness)
+        return loss if hold is None else loss + hold(field)
 
-    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
     start = start + resize(smooth(wide, 3), start.shape[1:])
     return unfold(smooth(_descend(fine_loss, start, _LEARNING_RATE, fine, on_step), 3))
