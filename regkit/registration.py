@@ -519,7 +519,7 @@ def _linear_start(
         matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
         return LinearStart(matrix, np.nan, "centre", "translation")
     models = _FITS["rigid" if init == "rigid" else model]
-    return align(fixed, moving, spacing, mind_ssc, models, force=init == "affine", on_step=step)
+    return align(fixed, moving, spacing, mind_ssc, models, on_step=step)
 
 
 def _warp(

@@ -48,6 +48,14 @@ class Warp:
 
     Raises:
         RegkitError: if the field does not fit the grid or is not finite.
+
+    Examples:
+        >>> grid = regkit.Grid(size=(4, 4, 4))
+        >>> field = np.zeros((4, 4, 4, 3), dtype=np.float32)
+        >>> field[..., 0] = 1.0  # the moving image lies 1 mm further to the patient's left
+        >>> warp = regkit.Warp(field, grid)
+        >>> warp.transform_points([[1.0, 2.0, 3.0]]).tolist()
+        [[2.0, 2.0, 3.0]]
     """
 
     field: npt.NDArray[np.float32]

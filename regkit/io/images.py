@@ -74,6 +74,11 @@ class Volume:
 
     Raises:
         RegkitError: if the array is not 3-D, not real, or not of the grid's shape.
+
+    Examples:
+        >>> volume = regkit.Volume(np.zeros((2, 3, 4)), regkit.Grid(size=(4, 3, 2)))
+        >>> volume.to_sitk().GetSize()
+        (4, 3, 2)
     """
 
     array: npt.NDArray[Any]

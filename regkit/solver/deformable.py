@@ -19,6 +19,7 @@ from regkit.solver.coarse import match
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (
     blur_of_match,
+    borne_out,
     differences_near,
     doubt,
     local_contrast,
@@ -32,6 +33,7 @@ STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
 _MAX_RADIUS = 4
 _FINER_RADIUS = 2
+_TELLING = 0.5  # a blur of a match below this tells it well
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def believed_field(
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together.
+    else all that do are compared together. If one of them tells matches well, what explains no more than the
+    linear start does is left out.
 
     Args:
         names: of the parts; if there are several, "mind" is one.
@@ -191,10 +194,13 @@ def believed_field(
             one, other = (local_contrast(intensities) for intensities in apart[k])
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
     del finest, apart
-    if not any(share for k, share in enumerate(kept) if k != reference):
-        return Believed(field, *alone, tuple(kept), tuple(blurs))
-    some = fixed.weighted(kept), moving.weighted(kept)
-    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+    some = alone
+    if any(share for k, share in enumerate(kept) if k != reference):
+        some = fixed.weighted(kept), moving.weighted(kept)
+        field = coarse_field(*some, work, on_step)
+    if min(blur for blur, share in zip(blurs, kept, strict=True) if share > 0) < _TELLING:
+        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+    return Believed(field, *some, tuple(kept), tuple(blurs))
 
 
 def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
