@@ -2,7 +2,7 @@
 
     python benchmarks/template_heads.py ../shared/data/anatomies/heads -o heads/ [--images 8]
 
-All heads get one T1-like contrast, each with a texture, bias field, noise and pose of its own, at 2.5 mm. The
+All heads get one T1-like contrast, each with a texture, bias field, noise and pose of its own. The
 template sees the images alone. Then the label maps are taken through the maps, after the affine rounds and in
 the end, and compared with each other: Dice of each with what most of the others say.
 """
@@ -26,7 +26,7 @@ from regkit.solver.motion import rigid
 from regkit.template import build_template, sharpness
 from regkit.warp import Warp
 
-SPACING, SIZE = 2.5, (72, 88, 80)
+EXTENT = np.array([180.0, 220.0, 200.0])  # mm
 # FreeSurfer's numbers, left and right as one: what shows, and how bright it is in a T1.
 TISSUES = {
     "white matter": ((2, 41), 0.95),
@@ -44,10 +44,12 @@ TISSUES = {
 OUTSIDE = {24: 0.15, 506: 0.3, 507: 0.5, 511: 0.8, 515: 0.1}  # of the rest, CSF to skull; others 0.4
 
 
-def render(file: Path, seed: int) -> tuple[sitk.Image, sitk.Image]:
+def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Image]:
     """The image of a head and its label map, numbered as TISSUES, in a pose of their own."""
     random = np.random.default_rng(seed)
     source = sitk.ReadImage(str(file))
+    step = int(spacing // 2) or 1  # finer detail does not show
+    source = source[::step, ::step, ::step]
     ids = sitk.GetArrayFromImage(source).astype(int)
     grid = Grid.from_sitk(source)
     table, names = np.full(ids.max() + 1, 0.4, np.float32), np.zeros(ids.max() + 1, np.uint8)
@@ -56,11 +58,12 @@ def render(file: Path, seed: int) -> tuple[sitk.Image, sitk.Image]:
         table[one] = value
     for k, (numbers, value) in enumerate(TISSUES.values(), start=1):
         table[list(numbers)], names[list(numbers)] = value, k
-    texture = gaussian_filter(random.normal(size=ids.shape), 2)
-    image = gaussian_filter(table[ids] * (1 + 0.05 * texture / texture.std()), 0.42 * SPACING)
+    texture = gaussian_filter(random.normal(size=ids.shape).astype(np.float32), 2 / step)
+    image = gaussian_filter(table[ids] * (1 + 0.05 * texture / texture.std()), 0.42 * spacing / step)
     brain = np.argwhere(names[ids] > 0)[::499, ::-1]
     centre = transform_points(grid.index_to_world, brain.mean(0))
-    own = Grid(SIZE, (SPACING,) * 3, tuple(-SPACING * (np.array(SIZE) - 1) / 2))
+    size = np.rint(EXTENT / spacing).astype(int)
+    own = Grid(tuple(size), (spacing,) * 3, tuple(-spacing * (size - 1) / 2))
     turn = Rotation.from_euler("xyz", random.uniform(-8, 8, 3), degrees=True)
     # The head's axes, whatever they are in the file, are those of the grid: all files are alike.
     pose = rigid(turn, centre + random.uniform(-5, 5, 3), np.zeros(3))
@@ -117,13 +120,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--spacing", type=float, default=2.5, help="mm")
+    parser.add_argument("--affine-rounds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(exist_ok=True, parents=True)
     files, labels = [], []
     for n in range(options.first, options.first + options.images):
-        image, label_map = render(options.heads / f"training_seg_{n:02d}.nii.gz", n)
+        image, label_map = render(options.heads / f"training_seg_{n:02d}.nii.gz", n, options.spacing)
         files.append(options.output / f"head{n:02d}.nii.gz")
         sitk.WriteImage(image, str(files[-1]))
         labels.append(label_map)
@@ -131,7 +136,13 @@ def main() -> None:
     def told(stage: str, done: float) -> None:
         print(f"{100 * done:3.0f} % {stage}", flush=True)
 
-    made = build_template(files, options.output / "template", rounds=options.rounds, progress=told)
+    made = build_template(
+        files,
+        options.output / "template",
+        affine_rounds=options.affine_rounds,
+        rounds=options.rounds,
+        progress=told,
+    )
     grid = made.image.grid
     affine = [affine_transform(read_linear(file)) for file in made.affine]
     final = [Warp.load(file).to_sitk() for file in made.transforms]

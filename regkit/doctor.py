@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WITHOUT = {
     "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
+    "meshes": "'regkit apply --points' takes no VTK, STL, PLY and OBJ",
+    "torchio": "regkit.integrations.torchio cannot be imported",
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,9 @@ from regkit.cli.options import (
     MovingSeries,
     Overwrite,
     WarpFile,
+    WarpSpacing,
 )
+from regkit.cli.report import print_stored
 from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
@@ -431,6 +433,7 @@ def convert(
         ),
     ] = None,
     moving: MovingGrid = None,
+    warp_spacing: WarpSpacing = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
@@ -440,13 +443,22 @@ def convert(
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.io.formats import read_linear, write_linear
+    from regkit.transforms import coarser
     from regkit.warp import Warp
 
+    if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
+        raise typer.BadParameter("is of warps that have voxels of their own", param_hint="--warp-spacing")
     grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    stored: dict[str, Any] = {}
     made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
     with recorded({"transform": output}, made_of, format=to):
         if output.suffix in _LINEAR:
             write_linear(read_linear(source, *grids), output)
         else:
-            Warp.load(source, *grids).save(output, to)
+            warp = Warp.load(source, *grids)
+            if warp_spacing is not None:
+                least = coarser(warp, warp_spacing)
+                warp, stored["warp"] = least.warp, least.to_dict()
+            warp.save(output, to)
     typer.echo(f"wrote {output}")
+    print_stored(stored)

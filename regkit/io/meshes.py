@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
