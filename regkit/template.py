@@ -30,11 +30,12 @@ from regkit.core.intensity import default_ct_window, is_ct, window_of
 from regkit.core.jsontext import to_json
 from regkit.features.maps import DEFAULT
 from regkit.io.atomic import atomic_path, make_folder, together
-from regkit.io.formats import read_warp, write_linear, write_warp
+from regkit.io.formats import write_linear, write_warp
 from regkit.io.images import Volume, load_grid, load_image
 from regkit.io.outputs import save_image
 from regkit.io.provenance import sha256, version
-from regkit.registration import Progress, register, torch_device
+from regkit.registration import Progress, register
+from regkit.runtime.device import torch_device
 from regkit.verdict import FAIL
 from regkit.warp import Warp
 
@@ -240,7 +241,7 @@ class _Builder:
             mean = self._mean(affine_transform(matrix) for matrix in found)
         else:
             bias = self._take_out(place, found)
-            mean = self._mean(read_warp(file).to_sitk() for file in self._files(place, stage))
+            mean = self._mean(Warp.load(file).to_sitk() for file in self._files(place, stage))
         told = [
             *told,
             {"stage": stage, "sharpness": sharpness(mean), "displacement_mm": bias, "failed": failed},
@@ -259,11 +260,11 @@ class _Builder:
         found = [place / "found" / f"{n}.nii.gz" for n in range(len(matrices))]
         total = np.zeros((*self.grid.shape, 3))
         for file, matrix in zip(found, matrices):
-            total += read_warp(file, self.grid).compose(np.linalg.inv(matrix)).field
+            total += Warp.load(file, self.grid).compose(np.linalg.inv(matrix)).field
         shape = Warp((total / len(found)).astype(np.float32), self.grid)
         back = shape.inverse(self.grid)
         for file, own in zip(found, self._files(place, "deformable")):
-            write_warp(back.compose(read_warp(file, self.grid)), own)
+            write_warp(back.compose(Warp.load(file, self.grid)), own)
         return float(np.linalg.norm(shape.field, axis=-1).mean())
 
     def _image(self, n: int) -> Volume:

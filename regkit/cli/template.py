@@ -57,10 +57,10 @@ def command(
 
     tune()
     import_torch()
-    import regkit
+    from regkit.template import build_template
 
     with progress(quiet) as report:
-        made = regkit.build_template(
+        made = build_template(
             images,
             output,
             reference=reference,

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import Part, feature_maps
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (
     blur_of_match,
     borne_out,
@@ -176,13 +177,17 @@ def believed_field(
         names: of the parts; if there are several, "mind" is one.
     """
     count = len(names)
+    offset = moving.offset(STRIDE)
     if count == 1:
-        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
+        field = coarse_field(fixed, moving, work, on_step)
+        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+        if blur_of_match(*maps, offset, field) < _TELLING:
+            field = borne_out(*maps, offset, field)
+        return Believed(field, fixed, moving, (1.0,), ())
     reference = names.index("mind")
     single = [[float(k == other) for other in range(count)] for k in range(count)]
     alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
     field = coarse_field(*alone, work, on_step)
-    offset = moving.offset(STRIDE)
     finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
