@@ -231,7 +231,8 @@ class _Builder:
                         write_warp(result.warp, done.with_suffix(".nii.gz"))
                     _write(done, {"linear": result.linear.tolist(), "level": result.verdict.level})
             known = _read(done)
-            found.append(np.array(known["linear"]))
+            # The warp starts from the affine map, but the pose may have been improved on the way.
+            found.append(np.array(known["linear"]) if stage == "affine" else matrices[n])
             if known["level"] == FAIL:
                 failed.append(self.images[n].name)
             share = (k + (n + 1) / count) / len(self.stages)

@@ -16,9 +16,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 import regkit.template
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, affine_transform, transform_points
-from regkit.io.formats import read_linear, read_warp
+from regkit.io.formats import read_linear
 from regkit.io.images import Volume, load_image
 from regkit.template import build_template, sharpness, without_mean_stretch
+from regkit.warp import Warp
 
 GRID = Grid((30, 32, 28), (2.5, 2.5, 2.5), (-36.0, 15.0, 70.0))
 _CENTRE = GRID.centre
@@ -65,7 +66,7 @@ def test_the_images_lie_better_on_the_template_than_on_the_affine_mean(
     likeness = []
     for folder, whole in (("affine", mean), ("warps", template)):
         maps = [
-            affine_transform(read_linear(file)) if folder == "affine" else read_warp(file).to_sitk()
+            affine_transform(read_linear(file)) if folder == "affine" else Warp.load(file).to_sitk()
             for file in sorted((built / folder).iterdir())
         ]
         seen = [sitk.Resample(sitk.ReadImage(str(f)), GRID.blank(), m) for f, m in zip(images, maps)]
@@ -87,14 +88,14 @@ def test_the_template_has_the_average_size_and_shape(built: Path, images: list[P
     # What the warps have in common beside the affine maps is little of what each of them does.
     inner = GRID.world_points()[6:-6, 6:-6, 6:-6].reshape(-1, 3)
     moved = [
-        transform_points(np.linalg.inv(matrix), read_warp(file).transform_points(inner)) - inner
+        transform_points(np.linalg.inv(matrix), Warp.load(file).transform_points(inner)) - inner
         for matrix, file in zip(matrices, sorted((built / "warps").iterdir()), strict=True)
     ]
     each = np.mean([np.linalg.norm(one, axis=1).mean() for one in moved])
     assert np.linalg.norm(np.mean(moved, axis=0), axis=1).mean() < 0.1 * each
     # The template is the mean of the images through the warps, as ITK resamples them.
     file = sorted((built / "warps").iterdir())[1]
-    seen = sitk.Resample(sitk.ReadImage(str(images[1])), GRID.blank(), read_warp(file).to_sitk())
+    seen = sitk.Resample(sitk.ReadImage(str(images[1])), GRID.blank(), Warp.load(file).to_sitk())
     template = load_image(built / "template.nii.gz", "template").array
     assert np.corrcoef(sitk.GetArrayFromImage(seen).ravel(), template.ravel())[0, 1] > 0.97
 
