@@ -268,9 +268,7 @@ def register(
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
                 start = LinearStart(given, np.nan, origin, "given")
-                if (
-                    chosen.deformable
-                ):  # the pose is the solver's to improve as well; "linear" takes it as it is
+                if chosen.deformable:  # the pose is the solver's to improve as well
                     start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
                     start = replace(start, origin=origin)
                 matrix = start.matrix

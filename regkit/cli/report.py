@@ -38,6 +38,20 @@ def print_labels(
     print()
 
 
+def print_stored(stored: Mapping[str, Any]) -> None:
+    """What it costs that warps were written on larger voxels.
+
+    Args:
+        stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
+    """
+    for name, told in stored.items():
+        sides = " x ".join(f"{side:.3g}" for side in told["spacing_mm"])
+        typer.echo(
+            f"the {name} has voxels of {sides} mm, which moves points by {told['mean_mm']:.3f} mm on average "
+            f"and {told['max_mm']:.2f} mm at most; apply it with --reference"
+        )
+
+
 def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
     """What a registration is worth and what it took.
 
