@@ -325,8 +325,8 @@ def command(
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
-        told = {**images, **result.to_dict(), "outputs": written}
-        print_json(told | ({"stored": stored} if stored else {}))
+        whole = {**images, **result.to_dict(), "outputs": written}
+        print_json(whole | ({"stored": stored} if stored else {}))
     elif not quiet:
         print_registration(result.to_dict())
         for path in files.values():
