@@ -21,6 +21,7 @@ from regkit.solver.evidence import (
     blur_of_match,
     differences_near,
     doubt,
+    gain_between,
     local_contrast,
     may_be_one_modality,
     share_of,
@@ -67,8 +68,9 @@ class Pyramid:
     start: tuple[int, int, int]
     channels: tuple[int, ...] = ()
 
-    def weighted(self, shares: Sequence[float]) -> Pyramid:
-        """With each part at a share of its weight; those of share 0 are left out."""
+    def weighted(self, shares: Sequence[float], gains: Sequence[float] = ()) -> Pyramid:
+        """With each part at a share of its weight, its values times a gain; those of share 0 are left out."""
+        gains = gains or (1.0,) * len(shares)
         kept = [k for k, share in enumerate(shares) if share > 0]
         channels = tuple(self.channels[k] for k in kept)
         # The mean over fewer channels stays the sum over the parts.
@@ -76,7 +78,7 @@ class Pyramid:
         maps = {}
         for stride, level in self.maps.items():
             parts = level.values.split(self.channels)
-            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k])) for k in kept])
+            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k]) * gains[k]) for k in kept])
             maps[stride] = FeatureMap(values, level.weight)
         return Pyramid(maps, self.start, channels)
 
@@ -184,16 +186,19 @@ def believed_field(
     apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
     blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
     kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+    gains = [1.0] * count
     if "intensity" in names:
         k = names.index("intensity")
         kept[k] = 0.0
         if may_be_one_modality(blurs[k]):
             one, other = (local_contrast(intensities) for intensities in apart[k])
             kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
+        if kept[k]:
+            gains[k] = gain_between(*apart[k], offset, field)
     del finest, apart
     if not any(share for k, share in enumerate(kept) if k != reference):
         return Believed(field, *alone, tuple(kept), tuple(blurs))
-    some = fixed.weighted(kept), moving.weighted(kept)
+    some = fixed.weighted(kept), moving.weighted(kept, gains)
     return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
 
 
