@@ -35,7 +35,8 @@ WITHOUT = {
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",
-    "dev": "the code cannot be linted or type-checked",
+    "dev": "the scripts in .ci/ do not run",
+    "docs": "the site of the docs cannot be built",
 }
 """Extra of pyproject.toml -> what a user does without."""
 

@@ -8,11 +8,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from regkit import __version__
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.core.settings import named_settings
+from regkit.core.settings import LinearModel, changed_settings
 from regkit.evaluate import LabelScore, compare_labels, summarise
 from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
 from regkit.io.formats import checked_matrix, read_linear
@@ -59,6 +59,9 @@ _SHARES = {
     "load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.38, "warp": 0.03, "verdict": 0.04
 }  # fmt: skip
 _DEFORMABLE = ("features", "coarse", "fine")
+_FITS: dict[str, tuple[str, ...]] = {
+    "rigid": ("rigid",), "similarity": ("rigid", "similarity"), "affine": ("rigid", "affine")
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +147,7 @@ def register(
     features: str = DEFAULT,
     weights: str | os.PathLike[str] | None = None,
     preset: str = "default",
+    settings: Mapping[str, Any] | None = None,
     ct_window: tuple[float, float] | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -170,6 +174,8 @@ def register(
             much finer than what it learnt from. The linear start always compares MIND.
         weights: the file of the network's weights; by default those that come with regkit.
         preset: the name of settings in :data:`regkit.core.settings.PRESETS`.
+        settings: values that replace those of the preset, by the names of
+            :class:`regkit.core.settings.Settings`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
@@ -183,10 +189,12 @@ def register(
     Raises:
         RegkitError: if an input cannot be used or memory is too small; the message says which and why.
     """
-    settings = named_settings(preset)
+    chosen = changed_settings(preset, settings)
+    if isinstance(init, str) and init == "affine" and chosen.linear_model != "affine":
+        raise RegkitError(f"init 'affine' contradicts linear_model {chosen.linear_model!r}; leave one out")
     where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
-    stages = _Stages(progress, where, settings.deformable)
+    stages = _Stages(progress, where, chosen.deformable)
     before, cap = resident_memory(), None if memory is None else memory * GB
     with reproducible(threads, seed):
         with stages("load"), capped(cap):
@@ -195,31 +203,33 @@ def register(
                 fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
-            work = plan(fixed_image.grid, moving_image.grid, settings)
-            settings, foretold = fitting(
-                settings,
+            work = plan(fixed_image.grid, moving_image.grid, chosen)
+            chosen, foretold = fitting(
+                chosen,
                 fixed_image.array.size,
                 moving_image.array.size,
-                int(np.prod(work.grid.size)) if settings.deformable and where.type == "cpu" else 0,
+                int(np.prod(work.grid.size)) if chosen.deformable and where.type == "cpu" else 0,
                 before,
                 cap,
                 labels=moving_map is not None,
                 outputs=outputs,
             )
-            work = plan(fixed_image.grid, moving_image.grid, settings)
+            work = plan(fixed_image.grid, moving_image.grid, chosen)
             _LOG.info("needs about %.2g GB of memory", foretold / GB)
+            _LOG.debug("working grid: %s voxels of %.3g mm", work.grid.size, work.grid.spacing[0])
             parts = parts_for(work.grid.spacing[0], parts)
 
         with stages("linear"):
             step = stages.stepper(STEPS)
-            start = _linear_start(init, *sources, work.grid.spacing[0], step)
+            start = _linear_start(init, *sources, work.grid.spacing[0], chosen.linear_model, step)
+        _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         cells = work.grid.pooled(STRIDE)
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
         evidence: dict[str, dict[str, float]] = {}
         uncertain: Source | None = None
-        if settings.deformable:
+        if chosen.deformable:
             with stages("features"):
                 fixed_pyramid = fixed_features(sources[0], work, parts)
                 moving_pyramid = moving_features(sources[1], start.matrix, work, parts)
@@ -236,8 +246,8 @@ def register(
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 displacement = believed.field
             with stages("fine"):
-                step = stages.stepper(sum(settings.iterations))
-                displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, settings, step)
+                step = stages.stepper(sum(chosen.iterations))
+                displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, chosen, step)
                 in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
                 displacement = unfold(taken_back(displacement, in_cells))
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
@@ -246,6 +256,7 @@ def register(
                 name: {"share": share, "blur_of_match": blur}
                 for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
             }
+            _LOG.debug("evidence: %s", {name: round(told["share"], 2) for name, told in evidence.items()})
             del believed, fixed_pyramid, moving_pyramid
 
         with stages("warp"):
@@ -288,6 +299,7 @@ def register(
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
                 "preset": preset,
+                "solver": asdict(chosen),
                 "init": str(init),
                 "start": {
                     "origin": start.origin,
@@ -302,8 +314,8 @@ def register(
                 "seed": seed,
                 "working_spacing_mm": work.grid.spacing[0],
                 "working_size": list(work.grid.size),
-                "levels": [list(level) for level in work.levels] if settings.deformable else [],
-                "iterations": list(settings.iterations) if settings.deformable else [],
+                "levels": [list(level) for level in work.levels] if chosen.deformable else [],
+                "iterations": list(chosen.iterations) if chosen.deformable else [],
             },
             moving=moving_image,
             moved_labels=moved_labels,
@@ -334,6 +346,7 @@ class _Stages:
             torch.cuda.synchronize(self.device)
         self.seconds[stage] = time.perf_counter() - start
         self.memory[stage] = peak_mb()
+        _LOG.debug("%s: %.2f s, %.0f MB at most", stage, self.seconds[stage], self.memory[stage])
         self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
 
@@ -468,6 +481,7 @@ def _linear_start(
     fixed: Source,
     moving: Source,
     spacing: float,
+    model: LinearModel,
     step: Callable[[], None],
 ) -> LinearStart:
     if isinstance(init, np.ndarray):
@@ -479,7 +493,7 @@ def _linear_start(
         matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
         return LinearStart(matrix, np.nan, "centre", "translation")
     if init in INITS:
-        models = ("rigid",) if init == "rigid" else ("rigid", "affine")
+        models = _FITS["rigid" if init == "rigid" else model]
         return align(fixed, moving, spacing, mind_ssc, models, force=init == "affine", on_step=step)
     if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
         raise RegkitError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from regkit.core.errors import RegkitError
 from regkit.io.atomic import together
-from regkit.io.formats import write_linear, write_warp
+from regkit.io.formats import LINEAR_SUFFIXES, write_linear, write_warp
 from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_segmentation
 from regkit.io.provenance import write_record
@@ -35,8 +35,8 @@ def write_results(
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
-        files: where to write any of "warp", "inverse", "linear", "moved", "moved_labels",
-            "uncertainty", "figure" and "report".
+        files: where to write any of "warp" (a linear result also as a linear transform), "inverse",
+            "linear", "moved", "moved_labels", "uncertainty", "figure" and "report".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.
@@ -57,7 +57,10 @@ def write_results(
 
     with together():
         if "warp" in files:
-            write_warp(result.warp, files["warp"])
+            if str(files["warp"]).endswith(LINEAR_SUFFIXES):
+                write_linear(result.linear, files["warp"])
+            else:
+                write_warp(result.warp, files["warp"])
         if inverse is not None:
             write_warp(inverse, files["inverse"])
         if "linear" in files:

@@ -185,6 +185,7 @@ def test_every_argument_reaches_register(
         "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
         "--fixed-labels", files.fixed_labels, "--moving-labels", files.moving_labels,
         "--label-names", files.names, "--init", "centre", "--features", "network", "--preset", "accurate",
+        "--set", "search_range=16.0",
         "--weights", files.names,
         "--ct-window", "-200", "300",
         "--device", "cpu", "--threads", 2, "--seed", 7,
@@ -192,13 +193,15 @@ def test_every_argument_reaches_register(
     )  # fmt: skip
     names = given.pop("label_names")
     assert names[1] == "liver"
+    assert callable(given.pop("progress"))
     assert given == {
         "fixed": files.fixed, "moving": files.moving,
         "fixed_mask": files.fixed_labels, "moving_mask": files.moving_labels,
         "fixed_labels": files.fixed_labels, "moving_labels": files.moving_labels,
-        "init": "centre", "features": "network", "preset": "accurate", "ct_window": (-200.0, 300.0),
+        "init": "centre", "features": "network", "preset": "accurate",
+        "settings": {"search_range": 16.0}, "ct_window": (-200.0, 300.0),
         "weights": files.names,
-        "device": "cpu", "threads": 2, "seed": 7, "progress": None,
+        "device": "cpu", "threads": 2, "seed": 7,
         "memory": None, "outputs": [],
     }  # fmt: skip
 
@@ -277,7 +280,7 @@ class TestOutputsAreCheckedFirst:
     @pytest.mark.parametrize(
         ("option", "name", "expected"),
         [
-            ("-o", "warp.tfm", "must end in .nii.gz"),
+            ("-o", "warp.png", "must end in .nii.gz"),
             ("-o", "missing/warp.nii.gz", "create it first"),
             ("--moved", "moved.png", "must end in .nii.gz"),
             ("--linear", "linear.nii.gz", "must end in .tfm"),

@@ -17,7 +17,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid
+from regkit.core.geometry import Grid, transform_points
 from regkit.io.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
 from regkit.runtime import memory
 
@@ -407,11 +407,9 @@ def test_mask_is_true_above_one_half(tmp_path: Path) -> None:
         Grid(CUBE.size, CUBE.spacing, CUBE.origin, (-1, 0, 0, 0, -1, 0, 0, 0, 1)),
     ],
 )
-def test_a_mask_or_label_map_on_another_grid_is_refused(other: Grid) -> None:
+def test_a_label_map_on_another_grid_is_refused(other: Grid) -> None:
     volume = Volume(ramp(other.shape), other)
     message = r"does not lie on the voxels of its image: it has 6 x 7 x \d voxels of 1 x 1\.5 x .* nearest"
-    with pytest.raises(RegkitError, match=f"^moving mask {message}"):
-        load_mask(volume, "moving mask", CUBE)
     with pytest.raises(RegkitError, match=f"^moving labels {message}"):
         load_labels(volume, "moving labels", CUBE)
     assert load_labels(volume, "moving labels").grid == other
@@ -566,7 +564,26 @@ def test_a_mask_cropped_to_what_it_holds_is_filled_up(oblique_grid: Grid, tmp_pa
     np.testing.assert_array_equal(found.array, wanted)
     for start in ((3, 4, 8), (-1, 0, 0), (3.5, 4, 2)):  # beyond the end, before the start, between voxels
         with pytest.raises(RegkitError, match="does not lie on the voxels of its image"):
-            load_mask(Volume(labels, oblique_grid.window(start, part.size)), "mask", oblique_grid)
+            load_labels(Volume(labels, oblique_grid.window(start, part.size)), "labels", oblique_grid)
+
+
+def test_a_mask_on_any_grid_is_taken_onto_its_image(oblique_grid: Grid, rng: np.random.Generator) -> None:
+    turn = Rotation.from_euler("xyz", (25, -10, 40), degrees=True).as_matrix()
+    other = Grid((30, 34, 40), (0.9, 1.2, 0.8), tuple(oblique_grid.centre - 15), tuple(turn.ravel()))
+    array = rng.random(other.shape) > 0.6
+    with pytest.warns(UserWarning, match="^fixed mask lies on other voxels than its image"):
+        mask = load_mask(Volume(array, other), "fixed mask", oblique_grid)
+    at = np.rint(transform_points(other.world_to_index, oblique_grid.world_points())).astype(int)
+    inside = ((at >= 0) & (at < other.size)).all(-1)
+    wanted = np.zeros(oblique_grid.shape, bool)
+    x, y, z = at[inside].T
+    wanted[inside] = array[z, y, x]
+    assert mask.grid == oblique_grid
+    assert 0.05 < wanted.mean() < 0.6
+    assert (mask.array != wanted).mean() < 1e-3  # where a point lies half-way between two voxels
+    far = replace(other, origin=(1e4, 0.0, 0.0))
+    with pytest.raises(RegkitError, match=r"^fixed mask lies beside its image"):
+        load_mask(Volume(array, far), "fixed mask", oblique_grid)
 
 
 @pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", ">u4", "longdouble"])

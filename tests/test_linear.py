@@ -17,6 +17,7 @@ from regkit.solver.linear import (
     align,
     fit_affine,
     fit_rigid,
+    fit_similarity,
     least_trimmed_squares,
     search_translation,
 )
@@ -51,6 +52,26 @@ def test_rigid_and_affine_fits_recover_what_made_the_points(rng: np.random.Gener
         affine, points
     )
     assert np.abs(error).max() < 1.0  # the ridge holds back a little of the scaling
+
+
+def test_the_similarity_fit_has_the_least_squared_error(rng: np.random.Generator) -> None:
+    points = rng.normal(size=(50, 3)) * (40, 40, 5) + 100
+    exact = _matrix((10, -25, 170), (3, -80, 12)) @ np.diag([0.8, 0.8, 0.8, 1])
+    np.testing.assert_allclose(
+        fit_similarity(_moments(points, transform_points(exact, points))), exact, atol=1e-9
+    )
+    targets = transform_points(exact, points) + rng.normal(size=(50, 3)) * 3
+    found = fit_similarity(_moments(points, targets))
+
+    def cost(matrix: np.ndarray) -> float:
+        return float(((transform_points(matrix, points) - targets) ** 2).sum())
+
+    middle = np.eye(4)
+    middle[:3, 3] = points.mean(0)
+    for _ in range(50):
+        turn = _matrix(tuple(rng.normal(size=3) * 0.05), tuple(rng.normal(size=3) * 0.05))  # type: ignore[arg-type]
+        turn[:3, :3] *= 1 + 1e-3 * rng.normal()
+        assert cost(found @ middle @ turn @ np.linalg.inv(middle)) > cost(found)
 
 
 def test_the_affine_fit_is_a_ridge_regression_about_the_rigid_one(rng: np.random.Generator) -> None:

@@ -16,9 +16,11 @@ from regkit.cli import (
     features,
     finetune,
     info,
+    presets,
     pretrain,
     propagate,
     register,
+    rigid,
     segment,
     synthesize,
     warps,
@@ -36,6 +38,8 @@ app = typer.Typer(
     "interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
+app.command("rigid", no_args_is_help=True)(rigid.command)
+app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)

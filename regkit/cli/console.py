@@ -9,8 +9,10 @@ import math
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -31,6 +33,10 @@ NOT_RIGHT = 3
 # What writing to stdout fails with: a full disk or device, a reader that has gone, one that was never there.
 _NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO)
 _NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")
+_LOG = logging.getLogger("regkit.cli")
+_LOG.addHandler(logging.NullHandler())
+_SHOWN = {"shown": True}  # on stderr already
+_SILENCE = 30  # seconds
 _PIPE_WIDTH = 120  # columns of a table where there is no terminal to tell
 
 
@@ -118,8 +124,10 @@ def _fail(message: str, code: int) -> None:
 
 
 def warn(message: object) -> None:
-    """One line on stderr."""
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    """One line on stderr, and in the log."""
+    line = " ".join(str(message).split())
+    typer.echo(f"warning: {line}", err=True)
+    _LOG.warning("%s", line, extra=_SHOWN)
 
 
 def _show_warning(
@@ -135,9 +143,12 @@ def _show_warning(
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Report | None]:
-    """A bar on stderr where that is a terminal; else, or if ``quiet``, nothing to report to."""
-    if quiet or not _is_terminal():
+    """A bar on stderr where that is a terminal; else a line now and then, unless ``quiet``."""
+    if quiet:
         yield None
+        return
+    if not _is_terminal():
+        yield _now_and_then()
         return
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -145,24 +156,60 @@ def progress(quiet: bool) -> Iterator[Report | None]:
         yield lambda stage, done: bar.update(task, description=stage, completed=done)
 
 
+def _now_and_then() -> Report:
+    """Says on stderr how far the work is, every half a minute, so that no log is silent for long."""
+    last = time.monotonic()
+
+    def report(stage: str, done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SILENCE:
+            last = time.monotonic()
+            typer.echo(f"{stage}: {done:.0%} done", err=True)
+
+    return report
+
+
 @contextlib.contextmanager
-def log_to_stderr(quiet: bool) -> Iterator[None]:
-    """What regkit logs, such as the memory that it will need, as lines on stderr, unless ``quiet``."""
-    log, handler = logging.getLogger("regkit"), _Lines()
-    before = log.level
+def logged(quiet: bool, verbose: bool = False, file: Path | None = None) -> Iterator[None]:
+    """What regkit logs, as lines on stderr and in a file.
+
+    Args:
+        quiet: nothing on stderr; ``verbose``: what each stage found and took as well.
+        file: gets all of it with the time, warnings and the error that ends the block, if one does; appended.
+
+    Raises:
+        RegkitError: if the file cannot be written.
+    """
+    log = logging.getLogger("regkit")
+    before, handlers = log.level, list[logging.Handler]()
     if not quiet:
+        handlers.append(_Lines(logging.DEBUG if verbose else logging.INFO))
+    if file is not None:
+        try:
+            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        except OSError as error:
+            raise RegkitError(f"cannot write the log '{file}': {error.strerror}") from error
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in handlers:
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
+    if handlers:
+        log.setLevel(min(handler.level or logging.DEBUG for handler in handlers))
     try:
         yield
+    except BaseException as error:
+        _LOG.error("%s", " ".join(str(error).split()) or type(error).__name__, extra=_SHOWN)
+        raise
     finally:
-        log.removeHandler(handler)
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
         log.setLevel(before)
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        if not hasattr(record, "shown"):
+            typer.echo(record.getMessage(), err=True)
 
 
 def _is_terminal() -> bool:

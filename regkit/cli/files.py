@@ -67,6 +67,14 @@ def check_outputs(
         check_record(recorded)
 
 
+def check_log(path: Path | None) -> None:
+    """Check that a log can be written; it is appended to, so that it may exist."""
+    from regkit.io.outputs import check_output
+
+    if path is not None:
+        check_output(path, (".log",))
+
+
 @contextlib.contextmanager
 def recorded(
     outputs: Mapping[str, Path | str | None], inputs: Mapping[str, object], **settings: object

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from regkit.core.errors import RegkitError
+
+if TYPE_CHECKING:
+    from regkit.core.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what each stage found and took.")]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="FILE.log", help="Append what -v says, with the time, and all warnings."),
+]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -83,7 +94,7 @@ Anatomies = Annotated[
 # How to register, for the commands that do.
 FEATURES = ("mind", "network", "network+mind")
 INITS = ("auto", "none", "centre", "rigid", "affine")
-PresetName = Literal["default", "fast", "accurate", "linear"]
+PresetName = Literal["default", "fast", "accurate", "linear", "rigid"]
 _METHOD = "Method"
 Init = Annotated[
     str,
@@ -114,7 +125,36 @@ Weights = Annotated[
 ]
 Preset = Annotated[
     PresetName,
-    typer.Option(rich_help_panel=_METHOD, help="Accuracy against time; 'linear' stops before deforming."),
+    typer.Option(
+        rich_help_panel=_METHOD,
+        help="Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'.",
+    ),
+]
+ChosenPreset = Annotated[
+    PresetName | None,
+    typer.Option(
+        show_default="default",
+        rich_help_panel=_METHOD,
+        help="Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.yaml",
+        rich_help_panel=_METHOD,
+        help="Settings, as 'regkit presets show NAME' prints them.",
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel=_METHOD,
+        help="One setting, such as search_range=16. May be given several times.",
+    ),
 ]
 CtWindow = Annotated[
     tuple[float, float] | None,
@@ -142,6 +182,35 @@ Memory = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
+
+
+def chosen_settings(
+    preset: str | None, config: Path | None, assignments: Sequence[str] | None
+) -> tuple[str, dict[str, Any], Settings]:
+    """What ``--preset``, ``--config`` and ``--set`` ask for.
+
+    ``--set`` goes before the file, and the file before the preset: that of ``--preset``, else its own.
+
+    Returns:
+        The preset, the values that replace its own, and the settings that they make.
+
+    Raises:
+        RegkitError: naming the key and what is allowed.
+    """
+    from regkit.core.configuration import read_assignments, read_yaml
+    from regkit.core.settings import changed_settings
+
+    changes: dict[str, Any] = {}
+    if config is not None:
+        changes = read_yaml(config)
+        named = str(changes.pop("preset", "default"))
+        try:
+            changed_settings(named, changes)
+        except RegkitError as error:
+            raise RegkitError(f"'{config}': {error}") from error
+        preset = preset or named
+    changes |= read_assignments(assignments or ())
+    return preset or "default", changes, changed_settings(preset or "default", changes)
 
 
 def start_file(init: str) -> Path | None:

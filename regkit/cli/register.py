@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regkit.cli.console import NOT_RIGHT, log_to_stderr, print_json, progress
+from regkit.cli.console import NOT_RIGHT, logged, print_json, progress
 from regkit.cli.files import (
     IMAGES,
     LABELS,
@@ -16,30 +16,37 @@ from regkit.cli.files import (
     REPORTS,
     SERIES,
     WARPS,
+    check_log,
     check_outputs,
     in_series,
     read_label_names,
 )
 from regkit.cli.options import (
     AsJson,
+    Assignments,
+    ChosenPreset,
+    Config,
     CtWindow,
     Device,
     Features,
     FixedSeries,
     Init,
     LabelNames,
+    Log,
     Memory,
     MovingSeries,
     Overwrite,
-    Preset,
     Quiet,
     Seed,
     Strict,
     Threads,
+    Verbose,
     Weights,
+    chosen_settings,
     start_file,
 )
 from regkit.cli.report import print_registration, print_verdict
+from regkit.core.errors import RegkitError
 
 _OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
@@ -64,7 +71,7 @@ def command(
             show_default=False,
             rich_help_panel=_OUTPUTS,
             help="The warp: .nii.gz .nii .mha .nrrd (ITK displacement field), .h5 (ITK composite) or "
-            ".npz (Learn2Reg).",
+            ".npz (Learn2Reg); of the presets 'linear' and 'rigid' also .tfm .txt .mat (ITK transform).",
         ),
     ],
     moved: Annotated[
@@ -134,7 +141,9 @@ def command(
     init: Init = "auto",
     features: Features = "network+mind",
     weights: Weights = None,
-    preset: Preset = "default",
+    preset: ChosenPreset = None,
+    config: Config = None,
+    assignments: Assignments = None,
     ct_window: CtWindow = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -143,6 +152,8 @@ def command(
     strict: Strict = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: Log = None,
 ) -> None:
     """Find the warp that brings MOVING onto FIXED. FIXED comes first.
 
@@ -156,13 +167,19 @@ def command(
         raise typer.BadParameter("needs --fixed-labels or --moved-labels", param_hint="--moving-labels")
     if label_names and not (fixed_labels and moving_labels):
         raise typer.BadParameter("needs --fixed-labels and --moving-labels", param_hint="--label-names")
-    if uncertainty and preset == "linear":
+    base, changes, settings = chosen_settings(preset, config, assignments)
+    if uncertainty and not settings.deformable:
         raise typer.BadParameter(
-            "a linear start says nothing of it; leave out --preset linear", param_hint="--uncertainty"
+            "a linear start says nothing of it; it takes a preset that deforms", param_hint="--uncertainty"
+        )
+    if settings.deformable and output.suffix in MATRICES and output.suffix not in WARPS:
+        raise RegkitError(
+            f"'{output}' can hold only a linear result: give a name that ends in {', '.join(WARPS)}, or add "
+            "--preset linear or rigid"
         )
     start = start_file(init)
     outputs = {
-        "warp": (output, WARPS),
+        "warp": (output, WARPS if settings.deformable else (*WARPS, *MATRICES)),
         "moved": (moved, SERIES),
         "moved_labels": (moved_labels, LABELS),
         "inverse": (inverse, WARPS),
@@ -181,7 +198,9 @@ def command(
         label_names,
         start,
         weights,
+        config,
     )
+    check_log(log)
     check_outputs(outputs.values(), inputs, overwrite, recorded=output)
     names = read_label_names(label_names)
     fixed_image, moving_image = in_series(fixed, fixed_series), in_series(moving, moving_series)
@@ -200,7 +219,7 @@ def command(
     check_dicom(moved, moved_labels, fixed_image)
 
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
-    with progress(quiet) as on_progress, log_to_stderr(quiet):
+    with progress(quiet) as on_progress, logged(quiet, verbose, log):
         result = regkit.register(
             fixed_image,
             moving_image,
@@ -212,7 +231,8 @@ def command(
             init=init,
             features=features,
             weights=weights,
-            preset=preset,
+            preset=base,
+            settings=changes,
             ct_window=ct_window,
             device=device,
             threads=threads,
@@ -228,7 +248,7 @@ def command(
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
     }
-    roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start}
+    roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
     write_results(
         result,

@@ -2,57 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
-from regkit.core.errors import RegkitError
+from annotated_types import Ge, Gt
+
+from regkit.core.configuration import built, unknown
 
 # mm. Up to here a finer working grid was worth its time: on cords, lungs and brains, not on abdomens at 3 mm.
 FINE_MM = 2.0
+LinearModel = Literal["rigid", "similarity", "affine"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the solver does.
 
-    Args:
-        summary: one line for ``--help`` and the docs.
-        max_voxels: the working grid is made coarser until it has no more voxels than this.
-        spacing_share: of the coarser image's spacing, to which the working grid goes where that spacing is
-            at most :data:`FINE_MM`.
-        search_range: mm, each way along each axis, that the coarse stage looks for a match in; never
-            more than half the shortest side of the field of view.
-        iterations: Adam steps of the fine stage on its two levels, coarse and fine; a coarse step costs about
-            a quarter of a fine one.
-        regularisation: weight of the diffusion term of the fine stage, where the coarse one found as much
-            strain as is typical.
-        deformable: False stops after the linear start.
+    The last text of a field's annotation says what it is for, here and in ``regkit presets show``.
     """
 
-    summary: str
-    max_voxels: int = 6_000_000
-    spacing_share: float = 1.0
-    search_range: float = 32.0
-    iterations: tuple[int, int] = (24, 40)
-    regularisation: float = 1.0
-    deformable: bool = True
+    max_voxels: Annotated[
+        int, Ge(10_000), "the working grid is made coarser until it has no more voxels than this"
+    ] = 6_000_000
+    spacing_share: Annotated[
+        float,
+        Gt(0),
+        "share of the coarser image's spacing, where that is at most 2 mm, that the working grid gets",
+    ] = 1.0
+    search_range: Annotated[
+        float, Gt(0), "mm each way that the coarse stage looks for a match in, within half the field of view"
+    ] = 32.0
+    iterations: Annotated[
+        tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]],
+        "of the fine stage on its coarse and its fine level; a coarse one costs a quarter of a fine one",
+    ] = (24, 40)
+    regularisation: Annotated[
+        float, Ge(0), "weight of smoothness in the fine stage, where the strain is typical"
+    ] = 1.0
+    deformable: Annotated[bool, "false stops after the linear start"] = True
+    linear_model: Annotated[LinearModel, "the most that the linear start may fit"] = "affine"
 
 
-_DEFAULT = Settings("the best trade of accuracy against time")
 PRESETS: dict[str, Settings] = {
-    "default": _DEFAULT,
-    "fast": replace(
-        _DEFAULT, summary="coarser grid, fewer iterations", max_voxels=1_000_000, iterations=(24, 24)
-    ),
-    "accurate": replace(
-        _DEFAULT, summary="finer grid for images of 2 mm or less", max_voxels=16_000_000, spacing_share=0.7
-    ),
-    "linear": replace(_DEFAULT, summary="stop after the rigid and affine stages", deformable=False),
+    "default": Settings(),
+    "fast": Settings(max_voxels=1_000_000, iterations=(24, 24)),
+    "accurate": Settings(max_voxels=16_000_000, spacing_share=0.7),
+    "linear": Settings(deformable=False),
+    "rigid": Settings(deformable=False, linear_model="rigid"),
+}
+SUMMARIES = {
+    "default": "the best trade of accuracy against time",
+    "fast": "coarser grid, fewer iterations",
+    "accurate": "finer grid for images of 2 mm or less",
+    "linear": "stop after the rigid and affine stages",
+    "rigid": "stop after the rigid stage",
 }
 
 
 def named_settings(name: str) -> Settings:
     """The preset of that name; RegkitError lists the names if there is none."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise RegkitError(f"no preset named {name!r}; there is: {', '.join(PRESETS)}") from None
+    if name not in PRESETS:
+        raise unknown(name, list(PRESETS), "preset named")
+    return PRESETS[name]
+
+
+def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings:
+    """A preset with some of its values replaced.
+
+    Args:
+        changes: by the names of :class:`Settings`, as from a configuration file.
+
+    Raises:
+        RegkitError: if there is no such preset or setting, or a value is not allowed; it says what is.
+    """
+    settings = named_settings(preset)
+    if not changes:
+        return settings
+    checked = asdict(built(Settings, changes))
+    return replace(settings, **{name: checked[name] for name in changes})

@@ -43,6 +43,8 @@ _READ_NIFTI = (*_NIFTI, ".hdr", ".hdr.gz", ".img", ".img.gz")
 _VECTOR_IMAGE = (".mha", ".nrrd")
 _READ_VECTOR_IMAGE = (*_VECTOR_IMAGE, ".mhd", ".nhdr")
 _TRANSFORM = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+LINEAR_SUFFIXES = (".tfm", ".txt", ".mat")
+"""Endings of files that hold a linear transform, and no displacement field."""
 _READ_TRANSFORM = (*_TRANSFORM, ".lta")
 _NAMED = {
     ".m3z": "a morph of FreeSurfer: 'mri_warp_convert --outitk' writes a field",

@@ -288,13 +288,15 @@ def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     """A mask, as bool: true where the value is above one half.
 
+    One on other voxels is taken onto those of the image by nearest neighbour, with a warning.
+
     Args:
         source: as for :func:`load_image`.
         role: what it is, for messages, such as "fixed mask".
         grid: of the image that it masks.
 
     Raises:
-        RegkitError: also if no voxel is inside, or the grid is another.
+        RegkitError: also if no voxel is inside, or it lies beside its image.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=grid)
@@ -302,7 +304,9 @@ def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     inside = np.ascontiguousarray(volume.array > 0.5)
     if not inside.any():
         raise RegkitError(f"{what} is empty: no voxel is above 0.5; leave it out or give another")
-    return _on_grid(replace(volume, array=inside), grid, what)
+    mask = replace(volume, array=inside)
+    same = mask.grid.same_as(grid, _SAME_GRID_VOXELS)
+    return replace(mask, grid=grid) if same else _taken_onto(mask, grid, what)
 
 
 def load_grid(source: ImageLike, role: str) -> Grid:
@@ -634,7 +638,10 @@ def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     if any(n != 1 for n in size[3:]):
         raise RegkitError(f"{what} has {len(size)} dimensions ({text}); give one 3-D volume of it")
     if len(size) < 3 or 1 in size[:3]:
-        raise RegkitError(f"{what} is 2-D ({text}); give a volume (for a DICOM series, its folder)")
+        raise RegkitError(
+            f"{what} is 2-D ({text}) and regkit takes volumes: for slices of one series give their folder; "
+            "flat images are registered by SimpleITK, elastix (itk-elastix) or ANTs (antspyx)"
+        )
     if min(size[:3]) < MIN_VOXELS:
         raise RegkitError(f"{what} has only {text} voxels; at least {MIN_VOXELS} along every axis are needed")
     return size[0], size[1], size[2]
@@ -683,6 +690,11 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
             f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
             "interpolation"
         )
+    return _taken_onto(volume, grid, what)
+
+
+def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
+    """Labels or a mask on the voxels of their image, with a warning that they did not lie on them."""
     if (padded := _part_of(volume, grid)) is not None:
         warnings.warn(
             f"{what} covers only a part of the voxels of its image, {_by(volume.grid.size)} of "
@@ -696,7 +708,7 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     )
     array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
     if not array.any():
-        raise RegkitError(f"{what} lies beside its image: no voxel of it is labelled")
+        raise RegkitError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(
         f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour",
         stacklevel=3,

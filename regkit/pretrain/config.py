@@ -1,14 +1,13 @@
-"""Settings of a training run, and the small YAML files that hold them."""
+"""Settings of a training run, and the YAML files that hold them."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
+from regkit.core.configuration import built, read_yaml
 from regkit.core.errors import RegkitError
 from regkit.features.unet import Architecture
 from regkit.features.weights import Channels, Reading
@@ -187,90 +186,14 @@ def _check_positive(values: Any, prefix: str, *names: str) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration: lines ``section.key: value``, the value as JSON, ``#`` for comments.
-
-    That is a subset of YAML which needs no library.
+    """Read a configuration from YAML; keys of nested settings have dots, as ``loss.label``, or are nested.
 
     Raises:
-        RegkitError: naming the file, and the line or the key, if it is no such line, the key is unknown or
-            given twice, or the value is of a wrong kind or makes no run.
+        RegkitError: naming the file, and the line or the key, if it is no YAML, the key is unknown or given
+            twice, or the value is of a wrong kind or makes no run.
     """
+    values = read_yaml(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RegkitError(f"cannot read the configuration '{path}': {error}") from error
-    values: dict[str, Any] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            found = _parsed(line)
-            if found is not None and found[0] in values:
-                raise ValueError(f"{found[0]} is given twice")
-        except ValueError as error:
-            raise RegkitError(f"'{path}', line {number}: {error}") from error
-        if found is not None:
-            values[found[0]] = found[1]
-    try:
-        built: Config = _built(Config, values)
+        return built(Config, values)
     except RegkitError as error:
         raise RegkitError(f"'{path}': {error}") from error
-    return built
-
-
-def _parsed(line: str) -> tuple[str, Any] | None:
-    """Key and value of a line, if it has any; ValueError if it is no such line."""
-    if not line.strip() or line.lstrip().startswith("#"):
-        return None
-    key, colon, text = line.partition(":")
-    if not colon or not text[:1].isspace() or line[0].isspace():
-        raise ValueError("expected 'key: value' from the start of the line")
-    text = text.strip()
-    value, end = json.JSONDecoder(parse_constant=_refuse).raw_decode(text)
-    after = text[end:]
-    if after and not re.match(r"\s+#", after):
-        raise ValueError(f"expected nothing but a comment after the value, got {after.strip()!r}")
-    return key.strip(), value
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no value")
-
-
-def _built(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """A dataclass from ``values``, whose keys name nested fields by dots."""
-    arguments: dict[str, Any] = {}
-    known = [f.name for f in fields(kind)]
-    hints = get_type_hints(kind)
-    nested: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        first, dot, rest = key.partition(".")
-        if first not in known:
-            raise RegkitError(f"no setting {prefix}{first}; there is: {', '.join(known)}")
-        if dot and not is_dataclass(hints[first]):
-            raise RegkitError(f"{prefix}{first} has no parts")
-        if dot:
-            nested.setdefault(first, {})[rest] = value
-        else:
-            arguments[first] = _converted(value, hints[first], f"{prefix}{first}")
-    for name, inner in nested.items():
-        arguments[name] = _built(hints[name], inner, f"{prefix}{name}.")
-    return kind(**arguments)
-
-
-def _converted(value: Any, kind: Any, name: str) -> Any:
-    """A value as its setting wants it: a whole number may stand for a float, a list stands for a tuple."""
-    if is_dataclass(kind):
-        raise RegkitError(f"{name} has parts; give each of them as {name}.PART")
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        if not isinstance(value, list):
-            raise RegkitError(f"{name} must be a list, got {value!r}")
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(value)
-        if len(value) != len(kinds):
-            raise RegkitError(f"{name} must have {len(kinds)} values, got {value!r}")
-        return tuple(_converted(v, k, name) for v, k in zip(value, kinds))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise RegkitError(f"{name} must be of kind {kind.__name__}, got {value!r}")
-    return value

@@ -53,7 +53,8 @@ class LinearStart:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
         origin: which start won: "header", "centre", "search" or "turned".
-        model: "translation", "rigid" or "affine"; "identity" if nothing was better than the headers.
+        model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the
+            headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
             last fits; None where turns were not searched.
     """
@@ -200,7 +201,7 @@ def align(
         best = replace(best, runner_up=(rival.origin, rival.similarity))
     on_step()
 
-    fits: dict[str, Fit] = {"rigid": fit_rigid, "affine": fit_affine}
+    fits: dict[str, Fit] = {"rigid": fit_rigid, "similarity": fit_similarity, "affine": fit_affine}
     for model in models:
         last = force and model == models[-1]
         best, *rivals = (_fitted(one, coarse, fine, fits[model], model, last) for one in (best, *rivals))
@@ -407,6 +408,14 @@ def fit_rigid(of: Moments) -> Float64:
     u, _, vt = np.linalg.svd(of.cross)
     matrix = np.eye(4)
     matrix[:3, :3] = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    matrix[:3, 3] = of.targets - matrix[:3, :3] @ of.points
+    return matrix
+
+
+def fit_similarity(of: Moments) -> Float64:
+    """The rotation, scale and translation of least squared error (Umeyama, 1991)."""
+    matrix = fit_rigid(of)
+    matrix[:3, :3] *= float((matrix[:3, :3] * of.cross).sum() / np.trace(of.spread))
     matrix[:3, 3] = of.targets - matrix[:3, :3] @ of.points
     return matrix
 

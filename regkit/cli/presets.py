@@ -1,0 +1,37 @@
+"""``regkit presets``: what there is to choose from, and each as a configuration file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, get_args, get_type_hints
+
+import typer
+
+from regkit.cli.console import print_facts
+
+app = typer.Typer(help="List the presets of 'regkit register', or show one as a file for --config.")
+
+
+@app.callback(invoke_without_command=True)
+def listed(context: typer.Context) -> None:
+    """The presets, with what each is for."""
+    if context.invoked_subcommand is None:
+        from regkit.core.settings import SUMMARIES
+
+        print_facts(list(SUMMARIES.items()))
+
+
+@app.command("show", no_args_is_help=True)
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name of a preset.")],
+) -> None:
+    """Print a preset as YAML: save it, change it, and give it to 'regkit register --config'."""
+    from regkit.core.configuration import allowed
+    from regkit.core.settings import SUMMARIES, Settings, named_settings
+
+    values = asdict(named_settings(name))
+    typer.echo(f"# {SUMMARIES[name]}\npreset: {name}")
+    for key, hint in get_type_hints(Settings, include_extras=True).items():
+        typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed(hint)}")
+        typer.echo(f"{key}: {json.dumps(values[key])}")  # JSON is YAML

@@ -1,0 +1,100 @@
+"""``regkit rigid``: two images in, a linear transform out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regkit.cli import register
+from regkit.cli.options import (
+    AsJson,
+    CtWindow,
+    Device,
+    FixedSeries,
+    Log,
+    MovingSeries,
+    Overwrite,
+    Quiet,
+    Strict,
+    Threads,
+    Verbose,
+)
+
+
+def command(
+    fixed: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FIXED",
+            show_default=False,
+            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
+        ),
+    ],
+    moving: Annotated[
+        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="The transform: .tfm .txt .mat (ITK), or a displacement field as of 'regkit register'.",
+        ),
+    ],
+    model: Annotated[
+        Literal["rigid", "similarity", "affine"],
+        typer.Option(
+            help="What may change beside the place. rigid: a turn. similarity: one change of size as well. "
+            "affine: any change of size and shear. What goes beyond rigid is kept only where the images then "
+            "agree better."
+        ),
+    ] = "rigid",
+    moved: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER/",
+            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    fixed_series: FixedSeries = None,
+    moving_series: MovingSeries = None,
+    fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
+    moving_mask: Annotated[Path | None, typer.Option(help="Where the moving image counts.")] = None,
+    ct_window: CtWindow = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: Log = None,
+) -> None:
+    """Find the rigid transform that brings MOVING onto FIXED, or a similarity or affine one.
+
+    It takes points of FIXED to MOVING, LPS mm, as ITK, SimpleITK, ANTs and 3D Slicer have it.
+    """
+    register.command(
+        fixed,
+        moving,
+        output,
+        moved=moved,
+        overwrite=overwrite,
+        fixed_series=fixed_series,
+        moving_series=moving_series,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        preset="rigid",
+        assignments=[f"linear_model={model}"],
+        ct_window=ct_window,
+        device=device,
+        threads=threads,
+        strict=strict,
+        as_json=as_json,
+        quiet=quiet,
+        verbose=verbose,
+        log=log,
+    )
