@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -27,7 +27,7 @@ from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_i
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.evaluate import LabelScore, compare_labels, summarise
-from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
+from regkit.features.maps import DEFAULT, Part, feature_parts, mind_ssc, parts_for
 from regkit.io.formats import checked_matrix, read_linear
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
@@ -38,12 +38,13 @@ from regkit.ops.resample import Source, resample
 from regkit.runtime.memory import GB, capped, fitting, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
+    Pyramid,
     believed_field,
     displacement_doubt,
     feature_difference,
     fine_field,
-    fixed_features,
-    moving_features,
+    fixed_view,
+    moving_view,
     plan,
 )
 from regkit.solver.evidence import taken_back
@@ -231,17 +232,16 @@ def register(
         uncertain: Source | None = None
         if chosen.deformable:
             with stages("features"):
-                fixed_pyramid = fixed_features(sources[0], work, parts)
-                moving_pyramid = moving_features(sources[1], start.matrix, work, parts)
+                views = fixed_view(sources[0], work), moving_view(sources[1], start.matrix, work)
+
+            def features_of(some: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
+                with stages.counted("features"):
+                    one, other = (view.features(work, some) for view in views)
+                    return one, other
+
             with stages("coarse"):
-                names = [part.name for part in parts]
-                believed = believed_field(
-                    fixed_pyramid,
-                    moving_pyramid,
-                    names,
-                    work,
-                    stages.stepper(2 * len(work.levels)),
-                )
+                step = stages.stepper(2 * len(work.levels))
+                believed = believed_field(features_of, parts, work, step)
                 fixed_pyramid, moving_pyramid = believed.fixed, believed.moving
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 displacement = believed.field
@@ -253,11 +253,11 @@ def register(
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
-                name: {"share": share, "blur_of_match": blur}
-                for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
+                name: {"share": share, "blur_of_match": believed.blurs[name]}
+                for name, share in believed.shares.items()
             }
             _LOG.debug("evidence: %s", {name: round(told["share"], 2) for name, told in evidence.items()})
-            del believed, fixed_pyramid, moving_pyramid
+            del believed, fixed_pyramid, moving_pyramid, views
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
@@ -295,6 +295,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "known": [part.name for part in parts],
                 "asked": list(evidence),
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
@@ -335,6 +336,7 @@ class _Stages:
         self.memory: dict[str, float] = {}
         self.done = 0.0
         self.stage = ""
+        self.elsewhere = 0.0  # seconds of the stage that count as another's
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -344,11 +346,23 @@ class _Stages:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - self.elsewhere
+        self.elsewhere = 0.0
         self.memory[stage] = peak_mb()
         _LOG.debug("%s: %.2f s, %.0f MB at most", stage, self.seconds[stage], self.memory[stage])
         self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
+
+    @contextmanager
+    def counted(self, stage: str) -> Iterator[None]:
+        """A block whose time counts as that of an earlier stage, not of the one that it is in."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        spent = time.perf_counter() - start
+        self.seconds[stage] += spent
+        self.elsewhere += spent
 
     def stepper(self, steps: int) -> Callable[[], None]:
         """A function to call after each of ``steps`` equal parts of the current stage."""

@@ -163,6 +163,7 @@ class Part:
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
+        in_doubt: it takes long, and beside MIND it is asked where that leaves doubt alone.
         weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
@@ -171,6 +172,7 @@ class Part:
     weight: float = 1.0
     name: str = ""
     finest: float = 0.0
+    in_doubt: bool = False
     weighs: bool = False
 
 
@@ -217,7 +219,12 @@ def feature_parts(
     network = NetworkFeatures(bundled_weights() if weights is None else weights)
     known = network.reading.spacing
     part = Part(
-        network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
+        network,
+        network.stride,
+        _NETWORK_WEIGHT,
+        "network",
+        _KNOWN_SHARE * known[0] if known else 0.0,
+        in_doubt=True,
     )
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 

@@ -22,6 +22,7 @@ from regkit.solver.evidence import (
     differences_near,
     doubt,
     gain_between,
+    leaves_doubt,
     local_contrast,
     may_be_one_modality,
     share_of,
@@ -82,6 +83,19 @@ class Pyramid:
             maps[stride] = FeatureMap(values, level.weight)
         return Pyramid(maps, self.start, channels)
 
+    def joined(self, other: Pyramid) -> Pyramid:
+        """With the parts of another one of the same lattice behind its own."""
+        channels = self.channels + other.channels
+        # The mean over more channels stays the sum over the parts.
+        ours, theirs = (math.sqrt(sum(channels) / sum(p.channels)) for p in (self, other))
+        maps = {
+            stride: FeatureMap(
+                torch.cat([level.values * ours, other.maps[stride].values * theirs]), level.weight
+            )
+            for stride, level in self.maps.items()
+        }
+        return Pyramid(maps, self.start, channels)
+
     def offset(self, stride: int) -> torch.Tensor:
         """Cells (x, y, z) from the lattice's first cell to that of the working grid."""
         return torch.tensor([-s // stride for s in self.start], dtype=torch.float32)
@@ -116,13 +130,36 @@ def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
 
 
-def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the fixed image on the working grid."""
-    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
+@dataclass(frozen=True)
+class View:
+    """An image on a lattice that continues the working grid, for features to be taken of.
+
+    Args:
+        image: (Z, Y, X) in [0, 1].
+        weight: (1, Z, Y, X), 1 where there are data.
+        spacing: of the voxels, mm.
+        start: of the lattice, as of a :class:`Pyramid`.
+    """
+
+    image: torch.Tensor
+    weight: torch.Tensor
+    spacing: float
+    start: tuple[int, int, int]
+
+    def features(self, work: Plan, parts: Sequence[Part]) -> Pyramid:
+        """Of the cells of all levels."""
+        strides = [stride for stride, _ in work.levels]
+        maps, channels = feature_maps(self.image, self.weight, self.spacing, parts, strides)
+        return Pyramid(maps, self.start, channels)
 
 
-def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the moving image, seen through the linear start, as far as displacements reach.
+def fixed_view(fixed: Source, work: Plan) -> View:
+    """The fixed image on the working grid."""
+    return _view(fixed, np.eye(4), work, (0, 0, 0), work.grid.size)
+
+
+def moving_view(moving: Source, matrix: Float64, work: Plan) -> View:
+    """The moving image, seen through the linear start, as far as displacements reach.
 
     Beyond the working grid the lattice goes on by the search range, where the moving image has data:
     structures that lie outside the fixed field of view at the start can still be found.
@@ -142,7 +179,7 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence
             "the images do not overlap after the linear start; let --init auto search for one, or give "
             "a transform that brings them together"
         )
-    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
+    return _view(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()))
 
 
 @dataclass(frozen=True)
@@ -152,54 +189,80 @@ class Believed:
     Args:
         field: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
         fixed, moving: the features with each part at its share of its weight.
-        shares: of each part.
-        blurs: of each part, :func:`regkit.solver.evidence.blur_of_match`; empty where there is one part.
+        shares: of the parts that were asked, by name.
+        blurs: of the same, :func:`regkit.solver.evidence.blur_of_match`; NaN of a part alone.
     """
 
     field: torch.Tensor
     fixed: Pyramid
     moving: Pyramid
-    shares: tuple[float, ...]
-    blurs: tuple[float, ...]
+    shares: dict[str, float]
+    blurs: dict[str, float]
 
 
 def believed_field(
-    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
+    features: Callable[[Sequence[Part]], tuple[Pyramid, Pyramid]],
+    parts: Sequence[Part],
+    work: Plan,
+    on_step: Callable[[], None],
 ) -> Believed:
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
-    MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together.
+    MIND is compared alone first. Where it leaves no doubt, parts that take long are not asked; where no other
+    part tells a match from a near miss, the field is MIND's; else all that do are compared together.
 
     Args:
-        names: of the parts; if there are several, "mind" is one.
+        features: of some parts, fixed and moving.
+        parts: if there are several, one is named "mind".
     """
-    count = len(names)
-    if count == 1:
-        return Believed(coarse_field(fixed, moving, work, on_step), fixed, moving, (1.0,), ())
-    reference = names.index("mind")
-    single = [[float(k == other) for other in range(count)] for k in range(count)]
-    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
+    if len(parts) == 1:
+        fixed, moving = features(parts)
+        name = parts[0].name
+        return Believed(
+            coarse_field(fixed, moving, work, on_step), fixed, moving, {name: 1.0}, {name: math.nan}
+        )
+    names = [part.name for part in parts if not part.in_doubt]
+    fixed, moving = features([part for part in parts if not part.in_doubt])
+    alone = _apart(fixed, moving, names.index("mind"))
     field = coarse_field(*alone, work, on_step)
     offset = moving.offset(STRIDE)
-    finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
-    apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
-    blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
-    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
-    gains = [1.0] * count
+
+    def apart(k: int) -> tuple[FeatureMap, FeatureMap]:
+        finest = (Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving))
+        one, other = _apart(*finest, k)
+        return one.maps[STRIDE], other.maps[STRIDE]
+
+    def blur(k: int) -> float:
+        return blur_of_match(*apart(k), offset, field)
+
+    blurs = {name: blur(k) for k, name in enumerate(names)}
+    further = [part for part in parts if part.in_doubt]
+    if further and leaves_doubt(blurs["mind"]):
+        fixed, moving = (one.joined(other) for one, other in zip((fixed, moving), features(further)))
+        names += [part.name for part in further]
+        blurs |= {name: blur(k) for k, name in enumerate(names) if name not in blurs}
+    shares = {name: share_of(found, blurs["mind"]) for name, found in blurs.items()} | {"mind": 1.0}
+    gains = dict.fromkeys(names, 1.0)
     if "intensity" in names:
-        k = names.index("intensity")
-        kept[k] = 0.0
-        if may_be_one_modality(blurs[k]):
-            one, other = (local_contrast(intensities) for intensities in apart[k])
-            kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
-        if kept[k]:
-            gains[k] = gain_between(*apart[k], offset, field)
-    del finest, apart
-    if not any(share for k, share in enumerate(kept) if k != reference):
-        return Believed(field, *alone, tuple(kept), tuple(blurs))
-    some = fixed.weighted(kept), moving.weighted(kept, gains)
-    return Believed(coarse_field(*some, work, on_step), *some, tuple(kept), tuple(blurs))
+        intensities = apart(names.index("intensity"))
+        shares["intensity"] = 0.0
+        if may_be_one_modality(blurs["intensity"]):
+            local = blur_of_match(*(local_contrast(one) for one in intensities), offset, field)
+            shares["intensity"] = share_of_intensities(blurs["intensity"], local)
+        if shares["intensity"]:
+            gains["intensity"] = gain_between(*intensities, offset, field)
+        del intensities
+    if not any(share for name, share in shares.items() if name != "mind"):
+        return Believed(field, *alone, shares, blurs)
+    kept = [shares[name] for name in names]
+    some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
+    return Believed(coarse_field(*some, work, on_step), *some, shares, blurs)
+
+
+def _apart(fixed: Pyramid, moving: Pyramid, part: int) -> tuple[Pyramid, Pyramid]:
+    """A part of both alone."""
+    only = [float(k == part) for k in range(len(fixed.channels))]
+    return fixed.weighted(only), moving.weighted(only)
 
 
 def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
@@ -241,16 +304,9 @@ def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tens
     return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
 
 
-def _pyramid(
-    source: Source,
-    matrix: Float64,
-    work: Plan,
-    start: tuple[int, int, int],
-    size: tuple[int, int, int],
-    parts: Sequence[Part],
-) -> Pyramid:
+def _view(
+    source: Source, matrix: Float64, work: Plan, start: tuple[int, int, int], size: tuple[int, int, int]
+) -> View:
     lattice = work.grid.window(start, size)
     image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
-    strides = [stride for stride, _ in work.levels]
-    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
-    return Pyramid(maps, start, channels)
+    return View(image, weight[None], lattice.spacing[0], start)

@@ -177,6 +177,11 @@ def taken_back(displacement: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
     return displacement * smooth(share, _TAKEN_PASSES)
 
 
+def leaves_doubt(reference: float) -> bool:
+    """Whether a reference of this blur leaves so much doubt about matches that other parts can mend some."""
+    return reference >= _CLEAR
+
+
 def share_of(blur: float, reference: float) -> float:
     """The share of its weight that a part keeps beside a reference, given both of their blurs.
 
@@ -184,7 +189,7 @@ def share_of(blur: float, reference: float) -> float:
     tells matches less well than the reference gains nowhere, whatever it recognises. Where the reference
     tells them well there is nothing left to add.
     """
-    if blur >= _WORTHLESS or reference < _CLEAR:
+    if blur >= _WORTHLESS or not leaves_doubt(reference):
         return 0.0
     share = min(((1 - blur) / max(1 - reference, 1e-3)) ** 8, _MOST_SHARE)
     return share if share >= _LEAST_SHARE else 0.0
