@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regkit.core.geometry import Grid
     from regkit.evaluate import LabelScore, compare_labels, target_registration_error
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import Frames, load_frames
     from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask
     from regkit.io.outputs import save_image
     from regkit.io.points import read_pairs, read_points, write_points
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from regkit.results import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
+    from regkit.series import AlignedSeries, align_series
+    from regkit.tensors import TensorRegistration, register_tensors
+    from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
     from regkit.viz.htmlreport import write_report
     from regkit.warp import Warp
@@ -34,10 +38,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlignedSeries",
     "Check",
     "DicomSeries",
     "Finetuned",
     "Finetuning",
+    "Frames",
     "Gate",
     "Grid",
     "ImageLike",
@@ -46,13 +52,18 @@ __all__ = [
     "Registration",
     "RegkitError",
     "Segmentation",
+    "TensorRegistration",
     "Verdict",
     "Volume",
     "Warp",
     "__version__",
+    "align_series",
+    "average",
+    "chain",
     "check_warp",
     "compare_labels",
     "finetune",
+    "load_frames",
     "load_image",
     "load_labels",
     "load_mask",
@@ -60,6 +71,7 @@ __all__ = [
     "read_pairs",
     "read_points",
     "register",
+    "register_tensors",
     "save_image",
     "save_volume",
     "segment",
@@ -74,6 +86,7 @@ _MODULES = {
     "core.errors": ("RegkitError",),
     "core.geometry": ("Grid",),
     "viz.htmlreport": ("write_report",),
+    "io.frames": ("Frames", "load_frames"),
     "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
     "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),
     "io.outputs": ("save_image",),
@@ -83,6 +96,9 @@ _MODULES = {
     "results": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
+    "series": ("AlignedSeries", "align_series"),
+    "tensors": ("TensorRegistration", "register_tensors"),
+    "transforms": ("average", "chain"),
     "verdict": ("Gate", "Verdict"),
     "warp": ("Warp",),
 }

@@ -40,7 +40,7 @@ WITHOUT = {
 }
 """Extra of pyproject.toml -> what a user does without."""
 
-_MODULES = {"jinja2": "jinja2", "pillow": "PIL"}
+_MODULES = {"annotated-types": "annotated_types", "jinja2": "jinja2", "pillow": "PIL", "pyyaml": "yaml"}
 """Package in lower case -> its module, where that is called otherwise."""
 
 # The self-test: a phantom of so coarse voxels that it takes seconds.

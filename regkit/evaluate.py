@@ -114,6 +114,10 @@ def target_registration_error(mapped: npt.ArrayLike, moving: npt.ArrayLike) -> n
 
     Returns:
         (n,) mm.
+
+    Examples:
+        >>> regkit.target_registration_error([[0, 0, 0], [10, 0, 0]], [[0, 3, 4], [10, 0, 0]]).tolist()
+        [5.0, 0.0]
     """
     here, there = np.asarray(mapped, dtype=np.float64), np.asarray(moving, dtype=np.float64)
     if here.shape != there.shape or here.ndim != 2 or here.shape[1] != 3:
@@ -148,6 +152,14 @@ def compare_labels(
 
     Raises:
         RegkitError: if the grids differ, or the fixed map holds no label.
+
+    Examples:
+        >>> grid = regkit.Grid(size=(4, 4, 4))
+        >>> fixed, moved = (regkit.Volume(np.zeros((4, 4, 4), np.uint8), grid) for _ in range(2))
+        >>> fixed.array[1:3, 1:3, 1:3], moved.array[1:3, 1:3, 2:4] = 1, 1
+        >>> (score,) = regkit.compare_labels(fixed, moved, {1: "liver"})
+        >>> score.name, score.dice
+        ('liver', 0.5)
     """
     if not fixed.grid.same_as(moved.grid):
         raise RegkitError(

@@ -24,6 +24,7 @@ from regkit.ops.resample import Source, resample
 from regkit.registration import Progress, Registration, register, reproducible, torch_device
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.deformable import STRIDE, plan
+from regkit.start import Init
 from regkit.warp import Warp, contains
 
 Float32 = npt.NDArray[np.float32]
@@ -85,12 +86,12 @@ def propagate(
     atlases: Sequence[tuple[ImageLike, ImageLike]],
     *,
     fusion: str = "similarity",
-    init: str | PathLike[str] | np.ndarray = "auto",
+    init: Init = "auto",
     features: str = DEFAULT,
     weights: str | PathLike[str] | None = None,
     preset: str = "default",
     ct_window: tuple[float, float] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +27,6 @@ from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.evaluate import LabelScore, compare_labels, summarise
 from regkit.features.maps import DEFAULT, Part, feature_parts, mind_ssc, parts_for
-from regkit.io.formats import checked_matrix, read_linear
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
@@ -49,6 +47,7 @@ from regkit.solver.deformable import (
 )
 from regkit.solver.evidence import taken_back
 from regkit.solver.linear import STEPS, LinearStart, align
+from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
 
@@ -144,13 +143,13 @@ def register(
     fixed_labels: ImageLike | None = None,
     moving_labels: ImageLike | None = None,
     label_names: dict[int, str] | None = None,
-    init: str | os.PathLike[str] | np.ndarray = "auto",
+    init: Init = "auto",
     features: str = DEFAULT,
     weights: str | os.PathLike[str] | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
     ct_window: tuple[float, float] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -169,7 +168,8 @@ def register(
         init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
             where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
             affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
-            no more), the file of a linear ITK transform, or a 4x4 matrix from fixed to moving LPS mm.
+            no more), the file of a linear transform or warp, a 4x4 matrix (fixed to moving LPS mm), a
+            transform of SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on.
         features: what the deformable stages compare, of :data:`regkit.features.maps.NAMES`: ``mind``,
             ``network`` or ``network+mind``. In the last the network is left out on a working grid that is
             much finer than what it learnt from. The linear start always compares MIND.
@@ -179,7 +179,7 @@ def register(
             :class:`regkit.core.settings.Settings`.
         ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
             both are CT.
-        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
         threads: CPU threads; by default as many as torch uses.
         seed: of torch's generators, for extractors that draw random numbers.
         progress: called with the stage and the share of the whole run that is done, 0 to 1.
@@ -197,7 +197,7 @@ def register(
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, chosen.deformable)
     before, cap = resident_memory(), None if memory is None else memory * GB
-    with reproducible(threads, seed):
+    with reproducible(threads, seed), current(where):
         with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
                 reading = other.submit(copy_context().run, load_image, moving, "moving image")
@@ -222,7 +222,18 @@ def register(
 
         with stages("linear"):
             step = stages.stepper(STEPS)
-            start = _linear_start(init, *sources, work.grid.spacing[0], chosen.linear_model, step)
+            given = given_start(init, INITS, fixed_image.grid, moving_image.grid)
+            origin = "file" if isinstance(init, str | os.PathLike) else "given"
+            seen, matrix = sources[1], np.eye(4)
+            if given is None:
+                start = _linear_start(str(init), *sources, work.grid.spacing[0], chosen.linear_model, step)
+                matrix = start.matrix
+            elif isinstance(given, Warp):
+                start = LinearStart(given.affine_part(), np.nan, origin, "warp")
+                seen = seen_through(given, seen, work.grid, work.reach)
+            else:
+                start = LinearStart(given, np.nan, origin, "given")
+                matrix = given
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         cells = work.grid.pooled(STRIDE)
@@ -232,7 +243,7 @@ def register(
         uncertain: Source | None = None
         if chosen.deformable:
             with stages("features"):
-                views = fixed_view(sources[0], work), moving_view(sources[1], start.matrix, work)
+                views = fixed_view(sources[0], work), moving_view(seen, matrix, work)
 
             def features_of(some: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
                 with stages.counted("features"):
@@ -260,7 +271,10 @@ def register(
             del believed, fixed_pyramid, moving_pyramid, views
 
         with stages("warp"):
-            warp, determinant = _warp(displacement, cells, start.matrix, fixed_image.grid, moving_image.grid)
+            warp, determinant = _warp(displacement, cells, matrix, fixed_image.grid, moving_image.grid)
+            if isinstance(given, Warp):
+                warp = replace(warp.compose(given), moving_grid=moving_image.grid)
+                determinant = jacobian_determinant(warp.field, warp.grid)
             metrics: dict[str, Any] = {
                 "folding_percent": folding_percent(determinant),
                 "sd_log_jacobian": sd_log_jacobian(determinant),
@@ -301,7 +315,7 @@ def register(
                 "weights": record,
                 "preset": preset,
                 "solver": asdict(chosen),
-                "init": str(init),
+                "init": described(init),
                 "start": {
                     "origin": start.origin,
                     "model": start.model,
@@ -411,6 +425,11 @@ def reproducible(threads: int | None, seed: int) -> Iterator[None]:
         yield
 
 
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Run with a GPU as the current one: kernels of Triton's go to that, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     """Run with so many CPU threads in torch and SimpleITK, and leave both as they were."""
@@ -429,14 +448,22 @@ def _threads(threads: int | None) -> Iterator[None]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU if there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise RegkitError(f"no device named {name!r}; there is: auto, cpu, cuda")
+def torch_device(name: str | torch.device) -> torch.device:
+    """A device, or that of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``."""
     available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RegkitError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
+    if device.type == "cuda" and not available:
         raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RegkitError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
+    return device
 
 
 def _labels(
@@ -491,29 +518,21 @@ def _doubt(in_cells: torch.Tensor, cells: Grid) -> Source:
 
 
 def _linear_start(
-    init: str | os.PathLike[str] | np.ndarray,
+    init: str,
     fixed: Source,
     moving: Source,
     spacing: float,
     model: LinearModel,
     step: Callable[[], None],
 ) -> LinearStart:
-    if isinstance(init, np.ndarray):
-        return LinearStart(checked_matrix(init.astype(np.float64), "init"), np.nan, "given", "given")
     if init == "none":
         return LinearStart(np.eye(4), np.nan, "header", "identity")
     if init == "centre":
         matrix = np.eye(4)
         matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
         return LinearStart(matrix, np.nan, "centre", "translation")
-    if init in INITS:
-        models = _FITS["rigid" if init == "rigid" else model]
-        return align(fixed, moving, spacing, mind_ssc, models, force=init == "affine", on_step=step)
-    if isinstance(init, str) and not os.path.exists(init) and not os.path.splitext(init)[1]:
-        raise RegkitError(
-            f"no start named {init!r}; there is: {', '.join(INITS)}, or the file of a transform"
-        )
-    return LinearStart(read_linear(os.fspath(init), fixed.grid, moving.grid), np.nan, "file", "given")
+    models = _FITS["rigid" if init == "rigid" else model]
+    return align(fixed, moving, spacing, mind_ssc, models, on_step=step)
 
 
 def _warp(

@@ -24,10 +24,11 @@ from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, trans
 from regkit.ops.jacobian import jacobian_determinant
 
 if TYPE_CHECKING:
+    from regkit.io.frames import Frames
     from regkit.io.images import ImageLike, Volume
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
-_INTERPOLATORS = {
+INTERPOLATORS = {
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,
     "nearest": sitk.sitkNearestNeighbor,
@@ -47,6 +48,14 @@ class Warp:
 
     Raises:
         RegkitError: if the field does not fit the grid or is not finite.
+
+    Examples:
+        >>> grid = regkit.Grid(size=(4, 4, 4))
+        >>> field = np.zeros((4, 4, 4, 3), dtype=np.float32)
+        >>> field[..., 0] = 1.0  # the moving image lies 1 mm further to the patient's left
+        >>> warp = regkit.Warp(field, grid)
+        >>> warp.transform_points([[1.0, 2.0, 3.0]]).tolist()
+        [[2.0, 2.0, 3.0]]
     """
 
     field: npt.NDArray[np.float32]
@@ -98,7 +107,7 @@ class Warp:
 
     def apply(
         self,
-        image: ImageLike,
+        image: ImageLike | Frames,
         *,
         interpolation: str = "linear",
         reference: Grid | None = None,
@@ -107,7 +116,7 @@ class Warp:
         """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
 
         Args:
-            image: in the moving image's space, on any grid.
+            image: in the moving image's space, on any grid; of a 4-D image every volume is moved alike.
             interpolation: ``linear``, ``bspline`` (cubic), ``nearest``, or ``label``: the label whose
                 linearly interpolated indicator is largest, which keeps outlines smooth and labels whole.
             reference: the grid to resample on instead of the fixed one. ITK moves no point that lies
@@ -116,18 +125,25 @@ class Warp:
 
         Returns:
             What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume. The last two are float32, of ``nearest`` the type of the image, of
-            ``label`` the smallest integer type that fits.
+            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest``
+            the type of the image, of ``label`` the smallest integer type that fits.
 
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
+        from regkit.io.frames import Frames, apply_to_frames, as_given, is_series, load_frames
         from regkit.io.images import load_image, load_labels, load_volume
 
-        if interpolation not in _INTERPOLATORS:
+        if interpolation not in INTERPOLATORS:
             raise RegkitError(
-                f"interpolation '{interpolation}' is unknown: use one of {', '.join(_INTERPOLATORS)}"
+                f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
             )
+        if is_series(image):
+            frames = apply_to_frames(
+                self, load_frames(image, "image to warp"), interpolation, reference, default
+            )
+            return as_given(frames, image)
+        assert not isinstance(image, Frames)
         labels = interpolation == "label"
         # The nearest voxel's value makes up none, so that it keeps its type, which ids above 2^24 need.
         load = {"label": load_labels, "nearest": load_volume}.get(interpolation, load_image)
@@ -150,7 +166,7 @@ class Warp:
             source,
             grid.size,
             self.to_sitk(),
-            _INTERPOLATORS[interpolation],
+            INTERPOLATORS[interpolation],
             grid.origin,
             grid.spacing,
             grid.direction,
@@ -180,13 +196,24 @@ class Warp:
             moved[first : first + _BLOCK] += _sample(torch.from_numpy(self.field), _tensor(index)).numpy()
         return moved.reshape(points.shape)
 
-    def compose(self, then: Warp) -> Warp:
-        """The warp p -> then(self(p)), on this one's grid and for the moving image of ``then``."""
+    def compose(self, then: Warp | sitk.Transform | npt.ArrayLike) -> Warp:
+        """The warp p -> then(self(p)), on this one's grid.
+
+        Args:
+            then: what goes on from the points that this warp gives: a warp, a 4x4 matrix (LPS mm), or a 3-D
+                transform of SimpleITK. The moving grid is that of a warp, else unknown.
+
+        Raises:
+            RegkitError: if it is none of these.
+        """
+        from regkit.transforms import point_map
+
+        go_on = point_map(then)
         field = np.empty_like(self.field)
         for first, last in slabs(self.grid):
             start = transform_points(self.grid.index_to_world, slab_index(self.grid, first, last))
-            field[first:last] = then.transform_points(start + self.field[first:last]) - start
-        return Warp(field, self.grid, then.moving_grid)
+            field[first:last] = go_on(start + self.field[first:last]) - start
+        return Warp(field, self.grid, then.moving_grid if isinstance(then, Warp) else None)
 
     def inverse(self, grid: Grid | None = None) -> Warp:
         """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.
@@ -227,7 +254,7 @@ class Warp:
 
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
-    def _affine_part(self) -> Float64:
+    def affine_part(self) -> Float64:
         """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
         z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
         index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -261,7 +288,7 @@ class Inverter:
     """
 
     def __init__(self, warp: Warp) -> None:
-        affine = warp._affine_part()
+        affine = warp.affine_part()
         if np.linalg.svd(affine[:3, :3], compute_uv=False)[-1] < 1e-4:
             raise RegkitError("the warp flattens the image (its affine part is singular) and has no inverse")
         self._grid = warp.grid

@@ -24,6 +24,15 @@ from regkit.features.weights import save_weights
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The files whose tests are marked "fast": the core, files, operations, features and the solver's parts. All
+# together they take less than a minute of one core. .ci/fast runs them.
+_FAST = """
+    geometry jacobian warp metrics intensity points nifti foreign outputs segments contours guard chain
+    filters resample folding equalise costvolume coarse fine linear evidence features weights unet network
+    pretrain_losses
+"""
+FAST = {f"test_{name}.py" for name in _FAST.split()}
+
 # Degrees about x, y, z; the axes that run backwards; mm. All sizes differ, so that a swapped axis shows.
 _GRIDS = {
     "oblique": ((20, -35, 50), (), (1.0, 1.0, 1.0)),
@@ -32,6 +41,18 @@ _GRIDS = {
     "flipped-yz": ((10, 170, -60), (1, 2), (2.0, 0.8, 1.5)),
     "ras": ((0, 0, 0), (0, 1), (1.5, 1.5, 2.5)),
 }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With "-m fast" the other files are not even imported, which takes longer than many tests."""
+    others = collection_path.name.startswith("test_") and collection_path.name not in FAST
+    return True if others and config.option.markexpr == "fast" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in FAST:
+            item.add_marker("fast")
 
 
 @pytest.fixture

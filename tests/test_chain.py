@@ -10,12 +10,12 @@ import SimpleITK as sitk
 from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp, texture
 
-from regkit.chain import compose, read_chain, through
 from regkit.core.geometry import transform_points
 from regkit.io.formats import write_linear, write_warp
 from regkit.io.images import Volume, load_image, load_volume
 from regkit.io.outputs import save_image
 from regkit.io.points import read_points, write_points
+from regkit.transforms import compose, read_chain, through
 from regkit.warp import Warp, contains
 
 MATRIX = affine_map(6, (2, -3, 1))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from cli_cases import run
@@ -105,6 +107,19 @@ def test_the_reference_has_every_public_name() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: regkit\.(\w+)$", text, re.MULTILINE)
     assert sorted([*named, "ImageLike", "__version__"]) == regkit.__all__
+
+
+def test_the_examples_of_docstrings_give_what_they_say() -> None:
+    ran = 0
+    for name in regkit.__all__:
+        names = {"regkit": regkit, "np": np}
+        tests = doctest.DocTestFinder(recurse=False).find(getattr(regkit, name), name, globs=names)
+        for test in tests:
+            report: list[str] = []
+            result = doctest.DocTestRunner().run(test, out=report.append)
+            assert result.failed == 0, "".join(report)
+            ran += result.attempted > 0
+    assert ran >= 5
 
 
 def _slug(heading: str) -> str:

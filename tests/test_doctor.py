@@ -156,6 +156,15 @@ def test_what_is_needed_and_missing_or_old_is_a_problem(monkeypatch: pytest.Monk
     assert "self-test" not in result.stdout
 
 
+def test_whatever_the_project_needs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pyproject.toml of this checkout, which the installed metadata may be older than."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    monkeypatch.setattr(metadata, "requires", lambda name: project["dependencies"])
+    found = doctor.examine(test=False)
+    assert found.problems == ()
+    assert len(found.versions) >= len(project["dependencies"])
+
+
 def test_a_torch_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> None:
         if name == "torch":

@@ -9,6 +9,7 @@ from regkit.solver.deformable import STRIDE, Pyramid
 from regkit.solver.evidence import (
     MOST_DOUBT,
     blur_of_match,
+    borne_out,
     doubt,
     gain_between,
     local_contrast,
@@ -164,3 +165,13 @@ def test_small_displacements_in_much_doubt_are_taken_back() -> None:
     assert (taken_back(0 * one, unsure) == 0).all()
     # Of what nobody imaged nothing is known, for or against.
     torch.testing.assert_close(taken_back(one, torch.full(shape, MOST_DOUBT)), one)
+
+
+def test_what_agrees_no_better_than_without_is_left_out(rng: np.random.Generator) -> None:
+    texture = _texture(rng, 4)
+    shifted = torch.roll(texture, 2, dims=3)  # what lies at x is found at x + 2
+    right, wrong = torch.zeros(3, *SHAPE), torch.zeros(3, *SHAPE)
+    right[0], wrong[1] = 2, 2
+    np.testing.assert_allclose(borne_out(_map(texture), _map(shifted), OFFSET, right), right, atol=1e-5)
+    np.testing.assert_array_equal(borne_out(_map(texture), _map(texture), OFFSET, wrong), STILL)
+    assert borne_out(_map(texture), _map(shifted), OFFSET, wrong).abs().mean() < 0.3

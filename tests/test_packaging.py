@@ -140,7 +140,8 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
             pin = Requirement(line)
             assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), line
             pins[canonicalize_name(pin.name)] = pin
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["test"]]
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["test"], *extras["dev"], *extras["docs"]]
     for requirement in map(Requirement, wanted):
         if requirement.name == "triton":  # a torch for a GPU brings the one that it was built with
             continue
@@ -163,6 +164,17 @@ def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_every_script_of_ci_is_there_and_documented() -> None:
+    scripts = {path.name for path in (ROOT / ".ci").iterdir()}
+    assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in scripts)
+    named = set(re.findall(r"`\.ci/([\w-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert named == scripts
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"script: \[(.*)\]", workflow)
+    called = set(re.findall(r"\.ci/([\w-]+)", workflow)) | set(matrix.split(", "))
+    assert called == scripts
 
 
 def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from regkit.cli import (
     register,
     rigid,
     segment,
+    series,
     synthesize,
     warps,
 )
@@ -41,6 +42,7 @@ app.command("register", no_args_is_help=True)(register.command)
 app.command("rigid", no_args_is_help=True)(rigid.command)
 app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)
+app.command("series", no_args_is_help=True)(series.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)
 app.command("apply", no_args_is_help=True)(warps.apply)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import FramesLike
     from regkit.io.images import ImageLike
     from regkit.io.segments import Segmentation
     from regkit.warp import Warp
@@ -109,7 +110,7 @@ def apply(
     """Bring an image, labels or points through a warp, or through several transforms in a row."""
     if (image is None) == (points is None):
         raise typer.BadParameter("give either an image or --points", param_hint="IMAGE")
-    from regkit.chain import existing
+    from regkit.transforms import existing
 
     chain = [warp, *(then or [])]
     kinds = (*SERIES, ".dcm") if points is None else _POINTS
@@ -130,8 +131,8 @@ def apply(
 def _apply_to_points(
     chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
 ) -> None:
-    from regkit.chain import outside, read_chain, through
     from regkit.io.points import open_points
+    from regkit.transforms import outside, read_chain, through
 
     file = open_points(points)
     start = file.points
@@ -153,9 +154,13 @@ def _apply_to_image(
     default: float | None,
 ) -> None:
     from regkit.io.dicom import DicomSeries
+    from regkit.io.frames import is_series
     from regkit.io.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
     from regkit.results import check_dicom, save_volume
 
+    if is_series(image):
+        _apply_to_series(chain, image, output, interpolation, load_grid(reference, "reference"), default)
+        return
     to_dicom = output.lower().endswith(".dcm")
     check_dicom(output, Path(output) if to_dicom else None, reference)
     grid = load_grid(reference, "reference")
@@ -169,11 +174,7 @@ def _apply_to_image(
         interpolation = "linear"
         if looks_like_labels(volume.array) and volume.array.min() < volume.array.max():
             interpolation = "label"
-            typer.echo(
-                "note: the image is a label map by its values and moves as one (--interpolation label); "
-                "if it is none, give --interpolation linear",
-                err=True,
-            )
+            _note_labels()
     if to_dicom and interpolation not in ("nearest", "label"):
         raise RegkitError(
             f"cannot write '{output}': a DICOM segmentation is of labels; an image gets a folder/"
@@ -186,6 +187,35 @@ def _apply_to_image(
     moved = warp.apply(volume, interpolation=interpolation, reference=grid, default=default)
     _warn_empty(warp, grid or warp.grid, volume.grid, moved.array)
     save_volume(moved, output, reference, image)
+
+
+def _note_labels() -> None:
+    typer.echo(
+        "note: the image is a label map by its values and moves as one (--interpolation label); "
+        "if it is none, give --interpolation linear",
+        err=True,
+    )
+
+
+def _apply_to_series(
+    chain: list[Path],
+    image: FramesLike,
+    output: str,
+    interpolation: str,
+    grid: Grid | None,
+    default: float | None,
+) -> None:
+    from regkit.io.frames import apply_to_frames, kind_of, load_frames
+    from regkit.io.outputs import NIFTI_SUFFIXES, check_output
+
+    check_output(output, NIFTI_SUFFIXES)
+    frames = load_frames(image, "image to warp")
+    if interpolation == "auto" and (interpolation := kind_of(frames)) == "label":
+        _note_labels()
+    warp = _one_warp(chain, grid, frames.grid)
+    moved = apply_to_frames(warp, frames, interpolation, grid, default)
+    _warn_empty(warp, moved.grid, frames.grid, moved.array[:: max(1, len(moved) // 4)])
+    moved.save(output)
 
 
 def _apply_to_segments(
@@ -228,7 +258,7 @@ def _apply_to_segments(
 
 def _one_warp(chain: list[Path], grid: Grid | None, moving: Grid) -> Warp:
     """The warp of one file or of a chain, with a warning where it is elsewhere than the result."""
-    from regkit.chain import compose, is_chain, read_chain
+    from regkit.transforms import compose, is_chain, read_chain
 
     if is_chain(chain):
         warp = compose(read_chain(chain, grid, moving), grid, moving)
@@ -382,7 +412,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
-    from regkit.chain import existing
+    from regkit.transforms import existing
 
     inputs = (existing(source), fixed, moving)
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)

@@ -46,6 +46,13 @@ class Grid:
 
     Raises:
         RegkitError: if a size or spacing is not positive, or the direction is not orthonormal.
+
+    Examples:
+        >>> grid = regkit.Grid(size=(4, 3, 2), spacing=(1.0, 1.0, 2.5), origin=(-10.0, 0.0, 5.0))
+        >>> grid.shape  # of an array: z, y, x
+        (2, 3, 4)
+        >>> (grid.index_to_world @ [3, 2, 1, 1])[:3].tolist()  # LPS mm of the last voxel
+        [-7.0, 2.0, 7.5]
     """
 
     size: tuple[int, int, int]

@@ -10,6 +10,8 @@ import numpy as np
 CT_WINDOW = (-450.0, 450.0)
 CT_WINDOW_BOTH = (-1000.0, 450.0)
 _PERCENTILES = (0.5, 99.5)
+_SOME = 61  # of so many voxels one tells the range
+_MARGIN = 1e-3  # of the range above the minimum: what is taken for it
 
 
 def is_ct(array: np.ndarray) -> bool:
@@ -32,12 +34,15 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
     """The intensities that become 0 and 1: the CT window if there is one, else robust percentiles."""
     if ct_window is not None:
         return ct_window
-    # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down.
-    inside = array[array != array.min()]
+    # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down. One
+    # with a trace of noise is a margin as well, or that trace would change the window.
+    lowest, highest = float(array.min()), float(array.max())
+    near = _MARGIN * (float(np.percentile(array.reshape(-1)[::_SOME], _PERCENTILES[1])) - lowest)
+    inside = array[array > lowest + near]
     low, high = np.percentile(inside if inside.size else array, _PERCENTILES)
-    if array.min() >= 0:
-        low = min(low, float(array.min()))
-    return (float(low), float(high)) if high > low else (float(array.min()), float(array.max()))
+    if lowest >= -near:
+        low = min(low, lowest)
+    return (float(low), float(high)) if high > low else (lowest, highest)
 
 
 def normalise(array: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -74,6 +74,11 @@ class Volume:
 
     Raises:
         RegkitError: if the array is not 3-D, not real, or not of the grid's shape.
+
+    Examples:
+        >>> volume = regkit.Volume(np.zeros((2, 3, 4)), regkit.Grid(size=(4, 3, 2)))
+        >>> volume.to_sitk().GetSize()
+        (4, 3, 2)
     """
 
     array: npt.NDArray[Any]
@@ -377,9 +382,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
         _volume_size(source.grid.size, what)
         return source
     if isinstance(source, sitk.Image):
-        grid = _grid_of(
-            source.GetSize(), source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what
-        )
+        grid = grid_of(source.GetSize(), source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what)
         _refuse_not_scalar(source.GetPixelIDTypeAsString(), what)
         return Volume(sitk.GetArrayFromImage(source).reshape(grid.shape), grid, what)
     if isinstance(source, SpatialImage):
@@ -445,7 +448,7 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
     header = file.header
     odd = quirks(path, header.format) if path.is_file() else None
     if files == 1:
-        _grid_of(header.size, header.spacing, header.origin, header.direction, what)
+        grid_of(header.size, header.spacing, header.origin, header.direction, what)
     _refuse_not_scalar(header.pixel, what)
     # Several files are slices of one step, whose stack is read as float32.
     size = math.prod(header.size) * files
@@ -465,7 +468,7 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
     if odd:
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (spacing, origin))
         _warn_doubts(odd.doubts, what)
-    grid = _grid_of(final.size, spacing, origin, direction, what)
+    grid = grid_of(final.size, spacing, origin, direction, what)
     return Volume(array.reshape(grid.shape), grid, path.name)
 
 
@@ -549,7 +552,7 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
         except guard.ParserError as error:
             raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (final.spacing, final.origin))
-        grid = _grid_of(final.size, spacing, origin, final.direction, what)
+        grid = grid_of(final.size, spacing, origin, final.direction, what)
         layers = [np.ascontiguousarray(array[..., k]) for k in range(header.components)]
     try:
         described = slicer_segments(nrrd_fields(path, lower=False))
@@ -647,7 +650,7 @@ def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     return size[0], size[1], size[2]
 
 
-def _grid_of(
+def grid_of(
     size: Sequence[int],
     spacing: Sequence[float],
     origin: Sequence[float],

@@ -34,6 +34,7 @@ SUFFIXES = (*_SINGLE, *_PAIR, *_MGH)
 """Endings of the files that are read here."""
 
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's code of the unit of space
+_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # by NIfTI's code of the unit of time
 _MOST_GZIP = 1100  # bytes of content to one of gzip, whose best is 1032
 _MOST_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
 
@@ -53,6 +54,7 @@ class NiftiFile:
         doubts: what is odd about its place in the world, each half a sentence.
         voxels: nibabel's proxy of the array.
         most_bytes: that the file can hold.
+        step: seconds from one volume to the next of a 4-D file; 0 where it does not say.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +67,7 @@ class NiftiFile:
     doubts: tuple[str, ...]
     voxels: ArrayProxy
     most_bytes: int = 0
+    step: float = 0.0
 
     def read(self) -> npt.NDArray[Any]:
         """The array in the file's order of axes, scaled by the header's slope and intercept.
@@ -181,7 +184,7 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
     if (spacing < 0).any():
         doubts.append("its pixdim is negative, which is ignored: axes run as its sform or qform says")
         spacing = np.abs(spacing)
-    intent, description, unit = (0, 0.0, ""), "", 1.0
+    intent, description, unit, step = (0, 0.0, ""), "", 1.0, 0.0
     if kind == "Analyze 7.5":
         affine, placed = None, False
     else:
@@ -189,6 +192,7 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
         intent = (int(header["intent_code"]), float(header["intent_p1"]), _text(header["intent_name"]))
         description = _text(header["descrip"])
         unit = _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+        step = float(header["pixdim"][4]) * _SECONDS.get(int(header["xyzt_units"]) & 56, 1.0)
     if affine is None:
         # As ITK places it, which takes the axes for left, posterior, superior.
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*spacing, 1.0])
@@ -205,7 +209,10 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
         raise RegkitError("is damaged: its header has a type of voxels that is unknown")
     spec = (shape, dtype, offset, 1.0 if slope is None else slope, inter or 0.0)
     voxels = ArrayProxy(stream, spec, mmap=False)
-    return NiftiFile(shape, affine, kind, intent, description, extension, placed, tuple(doubts), voxels)
+    step = step if rank > 3 and math.isfinite(step) and step > 0 else 0.0
+    return NiftiFile(
+        shape, affine, kind, intent, description, extension, placed, tuple(doubts), voxels, step=step
+    )
 
 
 def _text(field: Any) -> str:

@@ -30,6 +30,7 @@ FOLDER = "/"
 # Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z, and what
 # made it.
 _HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
+_TIMES, _STEP = slice(48, 50), slice(92, 96)
 _MOST_THREADS = 4  # that compress
 
 
@@ -86,7 +87,9 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
         if path.name.endswith(NIFTI_SUFFIXES):
             if image.GetDimension() != 3:
                 raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
-            _write_nifti(sitk.GetArrayViewFromImage(image), image[:1, :1, :1], temporary, path)
+            array = sitk.GetArrayViewFromImage(image)
+            volumes = [array] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+            _write_nifti(volumes, image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
 
@@ -119,9 +122,22 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
     with atomic_path(path) as temporary:
         if path.name.endswith(NIFTI_SUFFIXES):
             first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
-            _write_nifti(field, first, temporary, path)
+            _write_nifti(np.moveaxis(field, -1, 0), first, temporary, path)
         else:
             _write(grid.to_sitk(field, vector=True), temporary, path)
+
+
+def save_frames(volumes: npt.NDArray[Any], grid: Grid, step: float, path: str | os.PathLike[str]) -> None:
+    """:func:`save_image` of a 4-D image, as NIfTI.
+
+    Args:
+        volumes: (t, z, y, x).
+        step: seconds from one to the next; 0 if unknown.
+    """
+    path = check_output(path, NIFTI_SUFFIXES)
+    first = replace(grid, size=(1, 1, 1)).to_sitk(volumes[0, :1, :1, :1])
+    with atomic_path(path) as temporary:
+        _write_nifti(volumes, sitk.JoinSeries([first] * 2), temporary, path, len(volumes), step)
 
 
 def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
@@ -136,14 +152,23 @@ def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
 
-def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, path: Path) -> None:
+def _write_nifti(
+    volumes: Sequence[npt.NDArray[Any]] | npt.NDArray[Any],
+    first: sitk.Image,
+    temporary: Path,
+    path: Path,
+    times: int | None = None,
+    step: float = 0.0,
+) -> None:
     """Write the NIfTI that ITK would, whose copies of it all take longer than gzip does.
 
     A compressed one without a name or a time, so that the same image gives the same file.
 
     Args:
-        array: (z, y, x) or (z, y, x, components).
+        volumes: (z, y, x) each: components, or what follows in time.
         first: its first voxel as an image, of which ITK makes the header.
+        times: how many volumes there are along the axis of time, if there is one.
+        step: seconds from one to the next.
     """
     plain = temporary.name.endswith(".nii")
     model = temporary if plain else temporary.with_suffix("")
@@ -152,7 +177,9 @@ def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, pa
         header = bytearray(model.read_bytes()[:_HEADER])
     finally:
         model.unlink(missing_ok=True)
-    header[_SIDES] = np.array(array.shape[2::-1], np.int16).tobytes()
+    header[_SIDES] = np.array(volumes[0].shape[::-1], np.int16).tobytes()
+    if times is not None:
+        header[_TIMES], header[_STEP] = np.int16(times).tobytes(), np.float32(step).tobytes()
     header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
     threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
@@ -161,8 +188,8 @@ def _write_nifti(array: npt.NDArray[Any], first: sitk.Image, temporary: Path, pa
             open(temporary, "wb") if plain else igzip_threaded.open(temporary, "wb", 1, threads=threads)
         ) as stream:
             stream.write(header)
-            for component in np.moveaxis(array, -1, 0) if array.ndim == 4 else [array]:
-                for plane in component:
+            for volume in volumes:
+                for plane in volume:
                     stream.write(np.ascontiguousarray(plane))
     except OSError as error:
         raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error

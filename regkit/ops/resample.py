@@ -17,6 +17,7 @@ _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, 
 _FILLING, _GAPS = 0.002, 0.002
 _FLAT, _FLAT_SHARE = 0.75, 0.9  # voxels off a plane, over a quarter of a side, and how much of it is as flat
 _LEAST_SIDE, _SIDE = 8, 64  # voxels along a side that are looked at
+_ALIKE = 1e-4  # of the range of an image: values so close are one, whatever noise of arithmetic is on them
 _NEAR_FILLING = 3  # voxels beside filling in which features see it
 
 
@@ -52,13 +53,15 @@ class Source:
             array: (Z, Y, X), the values as they were read.
         """
         bounds = []
+        some = array[::4, ::4, ::4]
+        alike = _ALIKE * float(some.max() - some.min())
         for axis in range(3):
             planes = np.moveaxis(array, axis, 0)
-            first = _filled(planes)
-            last = len(planes) - _filled(planes[::-1])
+            first = _filled(planes, alike)
+            last = len(planes) - _filled(planes[::-1], alike)
             bounds.append(slice(first, last) if last - first > 1 else slice(0, len(planes)))
         within = tuple(bounds)
-        turned = _turned_box(array[within])
+        turned = _turned_box(array[within], alike)
         if turned is None and all(b.stop - b.start == n for b, n in zip(bounds, array.shape)):
             return self
         mask = None if self.mask is None else self.mask[within].contiguous()
@@ -79,7 +82,7 @@ def _away_from(filling: np.ndarray) -> torch.Tensor:
     return 1 - near[0]
 
 
-def _turned_box(image: np.ndarray) -> np.ndarray | None:
+def _turned_box(image: np.ndarray, alike: float) -> np.ndarray | None:
     """Where an image has data, if that is a box that lies askew in its grid and one value fills the rest.
 
     A box is convex, so that data lie side by side along every line; and its sides are flat, which those of a
@@ -87,27 +90,28 @@ def _turned_box(image: np.ndarray) -> np.ndarray | None:
 
     Args:
         image: (Z, Y, X).
+        alike: by how much values may differ that are one.
 
     Returns:
         (Z, Y, X) bool, or None if it is no such image.
     """
     if min(image.shape) < _LEAST_SIDE:
         return None
-    values, counts = np.unique(image[np.ix_((0, -1), (0, -1), (0, -1))], return_counts=True)
-    value = values[counts.argmax()]
+    corners = image[np.ix_((0, -1), (0, -1), (0, -1))].ravel()
+    value = float(max(corners, key=lambda one: np.count_nonzero(abs(corners - float(one)) <= alike)))
     some = tuple(slice(None, None, max(n // _SIDE, 1)) for n in image.shape)
     for passes in (0, 1):
-        data = _with_data(image[some], value, passes)
+        data = _with_data(image[some], value, alike, passes)
         if np.count_nonzero(~data) < _FILLING * data.size:
             return None
         if _is_convex(data):
-            return _with_data(image, value, passes) if _has_flat_sides(data) else None
+            return _with_data(image, value, alike, passes) if _has_flat_sides(data) else None
     return None
 
 
-def _with_data(image: np.ndarray, value: float, passes: int) -> np.ndarray:
+def _with_data(image: np.ndarray, value: float, alike: float, passes: int) -> np.ndarray:
     """Where an image is not of one value; with a pass, of no 3^3 voxels of it: some air may have it too."""
-    filling = image == value
+    filling = abs(image - value) <= alike
     if passes:
         from scipy.ndimage import binary_opening  # takes 0.1 s to import, and few images need it
 
@@ -144,11 +148,11 @@ def _ends(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return first, last
 
 
-def _filled(planes: np.ndarray) -> int:
+def _filled(planes: np.ndarray, alike: float) -> int:
     """How many of the first planes are filling: all of one value, before one of which much is not."""
-    value = planes[0].flat[0]
+    value = float(planes[0].flat[0])
     for k, plane in enumerate(planes):
-        other = np.count_nonzero(plane != value)
+        other = np.count_nonzero(abs(plane - value) > alike)
         if other:
             return k if other > _CUT * plane.size else 0
     return 0

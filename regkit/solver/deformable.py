@@ -19,6 +19,7 @@ from regkit.solver.coarse import match
 from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (
     blur_of_match,
+    borne_out,
     differences_near,
     doubt,
     gain_between,
@@ -34,6 +35,7 @@ STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
 _MAX_RADIUS = 4
 _FINER_RADIUS = 2
+_TELLING = 0.5  # a blur of a match below this tells it well
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ def believed_field(
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
     MIND is compared alone first. Where it leaves no doubt, parts that take long are not asked; where no other
-    part tells a match from a near miss, the field is MIND's; else all that do are compared together.
+    part tells a match from a near miss, the field is MIND's; else all that do are compared together. If one
+    of them tells matches well, what explains no more than the linear start does is left out.
 
     Args:
         features: of some parts, fixed and moving.
@@ -252,11 +255,14 @@ def believed_field(
         if shares["intensity"]:
             gains["intensity"] = gain_between(*intensities, offset, field)
         del intensities
-    if not any(share for name, share in shares.items() if name != "mind"):
-        return Believed(field, *alone, shares, blurs)
-    kept = [shares[name] for name in names]
-    some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
-    return Believed(coarse_field(*some, work, on_step), *some, shares, blurs)
+    some = alone
+    if any(share for name, share in shares.items() if name != "mind"):
+        kept = [shares[name] for name in names]
+        some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
+        field = coarse_field(*some, work, on_step)
+    if min(blurs[name] for name, share in shares.items() if share > 0) < _TELLING:
+        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+    return Believed(field, *some, shares, blurs)
 
 
 def _apart(fixed: Pyramid, moving: Pyramid, part: int) -> tuple[Pyramid, Pyramid]:

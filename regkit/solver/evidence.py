@@ -26,6 +26,8 @@ _LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
 _DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
 _DOUBT_PASSES = 4
 _DOUBT_TAKEN, _TAKEN, _TAKEN_PASSES = 0.8, 2.0, 6
+# A displacement is kept where the difference falls to this share of what it is without.
+_BORNE_OUT, _AROUND_PASSES, _BLEND_PASSES = 0.95, 8, 4
 _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _BLOCK = 8  # cells along each side of what a correlation is taken over
 _LEAST_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
@@ -175,6 +177,32 @@ def taken_back(displacement: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
     # What is 0 stays 0, whatever its share.
     share = torch.where(excess > 0, share, 1.0)
     return displacement * smooth(share, _TAKEN_PASSES)
+
+
+def borne_out(
+    fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
+) -> torch.Tensor:
+    """A displacement where it makes the features around a cell agree better than none does, 0 elsewhere.
+
+    Noise agrees with noise best at some displacement, whichever it is. Where there is structure around, it
+    agrees best where it lies.
+
+    Args:
+        fixed, moving, offset, displacement: as for :func:`blur_of_match`.
+
+    Returns:
+        (3, Z, Y, X) in cells, smooth from one to the other.
+    """
+
+    def cost(tried: torch.Tensor) -> torch.Tensor:
+        where = index_grid(tried.shape[1:], tried.device) + tried
+        seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
+        known = fixed.weight * seen.weight
+        difference = seen.values.sub_(fixed.values).square_().mean(0, keepdim=True)
+        return smooth(difference * known, _AROUND_PASSES) / smooth(known, _AROUND_PASSES).clamp_min(1e-6)
+
+    better = cost(displacement) < _BORNE_OUT * cost(torch.zeros_like(displacement))
+    return displacement * smooth(better.to(displacement), _BLEND_PASSES)
 
 
 def leaves_doubt(reference: float) -> bool:

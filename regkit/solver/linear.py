@@ -19,6 +19,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, index_grid, transform_points
 from regkit.ops import native
 from regkit.ops.resample import Source, resample
+from regkit.solver import gauss_newton
 from regkit.solver.costvolume import FeatureMap, best_steps, known_slab
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
@@ -29,15 +30,19 @@ _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
 # with air however they lie, so that what they show has to agree as well.
-_UPRIGHT, _SHOWN_UPRIGHT = 0.5, 0.35
-# A turn is taken where the disagreement falls to this share of it.
-_TURN_BONUS = 0.97
-_TURNS_TRIED, _TURN_ROUNDS, _TURN_SPACING = 6, 3, 2.0
+_UPRIGHT, _SHOWN_UPRIGHT = 0.6, 0.53
+_RESIZED_UPRIGHT = 0.7  # as an affine map makes wrong turns agree better, too
+# A turn or a size is taken where the disagreement falls to this share of it.
+_POSE_BONUS = 0.97
+_POSES_TRIED, _TURN_SPACING = 8, 2.0
+_TURNS_KEPT = (8, 4, 2)  # in each round of block matching
+_SIZES = (0.75, 1.33)  # of lengths
 # Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
 _TURN_SIDE = 64
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
 _SLAB, _MOST_CELLS = 8, 150_000
+_RADIUS = 3  # cells that blocks are looked for
 _SCALES = (0.67, 1.5)
 
 Fit = Callable[["Moments"], Float64]
@@ -52,7 +57,7 @@ class LinearStart:
     Args:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
-        origin: which start won: "header", "centre", "search" or "turned".
+        origin: which start won: "header", "centre", "search", "resized" or "turned".
         model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the
             headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
@@ -94,15 +99,19 @@ class Judge:
         return feature_map(self.moving, matrix, self.grid, self.extract)
 
     def similarity(self, matrix: Float64) -> float:
+        return self.compare(matrix)[1]
+
+    def compare(self, matrix: Float64) -> tuple[FeatureMap, float]:
+        """The moving features on the fixed grid, and their similarity."""
         moved = self.moving_map(matrix)
         weight = self.fixed_map.weight * moved.weight
         overlap, covered = float(weight.sum()), float((self.content * moved.weight).sum())
         if covered <= _LEAST_OVERLAP * self.full:
-            return -np.inf
-        squares = moved.values.sub_(self.fixed_map.values).square_()
+            return moved, -np.inf
+        squares = (moved.values - self.fixed_map.values).square_()
         difference = float((squares.mean(0) * weight).sum())
         missing = max(self.full - covered, 0)
-        return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
+        return moved, 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
     def agreement_of_content(self, matrix: Float64) -> float:
         """Like :meth:`similarity`, over what either image shows: 0 where features are unrelated there.
@@ -135,7 +144,6 @@ def align(
     spacing: float,
     extract: Descriptor,
     models: tuple[str, ...] = ("rigid", "affine"),
-    force: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> LinearStart:
     """The best linear start: headers, centres or a search over all overlaps, then block matching.
@@ -146,14 +154,13 @@ def align(
     Args:
         spacing: mm, the finest worth looking at; large images are searched on a coarser grid.
         models: the fits to try, in order.
-        force: take the last model even where it does not raise the similarity.
         on_step: called STEPS times.
 
     Returns:
         The start whose features agree best over the overlap.
     """
     if _covered_mm3(moving) < _covered_mm3(fixed):
-        start = align(moving, fixed, spacing, extract, models, force, on_step)
+        start = align(moving, fixed, spacing, extract, models, on_step)
         inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
         return replace(start, matrix=inverse)
 
@@ -176,7 +183,7 @@ def align(
             continue
         model = "identity" if origin == "header" else "translation"
         candidates.append(LinearStart(matrix, similarity, origin, model))
-    candidates = [_improve(c, coarse, fine, 3, fit_rigid, "rigid") for c in candidates]
+    candidates = [_matched(c, coarse, fine, "rigid") for c in candidates]
     if not candidates:
         raise RegkitError(
             "the images cannot be laid onto each other: wherever they are placed, less than a fifth of the "
@@ -184,80 +191,93 @@ def align(
         )
     # Images of one session share a frame: another start has to be clearly better than the header's.
     best = min(candidates, key=lambda c: (1 - c.similarity) * (_HEADER_BONUS if c.origin == "header" else 1))
+    upright = best.similarity >= _UPRIGHT and fine.agreement_of_content(best.matrix) >= _SHOWN_UPRIGHT
+    if not upright and models[-1] != "rigid":
+        # Block matching finds sizes of some 3/4 to 4/3. Beyond them the size has to be looked for as well.
+        sized = models[-1]
+        plain = _matched(best, coarse, fine, sized)
+        resized = search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES])
+        resized = [_judged(_matched(one, coarse, coarse, sized), fine) for one in resized]
+        resized = [_matched(one, coarse, fine, sized) for one in resized]
+        rival = max(resized, key=lambda one: one.similarity, default=plain)
+        if 1 - rival.similarity < (1 - plain.similarity) * _POSE_BONUS:
+            best, upright = rival, rival.similarity >= _RESIZED_UPRIGHT
     rivals: list[LinearStart] = []
-    if best.similarity < _UPRIGHT or fine.agreement_of_content(best.matrix) < _SHOWN_UPRIGHT:
+    if not upright:
         # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
-        turned = []
-        for start in search_turns(fixed, moving, coarse, extract):
-            for _ in range(_TURN_ROUNDS):
-                start = _improve(start, coarse, coarse, 3, fit_rigid, "rigid")
-            start = replace(start, similarity=fine.similarity(start.matrix))
-            turned.append(_improve(start, coarse, fine, 3, fit_rigid, "rigid"))
-        rival = max(turned, key=lambda c: c.similarity, default=best)
-        for _ in range(_TURN_ROUNDS):
-            rival = _improve(rival, fine, fine, 2, fit_rigid, "rigid")
-        rivals = [rival] if 1 - rival.similarity < (1 - best.similarity) / _TURN_BONUS else []
-        rivals = [replace(one, runner_up=(best.origin, best.similarity)) for one in rivals]
+        turned = search_poses(fixed, moving, coarse, extract, "turned", _turns())
+        for kept in _TURNS_KEPT:
+            turned = sorted(turned, key=lambda one: -one.similarity)[:kept]
+            turned = [_matched(one, coarse, coarse, "rigid") for one in turned]
+        turned = [_matched(_judged(one, fine), coarse, fine, "rigid") for one in turned]
+        rival = _refined(max(turned, key=lambda c: c.similarity, default=best), fine, "rigid")
+        if 1 - rival.similarity < (1 - best.similarity) / _POSE_BONUS:
+            rivals = [replace(rival, runner_up=(best.origin, best.similarity))]
         best = replace(best, runner_up=(rival.origin, rival.similarity))
     on_step()
 
-    fits: dict[str, Fit] = {"rigid": fit_rigid, "similarity": fit_similarity, "affine": fit_affine}
     for model in models:
-        last = force and model == models[-1]
-        best, *rivals = (_fitted(one, coarse, fine, fits[model], model, last) for one in (best, *rivals))
+        best, *rivals = (_fitted(one, coarse, fine, model) for one in (best, *rivals))
         on_step()
     # The headers' orientation wins a near tie.
     return min(
-        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _TURN_BONUS)
+        (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _POSE_BONUS)
     )
 
 
-def _fitted(start: LinearStart, coarse: Judge, fine: Judge, fit: Fit, model: str, force: bool) -> LinearStart:
-    """Two rounds of block matching on either grid; ``force`` takes those on the fine one in any case."""
-    for judge, radius in ((coarse, 3), (fine, 2)):
-        for _ in range(2):
-            before = start
-            start = _improve(start, judge, fine, radius, fit, model, force and judge is fine)
-            if start is before:  # from where it is, the next round would find the same
-                break
-    return start
+def _fitted(start: LinearStart, coarse: Judge, fine: Judge, model: str) -> LinearStart:
+    """A round of block matching on the coarse grid, then Gauss-Newton on the fine one."""
+    return _refined(_matched(start, coarse, fine, model), fine, model)
 
 
 STEPS = 4
 
 
-def search_turns(fixed: Source, moving: Source, judge: Judge, extract: Descriptor) -> list[LinearStart]:
-    """The most similar of 59 turns, each at its best translation; no pose is more than 45 degrees from all.
-
-    The translations are searched on a coarser grid than the judge's, the best turns compared on his.
-
-    Returns:
-        Up to ``_TURNS_TRIED`` starts, best first; their similarity is the judge's.
-    """
+def _turns() -> list[Float64]:
+    """59 rotations, 3x3; none is more than 45 degrees from all of them and the identity."""
     from scipy.spatial.transform import Rotation  # takes 0.2 s to import, and few pairs need it
 
+    turns = Rotation.create_group("I").as_matrix()
+    return [turn for turn in turns if not np.allclose(turn, np.eye(3))]
+
+
+def search_poses(
+    fixed: Source, moving: Source, judge: Judge, extract: Descriptor, origin: str, poses: list[Float64]
+) -> list[LinearStart]:
+    """The most similar of some turns or sizes, each at its best translation.
+
+    The translations are searched on a coarser grid than the judge's, the best poses compared on his.
+
+    Args:
+        origin: of the starts.
+        poses: 3x3, a rotation times a size each.
+
+    Returns:
+        Up to ``_POSES_TRIED`` starts, best first; their similarity is the judge's.
+    """
     both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
     spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
-    centre, found = moving.grid.centre, []
-    for turn in Rotation.create_group("I").as_matrix():
-        if np.allclose(turn, np.eye(3)):
-            continue
-        about = _translation(centre) @ _linear(turn) @ _translation(-centre)
-        # The moving image turned the other way: its world is brought to the moving one by the turn.
-        grid = moving.grid
-        origin = transform_points(np.linalg.inv(about), grid.origin)
-        direction = turn.T @ np.reshape(grid.direction, (3, 3))
-        turned = Grid(grid.size, grid.spacing, tuple(origin), tuple(direction.ravel()))
-        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, turned), spacing, extract, count=1)
+    grid, centre, found = moving.grid, moving.grid.centre, []
+    for pose in poses:
+        about = _translation(centre) @ _linear(pose) @ _translation(-centre)
+        # The moving image posed the other way: its world is brought to the moving one by the pose.
+        size = float(np.cbrt(np.linalg.det(pose)))
+        placed = Grid(
+            grid.size,
+            (grid.spacing[0] / size, grid.spacing[1] / size, grid.spacing[2] / size),
+            tuple(transform_points(np.linalg.inv(about), grid.origin)),
+            tuple((pose.T / size @ np.reshape(grid.direction, (3, 3))).ravel()),
+        )
+        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, placed), spacing, extract, count=1)
         found += [(score, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
     found.sort(key=lambda one: one[0])
     starts = [
-        LinearStart(matrix, judge.similarity(matrix), "turned", "translation")
-        for _, matrix in found[: 2 * _TURNS_TRIED]
+        LinearStart(matrix, judge.similarity(matrix), origin, "translation")
+        for _, matrix in found[: 2 * _POSES_TRIED]
     ]
     starts.sort(key=lambda start: -start.similarity)
-    return [start for start in starts[:_TURNS_TRIED] if start.similarity > -np.inf]
+    return [start for start in starts[:_POSES_TRIED] if start.similarity > -np.inf]
 
 
 def _linear(matrix: npt.ArrayLike) -> Float64:
@@ -434,6 +454,9 @@ def fit_affine(of: Moments) -> Float64:
     return matrix
 
 
+_FITS: dict[str, Fit] = {"rigid": fit_rigid, "similarity": fit_similarity, "affine": fit_affine}
+
+
 def least_trimmed_squares(
     fit: Fit, points: torch.Tensor, targets: torch.Tensor, keep: float = 0.5, rounds: int = 20
 ) -> Float64:
@@ -489,23 +512,42 @@ def _ranked(values: torch.Tensor, rank: int) -> float:
     return float(values.kthvalue(rank + 1).values)
 
 
-def _improve(
-    start: LinearStart, judge: Judge, final: Judge, radius: int, fit: Fit, model: str, force: bool = False
-) -> LinearStart:
+def _matched(start: LinearStart, judge: Judge, final: Judge, model: str) -> LinearStart:
     """One round of block matching on ``judge``'s grid, kept if ``final`` finds it better."""
-    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), radius)
+    blocks, matches = block_match(judge.fixed_map, judge.moving_map(start.matrix), _RADIUS)
     if blocks.shape[1] < 32:
         return start
     # The grid is isotropic, so that to fit its indices is to fit mm.
-    found = least_trimmed_squares(fit, blocks, matches)
-    matrix = start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index
+    found = least_trimmed_squares(_FITS[model], blocks, matches)
+    matrix = np.asarray(start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index)
+    return _better(start, matrix, final.similarity(matrix), model)
+
+
+def _refined(start: LinearStart, judge: Judge, model: str) -> LinearStart:
+    """By Gauss-Newton steps on the judge's grid."""
+    grid = judge.grid
+
+    def matrix_of(motion: Float64) -> Float64:
+        return np.asarray(start.matrix @ grid.index_to_world @ motion @ grid.world_to_index)
+
+    motion, similarity = gauss_newton.improve(
+        judge.fixed_map, lambda tried: judge.compare(matrix_of(tried)), model
+    )
+    return _better(start, matrix_of(motion), similarity, model)
+
+
+def _better(start: LinearStart, matrix: Float64, similarity: float, model: str) -> LinearStart:
+    """The matrix, if it is more similar and of a likely size, else the start."""
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1]):
+    if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1] and similarity > start.similarity):
         return start
-    similarity = final.similarity(matrix)
-    if similarity > start.similarity or (force and similarity > -np.inf):
-        return replace(start, matrix=matrix, similarity=similarity, model=model)
-    return start
+    if start.model in _FITS:  # of the two the one with more freedom
+        model = max(start.model, model, key=list(_FITS).index)
+    return replace(start, matrix=matrix, similarity=similarity, model=model)
+
+
+def _judged(start: LinearStart, judge: Judge) -> LinearStart:
+    return replace(start, similarity=judge.similarity(start.matrix))
 
 
 def _translation(shift: Float64) -> Float64:

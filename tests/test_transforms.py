@@ -1,0 +1,110 @@
+"""Warps, matrices and transforms of SimpleITK, in a row and on average."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from warp_cases import FIXED, MOVING, affine_map, smooth_warp
+
+from regkit.core.errors import RegkitError
+from regkit.core.geometry import affine_transform, transform_points
+from regkit.io.formats import NotLinearError, write_linear
+from regkit.transforms import as_warp, average, chain, linear_of, point_map
+from regkit.warp import Warp
+
+MATRIX = affine_map(5, (1, 2, -3))
+
+
+def _euler() -> sitk.Euler3DTransform:
+    euler = sitk.Euler3DTransform((3.0, -8.0, 20.0), 0.1, -0.2, 0.3, (4.0, 5.0, -6.0))
+    euler.SetComputeZYX(True)
+    return euler
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        affine_transform(MATRIX),
+        _euler(),
+        sitk.VersorRigid3DTransform((0.0, 0.1, 0.2, 0.97), (3.0, 4.0, 5.0), (9.0, 8.0, 7.0)),
+        sitk.CompositeTransform([affine_transform(MATRIX), _euler()]),
+        sitk.Transform(3, sitk.sitkIdentity),
+    ],
+)
+def test_linear_transforms_of_itk_are_their_matrix(
+    transform: sitk.Transform, rng: np.random.Generator
+) -> None:
+    points = rng.normal(size=(20, 3)) * 100
+    right = [transform.TransformPoint(point) for point in points.tolist()]
+    np.testing.assert_allclose(transform_points(linear_of(transform), points), right, atol=1e-9)
+
+
+def test_a_map_of_points_goes_as_itk_does(rng: np.random.Generator) -> None:
+    warp = smooth_warp()
+    inner = rng.uniform(3, np.array(FIXED.size) - 4, (30, 3))
+    points = transform_points(FIXED.index_to_world, inner)
+    composite = sitk.CompositeTransform([affine_transform(MATRIX), warp.to_sitk()])  # the last acts first
+    right = [composite.TransformPoint(point) for point in points.tolist()]
+    np.testing.assert_allclose(point_map(composite)(points), right)
+    np.testing.assert_allclose(warp.compose(MATRIX).transform_points(points), right, atol=0.05)
+    for then in (MATRIX, torch.from_numpy(MATRIX), affine_transform(MATRIX), MATRIX.tolist()):
+        found = warp.compose(then)
+        right = transform_points(MATRIX, FIXED.world_points() + warp.field) - FIXED.world_points()
+        np.testing.assert_allclose(found.field, right, atol=1e-4)
+
+
+def test_a_chain_is_its_parts_in_their_order(tmp_path: Path) -> None:
+    warp = smooth_warp()
+    write_linear(np.linalg.inv(MATRIX), tmp_path / "back.tfm")
+    there = chain([warp, MATRIX, f"inverse:{tmp_path / 'back.tfm'}", tmp_path / "back.tfm"])
+    right = transform_points(MATRIX, FIXED.world_points() + warp.field)
+    np.testing.assert_allclose(there.field + FIXED.world_points(), right, atol=1e-3)
+    first = chain([MATRIX, _euler()], reference=FIXED, moving=MOVING)
+    points = transform_points(linear_of(_euler()) @ MATRIX, FIXED.world_points())
+    np.testing.assert_allclose(first.field + FIXED.world_points(), points, atol=1e-3)
+    assert first.moving_grid == MOVING
+    with pytest.raises(RegkitError, match="'transform 1' comes first and gives no voxels"):
+        chain([MATRIX])
+    with pytest.raises(RegkitError, match="one transform at least"):
+        chain([])
+
+
+def test_the_average_is_of_displacements() -> None:
+    one, other = smooth_warp(1), smooth_warp(2)
+    np.testing.assert_allclose(average([one, other]).field, (one.field + other.field) / 2, atol=1e-5)
+    np.testing.assert_allclose(
+        average([one, other], [3, 1]).field, (3 * one.field + other.field) / 4, atol=1e-5
+    )
+    # A warp of a linear map is the same on every grid.
+    elsewhere = as_warp(MATRIX, MOVING)
+    here = as_warp(affine_transform(MATRIX), FIXED)
+    inside = average([here, here]).field - average([here, Warp(here.field, FIXED)]).field
+    assert np.abs(inside).max() == 0
+    wide = as_warp(MATRIX, FIXED.window((-3, -3, -3), tuple(n + 6 for n in FIXED.size)))
+    np.testing.assert_allclose(average([here, wide]).field, here.field, atol=1e-3)
+    assert elsewhere.grid == MOVING
+    for wrong in ([], [1.0], [-1, 2], [0, 0], [np.nan, 1]):
+        with pytest.raises(RegkitError):
+            average([one, other] if wrong else [], wrong or None)
+
+
+def test_what_is_no_transform_is_refused() -> None:
+    for wrong in ("warp", None, 3, np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan), [["a"] * 4] * 4):
+        with pytest.raises(RegkitError):
+            smooth_warp().compose(wrong)  # type: ignore[arg-type]
+    with pytest.raises(RegkitError, match="2-D"):
+        linear_of(sitk.AffineTransform(2))
+    with pytest.raises(NotLinearError):
+        linear_of(smooth_warp().to_sitk())
+
+
+def test_a_warp_pickles() -> None:
+    warp = smooth_warp()
+    again = pickle.loads(pickle.dumps(warp))
+    np.testing.assert_array_equal(again.field, warp.field)
+    assert again.grid == warp.grid and again.moving_grid == warp.moving_grid
