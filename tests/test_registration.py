@@ -275,9 +275,9 @@ def test_a_network_is_left_out_on_voxels_that_it_does_not_know() -> None:
 
 def test_where_no_other_part_tells_anything_the_result_is_that_of_mind() -> None:
     """But for the rounding of features that are scaled beside others and back."""
-    noise = np.random.default_rng(5).random(FIXED.array.shape, np.float32)
-    moving = regkit.Volume(noise, GRID, "moving")
-    both, mind = (regkit.register(FIXED, moving, init="none", features=f) for f in ("network+mind", "mind"))
+    rng = np.random.default_rng(5)
+    pair = [regkit.Volume(rng.random(FIXED.array.shape, np.float32), GRID, name) for name in ("a", "b")]
+    both, mind = (regkit.register(*pair, init="none", features=f) for f in ("network+mind", "mind"))
     assert both.metrics["evidence"]["network"]["share"] == both.metrics["evidence"]["intensity"]["share"] == 0
     assert both.settings["compared"] == mind.settings["compared"] == ["mind"]
     assert np.abs(both.warp.field - mind.warp.field).max() < 1e-3

@@ -231,8 +231,8 @@ def believed_field(
     offset = moving.offset(STRIDE)
 
     def apart(k: int) -> tuple[FeatureMap, FeatureMap]:
-        finest = (Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving))
-        one, other = _apart(*finest, k)
+        finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
+        one, other = _apart(finest[0], finest[1], k)
         return one.maps[STRIDE], other.maps[STRIDE]
 
     def blur(k: int) -> float:
@@ -250,7 +250,7 @@ def believed_field(
         intensities = apart(names.index("intensity"))
         shares["intensity"] = 0.0
         if may_be_one_modality(blurs["intensity"]):
-            local = blur_of_match(*(local_contrast(one) for one in intensities), offset, field)
+            local = blur_of_match(*map(local_contrast, intensities), offset, field)
             shares["intensity"] = share_of_intensities(blurs["intensity"], local)
         if shares["intensity"]:
             gains["intensity"] = gain_between(*intensities, offset, field)
