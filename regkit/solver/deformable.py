@@ -247,14 +247,14 @@ def believed_field(
     shares = {name: share_of(found, blurs["mind"]) for name, found in blurs.items()} | {"mind": 1.0}
     gains = dict.fromkeys(names, 1.0)
     if "intensity" in names:
-        intensities = apart(names.index("intensity"))
+        one, other = apart(names.index("intensity"))
         shares["intensity"] = 0.0
         if may_be_one_modality(blurs["intensity"]):
-            local = blur_of_match(*map(local_contrast, intensities), offset, field)
+            local = blur_of_match(local_contrast(one), local_contrast(other), offset, field)
             shares["intensity"] = share_of_intensities(blurs["intensity"], local)
         if shares["intensity"]:
-            gains["intensity"] = gain_between(*intensities, offset, field)
-        del intensities
+            gains["intensity"] = gain_between(one, other, offset, field)
+        del one, other
     some = alone
     if any(share for name, share in shares.items() if name != "mind"):
         kept = [shares[name] for name in names]
