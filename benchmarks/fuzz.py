@@ -65,12 +65,12 @@ def readers() -> dict[str, Reader]:
     import SimpleITK as sitk
     import torch
 
-    from regkit.cli.files import read_label_names
     from regkit.core.geometry import Grid
     from regkit.features.unet import Architecture, UNet
     from regkit.features.weights import load_network, save_weights
-    from regkit.io.formats import read_linear, read_warp, write_linear, write_warp
+    from regkit.io.formats import read_linear, write_linear, write_warp
     from regkit.io.images import load_image, load_labels, load_segmentation
+    from regkit.io.labelnames import read_label_names
     from regkit.io.outputs import save_segmentation
     from regkit.io.points import open_points, read_pairs, read_points, write_points
     from regkit.io.provenance import read_record
@@ -92,7 +92,7 @@ def readers() -> dict[str, Reader]:
         return load_labels(path, "labels")
 
     def field_file(path: Path) -> Any:
-        return read_warp(path, grid, grid)
+        return Warp.load(path, grid, grid)
 
     def linear(path: Path) -> Any:
         return read_linear(path, grid, grid)

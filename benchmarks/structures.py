@@ -18,13 +18,13 @@ import SimpleITK as sitk
 import torch
 from open_pairs import ROOT, SHARED, setting, write_rows
 
-from regkit.core.geometry import resize
 from regkit.core.intensity import default_ct_window, is_ct
 from regkit.evaluate import dice, summarise
 from regkit.features.components import cell_features
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.io.images import Volume, load_image, load_labels
+from regkit.ops.sampling import resize
 from regkit.synthesis.structures import TRUNK
 from regkit.warp import resample_labels
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from regkit.core.version import __version__
+
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
+    from regkit.cohort.run import Cohort, batch
     from regkit.core.errors import RegkitError
     from regkit.core.geometry import Grid
     from regkit.evaluate import LabelScore, compare_labels, target_registration_error
@@ -35,11 +38,10 @@ if TYPE_CHECKING:
     from regkit.viz.htmlreport import write_report
     from regkit.warp import Warp
 
-__version__ = "0.1.0"
-
 __all__ = [
     "AlignedSeries",
     "Check",
+    "Cohort",
     "DicomSeries",
     "Finetuned",
     "Finetuning",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "align_series",
     "average",
+    "batch",
     "chain",
     "check_warp",
     "compare_labels",
@@ -82,6 +85,7 @@ __all__ = [
 
 _MODULES = {
     "check": ("Check", "check_warp"),
+    "cohort.run": ("Cohort", "batch"),
     "io.dicom": ("DicomSeries",),
     "core.errors": ("RegkitError",),
     "core.geometry": ("Grid",),

@@ -22,7 +22,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.io import foreign, guard
-from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp, to_learn2reg
+from regkit.io.formats import NotLinearError, is_transform, read_linear, to_learn2reg
 from regkit.io.images import ImageLike, Volume, load_image
 from regkit.io.nifti import SUFFIXES, open_nifti
 from regkit.ops.jacobian import folding_percent
@@ -244,11 +244,11 @@ def _candidates(
                     return "linear", list(_of_matrix(plain, fixed, moving, "lps")), None, convention
             return "linear", list(_of_matrix(matrix, fixed, moving, stated)), None, stated
     try:
-        warp = read_warp(path, None, moving)
+        warp = Warp.load(path, None, moving)
     except RegkitError as error:
         positions = _positions(file) if "positions" in str(error) else None
         if positions is None:
-            warp = read_warp(path, fixed, moving)
+            warp = Warp.load(path, fixed, moving)
         else:
             return "field", list(_of_field(positions, "", moving)), None, None
     if file.suffix.lower() == ".npz" or _is_learn2reg(file):

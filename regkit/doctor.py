@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regkit import __version__
 from regkit.core.errors import DISTRIBUTION, RegkitError, reason
+from regkit.core.version import __version__
 from regkit.io.provenance import commit
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WITHOUT = {
     "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
+    "cluster": "'regkit batch' runs on this machine alone",
+    "bids": "'regkit batch' reads no BIDS data sets",
     "bench": "'regkit bench' leaves out the methods whose packages are missing",
     "ants": "two tests that compare with ANTs are skipped",
     "test": "the tests do not run, or some are skipped",

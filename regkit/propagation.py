@@ -14,15 +14,18 @@ import SimpleITK as sitk
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.core.intensity import normalise
 from regkit.core.settings import named_settings
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
-from regkit.io.images import ImageLike, Volume, check_fits_memory, load_image, load_labelled
+from regkit.io.images import ImageLike, Volume, load_image, load_labelled
 from regkit.ops.filters import smooth
 from regkit.ops.resample import Source, resample
-from regkit.registration import Progress, Registration, register, reproducible, torch_device
-from regkit.solver.costvolume import FeatureMap
+from regkit.ops.sampling import sample
+from regkit.registration import Progress, Registration, register
+from regkit.runtime.device import reproducible, torch_device
+from regkit.runtime.memory import check_fits_memory
 from regkit.solver.deformable import STRIDE, plan
 from regkit.start import Init
 from regkit.warp import Warp, contains

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,11 +19,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit import __version__
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, affine_transform, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
+from regkit.core.version import __version__
 from regkit.evaluate import LabelScore, compare_labels, summarise
 from regkit.features.maps import DEFAULT, Part, feature_parts, mind_ssc, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
@@ -33,7 +32,9 @@ from regkit.ops import native
 from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
-from regkit.runtime.memory import GB, capped, fitting, resident_memory
+from regkit.ops.sampling import sample
+from regkit.runtime.device import current, reproducible, torch_device
+from regkit.runtime.memory import GB, capped, fitting, peak_mb, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
     Pyramid,
@@ -46,7 +47,7 @@ from regkit.solver.deformable import (
     plan,
 )
 from regkit.solver.evidence import taken_back
-from regkit.solver.linear import STEPS, LinearStart, align
+from regkit.solver.linear import STEPS, LinearStart, align, improved
 from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
@@ -166,10 +167,12 @@ def register(
         label_names: label -> name; also chooses the labels to measure. By default the names in the file of
             ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
         init: ``auto`` (headers, centres or a search over all overlaps, then rigid and affine, each kept
-            where the features agree better), ``rigid`` (the same without affine), ``affine`` (the
-            affine step is always taken), ``none`` (the headers as they are), ``centre`` (image centres,
-            no more), the file of a linear transform or warp, a 4x4 matrix (fixed to moving LPS mm), a
-            transform of SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on.
+            where the features agree better), ``rigid`` (the same without affine), ``affine`` (another
+            name for ``auto``), ``none`` (the headers as they are), ``centre`` (image centres, no more), the
+            file of a linear transform or warp, a 4x4 matrix (fixed to moving LPS mm), a transform of
+            SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on. Deformable presets
+            first turn and move a given linear transform to where the features near it agree best; linear
+            ones take it as it is.
         features: what the deformable stages compare, of :data:`regkit.features.maps.NAMES`: ``mind``,
             ``network`` or ``network+mind``. In the last the network is left out on a working grid that is
             much finer than what it learnt from. The linear start always compares MIND.
@@ -233,7 +236,12 @@ def register(
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
                 start = LinearStart(given, np.nan, origin, "given")
-                matrix = given
+                if (
+                    chosen.deformable
+                ):  # the pose is the solver's to improve as well; "linear" takes it as it is
+                    start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
+                    start = replace(start, origin=origin)
+                matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         cells = work.grid.pooled(STRIDE)
@@ -388,82 +396,6 @@ class _Stages:
             self.progress(self.stage, self.done + self.shares[self.stage] * count / steps)
 
         return step
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held so far, MB; NaN where the system does not tell."""
-    # The account of resources, which is the same elsewhere, counts from the peak of the parent process.
-    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as stream:
-        return int(next(line for line in stream if line.startswith("VmHWM")).split()[1]) / 2**10
-    return _accounted_mb("RUSAGE_SELF", float("nan"))
-
-
-def peak_mb_of_children() -> float:
-    """The most memory that one of the processes held that this one has started and that have ended, MB; 0
-    where the system does not tell.
-    """
-    return _accounted_mb("RUSAGE_CHILDREN", 0.0)
-
-
-def _accounted_mb(who: str, unknown: float) -> float:
-    try:
-        import resource
-    except ImportError:  # Windows has no such account
-        return unknown
-    peak = resource.getrusage(getattr(resource, who)).ru_maxrss
-    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
-@contextmanager
-def reproducible(threads: int | None, seed: int) -> Iterator[None]:
-    """Run with so many CPU threads, torch's generators at a seed, and gradients that can be taken.
-
-    Whatever the caller's state is (no_grad, a seed of their own), it is the same afterwards.
-    """
-    with _threads(threads), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Run with a GPU as the current one: kernels of Triton's go to that, wherever their tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """Run with so many CPU threads in torch and SimpleITK, and leave both as they were."""
-    if threads is None:
-        yield
-        return
-    if threads < 1:
-        raise RegkitError(f"threads must be at least 1, got {threads}")
-    before = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
-
-
-def torch_device(name: str | torch.device) -> torch.device:
-    """A device, or that of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``."""
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise RegkitError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
-    if device.type == "cuda" and not available:
-        raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RegkitError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
-    return device
 
 
 def _labels(

@@ -20,9 +20,11 @@ from regkit.core.geometry import Float64, affine_transform, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.features.maps import DEFAULT, mind_ssc
 from regkit.io.frames import Frames, FramesLike, load_frames
-from regkit.io.images import ImageLike, Volume, check_fits_memory, load_mask
+from regkit.io.images import ImageLike, Volume, load_mask
 from regkit.ops.resample import Source
-from regkit.registration import Progress, register, reproducible, torch_device
+from regkit.registration import Progress, register
+from regkit.runtime.device import reproducible, torch_device
+from regkit.runtime.memory import check_fits_memory
 from regkit.solver.linear import align
 from regkit.solver.motion import Fit, Reference, parameters
 from regkit.transforms import average

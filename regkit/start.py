@@ -13,10 +13,11 @@ import SimpleITK as sitk
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
-from regkit.io.formats import NotLinearError, is_transform, read_linear, read_warp
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.formats import NotLinearError, is_transform, linear_of, read_linear
 from regkit.ops.resample import Source
-from regkit.transforms import Transform, as_warp, linear_of
+from regkit.ops.sampling import sample
+from regkit.transforms import Transform, as_warp
 from regkit.warp import Warp
 
 Init = str | os.PathLike[str] | Transform
@@ -57,9 +58,9 @@ def given_start(init: Init, names: tuple[str, ...], fixed: Grid, moving: Grid) -
 def _own_grid(path: str, fixed: Grid, moving: Grid) -> Warp:
     """A warp on the grid of its file, or on the fixed image's where the file has none."""
     try:
-        return read_warp(path, None, moving)
+        return Warp.load(path, None, moving)
     except RegkitError:
-        return read_warp(path, fixed, moving)
+        return Warp.load(path, fixed, moving)
 
 
 def seen_through(warp: Warp, moving: Source, grid: Grid, margin: int) -> Source:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, index_grid, map_index, sample
+from regkit.core.geometry import Grid
 from regkit.features.maps import DEFAULT
 from regkit.io.images import Volume
+from regkit.ops.sampling import index_grid, map_index, sample
 from regkit.registration import Progress, Registration, register
 from regkit.start import Init
 from regkit.warp import Warp

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +16,13 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.foreign import split_convention
-from regkit.io.formats import NotLinearError, checked_matrix, is_transform, read_linear, read_warp
-from regkit.warp import Inverter, Warp, contains
+from regkit.io.formats import NotLinearError, is_transform, linear_of, read_linear
+from regkit.warp import Inverter, Warp, contains, point_map
 
 Transform = Warp | sitk.Transform | npt.NDArray[Any] | torch.Tensor
 """A warp, a 3-D transform of SimpleITK, or a 4x4 matrix; fixed point -> moving point, LPS mm."""
 INVERSE = "inverse:"
 """Before the name of a file: its inverse is meant."""
-
-
-def linear_of(transform: object, name: str = "the transform") -> Float64:
-    """The 4x4 LPS matrix of a linear transform in memory.
-
-    Args:
-        transform: a 4x4 matrix (array, tensor or nested lists), or a linear transform of SimpleITK.
-        name: for messages.
-
-    Raises:
-        NotLinearError: if it is a transform of SimpleITK that is not linear.
-        RegkitError: if it is nothing of the kind, or no invertible affine matrix.
-    """
-    if isinstance(transform, sitk.Transform):
-        if transform.GetDimension() != 3:
-            raise RegkitError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
-        if not transform.IsLinear():
-            raise NotLinearError(f"{name} is not linear; give a rigid or affine transform")
-        origin, *ends = (
-            np.array(transform.TransformPoint(p)) for p in [(0.0, 0.0, 0.0), *np.eye(3).tolist()]
-        )
-        matrix = np.eye(4)
-        matrix[:3, :3] = np.stack([end - origin for end in ends], axis=1)
-        matrix[:3, 3] = origin
-        return checked_matrix(matrix, name)
-    if isinstance(transform, torch.Tensor):
-        transform = transform.detach().cpu().numpy()
-    if not isinstance(transform, np.ndarray | list | tuple):
-        raise RegkitError(
-            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
-            "SimpleITK or a 4x4 matrix in LPS mm"
-        )
-    try:
-        array = np.asarray(transform, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    return checked_matrix(array, name)
-
-
-def point_map(transform: object, name: str = "the transform") -> Callable[[Float64], Float64]:
-    """A transform as a function of points, LPS mm (..., 3), to points.
-
-    Args:
-        transform: a warp, a 4x4 matrix, or a 3-D transform of SimpleITK.
-
-    Raises:
-        RegkitError: if it is none of these.
-    """
-    if isinstance(transform, Warp):
-        return transform.transform_points
-    try:
-        return partial(transform_points, linear_of(transform, name))
-    except NotLinearError:
-        return partial(_through_itk, transform)
-
-
-def _through_itk(transform: Any, points: Float64) -> Float64:
-    flat = points.reshape(-1, 3)
-    moved = [transform.TransformPoint(point) for point in flat.tolist()]  # SimpleITK takes one at a time
-    return np.array(moved, dtype=np.float64).reshape(points.shape)
 
 
 def as_warp(transform: object, grid: Grid, moving: Grid | None = None, name: str = "the transform") -> Warp:
@@ -206,11 +145,11 @@ def read_chain(files: Sequence[Path], fixed: Grid | None, moving: Grid | None) -
                 steps.append(Step(file, _linear(matrix)))
                 continue
         try:
-            warp = read_warp(file, None, own_moving)
+            warp = Warp.load(file, None, own_moving)
         except RegkitError:
             if own_fixed is None:
                 raise
-            warp = read_warp(file, own_fixed, own_moving)
+            warp = Warp.load(file, own_fixed, own_moving)
         steps.append(Step(file, Inverter(warp)) if inverse else Step(file, warp.transform_points, warp.grid))
     return steps
 

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.ops.resample import Source, resample
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import MOST_DOUBT
 from regkit.solver.linear import block_match, fast_length, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import EMPTY, LowRes, Points, content

@@ -7,10 +7,13 @@ other way, through :meth:`Warp.inverse`.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,12 +23,14 @@ import torch
 from nibabel.spatialimages import SpatialImage
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.displacement import DisplacementField
+from regkit.io.formats import NotLinearError, linear_of, read_warp, write_warp
+from regkit.io.frames import Frames, as_given, is_series, load_frames
+from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume
 from regkit.ops.jacobian import jacobian_determinant
-
-if TYPE_CHECKING:
-    from regkit.io.frames import Frames
-    from regkit.io.images import ImageLike, Volume
+from regkit.ops.sampling import sample
+from regkit.runtime.memory import check_fits_memory
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
 INTERPOLATORS = {
@@ -37,7 +42,7 @@ INTERPOLATORS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Warp:
+class Warp(DisplacementField):
     """A displacement field on the fixed image's grid.
 
     Args:
@@ -58,52 +63,19 @@ class Warp:
         [[2.0, 2.0, 3.0]]
     """
 
-    field: npt.NDArray[np.float32]
-    grid: Grid
-    moving_grid: Grid | None = None
-
-    def __post_init__(self) -> None:
-        # Writeable, because torch.from_numpy shares the memory and warns otherwise.
-        field = np.require(self.field, dtype=np.float32, requirements=["C", "W"])
-        if field.shape != (*self.grid.shape, 3):
-            raise RegkitError(
-                f"a displacement field of shape {field.shape} does not fit a grid of shape {self.grid.shape}"
-            )
-        if not (np.isfinite(field.min()) and np.isfinite(field.max())):
-            raise RegkitError("the displacement field has values that are infinite or not a number")
-        object.__setattr__(self, "field", field)
-
-    @classmethod
-    def from_transform(cls, transform: sitk.Transform, grid: Grid, moving_grid: Grid | None = None) -> Warp:
-        """Any 3-D ITK transform (fixed point -> moving point), sampled at the voxels of ``grid``."""
-        if transform.GetDimension() != 3:
-            raise RegkitError(f"a warp is 3-D, but the transform is {transform.GetDimension()}-D")
-        image = sitk.TransformToDisplacementField(
-            transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
-        )
-        return cls(sitk.GetArrayFromImage(image), grid, moving_grid)
-
     @classmethod
     def load(cls, path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Warp:
         """Read a warp file; see :func:`regkit.io.formats.read_warp`."""
-        from regkit.io.formats import read_warp
+        return cls.of(read_warp(path, fixed, moving))
 
-        return read_warp(path, fixed, moving)
+    @classmethod
+    def of(cls, displacement: DisplacementField) -> Warp:
+        """The warp of a displacement field, whose memory it shares."""
+        return cls(displacement.field, displacement.grid, displacement.moving_grid)
 
     def save(self, path: str | Path, format: str | None = None) -> None:
         """Write a warp file; see :func:`regkit.io.formats.write_warp`."""
-        from regkit.io.formats import write_warp
-
         write_warp(self, path, format)
-
-    def to_sitk(self) -> sitk.DisplacementFieldTransform:
-        """The same transform in ITK (float64 inside). Beyond the grid ITK moves no point at all."""
-        from regkit.io.images import check_fits_memory
-
-        # A copy of the field in each precision.
-        check_fits_memory(self.field[..., 0].size, "the warp as a transform of ITK", 12 + 24)
-        image = self.grid.to_sitk(self.field, vector=True)
-        return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
     def apply(
         self,
@@ -131,9 +103,6 @@ class Warp:
         Raises:
             RegkitError: if the image is unusable or the interpolation unknown.
         """
-        from regkit.io.frames import Frames, apply_to_frames, as_given, is_series, load_frames
-        from regkit.io.images import load_image, load_labels, load_volume
-
         if interpolation not in INTERPOLATORS:
             raise RegkitError(
                 f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
@@ -206,8 +175,6 @@ class Warp:
         Raises:
             RegkitError: if it is none of these.
         """
-        from regkit.transforms import point_map
-
         go_on = point_map(then)
         field = np.empty_like(self.field)
         for first, last in slabs(self.grid):
@@ -236,8 +203,6 @@ class Warp:
             raise RegkitError(
                 "the inverse lies on the moving image's grid, which this warp does not know: give it"
             )
-        from regkit.io.images import check_fits_memory
-
         # The residual and the inverse.
         check_fits_memory(self.field[..., 0].size + int(np.prod(grid.size)), "the inverse", 12)
         inverter = Inverter(self)
@@ -250,8 +215,6 @@ class Warp:
 
     def jacobian(self) -> Volume:
         """The Jacobian determinant of T; see :func:`regkit.ops.jacobian.jacobian_determinant`."""
-        from regkit.io.images import Volume
-
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
     def affine_part(self) -> Float64:
@@ -402,3 +365,71 @@ def _derivative(residual: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     shifts = 0.05 * torch.eye(3)
     columns = [(_sample(residual, u + s) - _sample(residual, u - s)) / 0.1 for s in shifts]
     return torch.stack(columns, dim=-1) + torch.eye(3)
+
+
+def point_map(transform: object, name: str = "the transform") -> Callable[[Float64], Float64]:
+    """A transform as a function of points, LPS mm (..., 3), to points.
+
+    Args:
+        transform: a warp, a 4x4 matrix, or a 3-D transform of SimpleITK.
+
+    Raises:
+        RegkitError: if it is none of these.
+    """
+    if isinstance(transform, Warp):
+        return transform.transform_points
+    try:
+        return partial(transform_points, linear_of(transform, name))
+    except NotLinearError:
+        return partial(_through_itk, transform)
+
+
+def _through_itk(transform: Any, points: Float64) -> Float64:
+    flat = points.reshape(-1, 3)
+    moved = [transform.TransformPoint(point) for point in flat.tolist()]  # SimpleITK takes one at a time
+    return np.array(moved, dtype=np.float64).reshape(points.shape)
+
+
+def apply_to_frames(
+    warp: Warp,
+    frames: Frames,
+    interpolation: str = "linear",
+    reference: Grid | None = None,
+    default: float | None = None,
+) -> Frames:
+    """Every volume of a series through one warp, as :meth:`regkit.Warp.apply` does it.
+
+    Args:
+        interpolation: ``linear``, ``bspline``, ``nearest`` or ``label``.
+        reference: the grid to resample on instead of the warp's.
+        default: value where the volumes end; by itself 0 for labels, else the minimum of the series.
+
+    Returns:
+        float32; of ``nearest`` and ``label`` the type of the series.
+
+    Raises:
+        RegkitError: if the interpolation is unknown.
+    """
+    if interpolation not in INTERPOLATORS:
+        raise RegkitError(
+            f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
+        )
+    whole = interpolation in ("nearest", "label")
+    dtype = (
+        np.dtype(np.uint8 if frames.array.dtype.kind == "b" else frames.array.dtype)
+        if whole
+        else np.dtype("f4")
+    )
+    if default is None:
+        default = 0.0 if interpolation == "label" else float(frames.array.min())
+    grid = reference or warp.grid
+    check_fits_memory(len(frames) * math.prod(grid.size), "the moved series", dtype.itemsize)
+    transform, onto = warp.to_sitk(), grid.blank(sitk.sitkUInt8)
+    moved = np.empty((len(frames), *grid.shape), dtype)
+    for k, frame in enumerate(frames.array):
+        source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
+        seen = sitk.Resample(
+            source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
+        )
+        moved[k] = sitk.GetArrayViewFromImage(seen)
+    return replace(frames, array=moved, grid=grid)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from regkit.features.featuremap import FeatureMap
 from regkit.solver.coarse import coupled_convex
-from regkit.solver.costvolume import FeatureMap, displacements, known_costs, of_the_way_back, with_neutral
+from regkit.solver.costvolume import displacements, known_costs, of_the_way_back, with_neutral
 
 SHAPES = [(9, 8, 11), (1, 5, 40), (7, 1, 1)]
 

@@ -20,7 +20,7 @@ from cli_cases import error_of, run
 from warp_cases import FIXED, MOVING, smooth_warp, texture
 
 import regkit
-from regkit.cli.console import is_out_of_memory
+from regkit.core.errors import is_out_of_memory
 from regkit.core.geometry import Grid
 from regkit.io.formats import write_linear, write_warp
 from regkit.io.outputs import save_image
@@ -285,12 +285,12 @@ def test_one_line_is_all_there_is_on_stderr(tmp_path: Path) -> None:
 
 def test_a_bug_shows_what_libraries_said(good: Path, tmp_path: Path) -> None:
     code = (
-        "import os, sys, regkit, regkit.cli\n"
+        "import os, sys, regkit.cli, regkit.registration\n"
         "def fail(*_, **__):\n"
         "    os.write(2, b'a C library speaks\\n')\n"
         "    print('and Python', file=sys.stderr)\n"
         "    raise ValueError('a bug')\n"
-        "regkit.register = fail\n"
+        "regkit.registration.register = fail\n"
         "regkit.cli.app()"
     )
     words = ("register", good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
@@ -307,7 +307,7 @@ def register_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException],
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("regkit.register", fail, raising=False)
+        monkeypatch.setattr("regkit.registration.register", fail, raising=False)
 
     return arrange
 
@@ -365,7 +365,7 @@ def test_a_warning_is_one_line(good: Path, tmp_path: Path, monkeypatch: pytest.M
         warnings.warn("this is\nodd", stacklevel=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regkit.register", warn, raising=False)
+    monkeypatch.setattr("regkit.registration.register", warn, raising=False)
     words = (good / "fixed.nii.gz", good / "moving.nii.gz", "-o", tmp_path / "w.nii.gz", "-q")
     assert run("register", *words, code=130).stderr.splitlines()[0] == "warning: this is odd"
 

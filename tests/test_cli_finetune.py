@@ -17,9 +17,9 @@ from segmentation_cases import labelled, tiny_weights, write_labelled
 
 import regkit
 from regkit.cli import finetune, segment
-from regkit.cli.files import read_label_names
 from regkit.core.errors import RegkitError
 from regkit.io.images import load_image, load_labels
+from regkit.io.labelnames import read_label_names
 from regkit.io.outputs import save_image
 from regkit.segmentation.files import labelled_files, split
 from regkit.segmentation.model import Segmenter
@@ -169,7 +169,7 @@ def test_every_argument_reaches_finetune(data: Path, tmp_path: Path, monkeypatch
         given.update(options, training=training, output=output, validation=validation)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regkit.finetune", record, raising=False)
+    monkeypatch.setattr("regkit.segmentation.training.finetune", record, raising=False)
     (tmp_path / "names.json").write_text('{"0": "background", "7": "inner"}')
     run(
         "finetune", "--images", data / "images", "--labels", data / "labels", "--output", tmp_path / "model",
@@ -302,7 +302,9 @@ def test_the_table_of_a_segmentation(data: Path, model: Path, tmp_path: Path) ->
 def test_outputs_are_checked_first(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regkit.segment", lambda *_, **__: pytest.fail("it began"), raising=False)
+    monkeypatch.setattr(
+        "regkit.segmentation.inference.segment", lambda *_, **__: pytest.fail("it began"), raising=False
+    )
     old, new = tmp_path / "old.nii.gz", tmp_path / "new.nii.gz"
     old.write_text("old")
     image = data / "images" / "case4_0000.nii.gz"

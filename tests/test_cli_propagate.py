@@ -84,7 +84,7 @@ def test_every_argument_reaches_propagate(
         given.update(options, target=target, atlases=atlases)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regkit.propagate", record, raising=False)
+    monkeypatch.setattr("regkit.propagation.propagate", record, raising=False)
     run(
         "propagate", files.fixed, *atlases, "-o", tmp_path / "labels.nii.gz", "--fusion", "majority",
         "--init", "centre", "--features", "network", "--preset", "accurate", "--weights", files.names,
@@ -124,7 +124,9 @@ def test_wrong_command_lines(files: Files, atlases: tuple[object, ...], tmp_path
 def test_outputs_are_checked_first(
     files: Files, atlases: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regkit.propagate", lambda *_, **__: pytest.fail("it began"), raising=False)
+    monkeypatch.setattr(
+        "regkit.propagation.propagate", lambda *_, **__: pytest.fail("it began"), raising=False
+    )
     old = tmp_path / "old.nii.gz"
     old.write_text("old")
     words = ("propagate", files.fixed, *atlases)

@@ -179,7 +179,7 @@ def test_every_argument_reaches_register(
         given.update(options, fixed=fixed, moving=moving)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regkit.register", record, raising=False)
+    monkeypatch.setattr("regkit.registration.register", record, raising=False)
     run(
         "register", files.fixed, files.moving, "-o", tmp_path / "w.npz",
         "--fixed-mask", files.fixed_labels, "--moving-mask", files.moving_labels,
@@ -250,7 +250,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the registration began")
 
     monkeypatch.setattr(regkit.registration, "register", fail)
-    monkeypatch.setattr("regkit.register", fail, raising=False)
+    monkeypatch.setattr("regkit.registration.register", fail, raising=False)
 
 
 @pytest.mark.usefixtures("no_work")

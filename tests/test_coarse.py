@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
 
-from regkit.core.geometry import index_grid, sample
+from regkit.features.featuremap import FeatureMap
+from regkit.ops.sampling import index_grid, sample
 from regkit.solver.coarse import COUPLING, coupled_convex, inverse_consistent, match
-from regkit.solver.costvolume import FeatureMap, cost_volume, displacements
+from regkit.solver.costvolume import cost_volume, displacements
 
 SHAPE = (5, 6, 4)
 RADIUS = 2

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from regkit.core.geometry import index_grid
-from regkit.solver.costvolume import FeatureMap, cost_volume, displacements
+from regkit.features.featuremap import FeatureMap
+from regkit.ops.sampling import index_grid
+from regkit.solver.costvolume import cost_volume, displacements
 
 
 def _map(rng: np.random.Generator, shape: tuple[int, ...], channels: int = 3) -> FeatureMap:

@@ -10,12 +10,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, index_grid
+from regkit.core.geometry import Grid
 from regkit.core.settings import PRESETS
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import INTENSITY, MIND, Part
 from regkit.ops.resample import Source
+from regkit.ops.sampling import index_grid
 from regkit.solver import coarse
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.deformable import (
     STRIDE,
     Plan,

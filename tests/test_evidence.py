@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import ndimage
 
+from regkit.features.featuremap import FeatureMap
 from regkit.ops.filters import smooth
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.deformable import STRIDE, Pyramid
 from regkit.solver.evidence import (
     MOST_DOUBT,

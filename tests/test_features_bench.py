@@ -10,8 +10,8 @@ import torch
 from features import CHOOSING, Gain, chosen, gain, line, summary
 from features_profile import profile
 
+from regkit.features.featuremap import FeatureMap
 from regkit.ops.filters import smooth
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.deformable import STRIDE, Pyramid
 
 

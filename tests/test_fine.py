@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from regkit.core.geometry import index_grid
 from regkit.core.settings import PRESETS
+from regkit.features.featuremap import FeatureMap
 from regkit.ops.filters import smooth
 from regkit.ops.folding import folded_points
-from regkit.solver.costvolume import FeatureMap
+from regkit.ops.sampling import index_grid
 from regkit.solver.fine import (
     _MOST_STIFFNESS,
     _STIFFNESS_RANGE,

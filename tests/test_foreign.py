@@ -14,7 +14,7 @@ from warp_cases import FIXED, MOVING, affine_map, blob, centre_of_mass, smooth_w
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
-from regkit.io.formats import read_linear, read_warp, write_linear, write_warp
+from regkit.io.formats import read_linear, write_linear, write_warp
 from regkit.io.images import Volume
 from regkit.warp import Warp
 
@@ -91,8 +91,8 @@ def test_fields_come_in_as_the_tool_means_them(tool: str, tmp_path: Path) -> Non
     make, signs = FIELDS[tool]
     warp = smooth_warp()
     path = save(tmp_path / "field.nii.gz", make(warp), **signs)
-    np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-3)
-    again = read_warp(path, FIXED, MOVING)
+    np.testing.assert_allclose(Warp.load(path).field, warp.field, atol=1e-3)
+    again = Warp.load(path, FIXED, MOVING)
     assert again.grid == FIXED and again.moving_grid == MOVING
 
 
@@ -103,7 +103,7 @@ def test_a_known_shift_brings_a_blob_to_its_place(tool: str, tmp_path: Path) -> 
     place = FIXED.centre + shift / 2
     moving = Volume(blob(MOVING, place, sigma=3), MOVING)
     vectors = make(Warp(np.broadcast_to(shift, (*FIXED.shape, 3)), FIXED, MOVING))
-    moved = read_warp(save(tmp_path / "field.nii", vectors, **signs)).apply(moving)
+    moved = Warp.load(save(tmp_path / "field.nii", vectors, **signs)).apply(moving)
     np.testing.assert_allclose(centre_of_mass(moved.array, FIXED), place - shift, atol=0.05)
 
 
@@ -112,16 +112,16 @@ def test_afni_counts_in_lps_on_a_plumb_grid(tmp_path: Path) -> None:
     vectors = (targets(warp) - ras_at(PLUMB)) * LPS_RAS
     for intent in (0, 1007, 1006):
         path = save(tmp_path / "WARP.nii", vectors, PLUMB, intent=intent, notes=AFNI)
-        np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-3)
+        np.testing.assert_allclose(Warp.load(path).field, warp.field, atol=1e-3)
     more = np.concatenate([vectors, np.ones_like(vectors)], axis=-1)  # hexvol, BulkEn, ShearEn
     for four in (False, True):
         path = save(tmp_path / "WARP.nii", more, PLUMB, intent=0, notes=AFNI, four=four)
-        np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-3)
+        np.testing.assert_allclose(Warp.load(path).field, warp.field, atol=1e-3)
     with pytest.raises(RegkitError, match="moving image's grid is oblique"):
-        read_warp(path, None, MOVING)
+        Warp.load(path, None, MOVING)
     path = save(tmp_path / "WARP.nii", vectors, FIXED, notes=AFNI)
     with pytest.raises(RegkitError, match="its grid is oblique"):
-        read_warp(path)
+        Warp.load(path)
 
 
 def fsl_mm(grid: Grid, index: np.ndarray) -> np.ndarray:
@@ -142,9 +142,9 @@ def test_fnirt_counts_in_fsl_mm_of_both_images(
     there = fsl_mm(moving, nib.affines.apply_affine(np.linalg.inv(moving.ras_affine), targets(warp)))
     vectors = there if absolute else there - fsl_mm(fixed, indices(fixed))
     path = save(tmp_path / "warp.nii.gz", vectors, fixed, intent=2006, four=True)
-    np.testing.assert_allclose(read_warp(path, None, moving).field, warp.field, atol=1e-3)
+    np.testing.assert_allclose(Warp.load(path, None, moving).field, warp.field, atol=1e-3)
     with pytest.raises(RegkitError, match="give the moving image too"):
-        read_warp(path)
+        Warp.load(path)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -172,7 +172,7 @@ def test_what_is_known_and_not_converted_is_refused_by_name(case: str, tmp_path:
     signs, message = REFUSED[case]
     path = save(tmp_path / "field.nii", np.zeros((*FIXED.size, 3)), **signs)
     with pytest.raises(RegkitError, match=rf"^.*field\.nii: .*{message}"):
-        read_warp(path, FIXED, MOVING)
+        Warp.load(path, FIXED, MOVING)
 
 
 @pytest.mark.parametrize("signs", [np.ones(3), LPS_RAS])
@@ -185,7 +185,7 @@ def test_positions_without_a_signature_are_refused(name: str, signs: np.ndarray,
     elif name.endswith(".nhdr"):
         sitk.WriteImage(sitk.ReadImage(tmp_path / "field.mha"), tmp_path / name)
     with pytest.raises(RegkitError, match=rf"{name}: its vectors are not displacements but positions in"):
-        read_warp(tmp_path / name)
+        Warp.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["mhd", "nhdr", "hdr", "img"])
@@ -198,7 +198,7 @@ def test_fields_in_two_files_are_read(suffix: str, tmp_path: Path) -> None:
         nib.save(nib.Nifti1Pair(np.asarray(single.dataobj), None, single.header), path)
     else:
         sitk.WriteImage(FIXED.to_sitk(warp.field, vector=True), path)
-    np.testing.assert_allclose(read_warp(path).field, warp.field, atol=1e-5)
+    np.testing.assert_allclose(Warp.load(path).field, warp.field, atol=1e-5)
 
 
 def test_nifti_2_fields_are_read(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_nifti_2_fields_are_read(tmp_path: Path) -> None:
     header = nib.Nifti2Header.from_header(one.header)
     header["intent_code"] = 1007
     nib.save(nib.Nifti2Image(np.asarray(one.dataobj), one.affine, header), tmp_path / "two.nii.gz")
-    np.testing.assert_allclose(read_warp(tmp_path / "two.nii.gz").field, warp.field, atol=1e-5)
+    np.testing.assert_allclose(Warp.load(tmp_path / "two.nii.gz").field, warp.field, atol=1e-5)
 
 
 @pytest.mark.parametrize("pixdim", [0.0, 4.0])
@@ -218,7 +218,7 @@ def test_spacings_of_fields_are_checked_as_those_of_images(pixdim: float, tmp_pa
     content[80:84] = np.float32(pixdim).tobytes()
     path.write_bytes(content)
     with pytest.raises(RegkitError, match=r"field\.nii: its (voxel spacing is|header says two things)"):
-        read_warp(path)
+        Warp.load(path)
 
 
 # --- linear transforms
@@ -250,7 +250,7 @@ def lta(kind: int, valid: int = 1) -> str:
 def test_freesurfers_lta(kind: int, tmp_path: Path) -> None:
     (tmp_path / "reg.lta").write_text(lta(kind))
     np.testing.assert_allclose(read_linear(tmp_path / "reg.lta"), MATRIX, atol=1e-6)
-    warp = read_warp(tmp_path / "reg.lta", FIXED)
+    warp = Warp.load(tmp_path / "reg.lta", FIXED)
     points = FIXED.world_points()
     np.testing.assert_allclose(points + warp.field, transform_points(MATRIX, points), atol=1e-3)
 
@@ -283,7 +283,7 @@ def test_flirt_takes_the_source_to_the_reference_in_fsl_mm(
     np.testing.assert_allclose(found, MATRIX, atol=1e-6)
     monkeypatch.chdir(tmp_path)
     np.testing.assert_allclose(read_linear("fsl:flirt.mat", fixed, moving), found)
-    warp = read_warp("fsl:flirt.mat", fixed, moving)
+    warp = Warp.load("fsl:flirt.mat", fixed, moving)
     points = fixed.world_points()
     np.testing.assert_allclose(points + warp.field, transform_points(MATRIX, points), atol=1e-3)
     with pytest.raises(RegkitError, match=r"flirt\.mat: .*give both \(--fixed and --moving\)"):
@@ -366,7 +366,7 @@ def test_elastix_transforms_that_are_not_linear_are_refused(tmp_path: Path) -> N
     path = tmp_path / "TransformParameters.0.txt"
     path.write_text(elastix("BSplineTransform", [0.0] * 9, None))
     with pytest.raises(RegkitError, match=r"elastix' BSplineTransform, .* 'transformix -def all'"):
-        read_warp(path, FIXED)
+        Warp.load(path, FIXED)
     path.write_text(elastix("EulerTransform", [0.0] * 5, [0.0] * 3))
     with pytest.raises(RegkitError, match="6 numbers were expected"):
         read_linear(path)
@@ -378,7 +378,7 @@ def test_spline_transforms_of_itk_and_slicer(tmp_path: Path) -> None:
     spline.SetParameters(numbers.tolist())
     for name in ("spline.tfm", "spline.h5"):
         sitk.WriteTransform(sitk.CompositeTransform([sitk.AffineTransform(3), spline]), str(tmp_path / name))
-        warp = read_warp(tmp_path / name, FIXED)
+        warp = Warp.load(tmp_path / name, FIXED)
         np.testing.assert_allclose(warp.field, Warp.from_transform(spline, FIXED).field, atol=1e-4)
 
 
@@ -398,7 +398,7 @@ def test_files_of_other_tools_are_refused_by_name(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RegkitError, match=message):
-        read_warp(tmp_path / name, FIXED, MOVING)
+        Warp.load(tmp_path / name, FIXED, MOVING)
 
 
 def test_a_file_with_a_colon_in_its_name_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,4 +413,4 @@ def test_a_field_that_does_not_say_where_it_lies_is_doubted(tmp_path: Path) -> N
     content[252:256] = bytes(4)  # qform_code and sform_code
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"field\.nii: its qform and sform have the code 0"):
-        read_warp(path)
+        Warp.load(path)

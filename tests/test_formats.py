@@ -16,7 +16,7 @@ from warp_cases import FIXED, MOVING, affine_map, blob, centre_of_mass, smooth_w
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
-from regkit.io.formats import from_learn2reg, read_linear, read_warp, to_learn2reg, write_linear, write_warp
+from regkit.io.formats import from_learn2reg, read_linear, to_learn2reg, write_linear, write_warp
 from regkit.io.images import Volume
 from regkit.warp import Warp, contains
 
@@ -175,10 +175,10 @@ def test_round_trip_through_any_two_formats(
 ) -> None:
     warp = smooth_warp()
     write_warp(warp, tmp_path / name, format)
-    once = read_warp(tmp_path / name, FIXED, MOVING)
+    once = Warp.load(tmp_path / name, FIXED, MOVING)
     (tmp_path / "second").mkdir()
     write_warp(once, tmp_path / "second" / second_name, second_format)
-    twice = read_warp(tmp_path / "second" / second_name, FIXED, MOVING)
+    twice = Warp.load(tmp_path / "second" / second_name, FIXED, MOVING)
     assert twice.grid == FIXED and twice.moving_grid == MOVING
     np.testing.assert_allclose(twice.field, warp.field, atol=1e-4)
     assert {p.name for p in tmp_path.iterdir()} == {name, "second"}  # no temporary file is left
@@ -188,7 +188,7 @@ def test_round_trip_through_any_two_formats(
 def test_files_with_a_grid_need_none_given(tmp_path: Path, name: str, format: str) -> None:
     warp = smooth_warp()
     write_warp(warp, tmp_path / name, format)
-    again = read_warp(tmp_path / name)
+    again = Warp.load(tmp_path / name)
     assert again.grid.same_as(FIXED, 1e-3) and again.moving_grid is None
     np.testing.assert_allclose(again.field, warp.field, atol=1e-4)
 
@@ -202,13 +202,13 @@ def test_the_suffix_sets_the_format(tmp_path: Path, name: str, format: str) -> N
     write_warp(warp, tmp_path / name)
     write_warp(warp, tmp_path / f"said_{name}", format)
     for file in (name, f"said_{name}"):
-        np.testing.assert_allclose(read_warp(tmp_path / file, FIXED, MOVING).field, warp.field, atol=1e-4)
+        np.testing.assert_allclose(Warp.load(tmp_path / file, FIXED, MOVING).field, warp.field, atol=1e-4)
 
 
 def test_another_fixed_grid_is_sampled_as_itk_does(tmp_path: Path) -> None:
     warp, other = smooth_warp(), FIXED.working(4.0)
     write_warp(warp, tmp_path / "warp.nii.gz")
-    again = read_warp(tmp_path / "warp.nii.gz", other)
+    again = Warp.load(tmp_path / "warp.nii.gz", other)
     itk = warp.to_sitk()
     points = other.world_points()[::3, ::3, ::3].reshape(-1, 3)
     expected = [itk.TransformPoint(p) for p in points.tolist()]
@@ -227,14 +227,14 @@ def test_composites_apply_the_last_transform_first(tmp_path: Path) -> None:
     # As ANTs writes them: the field acts first, so it lies on the fixed grid and none need be given.
     expected = transform_points(matrix, warp.transform_points(points)) - points
     for fixed in (None, FIXED):
-        again = read_warp(tmp_path / "ants.h5", fixed)
+        again = Warp.load(tmp_path / "ants.h5", fixed)
         assert again.grid.same_as(FIXED)
         np.testing.assert_allclose(again.field, expected, atol=1e-3)
 
     sitk.WriteTransform(sitk.CompositeTransform([warp.to_sitk(), affine]), str(tmp_path / "reverse.tfm"))
     with pytest.raises(RegkitError, match=r"reverse.tfm: .*--fixed"):
-        read_warp(tmp_path / "reverse.tfm")
-    again = read_warp(tmp_path / "reverse.tfm", FIXED)
+        Warp.load(tmp_path / "reverse.tfm")
+    again = Warp.load(tmp_path / "reverse.tfm", FIXED)
     moved = transform_points(matrix, points)
     inside = contains(FIXED, moved)  # ITK moves nothing beyond the field
     np.testing.assert_allclose(
@@ -246,16 +246,16 @@ def test_a_linear_file_becomes_a_warp_on_the_fixed_grid(tmp_path: Path) -> None:
     matrix = affine_map(15, (1, 2, 3))
     write_linear(matrix, tmp_path / "affine.tfm")
     points = FIXED.world_points()
-    warp = read_warp(tmp_path / "affine.tfm", FIXED)
+    warp = Warp.load(tmp_path / "affine.tfm", FIXED)
     np.testing.assert_allclose(points + warp.field, transform_points(matrix, points), atol=1e-3)
     with pytest.raises(RegkitError, match="--fixed"):
-        read_warp(tmp_path / "affine.tfm")
+        Warp.load(tmp_path / "affine.tfm")
 
 
 def test_learn2reg_half_precision_at_full_resolution_is_read(tmp_path: Path) -> None:
     warp = smooth_warp()
     np.savez(tmp_path / "disp.npz", anything=to_learn2reg(warp).astype(np.float16))
-    again = read_warp(tmp_path / "disp.npz", FIXED, MOVING)
+    again = Warp.load(tmp_path / "disp.npz", FIXED, MOVING)
     assert again.field.dtype == np.float32
     np.testing.assert_allclose(again.field, warp.field, atol=0.1)
 
@@ -287,7 +287,7 @@ def test_ambiguous_nifti_files_are_refused(
 ) -> None:
     _save_nifti(tmp_path / "file.nii.gz", shape, intent)
     with pytest.raises(RegkitError, match=f"file.nii.gz: .*{message}"):
-        read_warp(tmp_path / "file.nii.gz", FIXED, MOVING)
+        Warp.load(tmp_path / "file.nii.gz", FIXED, MOVING)
 
 
 @pytest.mark.parametrize("grids", [(None, None), (FIXED, None), (None, MOVING)])
@@ -297,7 +297,7 @@ def test_learn2reg_files_need_both_grids(
 ) -> None:
     write_warp(smooth_warp(), tmp_path / name, "l2r")
     with pytest.raises(RegkitError, match=f"{name}: .*--fixed and --moving"):
-        read_warp(tmp_path / name, *grids)
+        Warp.load(tmp_path / name, *grids)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_learn2reg_files_need_both_grids(
 def test_unusable_npz_files_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "disp.npz", **arrays)
     with pytest.raises(RegkitError, match=f"disp.npz: .*{message}"):
-        read_warp(tmp_path / "disp.npz", FIXED, MOVING)
+        Warp.load(tmp_path / "disp.npz", FIXED, MOVING)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_unusable_npz_files_are_refused(tmp_path: Path, arrays: dict[str, np.nda
 def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RegkitError, match=f"{name}: "):
-        read_warp(tmp_path / name, FIXED, MOVING)
+        Warp.load(tmp_path / name, FIXED, MOVING)
 
 
 @pytest.mark.parametrize(("name", "format"), FILES)
@@ -335,7 +335,7 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, format: str) -> 
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RegkitError, match=f"{name}: "):
-        read_warp(tmp_path / name, FIXED, MOVING)
+        Warp.load(tmp_path / name, FIXED, MOVING)
 
 
 def test_a_gzip_cut_at_a_block_is_refused(tmp_path: Path) -> None:
@@ -343,21 +343,21 @@ def test_a_gzip_cut_at_a_block_is_refused(tmp_path: Path) -> None:
     raw = (tmp_path / "warp.nii").read_bytes()
     (tmp_path / "warp.nii.gz").write_bytes(gzip.compress(raw[: len(raw) // 2]))
     with pytest.raises(RegkitError, match="truncated or damaged"):
-        read_warp(tmp_path / "warp.nii.gz")
+        Warp.load(tmp_path / "warp.nii.gz")
 
 
 def test_what_is_missing_or_no_warp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match=r"absent\.nii\.gz: no such file"):
-        read_warp(tmp_path / "absent.nii.gz")
+        Warp.load(tmp_path / "absent.nii.gz")
     (tmp_path / "warp.pkl").write_bytes(b"1")
     with pytest.raises(RegkitError, match=r"'\.pkl' is no suffix of a warp"):
-        read_warp(tmp_path / "warp.pkl")
+        Warp.load(tmp_path / "warp.pkl")
     sitk.WriteImage(FIXED.blank(), str(tmp_path / "image.mha"))
     with pytest.raises(RegkitError, match=r"a 3-D image of 1 component"):
-        read_warp(tmp_path / "image.mha")
+        Warp.load(tmp_path / "image.mha")
     sitk.WriteTransform(sitk.Euler2DTransform(), str(tmp_path / "flat.tfm"))
     with pytest.raises(RegkitError, match=r"flat\.tfm: a 2-D transform"):
-        read_warp(tmp_path / "flat.tfm", FIXED)
+        Warp.load(tmp_path / "flat.tfm", FIXED)
 
 
 @pytest.mark.parametrize(
@@ -375,10 +375,10 @@ def test_nrrd_fields_of_another_meaning_are_refused(
     assert old in content
     (tmp_path / "warp.nrrd").write_bytes(content.replace(old, new, 1))
     with pytest.raises(RegkitError, match=message):
-        read_warp(tmp_path / "warp.nrrd")
+        Warp.load(tmp_path / "warp.nrrd")
     resampling = content.replace(b"kinds:", b"displacement field type:=resampling\nkinds:", 1)
     (tmp_path / "warp.nrrd").write_bytes(resampling)
-    np.testing.assert_array_equal(read_warp(tmp_path / "warp.nrrd").field, smooth_warp().field)
+    np.testing.assert_array_equal(Warp.load(tmp_path / "warp.nrrd").field, smooth_warp().field)
 
 
 def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:

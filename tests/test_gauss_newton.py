@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from regkit.core.geometry import Float64
+from regkit.features.featuremap import FeatureMap
 from regkit.solver import gauss_newton
-from regkit.solver.costvolume import FeatureMap
 
 SHAPE = (20, 22, 24)
 

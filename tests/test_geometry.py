@@ -17,7 +17,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, index_grid, map_index, resize, sample, transform_points
+from regkit.core.geometry import Grid, transform_points
+from regkit.ops.sampling import index_grid, map_index, resize, sample
 
 
 def random_grid(seed: int) -> Grid:

@@ -12,11 +12,12 @@ import torch
 from kernel_cases import SHAPES, both, close, convex_steps, cost_pairs, feature_map, single
 
 from regkit.core.settings import Settings
+from regkit.features.featuremap import FeatureMap
 from regkit.ops import gpu
 from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, Corner
 from regkit.solver.coarse import _TIE_BREAK, COUPLING, match
-from regkit.solver.costvolume import FeatureMap, known_costs, known_slab
+from regkit.solver.costvolume import known_costs, known_slab
 from regkit.solver.fine import _GRADIENT_FLOOR, _Adam, comparison, penalty, refine
 
 pytest.importorskip("triton")

@@ -18,8 +18,9 @@ from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
-from regkit.io.images import IMAGE_SUFFIXES, Volume, check_fits_memory, load_image, load_labels, load_mask
+from regkit.io.images import IMAGE_SUFFIXES, Volume, load_image, load_labels, load_mask
 from regkit.runtime import memory
+from regkit.runtime.memory import check_fits_memory
 
 CUBE = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
 

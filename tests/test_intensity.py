@@ -60,3 +60,10 @@ def test_a_binary_image_keeps_both_its_values() -> None:
     array = np.zeros((10, 10, 10), dtype=np.float32)
     array[5:] = 7
     assert window_of(array, None) == (0, 7)
+
+
+def test_a_trace_of_noise_does_not_change_the_window(rng: np.random.Generator) -> None:
+    array = np.zeros((20, 24, 28), dtype=np.float32)
+    array[5:15, 6:18, 7:21] = rng.gamma(4, 50, (10, 12, 14))
+    noisy = array + 1e-6 * array.std() * rng.standard_normal(array.shape).astype(np.float32)
+    np.testing.assert_allclose(window_of(noisy, None), window_of(array, None), atol=1e-3)

@@ -18,6 +18,7 @@ from regkit.solver.linear import (
     fit_affine,
     fit_rigid,
     fit_similarity,
+    improved,
     least_trimmed_squares,
     search_translation,
 )
@@ -222,6 +223,38 @@ def test_an_affine_start_finds_a_scaling_that_a_rigid_one_cannot(rng: np.random.
     assert np.linalg.norm(transform_points(affine.matrix, points) - wanted, axis=-1).max() < 1.0
     assert (rigid.model, affine.model) == ("rigid", "affine")
     assert affine.similarity > rigid.similarity
+
+
+@pytest.mark.parametrize("size", [0.7, 1.4])
+def test_a_change_of_size_is_found(rng: np.random.Generator, size: float) -> None:
+    truth = _matrix((5, 0, -8), (20, -10, 15)) @ np.diag([size, size, size, 1])
+    fixed, moving = _pair(rng, truth)
+    found = align(fixed, moving, 2.0, mind_ssc)
+    assert found.origin == "resized" and found.model == "affine"
+    points = transform_points(
+        fixed.grid.index_to_world, slab_index(fixed.grid, 12, 28)[::5, 10:34:4, 12:36:4]
+    )
+    error = np.linalg.norm(transform_points(found.matrix, points) - transform_points(truth, points), axis=-1)
+    assert error.max() < 2.5, error.max()
+
+
+@pytest.mark.parametrize("cut", [0, 20])  # with the second the moving image is the smaller
+def test_a_given_start_is_improved_and_keeps_its_size(rng: np.random.Generator, cut: int) -> None:
+    truth = _matrix((6, -8, 10), (150, -90, 60))
+    fixed, moving = _pair(rng, truth, cut)
+    off = truth @ _matrix((1.5, -1, 1), (2, 1, -2)) @ np.diag([1.01, 1, 1, 1])
+    found = improved(fixed, moving, off, 2.0, mind_ssc)
+    points = transform_points(fixed.grid.index_to_world, slab_index(fixed.grid, 10, 30)[::5, 8:36:4, 8:40:4])
+
+    def error(matrix: np.ndarray) -> float:
+        return float(
+            np.linalg.norm(transform_points(matrix, points) - transform_points(truth, points), axis=-1).mean()
+        )
+
+    assert error(found.matrix) < 0.4 * error(off)
+    before, after = (np.linalg.svd(one[:3, :3], compute_uv=False) for one in (off, found.matrix))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    assert found.model == "given"
 
 
 def test_exchanging_the_images_inverts_the_start(rng: np.random.Generator) -> None:

@@ -16,8 +16,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Float64, Grid, sample
+from regkit.core.geometry import Float64, Grid
 from regkit.features.equalise import equalised
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.features.weights import Channels, Reading
 from regkit.ops import native
@@ -25,10 +26,10 @@ from regkit.ops.filters import blur, pool, smooth
 from regkit.ops.folding import CORNERS, Corner, folded_points
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import sample
 from regkit.registration import _dense_field
 from regkit.solver.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
 from regkit.solver.costvolume import (
-    FeatureMap,
     best_steps,
     displacements,
     known_costs,

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import index_grid
 from regkit.features import network as module
 from regkit.features.equalise import equalised
 from regkit.features.network import NetworkFeatures
@@ -18,6 +17,7 @@ from regkit.features.weights import Channels, Reading, bundled_weights, save_wei
 from regkit.io.provenance import sha256
 from regkit.ops import native
 from regkit.ops.filters import smooth
+from regkit.ops.sampling import index_grid
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

@@ -113,7 +113,7 @@ def test_names_for_type_checkers_are_those_that_exist() -> None:
 
 def test_the_version(project: dict[str, Any]) -> None:
     assert "version" in project["project"]["dynamic"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "regkit.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "regkit.core.version.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+", regkit.__version__)
     assert run("--version").stdout == f"regkit {regkit.__version__}\n"
     assert _python(

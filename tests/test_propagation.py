@@ -18,8 +18,8 @@ from warp_cases import FIXED, MOVING, affine_map, smooth_warp, texture
 import regkit
 from regkit.core.geometry import Grid, transform_points
 from regkit.evaluate import dice
+from regkit.features.featuremap import FeatureMap
 from regkit.propagation import FUSIONS, _Atlas, _fuse, _weigh, local_difference
-from regkit.solver.costvolume import FeatureMap
 from regkit.synthesis.phantom import Phantom, torso
 
 TARGET = regkit.Volume(texture(FIXED), FIXED, "target")

@@ -391,7 +391,7 @@ def test_the_start_can_be_chosen(tmp_path: Path) -> None:
         ({"features": "sift"}, r"no features named 'sift'.*mind, network, network\+mind"),
         ({"features": "mind", "weights": "net.safetensors"}, "use no weights"),
         ({"weights": "nowhere.safetensors"}, "no such file"),
-        ({"preset": "best"}, "no preset named 'best'.*fast"),
+        ({"preset": "best"}, "no preset named best;.*fast"),
         ({"device": "tpu"}, "no device named 'tpu'"),
         ({"threads": 0}, "at least 1"),
         ({"ct_window": (100.0, -100.0)}, "CT window"),

@@ -13,9 +13,9 @@ from warp_cases import FIXED, MOVING, affine_map, smooth_warp
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import affine_transform, transform_points
-from regkit.io.formats import NotLinearError, write_linear
-from regkit.transforms import as_warp, average, chain, linear_of, point_map
-from regkit.warp import Warp
+from regkit.io.formats import NotLinearError, linear_of, write_linear
+from regkit.transforms import as_warp, average, chain
+from regkit.warp import Warp, point_map
 
 MATRIX = affine_map(5, (1, 2, -3))
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from regkit.bench.method import Inputs, Outcome
 from regkit.core.errors import RegkitError, last_lines
-from regkit.io.formats import read_warp, write_linear
+from regkit.io.formats import write_linear
 from regkit.io.images import load_grid
+from regkit.warp import Warp
 
 REQUIRED = ("fixed", "moving", "warp")
 PLACEHOLDERS = (*REQUIRED, "fixed_mask", "moving_mask", "start", "folder", "threads", "seed", "device")
@@ -90,7 +91,7 @@ class External:
         loaded = time.perf_counter()
         _run(self.name, words, folder)
         ran = time.perf_counter()
-        warp = read_warp(_result(self.name, folder), *grids)
+        warp = Warp.load(_result(self.name, folder), *grids)
         seconds = {"load": loaded - begin, "register": ran - loaded, "warp": time.perf_counter() - ran}
         return Outcome(warp, seconds, {"command": shlex.join(self.words)})
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regkit import __version__
 from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
 from regkit.bench.peers import PEERS
 from regkit.core.errors import RegkitError
+from regkit.core.version import __version__
 
 if TYPE_CHECKING:
     from regkit.registration import Registration
@@ -39,11 +39,11 @@ class Regkit:
 
     def run(self, inputs: Inputs) -> Registration:
         """All that regkit finds, its linear start included."""
-        import regkit
         from regkit.features.maps import DEFAULT
+        from regkit.registration import register
 
         case = inputs.case
-        return regkit.register(
+        return register(
             case.fixed.image,
             case.moving.image,
             fixed_mask=case.fixed.mask,

@@ -7,14 +7,10 @@ import importlib.util
 import time
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from regkit.bench.case import Case
 from regkit.core.errors import install
-from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct
 from regkit.io.images import Volume, load_image, load_mask
-from regkit.warp import Warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +55,6 @@ class Clock:
     def end(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self.last = now - self.last, now
-
-
-def then_linear(warp: Warp, matrix: Float64, moving: Grid) -> Warp:
-    """The warp p -> matrix(warp(p)), exact even where the warp leaves its grid."""
-    found = np.empty_like(warp.field)
-    for first, last in slabs(warp.grid):
-        points = transform_points(warp.grid.index_to_world, slab_index(warp.grid, first, last))
-        found[first:last] = transform_points(matrix, points + warp.field[first:last]) - points
-    return Warp(found, warp.grid, moving)
 
 
 class Package:

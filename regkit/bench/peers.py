@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.package import Clock, Package, Pair, then_linear
+from regkit.bench.package import Clock, Package, Pair
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform
-from regkit.io.formats import from_learn2reg, read_linear, read_warp, write_linear
+from regkit.io.formats import from_learn2reg, read_linear, write_linear
 from regkit.io.images import Volume
 from regkit.warp import Warp
 
@@ -73,10 +74,10 @@ class Ants(Package):
             if path.endswith(".mat"):
                 linear = read_linear(path) @ linear
             else:
-                warp = read_warp(path, pair.fixed.grid)
+                warp = Warp.load(path, pair.fixed.grid)
         if warp is None:
             raise RegkitError("ANTs wrote no warp")
-        warp = then_linear(warp, linear, pair.moving.grid)
+        warp = replace(warp.compose(linear), moving_grid=pair.moving.grid)
         clock.end("warp")
         settings = {"type_of_transform": kind, "iterations": self.iterations, "ct_window": pair.window}
         return Outcome(warp, clock.seconds, settings)
@@ -135,7 +136,9 @@ class Greedy(Package):
         greedy.execute(commands[-1], warp=None, **given)
         clock.end("register")
         array = sitk.GetArrayFromImage(greedy["warp"])
-        warp = then_linear(Warp(array, pair.fixed.grid), _TO_RAS @ matrix @ _TO_RAS, pair.moving.grid)
+        warp = replace(
+            Warp(array, pair.fixed.grid).compose(_TO_RAS @ matrix @ _TO_RAS), moving_grid=pair.moving.grid
+        )
         clock.end("warp")
         shown = [command.replace(str(inputs.folder), "{folder}") for command in commands]
         return Outcome(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
@@ -194,7 +197,10 @@ class ConvexAdam(Package):
         )
         clock.end("register")
         x, y, z = grid.size
-        warp = then_linear(from_learn2reg(found[:x, :y, :z], grid, grid), start, pair.moving.grid)
+        warp = replace(
+            Warp.of(from_learn2reg(found[:x, :y, :z], grid, grid)).compose(start),
+            moving_grid=pair.moving.grid,
+        )
         clock.end("warp")
         return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
 

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from regkit import __version__
 from regkit.bench.case import Case
 from regkit.bench.method import Method
 from regkit.bench.rows import RUN, read_run, write_run
 from regkit.core.errors import RegkitError
+from regkit.core.version import __version__
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import commit
 

@@ -26,6 +26,7 @@ from regkit.bench.rows import Row, append_row, key, read_rows, read_run
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import ROOT
+from regkit.runtime.process import interrupted_by_sigterm
 
 _ERROR_LINES = 3  # of what a process that died said last
 
@@ -116,11 +117,9 @@ def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[
     """
     running, stopped = set[subprocess.Popen[bytes]](), Event()
     pool = ThreadPoolExecutor(options.jobs)
-    before = signal.getsignal(signal.SIGTERM)
-    with suppress(ValueError):  # in another thread than the main one
-        signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield pool, lambda job: _run(job, options, running, stopped)
+        with interrupted_by_sigterm():
+            yield pool, lambda job: _run(job, options, running, stopped)
     except BaseException:
         stopped.set()
         for process in list(running):
@@ -128,12 +127,6 @@ def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        with suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:

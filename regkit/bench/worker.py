@@ -25,7 +25,7 @@ from regkit.core.geometry import Float64
 from regkit.core.jsontext import to_json
 from regkit.io.atomic import atomic_path
 from regkit.io.formats import read_linear, write_linear, write_warp
-from regkit.registration import peak_mb, peak_mb_of_children
+from regkit.runtime.memory import peak_mb, peak_mb_of_children
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from regkit import __version__
 from regkit.cli import (
+    batch,
     bench,
     check,
     demo,
@@ -27,6 +27,7 @@ from regkit.cli import (
     warps,
 )
 from regkit.cli.console import Commands
+from regkit.core.version import __version__
 from regkit.runtime.process import leave
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app = typer.Typer(
     "interruption, 1 any other failure.",
 )
 app.command("register", no_args_is_help=True)(register.command)
+app.command("batch", no_args_is_help=True)(batch.command)
 app.command("rigid", no_args_is_help=True)(rigid.command)
 app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)

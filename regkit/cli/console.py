@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import RegkitError, is_out_of_memory
 from regkit.core.jsontext import to_json
 
 Report = Callable[[str, float], None]
@@ -32,7 +32,6 @@ NOT_RIGHT = 3
 
 # What writing to stdout fails with: a full disk or device, a reader that has gone, one that was never there.
 _NO_OUTPUT = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO)
-_NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")
 _LOG = logging.getLogger("regkit.cli")
 _LOG.addHandler(logging.NullHandler())
 _SHOWN = {"shown": True}  # on stderr already
@@ -106,15 +105,6 @@ def _descriptor(stream: TextIO) -> int | None:
         return stream.fileno()
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or the GPU ran out, as Python, torch or ITK say it.
-
-    The last two raise plain RuntimeErrors; only the text tells.
-    """
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def _fail(message: str, code: int) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import number, print_facts, print_json
-from regkit.cli.files import load_grid, load_warp, read_label_names, warn_outside
+from regkit.cli.files import load_grid, load_warp, warn_outside
 from regkit.cli.options import AsJson, FixedGrid, LabelNames, MovingGrid
 from regkit.cli.report import print_labels
+from regkit.io.labelnames import read_label_names
 
 if TYPE_CHECKING:
     from regkit.core.geometry import Float64

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from regkit.cli.console import print_json, print_table, warn
-from regkit.cli.files import read_label_names
 from regkit.cli.options import AsJson, Device, LabelNames, Quiet, Seed, Threads
+from regkit.io.labelnames import read_label_names
 
 if TYPE_CHECKING:
     from regkit.segmentation.training import Finetuned
@@ -129,10 +129,10 @@ def command(
     from regkit.runtime.process import tune
 
     tune()
-    import regkit
+    from regkit.segmentation.training import Finetuning, finetune
     from regkit.training.session import step_progress
 
-    settings = regkit.Finetuning(
+    settings = Finetuning(
         init=init,
         spacing=spacing,
         patch=patch,
@@ -143,7 +143,7 @@ def command(
         seed=seed,
     )
     with step_progress(steps, quiet) as report:
-        result = regkit.finetune(
+        result = finetune(
             [(case.image, case.labels) for case in chosen],
             output,
             [(case.image, case.labels) for case in held],

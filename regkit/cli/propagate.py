@@ -97,10 +97,11 @@ def command(
 
     tune()
     import_torch()
-    import regkit
+    from regkit.io.outputs import save_image
+    from regkit.propagation import propagate
 
     with progress(quiet) as report:
-        result = regkit.propagate(
+        result = propagate(
             target,
             list(zip(atlas, atlas_labels)),
             fusion=fusion,
@@ -118,7 +119,7 @@ def command(
     made_of = {"target": target, "atlas": atlas, "atlas_labels": atlas_labels, "init": start}
     with recorded(written, made_of, fusion=fusion, atlases=result.atlases):
         for name, path in written.items():
-            regkit.save_image(getattr(result, name).to_sitk(), path)
+            save_image(getattr(result, name).to_sitk(), path)
     if as_json:
         print_json({"target": str(target), "fusion": fusion, "atlases": result.atlases, "outputs": written})
     elif not quiet:

@@ -19,7 +19,6 @@ from regkit.cli.files import (
     check_log,
     check_outputs,
     in_series,
-    read_label_names,
 )
 from regkit.cli.options import (
     AsJson,
@@ -47,6 +46,7 @@ from regkit.cli.options import (
 )
 from regkit.cli.report import print_registration, print_verdict
 from regkit.core.errors import RegkitError
+from regkit.io.labelnames import read_label_names
 
 _OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
 
@@ -211,8 +211,8 @@ def command(
 
     tune()
     import_torch()
-    import regkit
     from regkit.io.provenance import command_line, record_of
+    from regkit.registration import register
     from regkit.results import check_dicom, write_results
     from regkit.verdict import FAIL
 
@@ -220,7 +220,7 @@ def command(
 
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
-        result = regkit.register(
+        result = register(
             fixed_image,
             moving_image,
             fixed_mask=fixed_mask,

@@ -50,10 +50,11 @@ def command(
 
     tune()
     import_torch()
-    import regkit
+    from regkit.io.outputs import save_image
+    from regkit.segmentation.inference import segment
 
     with progress(quiet) as report:
-        result = regkit.segment(model, image, device=device, threads=threads, progress=report)
+        result = segment(model, image, device=device, threads=threads, progress=report)
     written = {name: str(path) for name, path in outputs.items() if path}
     made_of = {"image": image, "model": model}
     with recorded(
@@ -61,7 +62,7 @@ def command(
         made_of,
     ):
         for name, path in written.items():
-            regkit.save_image(getattr(result, name).to_sitk(), path)
+            save_image(getattr(result, name).to_sitk(), path)
     if as_json:
         print_json({"image": str(image), "labels": result.volumes(), "outputs": written})
     elif not quiet:

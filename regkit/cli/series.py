@@ -95,12 +95,13 @@ def command(
 
     tune()
     import_torch()
-    import regkit
     from regkit.io.atomic import atomic_folder, atomic_path
     from regkit.io.formats import write_linear, write_warp
+    from regkit.io.outputs import save_image
+    from regkit.series import align_series
 
     with progress(quiet) as report:
-        found = regkit.align_series(
+        found = align_series(
             series,
             model=model,
             rounds=rounds,
@@ -119,7 +120,7 @@ def command(
     with recorded(files, {"series": series, "mask": mask}, **result["settings"]):
         found.frames.save(output)
         if mean is not None:
-            regkit.save_image(found.mean.to_sitk(), mean)
+            save_image(found.mean.to_sitk(), mean)
         if table is not None:
             with atomic_path(table) as temporary:
                 text = found.table("\t" if table.suffix == ".tsv" else ",")

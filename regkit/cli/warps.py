@@ -205,8 +205,9 @@ def _apply_to_series(
     grid: Grid | None,
     default: float | None,
 ) -> None:
-    from regkit.io.frames import apply_to_frames, kind_of, load_frames
+    from regkit.io.frames import kind_of, load_frames
     from regkit.io.outputs import NIFTI_SUFFIXES, check_output
+    from regkit.warp import apply_to_frames
 
     check_output(output, NIFTI_SUFFIXES)
     frames = load_frames(image, "image to warp")

@@ -7,6 +7,8 @@ import re
 DISTRIBUTION = "regkit-imaging"
 """What pip calls regkit. On PyPI, ``regkit`` is a library for the Windows registry."""
 
+_NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc", "out of memory")
+
 
 class RegkitError(ValueError):
     """Unusable input, with a message that says what is wrong and what to do.
@@ -32,3 +34,12 @@ def reason(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     return re.sub(r"^(ITK ERROR: )?(\w+ ?\(0x[0-9a-f]+\): )?(ERROR: )?", "", lines[-1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or the GPU ran out, as Python, torch or ITK say it.
+
+    The last two raise plain RuntimeErrors; only the text tells.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)

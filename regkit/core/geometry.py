@@ -8,7 +8,8 @@
 * **Index coordinates** are continuous; voxel centres are whole numbers.
 * **A displacement pulls**: ``moved(p) = moving(p + d(p))`` for a point p of the fixed image.
 
-No other module spells a direction matrix, a half-voxel shift or ``align_corners``.
+No other module spells a direction matrix or a half-voxel shift, but that torch counts from the corners of
+voxels or from their centres (``align_corners``) stands in :mod:`regkit.ops.sampling`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,11 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-import torch
-import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.ops import native
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
-# What the kernel takes: places at once, and fewer voxels than this, which it counts in 32 bits.
-POINTS, MOST_VOXELS = 128, 2**31
 
 
 @dataclass(frozen=True)
@@ -241,57 +237,3 @@ def slab_index(grid: Grid, first: int, last: int) -> Float64:
     index[..., 1] = np.arange(grid.size[1])[:, None]
     index[..., 2] = np.arange(first, last)[:, None, None]
     return index
-
-
-def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Index coordinates of every voxel, shape (3, Z, Y, X), components (x, y, z), float32."""
-    z, y, x = torch.meshgrid(
-        *[torch.arange(n, dtype=torch.float32, device=device) for n in shape], indexing="ij"
-    )
-    return torch.stack([x, y, z])
-
-
-def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
-    """Apply a 4x4 matrix to coordinates of shape (3, Z, Y, X), components (x, y, z)."""
-    m = torch.as_tensor(np.asarray(matrix), dtype=coordinates.dtype, device=coordinates.device)
-    return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
-
-
-def sample(
-    volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
-) -> torch.Tensor:
-    """Values of a volume at index coordinates, by trilinear or nearest interpolation.
-
-    Args:
-        volume: (C, Z, Y, X).
-        coordinates: (3, Z', Y', X'), index coordinates of ``volume``, components (x, y, z).
-        outside: ``"border"`` repeats the nearest voxel, ``"zeros"`` gives 0 from one voxel outside on.
-
-    Returns:
-        (C, Z', Y', X'), differentiable in both arguments.
-    """
-    graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
-    # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
-    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
-    if mode == "bilinear" and not graph and usable and native.serves(volume, coordinates):
-        coordinates = coordinates.contiguous()
-        count = coordinates[0].numel()
-        out = volume.new_empty((len(volume), *coordinates.shape[1:]))
-        blocks = -(-count // POINTS)
-        native.run("sample", blocks, volume, *volume.shape, coordinates, count, int(outside == "zeros"), out)
-        return out
-    last = torch.tensor(
-        [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
-    )
-    where = coordinates.movedim(0, -1) * (2 / last) - 1
-    return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
-
-
-def resize(volume: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Trilinear resampling between two grids that share their field of view (:meth:`Grid.pooled`).
-
-    Args:
-        volume: (C, Z, Y, X).
-        shape: (Z', Y', X').
-    """
-    return F.interpolate(volume[None], size=tuple(shape), mode="trilinear", align_corners=False)[0]

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from regkit.core.geometry import Grid
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.features.maps import Extractor
-from regkit.io.images import Volume, check_fits_memory
+from regkit.io.images import Volume
 from regkit.ops.resample import Source, resample
+from regkit.runtime.memory import check_fits_memory
 
 _SPACING = 2.0  # mm, of the voxels that the network sees, unless an image is coarser
 _MAX_VOXELS = 6_000_000

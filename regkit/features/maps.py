@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
+from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.ops import native
 from regkit.ops.filters import box_sum, pool
-from regkit.solver.costvolume import FeatureMap
 
 Extractor = Callable[..., torch.Tensor]
 Shift = tuple[int, int, int]
@@ -216,7 +217,13 @@ def feature_parts(
         if weights is not None:
             raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")
         return name, (MIND,), None
-    network = NetworkFeatures(bundled_weights() if weights is None else weights)
+    file = bundled_weights() if weights is None else weights
+    try:
+        state = os.stat(file)
+    except OSError:  # which loading it tells in words
+        network = NetworkFeatures(file)
+    else:
+        network = _network(os.fspath(file), state.st_mtime_ns, state.st_size)
     known = network.reading.spacing
     part = Part(
         network,
@@ -227,6 +234,12 @@ def feature_parts(
         in_doubt=True,
     )
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
+
+
+@lru_cache(maxsize=1)
+def _network(file: str, changed: int, size: int) -> NetworkFeatures:
+    """The network of a file as it is now; kept, as one process may register many pairs."""
+    return NetworkFeatures(file)
 
 
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import resize
 from regkit.features import eightbit
 from regkit.features.equalise import equalised
 from regkit.features.unet import UNet, fused
 from regkit.features.weights import SEGMENTER, load_network, reading
-from regkit.io.images import check_fits_memory
 from regkit.io.provenance import sha256
 from regkit.ops import native
 from regkit.ops.filters import smooth
+from regkit.ops.sampling import resize
+from regkit.runtime.memory import check_fits_memory
 
 # Cells of the finest level that are computed at once.
 MAX_CELLS = 3_000_000

@@ -52,7 +52,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         RegkitError: if writing fails (OSError), such as on a full disk.
     """
     path = Path(path)
-    _clean(path.parent)
+    clean(path.parent)
     # The last two endings: enough for .nii.gz and .mrk.json, by which a writer picks the format.
     temporary = _hidden(path.parent, "".join(path.suffixes[-2:]))
     waiting = _WAITING.get()
@@ -87,9 +87,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def together() -> Iterator[None]:
     """Files of :func:`atomic_path` in the block get their names when all of them are written, or none does.
 
+    Within another such block they wait for its end.
+
     Raises:
         RegkitError: if a file cannot be given its name; all are as before then.
     """
+    if _WAITING.get() is not None:
+        yield
+        return
     waiting: list[tuple[Path, Path]] = []
     token = _WAITING.set(waiting)
     try:
@@ -145,8 +150,8 @@ def _hidden(folder: Path, ending: str) -> Path:
     return folder / f".regkit-{_HOST}-{os.getpid()}-{secrets.token_hex(6)}{ending}"
 
 
-def _clean(folder: Path) -> None:
-    """Finish what dead processes of this machine had begun to rename, and remove what they left."""
+def clean(folder: Path) -> None:
+    """Finish in a folder what dead processes of this machine were renaming, and remove what they left."""
     if os.name != "posix":
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

@@ -22,10 +22,11 @@ from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.intensity import is_ct
 from regkit.io import dicom
 from regkit.io.atomic import atomic_folder, atomic_path
-from regkit.io.images import ImageLike, Volume, check_fits_memory
+from regkit.io.images import ImageLike, Volume
 from regkit.io.outputs import FOLDER, check_output
 from regkit.io.provenance import version
 from regkit.io.segments import Code, Segment, Segmentation, codes_of, colour_of, named
+from regkit.runtime.memory import check_fits_memory
 
 if TYPE_CHECKING:
     from regkit.io.dicom import Series

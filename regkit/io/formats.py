@@ -1,4 +1,4 @@
-"""Warp and matrix files: pure converters between a file of some other tool's and a :class:`Warp`.
+"""Warp and matrix files: pure converters between a file of some other tool's and a displacement field.
 
 ========== =================== ======================================================================
 format     suffix              content
@@ -27,16 +27,18 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+import torch
 
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, transform_points
 from regkit.io import foreign, guard
 from regkit.io.atomic import atomic_path
+from regkit.io.displacement import DisplacementField
 from regkit.io.headers import quirks
 from regkit.io.nifti import open_nifti
 from regkit.io.outputs import check_output, save_field
 from regkit.io.provenance import version
-from regkit.warp import Warp
+from regkit.runtime.memory import check_fits_memory
 
 _NIFTI = (".nii", ".nii.gz")
 _READ_NIFTI = (*_NIFTI, ".hdr", ".hdr.gz", ".img", ".img.gz")
@@ -68,7 +70,7 @@ class NotLinearError(RegkitError):
     """A transform was read where a linear one is needed."""
 
 
-def write_warp(warp: Warp, path: str | Path, format: str | None = None) -> None:
+def write_warp(warp: DisplacementField, path: str | Path, format: str | None = None) -> None:
     """Write a warp.
 
     Args:
@@ -99,7 +101,7 @@ def write_warp(warp: Warp, path: str | Path, format: str | None = None) -> None:
         _write_nifti(to_learn2reg(warp), warp.grid, path, None)
 
 
-def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> Warp:
+def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read a warp of any format; what it is shows in the suffix and the header.
 
     Args:
@@ -138,11 +140,12 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
     if fixed is None:
         return warp
     if warp.grid.same_as(fixed):
-        return Warp(warp.field, fixed, moving)  # the caller's grid, without the header's rounding
-    return Warp.from_transform(warp.to_sitk(), fixed, moving)
+        # The caller's grid, without the header's rounding.
+        return DisplacementField(warp.field, fixed, moving)
+    return DisplacementField.from_transform(warp.to_sitk(), fixed, moving)
 
 
-def to_learn2reg(warp: Warp) -> npt.NDArray[np.float32]:
+def to_learn2reg(warp: DisplacementField) -> npt.NDArray[np.float32]:
     """Learn2Reg's array: d = moving.world_to_index(T(fixed.index_to_world(i))) - i, in voxels.
 
     That is what makes ``scipy.ndimage.map_coordinates(moving, i + d)`` right for fixed and moving arrays
@@ -167,7 +170,7 @@ def to_learn2reg(warp: Warp) -> npt.NDArray[np.float32]:
     return result
 
 
-def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | None) -> Warp:
+def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | None) -> DisplacementField:
     """The inverse of :func:`to_learn2reg`.
 
     Args:
@@ -191,7 +194,7 @@ def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | 
         index = slab_index(fixed, z, z + 1)
         target = transform_points(moving.index_to_world, index + displacement[:, :, z].swapaxes(0, 1)[None])
         field[z] = (target - transform_points(fixed.index_to_world, index))[0]
-    return Warp(field, fixed, moving)
+    return DisplacementField(field, fixed, moving)
 
 
 def is_transform(path: str | Path) -> bool:
@@ -279,7 +282,7 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
             raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
 
 
-def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
+def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> DisplacementField:
     with open_nifti(path) as file:
         shape, intent = file.shape, file.intent[0]
         if len(shape) < 3 or (len(shape) < 4 and shape[0] != 3):
@@ -294,7 +297,7 @@ def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
         if field is not None:
             if intent in _INTENTS:
                 foreign.refuse_positions(field, grid)
-            return Warp(field, grid, moving)
+            return DisplacementField(field, grid, moving)
         if len(shape) == 5 and shape[3:] == (1, 3):
             raise RegkitError(
                 f"a 5-D field with intent code {intent}, which does not tell LPS from RAS vectors: "
@@ -313,13 +316,11 @@ def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Warp:
 
 
 def _check_memory(shape: Sequence[int]) -> None:
-    from regkit.io.images import check_fits_memory
-
     # The values as they stand in the file, and as float32.
     check_fits_memory(int(np.prod([float(n) for n in shape])), "the warp", 12)
 
 
-def _read_vector_image(path: Path, moving: Grid | None) -> Warp:
+def _read_vector_image(path: Path, moving: Grid | None) -> DisplacementField:
     with guard.open_image([path]) as file:
         header = file.header
         odd = quirks(path, header.format)
@@ -338,7 +339,7 @@ def _read_vector_image(path: Path, moving: Grid | None) -> Warp:
     grid = Grid(final.size, final.spacing, final.origin, final.direction)  # type: ignore[arg-type]
     field = array.astype(np.float32, copy=False)
     foreign.refuse_positions(field, grid)
-    return Warp(field, grid, moving)
+    return DisplacementField(field, grid, moving)
 
 
 def _check_nrrd(fields: dict[str, str]) -> None:
@@ -356,8 +357,6 @@ def _check_nrrd(fields: dict[str, str]) -> None:
 
 
 def _read_npz(path: Path) -> npt.NDArray[np.float32]:
-    from regkit.io.images import check_fits_memory
-
     try:
         # By hand, since np.load takes the memory that a header asks for before it looks at the file's size.
         with zipfile.ZipFile(path) as archive:
@@ -397,26 +396,30 @@ def _linear(parts: Sequence[guard.Part]) -> Float64:
     return reduce(np.matmul, matrices, np.eye(4))  # the last one acts first
 
 
-def _read_transform(path: Path, convention: str | None, fixed: Grid | None, moving: Grid | None) -> Warp:
+def _read_transform(
+    path: Path, convention: str | None, fixed: Grid | None, moving: Grid | None
+) -> DisplacementField:
     matrix = None if _is_hdf5(path) else foreign.text_matrix(path, convention, fixed, moving)
     if matrix is not None:
         if fixed is None:
             raise RegkitError("a matrix without a grid of its own: give the fixed image too (--fixed)")
-        return Warp.from_transform(affine_transform(checked_matrix(matrix, "its matrix")), fixed, moving)
+        return DisplacementField.from_transform(
+            affine_transform(checked_matrix(matrix, "its matrix")), fixed, moving
+        )
     parts = _read_parts(path)
     # ITK applies the last part first, so that one's field lies over the fixed image.
     first = parts[-1] if parts else None
     if first is not None and first.name == "DisplacementFieldTransform" and first.values is not None:
         grid = _field_grid(first)
         if len(parts) == 1:
-            return Warp(first.values.astype(np.float32), grid, moving)
+            return DisplacementField(first.values.astype(np.float32), grid, moving)
         fixed = fixed or grid
     if fixed is None:
         raise RegkitError("an ITK transform without a grid of its own: give the fixed image too (--fixed)")
     transform = sitk.CompositeTransform(
         [_to_sitk(part) for part in parts] or [sitk.Transform(3, sitk.sitkIdentity)]
     )
-    return Warp.from_transform(transform, fixed, moving)
+    return DisplacementField.from_transform(transform, fixed, moving)
 
 
 def _field_grid(part: guard.Part) -> Grid:
@@ -435,3 +438,40 @@ def _to_sitk(part: guard.Part) -> sitk.Transform:
         spline.SetParameters(part.values.tolist())
         return spline
     raise RegkitError(f"holds a {part.name}, which is not read")
+
+
+def linear_of(transform: object, name: str = "the transform") -> Float64:
+    """The 4x4 LPS matrix of a linear transform in memory.
+
+    Args:
+        transform: a 4x4 matrix (array, tensor or nested lists), or a linear transform of SimpleITK.
+        name: for messages.
+
+    Raises:
+        NotLinearError: if it is a transform of SimpleITK that is not linear.
+        RegkitError: if it is nothing of the kind, or no invertible affine matrix.
+    """
+    if isinstance(transform, sitk.Transform):
+        if transform.GetDimension() != 3:
+            raise RegkitError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
+        if not transform.IsLinear():
+            raise NotLinearError(f"{name} is not linear; give a rigid or affine transform")
+        origin, *ends = (
+            np.array(transform.TransformPoint(p)) for p in [(0.0, 0.0, 0.0), *np.eye(3).tolist()]
+        )
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.stack([end - origin for end in ends], axis=1)
+        matrix[:3, 3] = origin
+        return checked_matrix(matrix, name)
+    if isinstance(transform, torch.Tensor):
+        transform = transform.detach().cpu().numpy()
+    if not isinstance(transform, np.ndarray | list | tuple):
+        raise RegkitError(
+            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
+            "SimpleITK or a 4x4 matrix in LPS mm"
+        )
+    try:
+        array = np.asarray(transform, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    return checked_matrix(array, name)

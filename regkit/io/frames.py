@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,9 +17,9 @@ from nibabel.spatialimages import SpatialImage
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.io import guard, nifti
-from regkit.io.images import Volume, check_fits_memory, grid_of, looks_like_labels
+from regkit.io.images import Volume, grid_of, looks_like_labels
 from regkit.io.outputs import save_frames
-from regkit.warp import INTERPOLATORS, Warp
+from regkit.runtime.memory import check_fits_memory
 
 _ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -197,51 +197,6 @@ def _placed(
     array = array.reshape(array.shape[-4:])
     grid = grid_of(array.shape[:0:-1], spacing[:3], origin[:3], tuple(axes), what)
     return Frames(array, grid, float(spacing[3]), name)
-
-
-def apply_to_frames(
-    warp: Warp,
-    frames: Frames,
-    interpolation: str = "linear",
-    reference: Grid | None = None,
-    default: float | None = None,
-) -> Frames:
-    """Every volume of a series through one warp, as :meth:`regkit.Warp.apply` does it.
-
-    Args:
-        interpolation: ``linear``, ``bspline``, ``nearest`` or ``label``.
-        reference: the grid to resample on instead of the warp's.
-        default: value where the volumes end; by itself 0 for labels, else the minimum of the series.
-
-    Returns:
-        float32; of ``nearest`` and ``label`` the type of the series.
-
-    Raises:
-        RegkitError: if the interpolation is unknown.
-    """
-    if interpolation not in INTERPOLATORS:
-        raise RegkitError(
-            f"interpolation '{interpolation}' is unknown: use one of {', '.join(INTERPOLATORS)}"
-        )
-    whole = interpolation in ("nearest", "label")
-    dtype = (
-        np.dtype(np.uint8 if frames.array.dtype.kind == "b" else frames.array.dtype)
-        if whole
-        else np.dtype("f4")
-    )
-    if default is None:
-        default = 0.0 if interpolation == "label" else float(frames.array.min())
-    grid = reference or warp.grid
-    check_fits_memory(len(frames) * math.prod(grid.size), "the moved series", dtype.itemsize)
-    transform, onto = warp.to_sitk(), grid.blank(sitk.sitkUInt8)
-    moved = np.empty((len(frames), *grid.shape), dtype)
-    for k, frame in enumerate(frames.array):
-        source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
-        seen = sitk.Resample(
-            source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
-        )
-        moved[k] = sitk.GetArrayViewFromImage(seen)
-    return replace(frames, array=moved, grid=grid)
 
 
 def kind_of(frames: Frames) -> str:

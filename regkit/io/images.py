@@ -32,7 +32,7 @@ from regkit.io.atomic import atomic_path
 from regkit.io.headers import nrrd_fields, quirks
 from regkit.io.outputs import IMAGE_SUFFIXES, check_output, save_image
 from regkit.io.segments import SLICER, Segment, Segmentation, slicer_segments
-from regkit.runtime.memory import memory_left
+from regkit.runtime.memory import check_fits_memory
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -325,16 +325,6 @@ def load_grid(source: ImageLike, role: str) -> Grid:
         RegkitError: if it is not one scalar 3-D image on a regular grid.
     """
     return _load(source, _what(source, role)).grid
-
-
-def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
-    """Raise RegkitError if so many voxels need more memory than :mod:`regkit.runtime.memory` lets us take."""
-    needed, available = voxels * bytes_per_voxel, memory_left()
-    if needed > available:
-        raise RegkitError(
-            f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
-            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
-        )
 
 
 def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> Segmentation | None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import to_json
+from regkit.core.version import __version__
 from regkit.io.atomic import atomic_path, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,6 @@ def commit(*paths: str) -> str | None:
 @cache
 def version() -> str:
     """Name, version and commit: "regkit 0.1.0, commit abc1234"."""
-    from regkit import __version__
-
     name = commit("regkit", "models")
     return f"regkit {__version__}" + (f", commit {name}" if name else "")
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import MOST_VOXELS, Float64, Grid, index_grid, map_index, sample
+from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
 from regkit.ops.filters import blur
+from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
 
 _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, not ended
 # Of the voxels: how many make filling worth a look, and how many may lie between data along a line.

@@ -16,25 +16,41 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from regkit.core.errors import RegkitError
+from regkit.pretrain.config import Config
 from regkit.pretrain.step import Batch
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.maps import LabelMaps
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
 from regkit.synthesis.sources import Source
 
-if TYPE_CHECKING:
-    from regkit.pretrain.train import Trainer
-
 _AHEAD = 2  # anatomies for each process, beyond those that take turns
 
 
+class Drawing(Protocol):
+    """What is drawn for: :class:`regkit.pretrain.train.Trainer` says what each of these is."""
+
+    config: Config
+    synthesiser: Synthesiser
+    step: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def together(self) -> int: ...
+
+    def pairs_of(self, step: int) -> tuple[range, tuple[int, ...]]: ...
+
+    def batches(self, steps: range, synthesiser: Synthesiser | None = None) -> list[Batch]: ...
+
+
 @contextmanager
-def batches(trainer: Trainer, workers: int = 0) -> Iterator[Iterator[Batch]]:
+def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """The batches of a trainer, from its next step to the last one, on its device.
 
     Args:
@@ -50,9 +66,9 @@ def batches(trainer: Trainer, workers: int = 0) -> Iterator[Iterator[Batch]]:
             yield _in_turn(thread, trainer.batches, _groups(trainer))
 
 
-def _groups(trainer: Trainer) -> Iterator[range]:
+def _groups(trainer: Drawing) -> Iterator[range]:
     """The steps to come, those together that a GPU draws at once."""
-    at_once = trainer.together if trainer.where.device.type == "cuda" else 1
+    at_once = trainer.together if trainer.device.type == "cuda" else 1
     first, last = trainer.step, trainer.config.steps
     while first < last:
         end = min(first // at_once * at_once + at_once, last)
@@ -77,7 +93,7 @@ def _in_turn(
 class _Workers:
     """Processes that draw the anatomies of a run before they are asked for."""
 
-    def __init__(self, trainer: Trainer, count: int) -> None:
+    def __init__(self, trainer: Drawing, count: int) -> None:
         config, drawn_here = trainer.config, trainer.synthesiser
         self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
@@ -89,7 +105,7 @@ class _Workers:
             self.idle.put(process)
         self.threads = ThreadPoolExecutor(count)  # each waits for the answer of one process
         self.synthesiser = Synthesiser(
-            config.pairs, drawn_here.sources, config.seed, trainer.where.device, self.anatomy
+            config.pairs, drawn_here.sources, config.seed, trainer.device, self.anatomy
         )
 
     def __enter__(self) -> _Workers:

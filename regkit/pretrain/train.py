@@ -131,6 +131,11 @@ class Trainer:
         self.step = 0
         self.interrupted = False  # by a signal, of which train() says here that it ended the run
 
+    @property
+    def device(self) -> torch.device:
+        """What this process computes on."""
+        return self.where.device
+
     def pairs_of(self, step: int) -> tuple[range, tuple[int, ...]]:
         """The numbers of this process's share of the pairs of a step, and the shape of their volumes."""
         share = self.config.batch // self.where.world

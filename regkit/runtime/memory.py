@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 
@@ -140,3 +142,37 @@ def resident_memory() -> float:
     ):
         return float(int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     return 0.0
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far, MB; NaN where the system does not tell."""
+    # The account of resources, which is the same elsewhere, counts from the peak of the parent process.
+    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as stream:
+        return int(next(line for line in stream if line.startswith("VmHWM")).split()[1]) / 2**10
+    return _accounted_mb("RUSAGE_SELF", float("nan"))
+
+
+def peak_mb_of_children() -> float:
+    """The most memory that one of the processes held that this one has started and that have ended, MB; 0
+    where the system does not tell.
+    """
+    return _accounted_mb("RUSAGE_CHILDREN", 0.0)
+
+
+def _accounted_mb(who: str, unknown: float) -> float:
+    try:
+        import resource
+    except ImportError:  # Windows has no such account
+        return unknown
+    peak = resource.getrusage(getattr(resource, who)).ru_maxrss
+    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
+    """Raise RegkitError if so many voxels need more memory than may be taken."""
+    needed, available = voxels * bytes_per_voxel, memory_left()
+    if needed > available:
+        raise RegkitError(
+            f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
+            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
+        )

@@ -7,7 +7,9 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
@@ -61,6 +63,23 @@ class _Later(ModuleType):
         if name.startswith("__"):  # what Python asks of every module
             raise AttributeError(name)
         return getattr(_ready(self.__name__), name)
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """In the block a SIGTERM, as schedulers of jobs send it, does what Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(ValueError):  # in another thread than the main one
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
 
 
 def leave(code: int) -> NoReturn:

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.core.geometry import Grid, sample, slab_index, slabs, transform_points
+from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.features.unet import fused, in_bfloat16
-from regkit.io.images import ImageLike, Volume, check_fits_memory, label_type, load_image
-from regkit.registration import reproducible, torch_device
+from regkit.io.images import ImageLike, Volume, label_type, load_image
+from regkit.ops.sampling import sample
+from regkit.runtime.device import reproducible, torch_device
+from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.model import Segmenter
 from regkit.segmentation.monai_parts import check_installed, in_windows
 

@@ -19,16 +19,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import index_grid, map_index, sample
 from regkit.core.intensity import default_ct_window, is_ct
 from regkit.core.jsontext import read_json
 from regkit.evaluate import dice, summarise
 from regkit.features.unet import UNet, in_bfloat16, shuffled
 from regkit.features.weights import bundled_weights, load_network, reading
 from regkit.io.atomic import atomic_path, make_folder
-from regkit.io.images import ImageLike, Volume, check_fits_memory, load_labelled
+from regkit.io.images import ImageLike, Volume, load_labelled
 from regkit.io.provenance import commit, sha256
-from regkit.registration import reproducible, torch_device
+from regkit.ops.sampling import index_grid, map_index, sample
+from regkit.runtime.device import reproducible, torch_device
+from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network
 from regkit.segmentation.monai_parts import check_installed, dice_loss

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from regkit.core.geometry import MOST_VOXELS, index_grid, sample
+from regkit.features.featuremap import FeatureMap
 from regkit.ops import gpu, native
 from regkit.ops.filters import smooth
+from regkit.ops.sampling import MOST_VOXELS, index_grid, sample
 from regkit.solver.costvolume import (
-    FeatureMap,
     displacements,
     known_costs,
     largest_of_short_costs,

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, resize, sample, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
+from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import Part, feature_maps
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
-from regkit.solver.costvolume import FeatureMap
 from regkit.solver.evidence import (
     blur_of_match,
     borne_out,
@@ -192,7 +193,7 @@ class Believed:
         field: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
         fixed, moving: the features with each part at its share of its weight.
         shares: of the parts that were asked, by name.
-        blurs: of the same, :func:`regkit.solver.evidence.blur_of_match`; NaN of a part alone.
+        blurs: of the same, :func:`regkit.solver.evidence.blur_of_match`.
     """
 
     field: torch.Tensor
@@ -220,10 +221,12 @@ def believed_field(
     """
     if len(parts) == 1:
         fixed, moving = features(parts)
-        name = parts[0].name
-        return Believed(
-            coarse_field(fixed, moving, work, on_step), fixed, moving, {name: 1.0}, {name: math.nan}
-        )
+        field, name, offset = coarse_field(fixed, moving, work, on_step), parts[0].name, moving.offset(STRIDE)
+        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
+        told = blur_of_match(*maps, offset, field)
+        if told < _TELLING:
+            field = borne_out(*maps, offset, field)
+        return Believed(field, fixed, moving, {name: 1.0}, {name: told})
     names = [part.name for part in parts if not part.in_doubt]
     fixed, moving = features([part for part in parts if not part.in_doubt])
     alone = _apart(fixed, moving, names.index("mind"))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import index_grid, resize
+from regkit.features.featuremap import FeatureMap
 from regkit.ops.filters import box_sum, smooth
-from regkit.solver.costvolume import FeatureMap
+from regkit.ops.sampling import index_grid, resize
 
 _NEAR_MISS = 2  # cells
 # A part whose match costs this share of a near miss, or more, tells nothing.

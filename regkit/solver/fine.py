@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from regkit.core.geometry import index_grid, resize
 from regkit.core.settings import Settings
+from regkit.features.featuremap import LEAST_WEIGHT, FeatureMap
 from regkit.ops import gpu, native
 from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, Corner, corner_jacobian, unfold
-from regkit.solver.costvolume import LEAST_WEIGHT, FeatureMap
+from regkit.ops.sampling import index_grid, resize
 from regkit.solver.evidence import resel_volume
 
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:

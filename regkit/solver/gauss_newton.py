@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from regkit.core.geometry import Float64
-from regkit.solver.costvolume import FeatureMap
+from regkit.features.featuremap import FeatureMap
 
 _SOME = (slice(None), *(slice(1, -1, 2),) * 3)  # every second cell that has neighbours on all sides
 _STEPS, _DAMPINGS = 8, 4

@@ -16,11 +16,13 @@ import numpy.typing as npt
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, index_grid, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
-from regkit.solver.costvolume import FeatureMap, best_steps, known_slab
+from regkit.solver.costvolume import best_steps, known_slab
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
@@ -164,13 +166,8 @@ def align(
         inverse = np.asarray(np.linalg.inv(start.matrix), dtype=np.float64)
         return replace(start, matrix=inverse)
 
-    coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
-    fine_spacing = coarse_spacing / 2
-    f, m = fixed.smoothed_for(coarse_spacing), moving.smoothed_for(coarse_spacing)
-    shifts, _, mismatch = search_translation(f, m, coarse_spacing, extract)
-    coarse = Judge(f, m, coarse_spacing, extract, mismatch)
-    f, m = fixed.smoothed_for(fine_spacing), moving.smoothed_for(fine_spacing)
-    fine = Judge(f, m, fine_spacing, extract, mismatch)
+    coarse, fine, shifts = _judges(fixed, moving, spacing, extract)
+    coarse_spacing = coarse.grid.spacing[0]
     on_step()
 
     starts = [("header", np.eye(4)), ("centre", _translation(moving.grid.centre - fixed.grid.centre))]
@@ -223,6 +220,36 @@ def align(
     return min(
         (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _POSE_BONUS)
     )
+
+
+def improved(
+    fixed: Source, moving: Source, matrix: Float64, spacing: float, extract: Descriptor
+) -> LinearStart:
+    """A given linear start, turned and moved to where the features near it agree best.
+
+    Args:
+        matrix: 4x4, fixed LPS mm -> moving LPS mm; its lengths and angles stay.
+        spacing: as for :func:`align`.
+    """
+    if _covered_mm3(moving) < _covered_mm3(fixed):
+        start = improved(moving, fixed, np.asarray(np.linalg.inv(matrix)), spacing, extract)
+        return replace(start, matrix=np.asarray(np.linalg.inv(start.matrix)))
+    coarse, fine, _ = _judges(fixed, moving, spacing, extract)
+    start = LinearStart(matrix, fine.similarity(matrix), "given", "given")
+    return replace(_fitted(start, coarse, fine, "rigid"), model="given")
+
+
+def _judges(
+    fixed: Source, moving: Source, spacing: float, extract: Descriptor
+) -> tuple[Judge, Judge, list[Float64]]:
+    """On the coarse grid and the fine one, and the best translations."""
+    coarse_spacing = max(2 * spacing, float((_covered_mm3(fixed) / _CELLS) ** (1 / 3)))
+    fine_spacing = coarse_spacing / 2
+    f, m = fixed.smoothed_for(coarse_spacing), moving.smoothed_for(coarse_spacing)
+    shifts, _, mismatch = search_translation(f, m, coarse_spacing, extract)
+    coarse = Judge(f, m, coarse_spacing, extract, mismatch)
+    f, m = fixed.smoothed_for(fine_spacing), moving.smoothed_for(fine_spacing)
+    return coarse, Judge(f, m, fine_spacing, extract, mismatch), shifts
 
 
 def _fitted(start: LinearStart, coarse: Judge, fine: Judge, model: str) -> LinearStart:

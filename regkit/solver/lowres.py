@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import Float64, Grid, sample, transform_points
+from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.maps import mind_ssc
 from regkit.ops.resample import Source, resample
+from regkit.ops.sampling import sample
 
 Points = Callable[[Float64], Float64]
 """From fixed LPS mm (..., 3) to moving LPS mm."""

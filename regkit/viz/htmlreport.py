@@ -54,7 +54,7 @@ def write_report(
     planes, scales = render(result, load_image(fixed, "fixed image"))
     found = result.to_dict()
     settings = found["settings"]
-    page = _template().render(
+    page = template("regkit.viz", _TEMPLATE).render(
         colours={"ink": INK, "pale": PALE, "dim": DIM, "scale": _scale()},
         command=record.get("command", ""),
         fixed=settings["fixed"],
@@ -81,12 +81,13 @@ def _scale() -> list[str]:
     return [f"#{bytes(level).hex()}" for level in levels]
 
 
-def _template() -> Any:
+def template(package: str, name: str) -> Any:
+    """A page of a package, in which every name is escaped and numbers that were not measured are dashes."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = _number
-    return environment.from_string(files("regkit.viz").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
+    return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -151,10 +151,10 @@ class _Painter:
 
     def __init__(self, result: Registration, fixed: Volume) -> None:
         self.result, self.fixed = result, fixed
-        thin = _thinned(fixed)
+        thin = thinned(fixed)
         self.box, self.middle = view(thin, None)
         self.fixed_window = window(thin.array)
-        self.moving_window = window(_thinned(result.moving).array)
+        self.moving_window = window(thinned(result.moving).array)
         self.back = np.linalg.inv(result.linear)
         self.scales = Scales(
             self._octaves(), self._most_doubt(), round_step(float((self.box[1] - self.box[0]).max()) / _LINES)
@@ -197,11 +197,11 @@ class _Painter:
         index = transform_points(warp.grid.world_to_index, points)
         there = points + np.stack([values_at(warp.field[..., k], index) for k in range(3)], axis=-1)
 
-        seen = _seen(self.fixed, points)
+        seen = seen_at(self.fixed, points)
         fixed = tone(seen, self.fixed_window)
         yield "fixed", _jpeg(fixed, quality)
-        yield "before", _jpeg(tone(_seen(moving, points), self.moving_window), quality)
-        yield "after", _jpeg(tone(_seen(moving, there), self.moving_window), quality)
+        yield "before", _jpeg(tone(seen_at(moving, points), self.moving_window), quality)
+        yield "after", _jpeg(tone(seen_at(moving, there), self.moving_window), quality)
         yield "edges", _lines(edges_of(fixed) & _inner(seen), _EDGE)
         straight = transform_points(linear_back, there)
         lattice = lattice_of(straight[..., plane.right], straight[..., plane.down], self.scales.lattice)
@@ -220,7 +220,8 @@ class _Painter:
             yield "doubt", _jpeg(blended(diverging(2 * value - 1), fixed, value), quality)
 
 
-def _seen(volume: Volume, points: Float64) -> Picture:
+def seen_at(volume: Volume, points: Float64) -> Picture:
+    """Values of a volume at LPS mm (..., 3); NaN where it has no voxels."""
     return values_at(volume.array, transform_points(volume.grid.world_to_index, points))
 
 
@@ -229,8 +230,8 @@ def _inner(seen: Picture) -> npt.NDArray[np.bool_]:
     return binary_erosion(np.isfinite(seen), iterations=5, border_value=1)
 
 
-def _thinned(volume: Volume) -> Volume:
-    """Every few voxels of the volume, at most ``_THIN`` along each side, without a copy."""
+def thinned(volume: Volume) -> Volume:
+    """Every few voxels of the volume, at most 128 along each side, without a copy."""
     steps = [-(-n // _THIN) for n in volume.grid.size]
     array = volume.array[:: steps[2], :: steps[1], :: steps[0]]
     spacing = tuple(step * s for step, s in zip(steps, volume.grid.spacing, strict=True))

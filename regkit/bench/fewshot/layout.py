@@ -35,8 +35,8 @@ import numpy as np
 
 from regkit.bench.fewshot.heads import render_heads
 from regkit.bench.wanted import read_object
-from regkit.cli.files import read_label_names
 from regkit.core.errors import RegkitError
+from regkit.io.labelnames import read_label_names
 from regkit.segmentation.files import Labelled, matched
 
 _FOLDER = Path(__file__).with_name("layouts")
