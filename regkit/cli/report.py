@@ -147,4 +147,6 @@ def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     rest = "MIND and intensities" if "intensity" in settings["compared"] else "MIND alone"
     if "network" in settings["asked"]:
         return [("features", f"{rest}: the network recognises nothing in this pair")]
+    if "network" in settings["known"]:
+        return [("features", f"{rest}: they leave no doubt in this pair, so the network was not asked")]
     return [("features", f"{rest}: the network does not know voxels as fine as {spacing:.1f} mm")]

@@ -178,6 +178,7 @@ class Part:
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
         image: which of the images it is extracted from, where one side has several.
+        in_doubt: it takes long, and beside MIND it is asked where that leaves doubt alone.
         weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
@@ -186,6 +187,7 @@ class Part:
     weight: float = 1.0
     name: str = ""
     finest: float = 0.0
+    in_doubt: bool = False
     weighs: bool = False
     image: int = 0
 
@@ -241,7 +243,12 @@ def feature_parts(
         network = _network(os.fspath(file), state.st_mtime_ns, state.st_size)
     known = network.reading.spacing
     part = Part(
-        network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
+        network,
+        network.stride,
+        _NETWORK_WEIGHT,
+        "network",
+        _KNOWN_SHARE * known[0] if known else 0.0,
+        in_doubt=True,
     )
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
