@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_cases import run
+from conftest import FAST
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -175,6 +176,10 @@ def test_every_script_of_ci_is_there_and_documented() -> None:
     (matrix,) = re.findall(r"script: \[(.*)\]", workflow)
     called = set(re.findall(r"\.ci/([\w-]+)", workflow)) | set(matrix.split(", "))
     assert called == scripts
+
+
+def test_the_fast_tests_exist() -> None:
+    assert {path.name for path in (ROOT / "tests").glob("test_*.py")} > FAST
 
 
 def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:
