@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -82,6 +84,8 @@ def _options(
 
 def main() -> NoReturn:
     """The program ``regkit``."""
+    if sys.stdout is None:  # it was closed, and what is written would be lost without a word
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     try:
         app(prog_name="regkit")
     except SystemExit as end:

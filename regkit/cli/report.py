@@ -69,11 +69,20 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
             *more,
             *_left_out(settings),
             ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
+            *_landmarks(metrics),
             ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
             ("time", f"{seconds['total']:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
+
+
+def _landmarks(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Distances of the landmarks that were given."""
+    if "landmarks_mm" not in metrics:
+        return []
+    stages = (f"{name} {value:.1f}" for name, value in metrics["landmarks_mm"].items())
+    return [("landmarks", f"{', '.join(stages)} mm apart on average")]
 
 
 def print_verdict(verdict: Mapping[str, Any]) -> None:
@@ -91,8 +100,9 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     print_table(["gate", "measured", "WARN", "FAIL", ""], rows)
     typer.echo()
     for gate in verdict["gates"]:
-        if gate["level"] != "PASS":
-            typer.echo(f"{gate['level']} {gate['name']}: {gate['says']}")
+        unknown = gate["value"] is None or gate["value"] != gate["value"]
+        if unknown or gate["level"] != "PASS":
+            typer.echo(f"{'note' if unknown else gate['level']} {gate['name']}: {gate['says']}")
     many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
     typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
 
@@ -137,4 +147,6 @@ def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     rest = "MIND and intensities" if "intensity" in settings["compared"] else "MIND alone"
     if "network" in settings["asked"]:
         return [("features", f"{rest}: the network recognises nothing in this pair")]
+    if "network" in settings["known"]:
+        return [("features", f"{rest}: they leave no doubt in this pair, so the network was not asked")]
     return [("features", f"{rest}: the network does not know voxels as fine as {spacing:.1f} mm")]
