@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import time
@@ -26,11 +25,12 @@ from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.core.version import __version__
 from regkit.evaluate import LabelScore, compare_labels, summarise
-from regkit.features.maps import DEFAULT, feature_parts, further_parts, mind_ssc, parts_for
+from regkit.features.maps import DEFAULT, Part, feature_parts, further_parts, mind_ssc, parts_for
 from regkit.hints import PointsLike, distance, guides, images_of, landmark_pairs, pairs_of
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
@@ -39,12 +39,13 @@ from regkit.runtime.device import current, reproducible, torch_device
 from regkit.runtime.memory import GB, capped, fitting, peak_mb, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
+    Pyramid,
     believed_field,
     displacement_doubt,
     feature_difference,
     fine_field,
-    fixed_features,
-    moving_features,
+    fixed_view,
+    moving_view,
     plan,
 )
 from regkit.solver.evidence import taken_back
@@ -267,9 +268,7 @@ def register(
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
                 start = LinearStart(given, np.nan, origin, "given")
-                if (
-                    chosen.deformable
-                ):  # the pose is the solver's to improve as well; "linear" takes it as it is
+                if chosen.deformable:  # the pose is the solver's to improve as well
                     start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
                     start = replace(start, origin=origin)
                 matrix = start.matrix
@@ -286,19 +285,20 @@ def register(
         if chosen.deformable:
             with stages("features"):
                 further = [[pair[side] for pair in more] for side in (0, 1)]
-                fixed_pyramid = fixed_features(sources[0], work, parts, further[0])
-                moving_pyramid = moving_features(seen, matrix, work, parts, further[1])
-                del further
-            with stages("coarse"):
-                names = [part.name for part in parts]
-                believed = believed_field(
-                    fixed_pyramid,
-                    moving_pyramid,
-                    names,
-                    work,
-                    stages.stepper(2 * len(work.levels)),
-                    landmarks,
+                views = (
+                    fixed_view(sources[0], work, further[0]),
+                    moving_view(seen, matrix, work, further[1]),
                 )
+                del further
+
+            def features_of(some: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
+                with stages.counted("features"):
+                    one, other = (view.features(work, some) for view in views)
+                    return one, other
+
+            with stages("coarse"):
+                step = stages.stepper(2 * len(work.levels))
+                believed = believed_field(features_of, parts, work, step, landmarks)
                 fixed_pyramid, moving_pyramid = believed.fixed, believed.moving
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 displacement = believed.field
@@ -315,11 +315,11 @@ def register(
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
-                name: {"share": share, "blur_of_match": blur}
-                for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
+                name: {"share": share, "blur_of_match": believed.blurs[name]}
+                for name, share in believed.shares.items()
             }
             _LOG.debug("evidence: %s", {name: round(told["share"], 2) for name, told in evidence.items()})
-            del believed, fixed_pyramid, moving_pyramid
+            del believed, fixed_pyramid, moving_pyramid, views
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, matrix, fixed_image.grid, moving_image.grid)
@@ -344,7 +344,7 @@ def register(
                     metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, known)
 
         with stages("verdict"):
-            gates = measured(*sources, start.matrix, warp.transform_points, uncertain)
+            gates = measured(*sources, start.matrix, warp.transform_points)
             gates["folding"] = metrics["folding_percent"]
             if "mean_dice" in metrics:
                 gates["labels"] = metrics["mean_dice"]["after"] - metrics["mean_dice"]["before"]
@@ -364,6 +364,7 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "known": [part.name for part in parts],
                 "asked": list(evidence),
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
@@ -407,6 +408,7 @@ class _Stages:
         self.memory: dict[str, float] = {}
         self.done = 0.0
         self.stage = ""
+        self.elsewhere = 0.0  # seconds of the stage that count as another's
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -416,11 +418,23 @@ class _Stages:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - self.elsewhere
+        self.elsewhere = 0.0
         self.memory[stage] = peak_mb()
         _LOG.debug("%s: %.2f s, %.0f MB at most", stage, self.seconds[stage], self.memory[stage])
         self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
+
+    @contextmanager
+    def counted(self, stage: str) -> Iterator[None]:
+        """A block whose time counts as that of an earlier stage, not of the one that it is in."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        spent = time.perf_counter() - start
+        self.seconds[stage] += spent
+        self.elsewhere += spent
 
     def stepper(self, steps: int) -> Callable[[], None]:
         """A function to call after each of ``steps`` equal parts of the current stage."""
@@ -533,22 +547,13 @@ def _warp(
     return Warp(field, grid, moving), jacobian_determinant(field, grid)
 
 
+@operation
 def _dense_field(
     displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
 ) -> npt.NDArray[np.float32]:
     """A(p + d(p)) - p at the voxels of a grid, (z, y, x, 3) LPS mm, for a displacement in cells."""
     field = np.empty((*grid.shape, 3), dtype=np.float32)
     to_cells = cells.world_to_index @ grid.index_to_world
-    if native.serves(displacement):
-        whole = matrix @ grid.index_to_world - grid.index_to_world
-        part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
-        matrices = [np.ascontiguousarray(m) for m in (to_cells[:3], part, whole[:3])]
-        displacement = displacement.contiguous()
-        native.run(
-            "displacement_field", grid.shape[0], displacement, *displacement.shape[1:], *matrices,
-            *grid.shape[1:], field,
-        )  # fmt: skip
-        return field
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
         where = transform_points(to_cells, index)
@@ -556,6 +561,20 @@ def _dense_field(
         local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
+    return field
+
+
+@_dense_field.kernel("c", lambda displacement, cells, matrix, grid: native.serves(displacement))
+def _dense_field_by_c(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
+) -> npt.NDArray[np.float32]:
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    native.run(
+        "displacement_field", displacement=displacement.contiguous(),
+        cells=(cells.world_to_index @ grid.index_to_world)[:3],
+        part=matrix[:3, :3] @ cells.index_to_world[:3, :3],
+        whole=(matrix @ grid.index_to_world - grid.index_to_world)[:3], field=field,
+    )  # fmt: skip
     return field
 
 

@@ -452,6 +452,16 @@ def test_composites_of_linear_transforms_apply_the_last_first(tmp_path: Path) ->
     assert not np.allclose(parts[1] @ parts[0], parts[0] @ parts[1], atol=1)
 
 
+def test_a_matlab_transform_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    # ITK would take what is missing from memory: another matrix in each process.
+    sitk.WriteTransform(_affine(), str(tmp_path / "whole.mat"))
+    content = (tmp_path / "whole.mat").read_bytes()
+    for damaged in (content[:-20], content[:60], content[:15], content + b"\0\0", b"text\n" * 20):
+        (tmp_path / "cut.mat").write_bytes(damaged)
+        with pytest.raises(RegkitError, match="damaged"):
+            read_linear(tmp_path / "cut.mat")
+
+
 @pytest.mark.parametrize("suffix", [".tfm", ".txt", ".mat", ".h5"])
 def test_written_matrices_come_back_and_itk_reads_them(tmp_path: Path, suffix: str) -> None:
     matrix = affine_map(33, (100, -200, 5)) @ np.diag([1.1, 0.9, 1.3, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from pathlib import Path
@@ -93,6 +94,41 @@ def test_the_files_that_killed_itk(shared_dir: Path) -> None:
 def test_a_reader_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A child that says nothing, whatever it is asked.
     (tmp_path / "itkchild.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(guard, "__file__", str(tmp_path / "guard.py"))
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
+    with pytest.raises(guard.ParserError, match="no end after 0 s"), guard.open_image([tmp_path / "any.mha"]):
+        pass
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_reader_that_gets_no_processor_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    """On a busy machine eight seconds can pass before the reader has begun."""
+    header = {
+        "size": [2, 2, 2],
+        "spacing": [1, 1, 1],
+        "origin": [0, 0, 0],
+        "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1],
+        "pixel": "8-bit unsigned integer",
+        "components": 1,
+    }
+    (tmp_path / "itkchild.py").write_text(f"import time\ntime.sleep(1)\nprint({json.dumps(header)!r})\n")
+    monkeypatch.setattr(guard, "__file__", str(tmp_path / "guard.py"))
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(guard, "_STARVED", 300)
+    monkeypatch.setattr(guard, "_seconds_worked", lambda pid: 0.0)
+    monkeypatch.setattr(guard, "_is_ready", lambda pid: ready)
+    if ready:
+        with guard.open_image([tmp_path / "any.mha"]) as image:
+            assert image.header.size == (2, 2, 2)
+    else:
+        with pytest.raises(guard.ParserError, match="no end"), guard.open_image([tmp_path / "any.mha"]):
+            pass
+
+
+def test_a_reader_that_works_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "itkchild.py").write_text("while True:\n    pass\n")
     monkeypatch.setattr(guard, "__file__", str(tmp_path / "guard.py"))
     monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
     with pytest.raises(guard.ParserError, match="no end after 0 s"), guard.open_image([tmp_path / "any.mha"]):

@@ -49,7 +49,6 @@ def gates(
     fixed: regkit.Volume | None = None,
     moving: regkit.Volume | None = None,
     matrix: np.ndarray | None = None,
-    doubt: Source | None = None,
 ) -> dict[str, tuple[float, str]]:
     """Value and level of each gate, for the phantom's images unless others are given."""
     matrix = true_matrix() if matrix is None else matrix
@@ -59,7 +58,6 @@ def gates(
             source(moving or phantom().moving),
             matrix,
             lambda points: transform_points(matrix, points),
-            doubt,
         )
     return {gate.name: (gate.value, gate.level) for gate in verdict_of(values).gates}
 
@@ -80,7 +78,7 @@ def scaled(volume: regkit.Volume, factor: float) -> regkit.Volume:
 
 def test_a_right_pair_passes_every_gate() -> None:
     assert {name: level for name, (_, level) in right().items()} == dict.fromkeys(
-        ("copies", "inside", "side", "place", "overlap", "size", "scale"), "PASS"
+        ("copies", "inside", "side", "turn", "place", "overlap", "doubt", "size", "scale"), "PASS"
     )
     assert right()["copies"][0] < 0.8
 
@@ -111,9 +109,23 @@ def test_an_image_upside_down_fits_worse_than_its_copy() -> None:
 
 def test_sides_exchanged_are_told() -> None:
     value, level = gates(moving=flipped(phantom().moving, 2))["side"]
-    assert value > 1.05
+    assert value < -4
     assert level == "WARN"
-    assert right()["side"][0] < 0.95
+    assert verdict_of({"side": -7.0}).level == "FAIL"
+    assert right()["side"][0] > 6
+
+
+def test_a_start_that_turns_an_image_around_is_told() -> None:
+    about = np.diag([-1.0, -1.0, 1.0, 1.0])
+    moving, matrix = phantom().moving, about @ true_matrix()
+    origin = transform_points(about, moving.grid.origin)
+    direction = about[:3, :3] @ np.reshape(moving.grid.direction, (3, 3))
+    grid = replace(moving.grid, origin=tuple(origin), direction=tuple(direction.ravel()))
+    found = gates(moving=replace(moving, grid=grid), matrix=matrix)
+    assert found["turn"][0] == pytest.approx(180, abs=15)
+    assert found["turn"][1] == "WARN"
+    assert right()["turn"][0] < 30
+    assert found["copies"][1] == found["side"][1] == "PASS"  # nothing else is wrong with it
 
 
 def test_a_start_in_another_place_is_told() -> None:
@@ -146,14 +158,23 @@ def test_a_scaling_beyond_what_people_differ_by_is_told() -> None:
     assert gates(matrix=matrix)["scale"][1] == "WARN"
 
 
-@pytest.mark.parametrize(("cells", "level"), [(0.8, "PASS"), (2.0, "WARN")])
-def test_doubt_counts_in_cells_where_anything_is_known(cells: float, level: str) -> None:
-    image = torch.full((8, 8, 8), cells * 5.0)
-    image[:3] = 8 * 5.0  # the most there is: nothing is known there
-    doubt = Source(image, None, regkit.Grid((8, 8, 8), (10.0, 10.0, 10.0)))
-    value, found = gates(doubt=doubt)["doubt"]
-    assert value == pytest.approx(cells)
-    assert found == level
+def test_doubt_is_relative_to_the_body() -> None:
+    def shrunk(volume: regkit.Volume) -> regkit.Volume:
+        small = scaled(volume, 0.1)
+        return replace(small, grid=replace(small.grid, origin=tuple(0.1 * k for k in volume.grid.origin)))
+
+    matrix = true_matrix()
+    matrix[:3, 3] *= 0.1
+    small = gates(shrunk(phantom().fixed), shrunk(phantom().moving), matrix)
+    assert small["doubt"][0] == pytest.approx(right()["doubt"][0], rel=0.05)
+
+
+def test_doubt_is_large_where_the_features_tell_nothing() -> None:
+    random = np.random.default_rng(3)
+    array = random.standard_normal(phantom().moving.array.shape).astype(np.float32)
+    value, level = gates(moving=replace(phantom().moving, array=array))["doubt"]
+    assert value > 1.5 * right()["doubt"][0]
+    assert level == "WARN"
 
 
 def test_a_fold_is_told() -> None:
@@ -175,18 +196,21 @@ def level_of(name: str, value: float) -> str:
 
 
 def test_the_verdict_is_the_worst_gate() -> None:
-    good = {"copies": 0.5, "side": 0.9, "overlap": 90.0}
+    good = {"copies": 0.5, "side": 9.0, "overlap": 90.0}
     assert verdict_of(good).level == "PASS"
-    assert verdict_of(good | {"side": 1.2}).level == "WARN"
-    assert verdict_of(good | {"side": 1.2, "copies": 1.0}).level == "FAIL"
-    assert verdict_of(good | {"side": 1.2, "overlap": 30.0}).level == "WARN"
-    assert verdict_of(good | {"side": 1.2, "overlap": 30.0, "doubt": 2.0}).level == "FAIL"
+    assert verdict_of(good | {"side": 1.0}).level == "WARN"
+    assert verdict_of(good | {"side": 1.0, "copies": 1.0}).level == "FAIL"
+    assert verdict_of(good | {"side": 1.0, "overlap": 30.0}).level == "WARN"
+    assert verdict_of(good | {"side": 1.0, "overlap": 30.0, "doubt": 30.0}).level == "FAIL"
+    # Two gates of the same copies are one thing.
+    assert verdict_of(good | {"copies": 0.92, "inside": 0.95, "overlap": 30.0}).level == "WARN"
 
 
 def test_what_cannot_be_measured_neither_warns_nor_fails() -> None:
     verdict = verdict_of({"copies": math.nan})
     assert verdict.level == "PASS"
     assert "cannot be measured" in verdict.gates[0].says
+    assert "alike on both sides" in verdict_of({"side": math.nan}).gates[0].says
 
 
 def test_thresholds_grow_worse_in_order() -> None:
@@ -211,8 +235,7 @@ def test_every_registration_has_one(options: dict[str, str]) -> None:
     images = coarse()
     result = regkit.register(images.fixed, images.moving, **options)  # type: ignore[arg-type]
     names = [gate.name for gate in result.verdict.gates]
-    assert names[:5] == ["copies", "inside", "side", "place", "overlap"]
-    assert ("doubt" in names) == (options.get("preset") != "linear")
+    assert names[:7] == ["copies", "inside", "side", "turn", "place", "overlap", "doubt"]
     assert result.to_dict()["verdict"] == result.verdict.to_dict()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -24,6 +26,7 @@ from regkit.cli import (
     segment,
     series,
     synthesize,
+    template,
     warps,
 )
 from regkit.cli.console import Commands
@@ -45,6 +48,7 @@ app.command("rigid", no_args_is_help=True)(rigid.command)
 app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("series", no_args_is_help=True)(series.command)
+app.command("template", no_args_is_help=True)(template.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)
 app.command("apply", no_args_is_help=True)(warps.apply)
@@ -80,6 +84,8 @@ def _options(
 
 def main() -> NoReturn:
     """The program ``regkit``."""
+    if sys.stdout is None:  # it was closed, and what is written would be lost without a word
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     try:
         app(prog_name="regkit")
     except SystemExit as end:

@@ -53,6 +53,16 @@ ChainFile = Annotated[
         "named fsl:FILE, ras:FILE or lps:FILE.",
     ),
 ]
+WarpSpacing = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MM",
+        min=0.01,
+        show_default=False,
+        help="Write warps with voxels of this size, for smaller files; what that costs is told. Apply them "
+        "with --reference. Default: the voxels of the image.",
+    ),
+]
 FixedGrid = Annotated[
     Path | None,
     typer.Option(

@@ -43,11 +43,12 @@ from regkit.cli.options import (
     Strict,
     Threads,
     Verbose,
+    WarpSpacing,
     Weights,
     chosen_settings,
     start_file,
 )
-from regkit.cli.report import print_registration, print_verdict
+from regkit.cli.report import print_registration, print_stored, print_verdict
 from regkit.core.errors import RegkitError
 from regkit.io.labelnames import read_label_names
 
@@ -97,6 +98,7 @@ def command(
         Path | None,
         typer.Option(rich_help_panel=_OUTPUTS, help="The warp the other way, on the moving image's voxels."),
     ] = None,
+    warp_spacing: WarpSpacing = None,
     linear: Annotated[
         Path | None,
         typer.Option(
@@ -247,6 +249,10 @@ def command(
         config,
     )
     check_log(log)
+    if warp_spacing is not None and any(str(path).endswith(".npz") for path in (output, inverse)):
+        raise typer.BadParameter(
+            "a Learn2Reg warp (.npz) is of the image's own voxels", param_hint="--warp-spacing"
+        )
     check_outputs(outputs.values(), inputs, overwrite, recorded=output)
     names = read_label_names(label_names)
     fixed_image = in_series(fixed_images[0], fixed_series)
@@ -305,7 +311,7 @@ def command(
     }
     roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
-    write_results(
+    stored = write_results(
         result,
         files,
         fixed_image,
@@ -314,15 +320,18 @@ def command(
         moving=moving_image,
         label_names=names,
         record=record,
+        warp_spacing=warp_spacing,
     )
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
-        print_json({**images, **result.to_dict(), "outputs": written})
+        whole = {**images, **result.to_dict(), "outputs": written}
+        print_json(whole | ({"stored": stored} if stored else {}))
     elif not quiet:
         print_registration(result.to_dict())
         for path in files.values():
             typer.echo(f"wrote {path}")
+        print_stored(stored)
         print_verdict(result.verdict.to_dict())
     if strict and result.verdict.level == FAIL:
         raise typer.Exit(NOT_RIGHT)

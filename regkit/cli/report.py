@@ -38,6 +38,20 @@ def print_labels(
     print()
 
 
+def print_stored(stored: Mapping[str, Any]) -> None:
+    """What it costs that warps were written on larger voxels.
+
+    Args:
+        stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
+    """
+    for name, told in stored.items():
+        sides = " x ".join(f"{side:.3g}" for side in told["spacing_mm"])
+        typer.echo(
+            f"the {name} has voxels of {sides} mm, which moves points by {told['mean_mm']:.3f} mm on average "
+            f"and {told['max_mm']:.2f} mm at most; apply it with --reference"
+        )
+
+
 def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
     """What a registration is worth and what it took.
 
@@ -86,8 +100,9 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     print_table(["gate", "measured", "WARN", "FAIL", ""], rows)
     typer.echo()
     for gate in verdict["gates"]:
-        if gate["level"] != "PASS":
-            typer.echo(f"{gate['level']} {gate['name']}: {gate['says']}")
+        unknown = gate["value"] is None or gate["value"] != gate["value"]
+        if unknown or gate["level"] != "PASS":
+            typer.echo(f"{'note' if unknown else gate['level']} {gate['name']}: {gate['says']}")
     many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
     typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
 
@@ -132,4 +147,6 @@ def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     rest = "MIND and intensities" if "intensity" in settings["compared"] else "MIND alone"
     if "network" in settings["asked"]:
         return [("features", f"{rest}: the network recognises nothing in this pair")]
+    if "network" in settings["known"]:
+        return [("features", f"{rest}: they leave no doubt in this pair, so the network was not asked")]
     return [("features", f"{rest}: the network does not know voxels as fine as {spacing:.1f} mm")]

@@ -23,6 +23,7 @@ from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import box_sum, pool
 
 Extractor = Callable[..., torch.Tensor]
@@ -37,6 +38,7 @@ def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
+@operation
 def mind_ssc(
     image: torch.Tensor,
     radius: int = 1,
@@ -59,8 +61,6 @@ def mind_ssc(
     Returns:
         (12, Z / stride, Y / stride, X / stride) in (0, 1].
     """
-    if radius == 1 and stride in (1, 2) and native.serves(image, image if weight is None else weight):
-        return _native_mind_ssc(image, dilation, stride, weight)
     reach = 2 * dilation
     padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
     # D_ab(x) depends on a - b alone up to a shift by b, and the 12 pairs share 6 differences: six box
@@ -87,10 +87,25 @@ def mind_ssc(
     return out
 
 
-def _native_mind_ssc(
-    image: torch.Tensor, dilation: int, stride: int, weight: torch.Tensor | None
+def _mind_by_c(
+    image: torch.Tensor,
+    radius: int = 1,
+    dilation: int = 2,
+    stride: int = 1,
+    weight: torch.Tensor | None = None,
+) -> bool:
+    return radius == 1 and stride in (1, 2) and native.serves(image, image if weight is None else weight)
+
+
+@mind_ssc.kernel("c", _mind_by_c)
+def _mind_ssc_by_c(
+    image: torch.Tensor,
+    radius: int = 1,
+    dilation: int = 2,
+    stride: int = 1,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`mind_ssc` with boxes of 3^3 voxels."""
+    """With boxes of 3^3 voxels."""
     margin = 2 * dilation + 1
     padded = F.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
     steps, views = _shared_differences()
@@ -101,21 +116,19 @@ def _native_mind_ssc(
         which * shape[0] * plane + dilation * ((1 + z) * plane + (1 + y) * row + 1 + x)
         for which, (z, y, x) in views
     ]
-    where = torch.tensor(starts)
     means = native.empty(len(steps), *shape)
-    if (
-        native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
-        < 0
-    ):
-        raise MemoryError("no memory for MIND")
+    native.run(
+        "mind_differences", padded=padded, steps=torch.tensor(offsets), margin=dilation + 1, means=means
+    )
     z, y, x = image.shape
-    typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
+    seen: dict[str, native.Argument] = {"means": means, "views": torch.tensor(starts), "z": z, "y": y, "x": x}
+    typical = max(native.run("mind_scale", **seen) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
     if weight is None and stride > 1:
-        weight = torch.ones_like(image)
+        weight = torch.ones_like(image[None])
     native.run(
-        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride,
-        None if weight is None else weight.contiguous(), 0.001 * typical, 1000 * typical, out,
+        "mind_channels", **seen, stride=stride, weight=None if weight is None else weight.contiguous(),
+        least_scale=0.001 * typical, most_scale=1000 * typical, channels=out,
     )  # fmt: skip
     return out
 
@@ -165,6 +178,7 @@ class Part:
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
         image: which of the images it is extracted from, where one side has several.
+        in_doubt: it takes long, and beside MIND it is asked where that leaves doubt alone.
         weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
@@ -173,6 +187,7 @@ class Part:
     weight: float = 1.0
     name: str = ""
     finest: float = 0.0
+    in_doubt: bool = False
     weighs: bool = False
     image: int = 0
 
@@ -228,7 +243,12 @@ def feature_parts(
         network = _network(os.fspath(file), state.st_mtime_ns, state.st_size)
     known = network.reading.spacing
     part = Part(
-        network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
+        network,
+        network.stride,
+        _NETWORK_WEIGHT,
+        "network",
+        _KNOWN_SHARE * known[0] if known else 0.0,
+        in_doubt=True,
     )
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
@@ -304,8 +324,7 @@ def feature_maps(
 def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
     """The channels of all parts, each part's times its scale."""
     channels, shape = [len(part) for part in level], level[0].shape[1:]
-    own = native.serves(*level)
-    out = native.empty(sum(channels), *shape) if own else level[0].new_empty((sum(channels), *shape))
+    out = native.empty_for(level[0], sum(channels), *shape)
     for part, scale, to in zip(level, scales, out.split(channels)):
         torch.mul(part, scale, out=to)
     return out

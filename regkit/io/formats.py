@@ -34,7 +34,7 @@ from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, tr
 from regkit.io import foreign, guard
 from regkit.io.atomic import atomic_path
 from regkit.io.displacement import DisplacementField
-from regkit.io.headers import quirks
+from regkit.io.headers import check_matlab, quirks
 from regkit.io.nifti import open_nifti
 from regkit.io.outputs import check_output, save_field
 from regkit.io.provenance import version
@@ -378,6 +378,8 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _read_parts(path: Path) -> list[guard.Part]:
+    if _suffix(path) == ".mat":
+        check_matlab(path)
     parts = guard.read_transform(path)
     for part in parts:
         if part.dimension != 3:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from regkit.core.errors import RegkitError, reason
 
 HEADER_SECONDS = 8.0
 """How long ITK may take to parse a header."""
+_STARVED = 20  # times as long for a process that is ready to run and does not get a processor
 _BYTES_PER_SECOND = 10 << 20  # at least, of voxels
 _MARGIN = 1 << 28  # memory of the reader beside its voxels
 _TYPES = {
@@ -228,17 +229,29 @@ class _Child:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        def end() -> None:
-            self._late = True
-            self._process.kill()
-
-        timer = Timer(self.seconds, end)
-        timer.daemon = True
-        timer.start()
+        done = Event()
+        watch = Thread(target=self._end_when_late, args=(done,), daemon=True)
+        watch.start()
         try:
             yield
         finally:
-            timer.cancel()
+            done.set()
+
+    def _end_when_late(self, done: Event) -> None:
+        worked = _seconds_worked(self._process.pid)
+        for _ in range(_STARVED):
+            if done.wait(self.seconds):
+                return
+            now = _seconds_worked(self._process.pid)
+            if (
+                worked is None
+                or now is None
+                or now - worked > self.seconds / 2
+                or not _is_ready(self._process.pid)
+            ):
+                break
+        self._late = True
+        self._process.kill()
 
     def _gone(self) -> ParserError:
         """Why there is no answer."""
@@ -246,3 +259,22 @@ class _Child:
         if self._late:
             return ParserError(f"is damaged: its reader had no end after {self.seconds:.0f} s")
         return ParserError(f"is damaged: its reader crashed (exit code {code})")
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux tells of a process after its name; nothing elsewhere."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _seconds_worked(pid: int) -> float | None:
+    """How long a process had a processor."""
+    stat = _stat(pid)
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") if stat else None
+
+
+def _is_ready(pid: int) -> bool:
+    """Whether a process runs, would if it got a processor, or waits for a disk."""
+    return _stat(pid)[:1] in (["R"], ["D"])

@@ -2,10 +2,12 @@
 
 NRRD: https://teem.sourceforge.net/nrrd/format.html
 MetaImage: https://itk.org/Wiki/ITK/MetaIO/Documentation
+MATLAB 4: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf, level 4
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +89,31 @@ def nrrd_fields(path: Path, lower: bool = True) -> dict[str, str]:
             name = name.strip()
             fields[name.lower() if lower else name] = value.lstrip("= ").strip()
     return fields
+
+
+def check_matlab(path: Path) -> None:
+    """Refuse a MATLAB file of transforms that its matrices do not fill: ITK makes up what is missing.
+
+    Raises:
+        RegkitError: without its name.
+    """
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at < size:
+            head = file.read(20)
+            if len(head) < 20:
+                raise RegkitError("is damaged or cut short")
+            kind, *shape = struct.unpack("<5i", head)
+            if not 0 <= kind < 5000:  # thousands: the order of bytes, which are little-endian by far the most
+                kind, *shape = struct.unpack(">5i", head)
+            rows, columns, imaginary, name = shape
+            precision = {0: 8, 1: 4}.get(kind // 10 % 10)  # doubles and floats, as ITK writes them
+            if not 0 <= kind < 5000 or precision is None or min(shape) < 0 or imaginary > 1:
+                raise RegkitError("is no MATLAB file of ITK transforms, or damaged")
+            at += 20 + name + rows * columns * precision * (1 + imaginary)
+            if at > size:
+                raise RegkitError("is damaged or cut short")
+            file.seek(at)
 
 
 def _meta_fields(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import blur
 from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
 
@@ -161,6 +162,7 @@ def _filled(planes: np.ndarray, alike: float) -> int:
     return 0
 
 
+@operation
 def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """The source seen from ``grid`` through a linear map.
 
@@ -173,13 +175,6 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         labels 1 everywhere.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
-    if (
-        source.mask is None
-        and not source.labels
-        and source.image.numel() < MOST_VOXELS
-        and native.serves(source.image)
-    ):
-        return _native_resample(source, to_source, grid)
     where = map_index(to_source, index_grid(grid.shape, source.image.device))
     image = sample(source.image[None], where, mode="nearest" if source.labels else "bilinear")[0]
     weight = torch.ones_like(image)
@@ -190,11 +185,21 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
     return (image * weight, torch.ones_like(weight)) if source.labels else (image, weight)
 
 
-def _native_resample(source: Source, to_source: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`resample` without a mask; no coordinates are held."""
+@resample.kernel(
+    "c",
+    lambda source, matrix, grid: (
+        source.mask is None
+        and not source.labels
+        and source.image.numel() < MOST_VOXELS
+        and native.serves(source.image)
+    ),
+)
+def _resample_by_c(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without a mask; no coordinates are held."""
+    to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
     image, weight = native.empty(*grid.shape), native.empty(*grid.shape)
-    source_image, matrix = source.image.contiguous(), np.ascontiguousarray(to_source[:3])
     native.run(
-        "resample", grid.shape[0], source_image, *source_image.shape, matrix, *grid.shape[1:], image, weight
-    )
+        "resample", image=source.image.contiguous(), matrix=np.ascontiguousarray(to_source[:3]),
+        resampled=image, inside=weight,
+    )  # fmt: skip
     return image, weight

@@ -19,10 +19,12 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
 from regkit.solver.costvolume import best_steps, known_slab
+from regkit.solver.shifts import Shifts
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
@@ -360,10 +362,6 @@ def search_translation(
 ) -> tuple[list[Float64], list[float], float]:
     """The translations under which the features agree best, over every overlap there can be.
 
-    The weighted sum of squared differences of all whole-cell shifts comes from correlations in the
-    Fourier domain: ``sum w_F w_M |F - M|^2 = corr(w_F F^2, w_M)
-    + corr(w_F, w_M M^2) - 2 corr(w_F F, w_M M)``.
-
     Args:
         fixed, moving: smoothed for ``spacing``.
 
@@ -377,49 +375,20 @@ def search_translation(
     lattice = _lattice_over(moving.grid, grid)
     f = feature_map(fixed, np.eye(4), grid, extract)
     m = feature_map(moving, np.eye(4), lattice, extract)
-    shape = [fast_length(a + b - 1) for a, b in zip(f.weight.shape[1:], m.weight.shape[1:], strict=True)]
-
-    def spectrum(volume: torch.Tensor) -> torch.Tensor:
-        return torch.fft.rfftn(volume, s=shape)
-
-    def correlation(total: torch.Tensor) -> torch.Tensor:
-        return torch.fft.irfftn(total, s=shape)
-
-    f_weight, m_weight = spectrum(f.weight[0]).conj(), spectrum(m.weight[0])
-    overlap = correlation(f_weight * m_weight)
-    total = spectrum((f.weight * f.values.square()).sum(0)).conj() * m_weight
-    total += f_weight * spectrum((m.weight * m.values.square()).sum(0))
-    for a, b in zip(f.values, m.values, strict=True):
-        total -= 2 * spectrum(f.weight[0] * a).conj() * spectrum(m.weight[0] * b)
-    difference = correlation(total) / len(f.values)
-
+    every = Shifts(f, m.weight.shape[1:])
+    difference, overlap = every(m)
     full = min(float(f.weight.sum()), float(m.weight.sum()))
     possible = overlap >= _LEAST_OVERLAP * full
     mean = difference / overlap.clamp_min(1)
     mismatch = float(mean[possible].median())
     score = difference + (full - overlap).clamp_min(0) * mismatch
     score[~possible] = torch.inf
-    size = m.weight.shape[1:]
     shifts, scores = [], []
     for peak in _lowest(score, count, _APART):
-        # Shifts beyond the moving lattice's end are the negative ones, wrapped around.
-        cells = [k if k < n else k - around for k, n, around in zip(peak, size, shape, strict=True)]
-        shifts.append(transform_points(lattice.index_to_world, cells[::-1]) - np.asarray(grid.origin))
+        cell = every.cell(peak)
+        shifts.append(transform_points(lattice.index_to_world, cell) - np.asarray(grid.origin))
         scores.append(float(score[tuple(peak)]) / max(full * mismatch, 1e-9))
     return shifts, scores, mismatch
-
-
-def fast_length(length: int) -> int:
-    """The next length without prime factors above 5, whose Fourier transforms are several times as fast."""
-    # scipy has such a function, which takes 0.08 s to import.
-    while True:
-        left = length
-        for factor in (2, 3, 5):
-            while left % factor == 0:
-                left //= factor
-        if left == 1:
-            return length
-        length += 1
 
 
 def _lowest(score: torch.Tensor, count: int, apart: int) -> Iterator[list[int]]:
@@ -550,6 +519,7 @@ def least_trimmed_squares(
     return matrix
 
 
+@operation
 def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
     """How far the matrix brings points from their targets, squared, (n,).
 
@@ -557,21 +527,27 @@ def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
         both: (7, n), float64: 1, the points and the targets.
     """
     columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
-    if native.serves(both, dtype=torch.float64):
-        error = torch.empty_like(both[0])
-        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
-        return error
     return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
 
 
+@_squared_errors.kernel("c", lambda both, matrix: native.serves(both, dtype=torch.float64))
+def _squared_errors_by_c(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
+    columns, error = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]]), torch.empty_like(both[0])
+    native.run("squared_errors", points=both, matrix=columns, error=error)
+    return error
+
+
+@operation
 def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
     """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
-    if native.serves(both, error, dtype=torch.float64):
-        blocks = native.blocks(len(error))
-        sums = np.empty((blocks, 7, 4))
-        native.run("kept_sums", blocks, both, len(error), error, most, sums)
-        return np.asarray(sums.sum(0))
     return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+
+
+@_kept_sums.kernel("c", lambda both, error, most: native.serves(both, error, dtype=torch.float64))
+def _kept_sums_by_c(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+    sums = np.empty((native.blocks(len(error)), 7, 4))
+    native.run("kept_sums", points=both, error=error, most=most, sums=sums)
+    return np.asarray(sums.sum(0))
 
 
 def _ranked(values: torch.Tensor, rank: int) -> float:
