@@ -28,6 +28,7 @@ from regkit.io.provenance import version
 from regkit.synthesis.phantom import torso
 
 _INTERVAL = 1.0  # seconds between two looks
+_ENDING = 10.0  # seconds that the last processes have to end after the program
 _SPACING = 12.0  # mm
 
 
@@ -85,14 +86,14 @@ def measured(table: Path, out: Path, workers: int) -> Load:
             load.samples.append((time.monotonic() - start, memory, files, len(family)))
             time.sleep(_INTERVAL)
         said.seek(0)
-        if program.returncode not in (0, 1):
+        if program.returncode not in (0, 1) or not (out / "summary.csv").exists():
             raise SystemExit(said.read())
     done = sorted(out.glob("*/warp.nii.gz.json"), key=lambda path: path.stat().st_mtime_ns)
     offset = time.time() - (time.monotonic() - start)
     load.seconds = [path.stat().st_mtime - offset for path in done]
     with (out / "summary.csv").open(newline="") as stream:
         load.failed = sum(row["status"] != "ok" for row in csv.DictReader(stream))
-    load.left = sum(one.is_running() for one in seen)
+    load.left = len(psutil.wait_procs(seen, timeout=_ENDING)[1])
     load.temporary = len(list(out.rglob(".regkit-*")))
     load.machine = before, os.getloadavg()[0]
     return load
@@ -131,8 +132,10 @@ def report(loads: dict[int, Load], command: str) -> str:
         [
             "# `regkit batch` over many pairs",
             "",
-            f"`{command}`, {version()}, {platform.machine()}, {os.cpu_count()} cores. Written by",
-            "`benchmarks/cohort.py`, which says what is measured. Memory and files are of all processes.",
+            f"`{command}`",
+            "",
+            f"{version()}, {platform.machine()}, {os.cpu_count()} cores. Pairs are of 12 mm voxels, with",
+            "`--preset fast --features mind` and one thread a worker. Memory and files are of all processes.",
             "",
             *lines,
             "",
@@ -155,7 +158,8 @@ def main() -> None:
             table = write_table(Path(place), pairs, arguments.phantoms)
             loads[workers] = measured(table, Path(place) / f"out{workers}", workers)
             print(workers, loads[workers].rate, loads[workers].machine, flush=True)
-    text = report(loads, f"python benchmarks/cohort.py {' '.join(sys.argv[1:])}")
+    counts = f"--pairs {arguments.pairs} --alone {arguments.alone} --phantoms {arguments.phantoms}"
+    text = report(loads, f"python benchmarks/cohort.py {counts}")
     with atomic_path(arguments.output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

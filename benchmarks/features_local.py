@@ -37,7 +37,7 @@ from regkit.features.maps import Part, feature_parts, mind_ssc
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import bias, blurred
 from regkit.synthesis.mixture import anatomies, mixture
-from regkit.synthesis.noise import Dice, random_turn, smooth_noise
+from regkit.synthesis.noise import Rng, random_turn, smooth_noise
 from regkit.synthesis.pairs import Pairs, draw_anatomy
 
 SIDE = 40  # voxels of an image
@@ -106,26 +106,26 @@ class Pair:
     mind: torch.Tensor
 
 
-def textures(dice: Dice, shape: tuple[int, ...]) -> torch.Tensor:
+def textures(rng: Rng, shape: tuple[int, ...]) -> torch.Tensor:
     """Grain, sheets and tubes, as septa and vessels are, (3, Z, Y, X)."""
-    share, grain, total = dice.uniform(0, 1), torch.zeros(shape), 0.0
+    share, grain, total = rng.uniform(0, 1), torch.zeros(shape), 0.0
     for scale in (2, 4, 8, 16):
-        weight = (scale / 4) ** share * dice.uniform(0.3, 1)
-        grain += weight * smooth_noise(dice, 1, shape, scale)[0]
+        weight = (scale / 4) ** share * rng.uniform(0.3, 1)
+        grain += weight * smooth_noise(rng, 1, shape, scale)[0]
         total += weight**2
 
     def lines(fields: int, low: float, high: float, thinnest: float, thickest: float) -> torch.Tensor:
         """Bright where as many smooth fields are 0: sheets of one, tubes of two."""
-        scale = float(np.exp(dice.uniform(np.log(low), np.log(high))))
-        width = 0.8 * dice.uniform(thinnest, thickest) / scale
-        return (smooth_noise(dice, fields, shape, scale) / width).square_().sum(0).neg_().exp_()
+        scale = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        width = 0.8 * rng.uniform(thinnest, thickest) / scale
+        return (smooth_noise(rng, fields, shape, scale) / width).square_().sum(0).neg_().exp_()
 
     return torch.stack([grain / math.sqrt(total), lines(1, 5, 20, 2, 5), lines(2, 6, 20, 2.5, 7)])
 
 
 def rendered(
     labels: torch.Tensor, shared: torch.Tensor | None, strengths: Sequence[float], own: Sequence[float],
-    anatomy: Anatomy, dice: Dice,
+    anatomy: Anatomy, rng: Rng,
 ) -> torch.Tensor:  # fmt: skip
     """An image (Z / 2, Y / 2, X / 2) of labels (Z, Y, X): contrast, textures, partial volume, and a scanner.
 
@@ -133,62 +133,62 @@ def rendered(
         shared: textures that both images show, each in its own contrast.
         strengths, own: of these, and of textures that this image shows alone, of the deviation of the image.
     """
-    palette, random = anatomy.palette(dice), dice.scalars
+    palette, random = anatomy.palette(rng), rng.scalars
 
     def of_labels(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.float32))[labels.int()]
 
     image = of_labels(palette.means)
     unit = max(float(image.std()), 0.02)
-    alone = textures(dice, labels.shape) if any(own) else None
+    alone = textures(rng, labels.shape) if any(own) else None
     for fields, amounts in ((shared, strengths), (alone, own)):
         for field, amount in zip(() if fields is None else fields, amounts):
             if amount:
                 sizes = random.normal(0, 1, 256) * (random.random(256) < 0.8) * amount * unit
-                waved = fields is shared and dice.chance(0.2)
-                shown = torch.sin(field * dice.uniform(1, 2.5) + dice.uniform(0, 6.28)) if waved else field
+                waved = fields is shared and rng.chance(0.2)
+                shown = torch.sin(field * rng.uniform(1, 2.5) + rng.uniform(0, 6.28)) if waved else field
                 image = image + of_labels(sizes) * shown
-    if dice.chance(0.3):
-        image = through_random_layers(image, dice)
+    if rng.chance(0.3):
+        image = through_random_layers(image, rng)
     image = F.avg_pool3d(image[None], 2)[0]
     shape = tuple(image.shape)
     for scale in (2, 4, 8):
-        if dice.chance(0.3):
-            image = image + smooth_noise(dice, 1, shape, scale)[0] * (unit * dice.uniform(0, 0.12))
-    if dice.chance(0.7):  # what one of them lacks
-        gone = smooth_noise(dice, 1, shape, dice.uniform(4, 14))[0] - dice.uniform(1.2, 2.2)
-        other = dice.uniform(float(image.min()), float(image.max())) + 0.1 * unit * dice.normal(*shape)
+        if rng.chance(0.3):
+            image = image + smooth_noise(rng, 1, shape, scale)[0] * (unit * rng.uniform(0, 0.12))
+    if rng.chance(0.7):  # what one of them lacks
+        gone = smooth_noise(rng, 1, shape, rng.uniform(4, 14))[0] - rng.uniform(1.2, 2.2)
+        other = rng.uniform(float(image.min()), float(image.max())) + 0.1 * unit * rng.normal(*shape)
         image = image.lerp(other, torch.sigmoid(8 * gone))
-    if dice.chance(0.85):
+    if rng.chance(0.85):
         image = blurred(image[None], [random.uniform(0.1, 0.9, 3)])[0]
-    if dice.chance(0.5):
-        image = image * bias(shape, dice.uniform(0, 0.3), dice)
-    if dice.chance(0.25):
-        thick = [n if dice.chance(0.6) else round(n / dice.uniform(1.5, 6)) for n in shape]
+    if rng.chance(0.5):
+        image = image * bias(shape, rng.uniform(0, 0.3), rng)
+    if rng.chance(0.25):
+        thick = [n if rng.chance(0.6) else round(n / rng.uniform(1.5, 6)) for n in shape]
         few = F.adaptive_avg_pool3d(image[None, None], thick)  # type: ignore[arg-type]
         image = F.interpolate(few, shape, mode="trilinear", align_corners=False)[0, 0]
     image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-4)
-    if dice.chance(0.4) and not palette.window:
-        image = image.pow(math.exp(dice.uniform(-0.5, 0.5)))
-    if dice.chance(0.8):
-        level = math.exp(dice.uniform(math.log(0.004), math.log(0.08))) * max(3 * float(image.std()), 0.1)
-        image = (image + level * dice.normal(*shape)).abs()
-    if dice.chance(0.5):
-        low, high = np.quantile(image.flatten()[::7], [dice.uniform(0, 0.05), dice.uniform(0.95, 1)])
+    if rng.chance(0.4) and not palette.window:
+        image = image.pow(math.exp(rng.uniform(-0.5, 0.5)))
+    if rng.chance(0.8):
+        level = math.exp(rng.uniform(math.log(0.004), math.log(0.08))) * max(3 * float(image.std()), 0.1)
+        image = (image + level * rng.normal(*shape)).abs()
+    if rng.chance(0.5):
+        low, high = np.quantile(image.flatten()[::7], [rng.uniform(0, 0.05), rng.uniform(0.95, 1)])
         image = (image - low) / max(high - low, 1e-3)
     return image.clamp(0, 1)
 
 
-def through_random_layers(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+def through_random_layers(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Mixed with what random convolutions make of it (Ouyang et al., IEEE TMI 2023)."""
-    side = int(dice.scalars.choice([1, 3]))
+    side = int(rng.scalars.choice([1, 3]))
     padded = F.pad(image[None, None], (side // 2,) * 6, mode="replicate")
-    found = F.conv3d(padded, dice.normal(4, 1, side, side, side))
-    shift = 0.3 * dice.normal(4).view(4, 1, 1, 1)
+    found = F.conv3d(padded, rng.normal(4, 1, side, side, side))
+    shift = 0.3 * rng.normal(4).view(4, 1, 1, 1)
     found = F.leaky_relu((found - found.mean()) / (found.std() + 1e-4) + shift, 0.1)
-    found = (found[0] * dice.normal(4, 1, 1, 1)).sum(0)
+    found = (found[0] * rng.normal(4, 1, 1, 1)).sum(0)
     found = (found - found.mean()) / (found.std() + 1e-4) * image.std() + image.mean()
-    return image.lerp(found, dice.uniform(0, 1))
+    return image.lerp(found, rng.uniform(0, 1))
 
 
 def at(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -208,14 +208,14 @@ def about_the_middle(n: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(along, along, along, indexing="ij"))
 
 
-def draw_pair(anatomy: Anatomy, dice: Dice) -> Pair:
+def draw_pair(anatomy: Anatomy, rng: Rng) -> Pair:
     """Two images of a part of an anatomy; in six of ten the second is bent as another person's would be, and
     then mostly without a texture in common.
     """
-    random, labels = dice.scalars, anatomy.labels
+    random, labels = rng.scalars, anatomy.labels
     if not anatomy.spacing:
         labels = labels.permute(*random.permutation(3).tolist())
-    zoom = math.exp(dice.uniform(math.log(0.55), math.log(1.5)))
+    zoom = math.exp(rng.uniform(math.log(0.55), math.log(1.5)))
     block, half = _FINE + _MARGIN, 0.3 * _FINE * zoom
     last = np.array(labels.shape) - 1.0
     for _ in range(6):  # not in the air, if it can be helped
@@ -223,31 +223,31 @@ def draw_pair(anatomy: Anatomy, dice: Dice) -> Pair:
         box = [slice(int(max(0, m - half)), int(m + half) + 1, 3) for m in middle]
         if len(labels[tuple(box)].unique()) > 2:
             break
-    turn = torch.from_numpy(random_turn(dice, 25) * zoom).float()
+    turn = torch.from_numpy(random_turn(rng, 25) * zoom).float()
     where = torch.einsum("ij,jzyx->izyx", turn, about_the_middle(block))
     labels = nearest(labels, where + torch.from_numpy(middle).float().view(3, 1, 1, 1))
     chances, most = (0.7, 0.4, 0.4), (0.28, 0.8, 1.2)
-    shared = [dice.uniform(0, m) if dice.chance(c) else 0.0 for c, m in zip(chances, most)]
-    own = [dice.uniform(0.2, 0.8) * s for s in shared] if dice.chance(0.35) else [0.0] * 3
+    shared = [rng.uniform(0, m) if rng.chance(c) else 0.0 for c, m in zip(chances, most)]
+    own = [rng.uniform(0.2, 0.8) * s for s in shared] if rng.chance(0.35) else [0.0] * 3
 
-    matrix = random_turn(dice, 12) * np.exp(random.uniform(-0.12, 0.12, 3))
+    matrix = random_turn(rng, 12) * np.exp(random.uniform(-0.12, 0.12, 3))
     shift = torch.from_numpy(random.uniform(-6, 6, 3)).float().view(3, 1, 1, 1)
     forth = torch.from_numpy(matrix).float()
     bend = torch.zeros(3, _FINE, _FINE, _FINE)
-    if dice.chance(0.6):
-        scale = math.exp(dice.uniform(math.log(10), math.log(40)))
-        bend = smooth_noise(dice, 3, bend.shape[1:], scale) * dice.uniform(0.05, 0.22) * min(scale, 20)
-        if dice.chance(0.5):
-            scale = dice.uniform(7, 14)
-            bend = bend + smooth_noise(dice, 3, bend.shape[1:], scale) * scale * dice.uniform(0.03, 0.12)
-        if dice.chance(0.8):
+    if rng.chance(0.6):
+        scale = math.exp(rng.uniform(math.log(10), math.log(40)))
+        bend = smooth_noise(rng, 3, bend.shape[1:], scale) * rng.uniform(0.05, 0.22) * min(scale, 20)
+        if rng.chance(0.5):
+            scale = rng.uniform(7, 14)
+            bend = bend + smooth_noise(rng, 3, bend.shape[1:], scale) * scale * rng.uniform(0.03, 0.12)
+        if rng.chance(0.8):
             shared, own = [0.0] * 3, [1.4 * s for s in shared]
     there = torch.einsum("ij,jzyx->izyx", forth, about_the_middle(_FINE)) + shift + bend + (block - 1) / 2
-    fields = textures(dice, labels.shape) if any(shared) else None
+    fields = textures(rng, labels.shape) if any(shared) else None
     first = (slice(_MARGIN // 2, _MARGIN // 2 + _FINE),) * 3
     views = [(labels[first], None if fields is None else fields[:, *first])]
     views.append((nearest(labels, there), None if fields is None else at(fields, there)))
-    images = torch.stack([rendered(*view, shared, own, anatomy, dice) for view in views])
+    images = torch.stack([rendered(*view, shared, own, anatomy, rng) for view in views])
 
     # Where the cells of the first lie in the second, by iteration: y = T^-1 (x - shift - bend(y)).
     back = torch.from_numpy(np.linalg.inv(matrix)).float()
@@ -265,7 +265,7 @@ _STEPS = torch.stack(
 
 
 def matching_loss(
-    first: torch.Tensor, second: torch.Tensor, partner: torch.Tensor, sharpness: torch.Tensor, dice: Dice,
+    first: torch.Tensor, second: torch.Tensor, partner: torch.Tensor, sharpness: torch.Tensor, rng: Rng,
     anchors: int = 256,
 ) -> torch.Tensor | None:  # fmt: skip
     """Cross entropy of where the solver's costs look for partners, or None where too few are inside.
@@ -279,12 +279,12 @@ def matching_loss(
     """
     shape = first.shape[1:]
     where = partner.reshape(3, -1)
-    near = where.round().long() + torch.from_numpy(dice.scalars.integers(-1, 2, where.shape))
+    near = where.round().long() + torch.from_numpy(rng.scalars.integers(-1, 2, where.shape))
     sides = torch.tensor(shape).view(3, 1)
     inside = ((near >= _RADIUS) & (near < sides - _RADIUS)).all(0).nonzero()[:, 0]
     if len(inside) < 16:
         return None
-    inside = inside[torch.from_numpy(dice.scalars.integers(len(inside), size=anchors))]
+    inside = inside[torch.from_numpy(rng.scalars.integers(len(inside), size=anchors))]
     cells = near[:, inside, None] + _STEPS[:, None]
     flat = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
     others = second.flatten(1).index_select(1, flat.flatten()).view(len(second), *flat.shape)
@@ -314,12 +314,12 @@ def train(arguments: argparse.Namespace) -> None:
     began, step = time.monotonic(), 0
     losses: list[list[float]] = []
     while (done := (time.monotonic() - began) / (60 * arguments.minutes)) < 1:
-        dice = Dice.of(arguments.seed, 11, step)
+        rng = Rng.of(arguments.seed, 11, step)
         if len(bank) < arguments.bank and step % 5 == 0:
             bank.append(draw(len(bank)))
-        new = draw_pair(bank[dice.one_of(len(bank))], dice)
+        new = draw_pair(bank[rng.one_of(len(bank))], rng)
         pairs = [*pairs[-399:], new]
-        batch = [new, *(pairs[dice.one_of(len(pairs))] for _ in range(3))]
+        batch = [new, *(pairs[rng.one_of(len(pairs))] for _ in range(3))]
         images = torch.cat([pair.images for pair in batch])[:, None].float()
         with torch.autocast("cpu", torch.bfloat16):
             found = network(images).float()
@@ -333,7 +333,7 @@ def train(arguments: argparse.Namespace) -> None:
             maps = F.avg_pool3d(features, far)
             for k, pair in enumerate(batch):
                 partner = F.avg_pool3d(((pair.partner + 0.5) / (2 * far) - 0.5)[None], far)[0]
-                loss = matching_loss(maps[2 * k], maps[2 * k + 1], partner, sharpness[level].exp(), dice)
+                loss = matching_loss(maps[2 * k], maps[2 * k + 1], partner, sharpness[level].exp(), rng)
                 if loss is not None:
                     total = total + weight / len(batch) * loss
                     every.append(float(loss.detach()))

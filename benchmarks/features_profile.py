@@ -30,8 +30,8 @@ from regkit.solver.deformable import (
     Pyramid,
     coarse_field,
     fine_field,
-    fixed_features,
-    moving_features,
+    fixed_view,
+    moving_view,
     plan,
 )
 from regkit.solver.evidence import differences_near
@@ -76,7 +76,9 @@ def of_pair(name: str, direction: str, start: np.ndarray, parts: dict[str, Part]
     sources, _ = _sources(first, second, None, None, None, torch.device("cpu"))
 
     def maps(part: Part) -> tuple[Pyramid, Pyramid]:
-        return fixed_features(sources[0], work, [part]), moving_features(sources[1], start, work, [part])
+        return fixed_view(sources[0], work).features(work, [part]), moving_view(
+            sources[1], start, work
+        ).features(work, [part])
 
     fixed, moving = maps(MIND)
     field = coarse_field(fixed, moving, work, lambda: None)

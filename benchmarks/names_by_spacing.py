@@ -26,7 +26,7 @@ from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.maps import LabelMaps, load_maps
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
 _FIELD_MM = (160, 288, 336)
@@ -37,8 +37,8 @@ _SEED = 77  # no run's
 
 def of_maps(maps: LabelMaps, count: int, spacing: float) -> list[Anatomy]:
     """Anatomies for views of a spacing: the same heads in the same poses for all."""
-    drawn = [maps.draw(Dice.of(_SEED, 0, number), spacing / _FINER) for number in range(count)]
-    return [anatomy.with_grain(Dice.of(_SEED, 2, number)) for number, anatomy in enumerate(drawn)]
+    drawn = [maps.draw(Rng.of(_SEED, 0, number), spacing / _FINER) for number in range(count)]
+    return [anatomy.with_grain(Rng.of(_SEED, 2, number)) for number, anatomy in enumerate(drawn)]
 
 
 def named(
@@ -56,7 +56,7 @@ def named(
         assert anatomy.spacing is not None
         field = field_mm or [n * anatomy.spacing for n in anatomy.labels.shape]
         shape = tuple(min(_LARGEST, round(mm / spacing / 16) * 16) for mm in field)
-        pair = cut_and_render([anatomy], how, [Dice.of(_SEED, 1, number)], shape)
+        pair = cut_and_render([anatomy], how, [Rng.of(_SEED, 1, number)], shape)
         found.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
         truth.append(pair.structures[0][middle].flatten())
     likely, there = (torch.cat(maps).numpy() for maps in (found, truth))
@@ -82,7 +82,7 @@ def main() -> None:
     network = NetworkFeatures(arguments.weights or bundled_weights(), apart=True)
     maps = load_maps(arguments.anatomies) if arguments.anatomies else None
     trunks = [
-        draw_trunk(Dice.of(_SEED, 0, number)).with_grain(Dice.of(_SEED, 2, number))
+        draw_trunk(Rng.of(_SEED, 0, number)).with_grain(Rng.of(_SEED, 2, number))
         for number in range(0 if maps else arguments.count)
     ]
     rows: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from truth_cases import body_of, noisy, remapped
 import regkit
 from regkit.core.geometry import Float64, transform_points
 from regkit.synthesis.appearance import random_palette, render
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.phantom import torso
 from regkit.warp import resample_labels
 
@@ -151,8 +151,8 @@ def head_labels(number: int) -> tuple[np.ndarray, regkit.Grid]:
 def painted_head(number: int, contrast: int) -> regkit.Volume:
     """A head in random contrasts of regkit's data engine."""
     array, grid = head_labels(number)
-    dice = Dice.of(contrast, number, 3)
-    values = render(torch.from_numpy(array)[None], [dice], [random_palette(dice)], partial=0).images[0]
+    rng = Rng.of(contrast, number, 3)
+    values = render(torch.from_numpy(array)[None], [rng], [random_palette(rng)], partial=0).images[0]
     return regkit.Volume(values.numpy(), grid, f"head {number}, contrast {contrast}")
 
 
@@ -220,11 +220,11 @@ def by_labels(folder: str, exchanged: bool, rigid: Float64) -> Truth | None:
 def mean_dice(fixed: regkit.Volume, moving: regkit.Volume, result: regkit.Registration) -> float:
     """Of all labels that either map has, after the moving one went through the warp."""
     moved = resample_labels(moving, fixed.grid, result.warp.to_sitk())
-    dice = []
+    rng = []
     for label in np.union1d(fixed.array, moving.array)[1:]:
         a, b = fixed.array == label, moved.array == label
-        dice.append(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
-    return float(np.mean(dice))
+        rng.append(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
+    return float(np.mean(rng))
 
 
 def right_makers() -> Iterator[tuple[str, str, Callable[[], Pair]]]:

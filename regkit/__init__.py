@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.series import AlignedSeries, align_series
+    from regkit.template import Template, build_template
     from regkit.tensors import TensorRegistration, register_tensors
     from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
@@ -54,6 +55,7 @@ __all__ = [
     "Registration",
     "RegkitError",
     "Segmentation",
+    "Template",
     "TensorRegistration",
     "Verdict",
     "Volume",
@@ -62,6 +64,7 @@ __all__ = [
     "align_series",
     "average",
     "batch",
+    "build_template",
     "chain",
     "check_warp",
     "compare_labels",
@@ -101,6 +104,7 @@ _MODULES = {
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "series": ("AlignedSeries", "align_series"),
+    "template": ("Template", "build_template"),
     "tensors": ("TensorRegistration", "register_tensors"),
     "transforms": ("average", "chain"),
     "verdict": ("Gate", "Verdict"),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WITHOUT = {
     "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
+    "meshes": "'regkit apply --points' takes no VTK, STL, PLY and OBJ",
+    "torchio": "regkit.integrations.torchio cannot be imported",
     "cluster": "'regkit batch' runs on this machine alone",
     "bids": "'regkit batch' reads no BIDS data sets",
     "bench": "'regkit bench' leaves out the methods whose packages are missing",

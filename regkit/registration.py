@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -26,10 +25,12 @@ from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
 from regkit.core.settings import LinearModel, changed_settings
 from regkit.core.version import __version__
 from regkit.evaluate import LabelScore, compare_labels, summarise
-from regkit.features.maps import DEFAULT, feature_parts, mind_ssc, parts_for
+from regkit.features.maps import DEFAULT, Part, feature_parts, further_parts, mind_ssc, parts_for
+from regkit.hints import PointsLike, distance, guides, images_of, landmark_pairs, pairs_of
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.io.provenance import record_of
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.ops.resample import Source, resample
@@ -38,16 +39,18 @@ from regkit.runtime.device import current, reproducible, torch_device
 from regkit.runtime.memory import GB, capped, fitting, peak_mb, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
+    Pyramid,
     believed_field,
     displacement_doubt,
     feature_difference,
     fine_field,
-    fixed_features,
-    moving_features,
+    fixed_view,
+    moving_view,
     plan,
 )
 from regkit.solver.evidence import taken_back
-from regkit.solver.linear import STEPS, LinearStart, align, improved
+from regkit.solver.landmarks import Landmarks
+from regkit.solver.linear import STEPS, LinearStart, align, align_landmarks, improved
 from regkit.start import Init, described, given_start, seen_through
 from regkit.verdict import Verdict, measured, verdict_of
 from regkit.warp import Warp, resample_labels
@@ -136,9 +139,12 @@ class Registration:
 
 
 def register(
-    fixed: ImageLike,
-    moving: ImageLike,
+    fixed: ImageLike | Sequence[ImageLike],
+    moving: ImageLike | Sequence[ImageLike],
     *,
+    fixed_landmarks: PointsLike | None = None,
+    moving_landmarks: PointsLike | None = None,
+    guide_labels: tuple[ImageLike, ImageLike] | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
     fixed_labels: ImageLike | None = None,
@@ -161,8 +167,16 @@ def register(
 
     Args:
         fixed, moving: 3-D images on any grids: files, the folder of a DICOM series, SimpleITK or
-            nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid.
-        fixed_mask, moving_mask: voxels that count, each on its image's grid; all by default.
+            nibabel images, or :class:`regkit.Volume` for an array or tensor with its grid. A list holds
+            several images of one side that share a world, the first of which is searched with and has the
+            grid; the others are compared in the deformable stages, each with its counterpart. A side with
+            one image has it compared with all of the other.
+        fixed_landmarks, moving_landmarks: points that belong together, (n, 3) LPS mm, or files of points:
+            soft constraints of the weight ``landmark_weight`` in ``settings``. The linear start begins there.
+        guide_labels: label maps of the fixed and of the moving image, each on any grid of its world, to be
+            brought onto each other as well, with the weight ``guide_weight`` in ``settings``. A label
+            that only one of them has does not count.
+        fixed_mask, moving_mask: voxels that count; all by default.
         fixed_labels, moving_labels: label maps, used for the measures alone.
         label_names: label -> name; also chooses the labels to measure. By default the names in the file of
             ``fixed_labels``, if it has some (``.seg.nrrd``, DICOM).
@@ -196,6 +210,9 @@ def register(
     chosen = changed_settings(preset, settings)
     if isinstance(init, str) and init == "affine" and chosen.linear_model != "affine":
         raise RegkitError(f"init 'affine' contradicts linear_model {chosen.linear_model!r}; leave one out")
+    pairs = pairs_of(images_of(fixed), images_of(moving))
+    if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
+        raise RegkitError("further images and labels that guide count in a preset that deforms alone")
     where = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     stages = _Stages(progress, where, chosen.deformable)
@@ -203,10 +220,18 @@ def register(
     with reproducible(threads, seed), current(where):
         with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
-                reading = other.submit(copy_context().run, load_image, moving, "moving image")
-                fixed_image, moving_image = load_image(fixed, "fixed image"), reading.result()
+                reading = other.submit(copy_context().run, load_image, pairs[0][1], "moving image")
+                fixed_image, moving_image = load_image(pairs[0][0], "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
             sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
+            marks = landmark_pairs(fixed_landmarks, moving_landmarks, fixed_image.grid)
+            guide, guided = guides(guide_labels, (fixed_image, moving_image), where)
+            more = []
+            for k, (ours, theirs) in enumerate(pairs[1:], 2):
+                first = fixed_image if ours is pairs[0][0] else load_image(ours, f"fixed image {k}")
+                second = moving_image if theirs is pairs[0][1] else load_image(theirs, f"moving image {k}")
+                more.append(_sources(first, second, None, None, ct_window, where)[0])
+            more += guide
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             chosen, foretold = fitting(
                 chosen,
@@ -217,11 +242,14 @@ def register(
                 cap,
                 labels=moving_map is not None,
                 outputs=outputs,
+                further=sum(one.image.numel() for pair in more for one in pair),
+                channels=12 * (len(pairs) - 1) + len(guided),
             )
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             _LOG.info("needs about %.2g GB of memory", foretold / GB)
             _LOG.debug("working grid: %s voxels of %.3g mm", work.grid.size, work.grid.spacing[0])
             parts = parts_for(work.grid.spacing[0], parts)
+            parts += further_parts(len(pairs) - 1, len(guided), chosen.guide_weight)
 
         with stages("linear"):
             step = stages.stepper(STEPS)
@@ -229,21 +257,26 @@ def register(
             origin = "file" if isinstance(init, str | os.PathLike) else "given"
             seen, matrix = sources[1], np.eye(4)
             if given is None:
-                start = _linear_start(str(init), *sources, work.grid.spacing[0], chosen.linear_model, step)
+                start = _linear_start(
+                    str(init), *sources, work.grid.spacing[0], chosen.linear_model, step, marks
+                )
                 matrix = start.matrix
             elif isinstance(given, Warp):
+                if more or marks is not None:
+                    raise RegkitError("landmarks, labels that guide and further images need a linear start")
                 start = LinearStart(given.affine_part(), np.nan, origin, "warp")
                 seen = seen_through(given, seen, work.grid, work.reach)
             else:
                 start = LinearStart(given, np.nan, origin, "given")
-                if (
-                    chosen.deformable
-                ):  # the pose is the solver's to improve as well; "linear" takes it as it is
+                if chosen.deformable:  # the pose is the solver's to improve as well
                     start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
                     start = replace(start, origin=origin)
                 matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
+        landmarks = None
+        if marks is not None and chosen.landmark_weight:
+            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, where)
         cells = work.grid.pooled(STRIDE)
         displacement = torch.zeros((3, *cells.shape), device=where)
         difference: dict[str, float] = {}
@@ -251,33 +284,42 @@ def register(
         uncertain: Source | None = None
         if chosen.deformable:
             with stages("features"):
-                fixed_pyramid = fixed_features(sources[0], work, parts)
-                moving_pyramid = moving_features(seen, matrix, work, parts)
-            with stages("coarse"):
-                names = [part.name for part in parts]
-                believed = believed_field(
-                    fixed_pyramid,
-                    moving_pyramid,
-                    names,
-                    work,
-                    stages.stepper(2 * len(work.levels)),
+                further = [[pair[side] for pair in more] for side in (0, 1)]
+                views = (
+                    fixed_view(sources[0], work, further[0]),
+                    moving_view(seen, matrix, work, further[1]),
                 )
+                del further
+
+            def features_of(some: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
+                with stages.counted("features"):
+                    one, other = (view.features(work, some) for view in views)
+                    return one, other
+
+            with stages("coarse"):
+                step = stages.stepper(2 * len(work.levels))
+                believed = believed_field(features_of, parts, work, step, landmarks)
                 fixed_pyramid, moving_pyramid = believed.fixed, believed.moving
                 difference["linear"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 displacement = believed.field
             with stages("fine"):
                 step = stages.stepper(sum(chosen.iterations))
-                displacement = fine_field(fixed_pyramid, moving_pyramid, displacement, chosen, step)
+                displacement = fine_field(
+                    fixed_pyramid, moving_pyramid, displacement, chosen, step, landmarks
+                )
                 in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
-                displacement = unfold(taken_back(displacement, in_cells))
+                kept = taken_back(displacement, in_cells)
+                if landmarks is not None:
+                    kept = landmarks.pooled(STRIDE).kept(displacement, kept)
+                displacement = unfold(kept)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
-                name: {"share": share, "blur_of_match": blur}
-                for name, share, blur in zip(names, believed.shares, believed.blurs or (math.nan,))
+                name: {"share": share, "blur_of_match": believed.blurs[name]}
+                for name, share in believed.shares.items()
             }
             _LOG.debug("evidence: %s", {name: round(told["share"], 2) for name, told in evidence.items()})
-            del believed, fixed_pyramid, moving_pyramid
+            del believed, fixed_pyramid, moving_pyramid, views
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, matrix, fixed_image.grid, moving_image.grid)
@@ -290,6 +332,10 @@ def register(
                 "feature_difference": difference,
                 "evidence": evidence,
             }
+            if marks is not None:
+                ways = {"before": marks[0], "linear": transform_points(start.matrix, marks[0]),
+                        "after": warp.transform_points(marks[0])}  # fmt: skip
+                metrics["landmarks_mm"] = {stage: distance(at, marks[1]) for stage, at in ways.items()}
             moved_labels = None
             if moving_map is not None:
                 moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
@@ -318,9 +364,13 @@ def register(
                 "fixed": fixed_image.name,
                 "moving": moving_image.name,
                 "features": features,
+                "known": [part.name for part in parts],
                 "asked": list(evidence),
                 "compared": [name for name, told in evidence.items() if told["share"] > 0],
                 "weights": record,
+                "images": len(pairs),
+                "landmarks": 0 if marks is None else len(marks[0]),
+                "guide_labels": guided,
                 "preset": preset,
                 "solver": asdict(chosen),
                 "init": described(init),
@@ -358,6 +408,7 @@ class _Stages:
         self.memory: dict[str, float] = {}
         self.done = 0.0
         self.stage = ""
+        self.elsewhere = 0.0  # seconds of the stage that count as another's
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -367,11 +418,23 @@ class _Stages:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - self.elsewhere
+        self.elsewhere = 0.0
         self.memory[stage] = peak_mb()
         _LOG.debug("%s: %.2f s, %.0f MB at most", stage, self.seconds[stage], self.memory[stage])
         self.done += self.shares[stage]
         self.progress(stage, min(self.done, 1.0))
+
+    @contextmanager
+    def counted(self, stage: str) -> Iterator[None]:
+        """A block whose time counts as that of an earlier stage, not of the one that it is in."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        spent = time.perf_counter() - start
+        self.seconds[stage] += spent
+        self.elsewhere += spent
 
     def stepper(self, steps: int) -> Callable[[], None]:
         """A function to call after each of ``steps`` equal parts of the current stage."""
@@ -443,6 +506,7 @@ def _linear_start(
     spacing: float,
     model: LinearModel,
     step: Callable[[], None],
+    landmarks: tuple[Float64, Float64] | None,
 ) -> LinearStart:
     if init == "none":
         return LinearStart(np.eye(4), np.nan, "header", "identity")
@@ -451,6 +515,8 @@ def _linear_start(
         matrix[:3, 3] = moving.grid.centre - fixed.grid.centre
         return LinearStart(matrix, np.nan, "centre", "translation")
     models = _FITS["rigid" if init == "rigid" else model]
+    if landmarks is not None:
+        return align_landmarks(fixed, moving, *landmarks, spacing, mind_ssc, models, step)
     return align(fixed, moving, spacing, mind_ssc, models, on_step=step)
 
 
@@ -481,22 +547,13 @@ def _warp(
     return Warp(field, grid, moving), jacobian_determinant(field, grid)
 
 
+@operation
 def _dense_field(
     displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
 ) -> npt.NDArray[np.float32]:
     """A(p + d(p)) - p at the voxels of a grid, (z, y, x, 3) LPS mm, for a displacement in cells."""
     field = np.empty((*grid.shape, 3), dtype=np.float32)
     to_cells = cells.world_to_index @ grid.index_to_world
-    if native.serves(displacement):
-        whole = matrix @ grid.index_to_world - grid.index_to_world
-        part = matrix[:3, :3] @ cells.index_to_world[:3, :3]
-        matrices = [np.ascontiguousarray(m) for m in (to_cells[:3], part, whole[:3])]
-        displacement = displacement.contiguous()
-        native.run(
-            "displacement_field", grid.shape[0], displacement, *displacement.shape[1:], *matrices,
-            *grid.shape[1:], field,
-        )  # fmt: skip
-        return field
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
         where = transform_points(to_cells, index)
@@ -504,6 +561,20 @@ def _dense_field(
         local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
+    return field
+
+
+@_dense_field.kernel("c", lambda displacement, cells, matrix, grid: native.serves(displacement))
+def _dense_field_by_c(
+    displacement: torch.Tensor, cells: Grid, matrix: Float64, grid: Grid
+) -> npt.NDArray[np.float32]:
+    field = np.empty((*grid.shape, 3), dtype=np.float32)
+    native.run(
+        "displacement_field", displacement=displacement.contiguous(),
+        cells=(cells.world_to_index @ grid.index_to_world)[:3],
+        part=matrix[:3, :3] @ cells.index_to_world[:3, :3],
+        whole=(matrix @ grid.index_to_world - grid.index_to_world)[:3], field=field,
+    )  # fmt: skip
     return field
 
 

@@ -15,6 +15,7 @@ from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_segmentation
 from regkit.io.provenance import write_record
 from regkit.io.segments import SLICER, Segmentation, named
+from regkit.transforms import coarser
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
@@ -31,7 +32,8 @@ def write_results(
     moving: ImageLike | None = None,
     label_names: Mapping[int, str] | None = None,
     record: Mapping[str, Any] | None = None,
-) -> None:
+    warp_spacing: float | None = None,
+) -> dict[str, Any]:
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
@@ -42,11 +44,23 @@ def write_results(
         label_names: of the moved labels, where the file has room for names.
         record: of the run (:func:`regkit.io.provenance.record_of`), to be written beside the first file
             and shown in the report.
+        warp_spacing: mm, of the voxels of the warps that are written; by default those of the images.
+
+    Returns:
+        Of each warp that was written on larger voxels what that costs (:class:`regkit.transforms.Coarser`).
 
     Raises:
         RegkitError: if a file cannot be written.
     """
-    inverse = result.warp.inverse() if "inverse" in files else None
+    warp, inverse = result.warp, result.warp.inverse() if "inverse" in files else None
+    stored: dict[str, Any] = {}
+    if warp_spacing is not None:
+        least = coarser(warp, warp_spacing)
+        warp, stored["warp"] = least.warp, least.to_dict()
+        if inverse is not None:
+            least = coarser(inverse, warp_spacing)
+            inverse, stored["inverse"] = least.warp, least.to_dict()
+        record = None if record is None else {**record, "stored": stored}
     volumes: dict[str, Volume] = {}
     if "moved" in files:
         volumes["moved"] = result.moved
@@ -60,7 +74,7 @@ def write_results(
             if str(files["warp"]).endswith(LINEAR_SUFFIXES):
                 write_linear(result.linear, files["warp"])
             else:
-                write_warp(result.warp, files["warp"])
+                write_warp(warp, files["warp"])
         if inverse is not None:
             write_warp(inverse, files["inverse"])
         if "linear" in files:
@@ -87,6 +101,7 @@ def write_results(
             write_report(result, files["report"], seen, record)
         if record is not None:
             write_record(next(iter(files.values())), record, files)
+    return stored
 
 
 def save_volume(

@@ -198,3 +198,50 @@ def outside(steps: Sequence[Step], points: Float64) -> int:
 
 def _linear(matrix: Float64) -> Callable[[Float64], Float64]:
     return lambda points: transform_points(matrix, points)
+
+
+@dataclass(frozen=True, eq=False)
+class Coarser:
+    """A warp on larger voxels, and what that costs.
+
+    Args:
+        warp: on a grid whose outer voxel centres are those of the other's.
+        mean_mm, max_mm: distance of the two, over the voxels of the other's.
+    """
+
+    warp: Warp
+    mean_mm: float
+    max_mm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Spacing and distances, for JSON."""
+        return {"spacing_mm": list(self.warp.grid.spacing), "mean_mm": self.mean_mm, "max_mm": self.max_mm}
+
+
+def coarser(warp: Warp, spacing: float) -> Coarser:
+    """A warp with voxels of at most ``spacing`` mm, unless its own are larger: a smaller file of its kind.
+
+    ITK interpolates between its voxels, so that images are resampled through it on their own.
+
+    Raises:
+        RegkitError: if the spacing is not positive.
+    """
+    if not spacing > 0:
+        raise RegkitError(f"the spacing of a warp must be positive, got {spacing:g} mm")
+    old = warp.grid
+    spans = [(n - 1) * s for n, s in zip(old.size, old.spacing)]
+    size = [
+        n if s >= spacing else max(2, int(np.ceil(span / spacing - 1e-6)) + 1)
+        for n, s, span in zip(old.size, old.spacing, spans)
+    ]
+    sides = [span / (n - 1) if n > 1 else s for span, n, s in zip(spans, size, old.spacing)]
+    grid = Grid(tuple(size), tuple(sides), old.origin, old.direction)  # type: ignore[arg-type]
+    still = Warp(np.zeros((*grid.shape, 3), np.float32), grid)
+    found = Warp(still.compose(warp).field, grid, warp.moving_grid)
+    total, most = 0.0, 0.0
+    for first, last in slabs(old):
+        here = transform_points(old.index_to_world, slab_index(old, first, last))
+        off = found.transform_points(here) - here - warp.field[first:last]
+        distance = np.linalg.norm(off, axis=-1)
+        total, most = total + float(distance.sum()), max(most, float(distance.max()))
+    return Coarser(found, total / warp.field[..., 0].size, most)

@@ -212,18 +212,22 @@ def test_the_features_of_the_help_are_those_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spacing", "told"),
+    ("spacing", "moving", "told"),
     [
-        (1.2, "MIND and intensities: the network does not know voxels as fine as 1.2 mm"),
-        (2.0, "MIND and intensities: the network recognises nothing in this pair"),
+        (1.2, 0, "MIND and intensities: the network does not know voxels as fine as 1.2 mm"),
+        (2.0, 0, "MIND and intensities: they leave no doubt in this pair, so the network was not asked"),
+        (2.0, 1, "MIND alone: the network recognises nothing in this pair"),
     ],
 )
-def test_a_network_that_is_left_out_is_told(tmp_path: Path, spacing: float, told: str) -> None:
-    image = sitk.GetImageFromArray(np.random.default_rng(0).random((24, 24, 24), np.float32))
-    image.SetSpacing((spacing,) * 3)
-    file = tmp_path / "image.nii.gz"
-    sitk.WriteImage(image, file)
-    result = run("register", file, file, "--init", "none", "--preset", "fast", "-o", tmp_path / "w.nii.gz")
+def test_a_network_that_is_left_out_is_told(tmp_path: Path, spacing: float, moving: int, told: str) -> None:
+    files = [tmp_path / f"{seed}.nii.gz" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        image = sitk.GetImageFromArray(np.random.default_rng(seed).random((24, 24, 24), np.float32))
+        image.SetSpacing((spacing,) * 3)
+        sitk.WriteImage(image, file)
+    result = run(
+        "register", files[0], files[moving], "--init", "none", "--preset", "fast", "-o", tmp_path / "w.nii.gz"
+    )
     output = " ".join(result.stdout.split())
     assert told in output
 

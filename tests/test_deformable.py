@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.core.settings import PRESETS
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import MIND, Part
+from regkit.features.maps import INTENSITY, MIND, Part
 from regkit.ops.resample import Source
 from regkit.ops.sampling import index_grid
 from regkit.solver import coarse
@@ -19,11 +21,12 @@ from regkit.solver.deformable import (
     STRIDE,
     Plan,
     Pyramid,
+    believed_field,
     coarse_field,
     feature_difference,
     fine_field,
-    fixed_features,
-    moving_features,
+    fixed_view,
+    moving_view,
     plan,
 )
 
@@ -98,7 +101,7 @@ def test_levels_halve_down_to_the_stride_of_the_field(size: tuple[int, int, int]
 def test_features_of_every_level_lie_on_the_cells_of_the_working_grid(world: np.ndarray) -> None:
     source = _part(world, FIXED)
     work = plan(FIXED, FIXED, SETTINGS)
-    pyramid = fixed_features(source, work, SHOWN)
+    pyramid = fixed_view(source, work).features(work, SHOWN)
     assert set(pyramid.maps) == {stride for stride, _ in work.levels}
     for stride, level in pyramid.maps.items():
         assert level.weight.shape[1:] == work.grid.pooled(stride).shape
@@ -115,13 +118,12 @@ def test_the_moving_lattice_goes_on_where_the_moving_image_does(
 ) -> None:
     """A displacement by whole cells shows the moving image's own voxels, also beyond the fixed ones."""
     work = plan(FIXED, WORLD, SETTINGS)
-    moving = moving_features(_part(world, WORLD), np.eye(4), work, SHOWN)
+    moving = moving_view(_part(world, WORLD), np.eye(4), work).features(work, SHOWN)
     cells = torch.tensor(shift) / (STRIDE * work.grid.spacing[0])
     field = cells.view(3, 1, 1, 1).expand(3, *work.grid.pooled(STRIDE).shape)
     seen = moving.seen_through(field, STRIDE, 0)
-    there = fixed_features(_part(world, _shifted(FIXED, shift)), _plan_at(work.grid, shift), SHOWN).maps[
-        STRIDE
-    ]
+    further = _plan_at(work.grid, shift)
+    there = fixed_view(_part(world, _shifted(FIXED, shift)), further).features(further, SHOWN).maps[STRIDE]
     assert seen.weight.min() > 0.99
     torch.testing.assert_close(seen.values, there.values, atol=1e-4, rtol=0)
 
@@ -131,7 +133,7 @@ def test_the_moving_lattice_ends_where_no_displacement_reaches() -> None:
     body = Grid((300, 300, 300), (2.0, 2.0, 2.0), (-300.0, -300.0, -300.0))
     work = plan(FIXED, body, SETTINGS)
     source = Source(torch.zeros(1, 1, 1).expand(body.shape), None, body)
-    moving = moving_features(source, np.eye(4), work, SHOWN)
+    moving = moving_view(source, np.eye(4), work).features(work, SHOWN)
     furthest = work.reach + 2 * work.levels[0][0]
     assert all(-furthest <= start <= -work.reach for start in moving.start)
     cells = moving.maps[STRIDE].weight.shape[1:]
@@ -140,7 +142,7 @@ def test_the_moving_lattice_ends_where_no_displacement_reaches() -> None:
 
 def test_margins_show_what_lies_beyond(world: np.ndarray) -> None:
     work = plan(FIXED, WORLD, SETTINGS)
-    moving = moving_features(_part(world, WORLD), np.eye(4), work, SHOWN)
+    moving = moving_view(_part(world, WORLD), np.eye(4), work).features(work, SHOWN)
     still = torch.zeros(3, *work.grid.pooled(STRIDE).shape)
     narrow, wide = moving.seen_through(still, STRIDE, 0), moving.seen_through(still, STRIDE, 3)
     torch.testing.assert_close(wide.cropped(3).values, narrow.values)
@@ -150,7 +152,7 @@ def test_margins_show_what_lies_beyond(world: np.ndarray) -> None:
 def test_a_small_moving_image_weighs_only_where_it_is(world: np.ndarray) -> None:
     part = _shifted(WORLD.window((0, 0, 0), (10, 8, 12)), (64.0, 60.0, 70.0))
     work = plan(FIXED, part, SETTINGS)
-    moving = moving_features(Source(torch.rand(part.shape), None, part), np.eye(4), work, SHOWN)
+    moving = moving_view(Source(torch.rand(part.shape), None, part), np.eye(4), work).features(work, SHOWN)
     seen = moving.seen_through(torch.zeros(3, *work.grid.pooled(STRIDE).shape), STRIDE, 0)
     cells = work.grid.pooled(STRIDE)
     volume = float(seen.weight.sum()) * np.prod(cells.spacing)
@@ -167,12 +169,12 @@ def test_images_out_of_reach_are_refused(world: np.ndarray) -> None:
     work = plan(FIXED, away, SETTINGS)
     source = _part(world, FIXED)
     with pytest.raises(RegkitError, match="do not overlap after the linear start"):
-        moving_features(Source(source.image, None, away), np.eye(4), work, [MIND])
+        moving_view(Source(source.image, None, away), np.eye(4), work).features(work, [MIND])
     back = np.eye(4)
     back[0, 3] = 500.0  # a start that brings them together
-    moving = moving_features(Source(source.image, None, away), back, work, SHOWN)
+    moving = moving_view(Source(source.image, None, away), back, work).features(work, SHOWN)
     seen = moving.seen_through(torch.zeros(3, *work.grid.pooled(STRIDE).shape), STRIDE, 0)
-    fixed = fixed_features(source, work, SHOWN).maps[STRIDE]
+    fixed = fixed_view(source, work).features(work, SHOWN).maps[STRIDE]
     torch.testing.assert_close(seen.values, fixed.values, atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.weight, fixed.weight)
 
@@ -187,8 +189,10 @@ def test_the_coarse_field_is_in_cells_of_its_last_level(
     shift = (12.0, -8.0, 16.0)
     work = plan(FIXED, WORLD, SETTINGS)
     moving_grid = _shifted(WORLD, shift)
-    fixed = fixed_features(_part(world, FIXED), work, [MIND])
-    moving = moving_features(Source(torch.from_numpy(world), None, moving_grid), np.eye(4), work, [MIND])
+    fixed = fixed_view(_part(world, FIXED), work).features(work, [MIND])
+    moving = moving_view(Source(torch.from_numpy(world), None, moving_grid), np.eye(4), work).features(
+        work, [MIND]
+    )
     steps: list[int] = []
     found = coarse_field(fixed, moving, work, lambda: steps.append(1))
     assert len(steps) == len(work.levels)
@@ -219,3 +223,65 @@ def test_the_feature_difference_counts_the_overlap_alone(rng: np.random.Generato
     expected = (squares * both).sum() / both.sum()
     assert feature_difference(fixed, moving, still) == pytest.approx(float(expected), rel=1e-5)
     assert feature_difference(fixed, fixed, still) == pytest.approx(0, abs=1e-10)
+
+
+def test_features_taken_apart_and_joined_are_those_taken_together(world: np.ndarray) -> None:
+    parts = [MIND, Part(lambda image, spacing: torch.stack([image, 1 - image]), weight=3.0)]
+    work = plan(FIXED, FIXED, SETTINGS)
+    view = fixed_view(_part(world, FIXED), work)
+    together, joined = view.features(work, parts), view.features(work, parts[:1])
+    joined = joined.joined(view.features(work, parts[1:]))
+    assert joined.channels == together.channels == (12, 2)
+    for stride, level in together.maps.items():
+        torch.testing.assert_close(joined.maps[stride].values, level.values)
+        torch.testing.assert_close(joined.maps[stride].weight, level.weight)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_takes_long_is_asked_where_mind_leaves_doubt_alone(world: np.ndarray, alike: bool) -> None:
+    """Where the moving image is a copy it is not; where it is noise it is, and tells nothing."""
+    noise = np.random.default_rng(3).random(world.shape).astype(np.float32)
+    work = plan(FIXED, WORLD, SETTINGS)
+    views = (
+        fixed_view(_part(world, FIXED), work),
+        moving_view(_part(world if alike else noise, WORLD), np.eye(4), work),
+    )
+    asked: list[str] = []
+
+    def slow(image: torch.Tensor, spacing: float) -> torch.Tensor:
+        asked.append("slow")
+        return image[None]
+
+    def features(parts: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
+        one, other = (view.features(work, parts) for view in views)
+        return one, other
+
+    parts = (Part(slow, name="slow", in_doubt=True), MIND)
+    found = believed_field(features, parts, work, lambda: None)
+    assert asked == ([] if alike else ["slow", "slow"])
+    assert found.shares == {"mind": 1.0} | ({} if alike else {"slow": 0.0})
+    assert found.fixed.channels == (12,)
+    if alike:
+        assert float(found.field.abs().max()) < 0.1
+    alone = believed_field(features, parts[:1], work, lambda: None)
+    assert asked[-2:] == ["slow", "slow"]  # whatever it can tell
+    assert alone.shares == {"slow": 1.0}
+
+
+def test_intensities_of_one_modality_are_compared_after_a_gain(world: np.ndarray) -> None:
+    """Nine tenths as bright is the same modality."""
+    work = plan(FIXED, WORLD, SETTINGS)
+    views = (
+        fixed_view(_part(world, FIXED), work),
+        moving_view(_part(0.9 * world, WORLD), np.eye(4), work),
+    )
+
+    def features(parts: Sequence[Part]) -> tuple[Pyramid, Pyramid]:
+        one, other = (view.features(work, parts) for view in views)
+        return one, other
+
+    found = believed_field(features, (MIND, INTENSITY), work, lambda: None)
+    assert found.shares["intensity"] == 1
+    one, other = (pyramid.seen_through(0 * found.field, STRIDE, 0) for pyramid in (found.fixed, found.moving))
+    assert found.fixed.channels == (12, 1)
+    torch.testing.assert_close(other.values[12], one.values[12], rtol=2e-3, atol=1e-3)

@@ -11,6 +11,7 @@ from regkit.solver.evidence import (
     blur_of_match,
     borne_out,
     doubt,
+    gain_between,
     local_contrast,
     resel_volume,
     share_of,
@@ -72,7 +73,7 @@ def test_the_resel_counts_what_is_known_and_differs(rng: np.random.Generator) ->
 def test_a_part_keeps_what_it_can_tell_beside_the_reference() -> None:
     assert share_of(0.5, 0.5) == 1
     assert share_of(0.56, 0.5) == pytest.approx(0.88**8)
-    assert share_of(0.1, 0.34) == 0  # nothing to add
+    assert share_of(0.1, 0.49) == 0  # little to add
     assert share_of(0.96, 0.5) == 0
     assert share_of(0.9, 0.5) == 0  # a share too small to be worth its time
     assert share_of(0.1, 0.9) == 1.25
@@ -89,6 +90,26 @@ def test_intensities_count_in_one_modality_alone(rng: np.random.Generator) -> No
 
     assert share(brighter) == 1
     assert share(other) == share(1 - one) == 0
+
+
+def test_the_gain_between_images_is_told_in_spite_of_outliers_and_a_shift(rng: np.random.Generator) -> None:
+    one = _texture(rng)
+    one = one - one.min()
+    moving = FeatureMap(one / 0.8, torch.ones_like(one))
+    assert gain_between(_map(one), moving, OFFSET, STILL) == pytest.approx(0.8, rel=1e-4)
+    spoilt = moving.values.clone()
+    spoilt[:, :2, :2] += 20 * one.max()  # a stain
+    assert gain_between(_map(one), _map(spoilt), OFFSET, STILL) == pytest.approx(0.8, rel=0.05)
+    displaced = torch.roll(one, 2, dims=-1)
+    there = torch.zeros_like(STILL)
+    there[0] = 2
+    inside = torch.ones_like(one)
+    inside[..., -2:] = 0
+    found = gain_between(FeatureMap(one, inside), _map(0.5 * displaced), OFFSET, there)
+    assert found == pytest.approx(2, rel=1e-4)
+    assert gain_between(_map(one), _map(0.1 * one), OFFSET, STILL) == 2  # no copy of it
+    nowhere = FeatureMap(one, torch.zeros_like(one))
+    assert gain_between(nowhere, nowhere, OFFSET, STILL) == 1
 
 
 def test_local_contrast_is_its_definition(rng: np.random.Generator) -> None:
@@ -114,6 +135,10 @@ def test_parts_at_shares_of_their_weights_cost_their_sum(rng: np.random.Generato
 
     torch.testing.assert_close(at(1, 1), cost(one, other))
     torch.testing.assert_close(at(0.5, 2), 0.5 * at(1, 0) + 2 * at(0, 1))
+    half = Pyramid(
+        {STRIDE: FeatureMap(other.maps[STRIDE].values / 2, other.maps[STRIDE].weight)}, (0, 0, 0), (2, 3)
+    )
+    torch.testing.assert_close(cost(one.weighted((1, 0)), half.weighted((1, 0), (2, 1))), at(1, 0))
     assert one.weighted((0, 1)).channels == (3,)
 
 

@@ -11,7 +11,7 @@ from features_local import Local, at, draw_pair, load, matching_loss, save
 
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.mixture import mixture
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Rng, smooth_noise
 from regkit.synthesis.pairs import Pairs, draw_anatomy
 
 HOW = Pairs(strays=0, ensembles=Ensembles(size=96))
@@ -22,7 +22,7 @@ def test_cells_lie_where_their_partners_are() -> None:
     anatomy = draw_anatomy(HOW, mixture(1, 0, []), 3, 0)
     costs = dict.fromkeys((-2.0, 0.0, 2.0), 0.0)
     for number in range(8):
-        pair = draw_pair(anatomy, Dice.of(4, number))
+        pair = draw_pair(anatomy, Rng.of(4, number))
         cells = (pair.partner + 0.5) / 2 - 0.5
         inside = ((cells > 2) & (cells < 17)).all(0)
         for shift in costs:
@@ -32,20 +32,20 @@ def test_cells_lie_where_their_partners_are() -> None:
 
 
 def test_the_loss_is_least_where_partners_are_told() -> None:
-    dice = Dice.of(0)
-    one = smooth_noise(dice, 8, (16, 16, 16), 2.0)
+    rng = Rng.of(0)
+    one = smooth_noise(rng, 8, (16, 16, 16), 2.0)
     where = torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"))
     sharp = torch.tensor(1.0)
 
     def loss(second: torch.Tensor) -> float:
-        found = matching_loss(one, second, where, sharp, Dice.of(1))
+        found = matching_loss(one, second, where, sharp, Rng.of(1))
         assert found is not None
         return float(found)
 
     nothing = float(np.log(7**3))
     assert loss(one) < nothing - 1 < nothing < loss(one.roll(2, 1))
     assert loss(torch.zeros_like(one)) == pytest.approx(nothing, abs=1e-3)
-    assert matching_loss(one, one, where + 14, sharp, dice) is None
+    assert matching_loss(one, one, where + 14, sharp, rng) is None
 
 
 def test_a_file_gives_the_same_descriptors(tmp_path: Path) -> None:

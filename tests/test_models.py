@@ -19,7 +19,7 @@ from regkit.features.weights import bundled_weights, load_network
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import Config, load_config
 from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 from regkit.synthesis.structures import TRUNK
 
@@ -64,7 +64,7 @@ def test_a_file_says_what_made_it(file: Path) -> None:
 @cache
 def _trunk() -> Anatomy:
     """Of another seed than training's."""
-    return draw_trunk(Dice.of(10**6)).with_grain(Dice.of(10**6 + 1))
+    return draw_trunk(Rng.of(10**6)).with_grain(Rng.of(10**6 + 1))
 
 
 def _named(
@@ -74,7 +74,7 @@ def _named(
     of view; NaN of those that are never named."""
     extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
-    pair = cut_and_render([_trunk()], pairs, [Dice.of(10**6 + 5)], shape)
+    pair = cut_and_render([_trunk()], pairs, [Rng.of(10**6 + 5)], shape)
     assert pair.seen.all()
     scores = []
     for image, structures in zip(pair.images, pair.structures):

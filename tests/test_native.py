@@ -28,7 +28,7 @@ from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import sample
 from regkit.registration import _dense_field
-from regkit.solver.coarse import _native_coupled_convex, coupled_convex, inverse_consistent, match
+from regkit.solver.coarse import _coupled_convex_by_c, coupled_convex, inverse_consistent, match
 from regkit.solver.costvolume import (
     best_steps,
     displacements,
@@ -39,22 +39,22 @@ from regkit.solver.costvolume import (
     steps_of_values,
     with_neutral,
 )
-from regkit.solver.fine import _GRADIENT_FLOOR, _Adam, _Lanes, comparison, dissimilarity, penalty
+from regkit.solver.fine import _GRADIENT_FLOOR, Adam, _Lanes, comparison, dissimilarity, optimiser, penalty
 from regkit.solver.linear import _kept_sums, _squared_errors
 from regkit.synthesis.phantom import torso
 
 
-@pytest.fixture(params=["_base", "_v3", "_v4"])
+@pytest.fixture(params=["base", "v3", "v4"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """One of the sets of kernels that this machine can run."""
     if not native.serves(torch.zeros(1)):
         pytest.skip("the kernels were not compiled")
-    own = ["_base", "_v3", "_v4"].index(native._suffix())
-    if ["_base", "_v3", "_v4"].index(request.param) > own:
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setattr(native, "_suffix", lambda: request.param)
-    suffix: str = request.param
-    return suffix
+    name: str = request.param
+    number = ["base", "v3", "v4"].index(name)
+    if number > native._instruction_set():
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setattr(native, "_instruction_set", lambda: number)
+    return name
 
 
 @pytest.fixture(params=[1, 3])
@@ -70,9 +70,9 @@ def _calls(*names: str) -> Iterator[None]:
     """See to it that these kernels do the work, and no others."""
     run, called = native.run, set()
 
-    def recorded(kernel: str, count: int, *arguments: native.Argument, **options: int) -> float:
+    def recorded(kernel: str, /, **arguments: native.Argument) -> float:
         called.add(kernel)
-        return run(kernel, count, *arguments, **options)
+        return run(kernel, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "run", recorded)
@@ -351,7 +351,7 @@ def test_coupled_convex(kernels: str, threads: int, radius: int, back: bool) -> 
     """One other choice of one cell in any round would be a ninth of a cell at the least."""
     for short, _, *fields in convex_steps(radius):
         with _calls("neutral", "choose", "smooth_planes", "smooth_columns"):
-            found = _native_coupled_convex(short, radius, back)
+            found = _coupled_convex_by_c(short, radius, back)
         close(found, fields[back])
         assert fields[back].abs().max() > 0.5 * radius
 
@@ -368,8 +368,9 @@ def test_choices_one_by_one(kernels: str, threads: int, radius: int, back: int) 
         for theta in (1e-6, 0.03, 1.0):
             field = torch.from_numpy(np.random.default_rng(7).normal(0, radius, size=(3, *shape))).float()
             with _calls("neutral", "choose"):
-                native.run("neutral", shape[0], short, *shape, radius, back, neutral)
-                native.run("choose", shape[0], short, *shape, radius, back, neutral, theta, field, chosen)
+                how = {"costs": short, "radius": radius, "back": back, "neutral": neutral}
+                native.run("neutral", **how)
+                native.run("choose", **how, theta=theta, field=field, chosen=chosen)
             total = costs + theta * (whole * whole - 2 * whole * field).sum(1)
             side = 2 * radius + 1
             x, y, z = (chosen + radius).long()
@@ -383,7 +384,16 @@ def test_of_equal_costs_the_first_is_chosen(kernels: str, threads: int, back: in
     shape, radius = (2, 3, 21), 2
     costs = torch.from_numpy(np.full((125, 2, 3, 25), 2**14, dtype=np.uint16))
     neutral, field, chosen = torch.ones(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
-    native.run("choose", 2, costs, *shape, radius, back, neutral, 0.0, field, chosen)
+    native.run(
+        "choose",
+        costs=costs,
+        radius=radius,
+        back=back,
+        neutral=neutral,
+        theta=0.0,
+        field=field,
+        chosen=chosen,
+    )
     assert torch.equal(chosen, torch.full((3, *shape), -2.0))
 
 
@@ -394,7 +404,7 @@ def test_the_way_back_across_fewer_cells_than_the_range(
     steps = rng.integers(0, 2**14, size=(343, *shape))
     short = np.pad(steps, ((0, 0),) * 3 + ((3, 3),), constant_values=65535).astype(np.uint16)
     costs = of_the_way_back(torch.from_numpy(steps / 2**14), 3)
-    found = _native_coupled_convex(torch.from_numpy(short), 3, True)
+    found = _coupled_convex_by_c(torch.from_numpy(short), 3, True)
     close(found, coupled_convex(with_neutral(costs), 3))
 
 
@@ -590,14 +600,14 @@ def test_adam(kernels: str, threads: int, shape: tuple[int, ...], rng: np.random
     """As torch's own, over several steps; of gradients that lie otherwise in memory."""
     start = torch.from_numpy(rng.normal(size=shape))
     theirs = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs], betas=_Adam.BETAS, eps=_GRADIENT_FLOOR)
+    adam = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=_GRADIENT_FLOOR)
     parameters = start.float()
     rates = [0.3 / (k + 1) for k in range(12)]
-    ours, twin = _Adam(parameters, rates), _Adam(start.clone(), rates)
+    ours, twin = optimiser(parameters, rates), optimiser(start.clone(), rates)
     for rate in rates:
         gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
-        theirs.grad, optimiser.param_groups[0]["lr"] = gradient, rate
-        optimiser.step()
+        theirs.grad, adam.param_groups[0]["lr"] = gradient, rate
+        adam.step()
         with _calls("adam"):
             ours.step(gradient.float())
         twin.step(gradient)
@@ -642,7 +652,7 @@ def test_without_the_library_torch_does_the_work_and_one_warning_says_so(
 def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.serves(torch.zeros(1)):
         pytest.skip("the kernels were not compiled")
-    monkeypatch.setattr(native, "_VERSION", -1)
+    monkeypatch.setattr(native, "DIGEST", "of another table")
     native._library.cache_clear()
     with pytest.warns(UserWarning, match="another version"):
         assert not native.serves(torch.zeros(1))

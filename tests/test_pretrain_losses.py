@@ -22,7 +22,7 @@ from regkit.pretrain.losses import (
     unit,
 )
 from regkit.pretrain.targets import Targets
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 
 def _unit(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -61,9 +61,9 @@ def test_structure_loss_is_its_definition(rng: np.random.Generator) -> None:
         hits[truth] += share[truth]
         sizes += share
         counts[truth] += 1
-    dice = [(2 * hits[k] + 1) / (sizes[k] + counts[k] + 1) for k in range(4) if counts[k]]
+    rng = [(2 * hits[k] + 1) / (sizes[k] + counts[k] + 1) for k in range(4) if counts[k]]
     found = structure_loss(logits, structures, seen)
-    assert float(found) == pytest.approx(np.mean(entropy) + 1 - np.mean(dice), rel=1e-10)
+    assert float(found) == pytest.approx(np.mean(entropy) + 1 - np.mean(rng), rel=1e-10)
     certain = torch.nn.functional.one_hot(structures.long(), 4).movedim(-1, 1) * 60.0
     assert float(structure_loss(certain, structures, seen)) == pytest.approx(0, abs=1e-6)
 
@@ -75,8 +75,8 @@ def _structure_loss_of_chosen(
     logits, truth = logits.movedim(1, -1)[seen], structures[seen].long()
     shares, present = logits.softmax(1), torch.bincount(truth, minlength=logits.shape[1])
     hits = torch.zeros_like(shares[0]).index_add(0, truth, shares.gather(1, truth[:, None])[:, 0])
-    dice = (2 * hits + 1) / (shares.sum(0) + present + 1)
-    return torch.nn.functional.cross_entropy(logits, truth) + 1 - dice[present > 0].mean()
+    rng = (2 * hits + 1) / (shares.sum(0) + present + 1)
+    return torch.nn.functional.cross_entropy(logits, truth) + 1 - rng[present > 0].mean()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
@@ -216,12 +216,12 @@ def test_a_projection_gives_unit_vectors(seeded: None) -> None:
 
 def test_cells_are_drawn_by_weight() -> None:
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0, 0.0])
-    drawn = draw(weights, 4000, Dice.of(2))
+    drawn = draw(weights, 4000, Rng.of(2))
     counts = torch.bincount(drawn, minlength=6)
     assert counts[[0, 2, 4, 5]].sum() == 0
     assert float(counts[1]) / 4000 == pytest.approx(0.75, abs=0.03)
-    assert torch.equal(drawn, draw(weights, 4000, Dice.of(2)))
-    assert not torch.equal(drawn, draw(weights, 4000, Dice.of(3)))
+    assert torch.equal(drawn, draw(weights, 4000, Rng.of(2)))
+    assert not torch.equal(drawn, draw(weights, 4000, Rng.of(3)))
 
 
 def test_a_cell_without_weight_is_not_drawn_at_either_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_a_cell_without_weight_is_not_drawn_at_either_end(monkeypatch: pytest.Mo
     for number, expected in ((0.0, 2), (1 / 3 - 1e-12, 2), (1 / 3 + 1e-12, 4), (1 - 2**-53, 4)):
         given = torch.tensor([number], dtype=torch.float64)
         monkeypatch.setattr(torch, "rand", lambda *_, given=given, **__: given)
-        assert draw(weights, 1, Dice.of(0)).tolist() == [expected]
+        assert draw(weights, 1, Rng.of(0)).tolist() == [expected]
 
 
 def test_a_seldom_label_is_drawn_as_often_as_a_common_one(rng: np.random.Generator) -> None:
@@ -240,7 +240,7 @@ def test_a_seldom_label_is_drawn_as_often_as_a_common_one(rng: np.random.Generat
     assert not weights[~usable].any()
     for label in (0, 3, 9, 255):
         assert float(weights[labels == label].sum()) == pytest.approx(1, rel=1e-4)
-    drawn = labels[draw(weights, 4000, Dice.of(1))]
+    drawn = labels[draw(weights, 4000, Rng.of(1))]
     for label in (0, 3, 9, 255):
         assert float((drawn == label).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert not balance(labels, torch.zeros_like(usable)).any()

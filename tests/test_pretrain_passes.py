@@ -16,7 +16,7 @@ from regkit.pretrain.passes import Passes, Replayed, Work, passes_of
 from regkit.pretrain.step import Batch, Student
 from regkit.pretrain.train import Place, Trainer
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.sources import Procedural
 
@@ -84,17 +84,17 @@ def test_a_batch_is_not_changed_or_held() -> None:
     trainer = _trainer()
     passes, batch = Replayed(trainer.student, _Tape()), trainer.batch(0)
     before = batch.images.clone()
-    first = passes(batch, Dice.of(0))["structure"]
+    first = passes(batch, Rng.of(0))["structure"]
     other = replace(batch, images=torch.zeros_like(batch.images))
-    assert passes(other, Dice.of(0))["structure"] != first
-    assert passes(batch, Dice.of(0))["structure"] == first
+    assert passes(other, Rng.of(0))["structure"] != first
+    assert passes(batch, Rng.of(0))["structure"] == first
     assert torch.equal(batch.images, before)
 
 
 def test_passes_have_no_history() -> None:
     trainer = _trainer()
     for passes in (Passes(trainer.student), Replayed(trainer.student, lambda work: work)):
-        assert not any(value.requires_grad for value in passes(trainer.batch(0), Dice.of(0)).values())
+        assert not any(value.requires_grad for value in passes(trainer.batch(0), Rng.of(0)).values())
 
 
 @pytest.mark.parametrize("loss", ["local", "label"])
@@ -148,11 +148,11 @@ def _assert_close(one: Trainer, other: Trainer) -> None:
 def test_losses_do_not_wait_for_the_device() -> None:
     trainer = _trainer(Place(0, 1, torch.device("cuda")))
     passes, batch = Passes(trainer.student), trainer.batch(0)
-    passes(batch, Dice.of(0))
+    passes(batch, Rng.of(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is a prototype, which says so
         torch.cuda.set_sync_debug_mode("error")
     try:
-        passes(batch, Dice.of(0))
+        passes(batch, Rng.of(0))
     finally:
         torch.cuda.set_sync_debug_mode("default")

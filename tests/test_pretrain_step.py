@@ -14,7 +14,7 @@ from regkit.pretrain.losses import balance, rows
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser
 from regkit.synthesis.sources import Procedural
 
@@ -68,7 +68,7 @@ def test_a_cell_is_the_mean_of_its_voxels(rng: np.random.Generator, stride: int)
 
 def test_losses_are_finite_and_reach_every_parameter(batch: Batch) -> None:
     student = _student()
-    losses = student.losses(batch, Dice.of(0))
+    losses = student.losses(batch, Rng.of(0))
     assert list(losses) == list(WEIGHTS)
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     student.total(losses).backward()
@@ -80,13 +80,13 @@ def test_losses_are_finite_and_reach_every_parameter(batch: Batch) -> None:
 
 def test_the_total_is_the_weighted_sum(batch: Batch) -> None:
     student = _student()
-    losses = student.losses(batch, Dice.of(0))
+    losses = student.losses(batch, Rng.of(0))
     expected = sum(WEIGHTS[name] * float(loss.detach()) for name, loss in losses.items())
     assert float(student.total(losses).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_same_dice_give_the_same_losses(batch: Batch) -> None:
-    one, again, other = (_student().losses(batch, Dice.of(0, k)) for k in (1, 1, 2))
+    one, again, other = (_student().losses(batch, Rng.of(0, k)) for k in (1, 1, 2))
     for name in WEIGHTS:
         assert torch.equal(one[name], again[name])
         assert torch.equal(one[name], other[name]) == (name in ("affinity", "distance", "structure"))
@@ -97,7 +97,7 @@ def test_one_batch_can_be_learnt_by_heart(batch: Batch) -> None:
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-2)
     history = []
     for step in range(40):
-        losses = student.losses(batch, Dice.of(0, step))
+        losses = student.losses(batch, Rng.of(0, step))
         optimiser.zero_grad()
         student.total(losses).backward()
         optimiser.step()
@@ -113,7 +113,7 @@ def test_a_loss_without_weight_is_left_out_with_its_channels(batch: Batch, name:
     channels = {"affinity": 12, "distance": 6, "local": 0, "label": 0, "structure": STRUCTURE_CHANNELS}
     config = replace(CONFIG, loss=replace(CONFIG.loss, **{name: 0.0}))
     student = _student(config)
-    found = student.losses(batch, Dice.of(0))
+    found = student.losses(batch, Rng.of(0))
     assert list(found) == [other for other in WEIGHTS if other != name]
     count = 23 + STRUCTURE_CHANNELS - channels[name]
     assert config.architecture.out_channels == count
@@ -133,7 +133,7 @@ def test_what_is_learnt_from_trunks_is_of_a_size_and_from_shapes_of_none() -> No
 
 def test_without_affinities_there_need_be_no_offsets(batch: Batch) -> None:
     config = replace(CONFIG, loss=replace(CONFIG.loss, affinity=0.0, offsets=()))
-    assert list(_student(config).losses(batch, Dice.of(0))) == ["distance", "local", "label", "structure"]
+    assert list(_student(config).losses(batch, Rng.of(0))) == ["distance", "local", "label", "structure"]
 
 
 def _without_view(batch: Batch, *unseen: int) -> Batch:
@@ -145,7 +145,7 @@ def _without_view(batch: Batch, *unseen: int) -> Batch:
 def test_where_nothing_is_seen_there_is_no_loss(batch: Batch) -> None:
     """And the gradient is 0 and not missing, as processes that see something expect it."""
     student = _student()
-    losses = student.losses(_without_view(batch, 0, 1, 2, 3), Dice.of(0))
+    losses = student.losses(_without_view(batch, 0, 1, 2, 3), Rng.of(0))
     assert {name: float(loss.detach()) for name, loss in losses.items()} == dict.fromkeys(WEIGHTS, 0.0)
     student.total(losses).backward()
     for name, parameter in student.named_parameters():
@@ -160,9 +160,9 @@ def test_a_pair_with_an_unseen_view_has_no_contrast(batch: Batch, name: str) -> 
     )
     student = _student(config)
     for unseen in (0, 1):
-        losses = student.losses(_without_view(batch, unseen, 2), Dice.of(0))
+        losses = student.losses(_without_view(batch, unseen, 2), Rng.of(0))
         assert float(losses[name].detach()) == 0
-        assert student.losses(_without_view(batch, unseen), Dice.of(0))[name] > 0
+        assert student.losses(_without_view(batch, unseen), Rng.of(0))[name] > 0
 
 
 def test_labels_are_those_of_the_middle_of_each_cell(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_labels_are_those_of_the_middle_of_each_cell(batch: Batch, monkeypatch: 
 
     monkeypatch.setattr("regkit.pretrain.step.rows", note_rows)
     student = _student(replace(CONFIG, loss=replace(CONFIG.loss, local=0.0)))
-    student.losses(batch, Dice.of(0))
+    student.losses(batch, Rng.of(0))
     assert drawn == [(8, 4, 4, 4)] * 4 + [(4, 8, 8, 8)] * 4 + [(5, 8, 8, 8)] * 4
     for k, (labels, usable) in enumerate(asked):
         volume, side = k % 4, (4, 8, 8)[k // 4]
@@ -216,7 +216,7 @@ def test_anchors_and_partners_of_the_local_contrast_belong_together(
     own = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
     embedding = torch.stack([own, batch.partner[0], own, batch.partner[1]])
     student = _student()
-    student._local(embedding, torch.ones(2, 8, 8, 8), batch, Dice.of(0))
+    student._local(embedding, torch.ones(2, 8, 8, 8), batch, Rng.of(0))
     assert len(passed) == 2
     for anchors, partners, others, allowed in passed:
         assert anchors.shape == partners.shape == (32, 3)

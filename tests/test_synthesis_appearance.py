@@ -23,25 +23,25 @@ from regkit.synthesis.appearance import (
     random_palette,
     render,
 )
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Rng, smooth_noise
 
 
 def _render(
-    labels: torch.Tensor, dice: Dice, palette: Palette | None = None, partial: float = 0.35
+    labels: torch.Tensor, rng: Rng, palette: Palette | None = None, partial: float = 0.35
 ) -> Rendering:
     """One image."""
-    palette = random_palette(dice) if palette is None else palette
-    return render(labels[None], [dice], [palette], partial=partial)
+    palette = random_palette(rng) if palette is None else palette
+    return render(labels[None], [rng], [palette], partial=partial)
 
 
-class _Yes(Dice):
+class _Yes(Rng):
     """Dice for which every chance comes."""
 
     def chance(self, probability: float) -> bool:
         return True
 
 
-class _No(Dice):
+class _No(Rng):
     """Dice for which none does."""
 
     def chance(self, probability: float) -> bool:
@@ -60,7 +60,7 @@ def test_every_image_is_finite_and_within_0_and_1() -> None:
     ends = 0
     for seed in range(50):
         for volume in (labels, constant):
-            found = _render(volume, Dice.of(seed), partial=0.5)
+            found = _render(volume, Rng.of(seed), partial=0.5)
             assert found.images[0].shape == found.seen[0].shape == labels.shape
             assert found.images[0].dtype == torch.float32
             assert found.seen[0].dtype == torch.bool
@@ -68,7 +68,7 @@ def test_every_image_is_finite_and_within_0_and_1() -> None:
             assert found.images[0].min() >= 0
             assert found.images[0].max() <= 1
             ends += not found.seen[0].all()
-        again = _render(constant, Dice.of(seed), partial=0.5)
+        again = _render(constant, Rng.of(seed), partial=0.5)
         assert torch.equal(again.images[0], found.images[0])
     assert 25 < ends < 75
 
@@ -81,14 +81,14 @@ def test_what_lies_far_below_a_window_shows_no_noise() -> None:
     inside, without = [], []
     for seed in range(30):
         image = _render(
-            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05), window=True), partial=0.0
+            labels, Rng.of(seed), palette=Palette(means, np.full(256, 0.05), window=True), partial=0.0
         ).images[0]
         assert 0 <= image.min() <= image.max() <= 1
         assert (image[..., :6] == 0).all()
         inside.append(float(image[..., 18:].std()))
-        image = _render(
-            labels, Dice.of(seed), palette=Palette(means, np.full(256, 0.05)), partial=0.0
-        ).images[0]
+        image = _render(labels, Rng.of(seed), palette=Palette(means, np.full(256, 0.05)), partial=0.0).images[
+            0
+        ]
         without.append(float(image[..., :6].std()))
     assert np.median(inside) > 0.005
     assert np.median(without) > 0.005
@@ -105,8 +105,8 @@ def test_the_labels_are_not_changed_and_their_values_mean_nothing() -> None:
 
 def test_partial_is_how_often_the_field_of_view_ends() -> None:
     labels = _blocks()
-    assert all(_render(labels, Dice.of(seed), partial=0.0).seen.all() for seed in range(20))
-    assert not any(_render(labels, Dice.of(seed), partial=1.0).seen.all() for seed in range(20))
+    assert all(_render(labels, Rng.of(seed), partial=0.0).seen.all() for seed in range(20))
+    assert not any(_render(labels, Rng.of(seed), partial=1.0).seen.all() for seed in range(20))
 
 
 def _means(image: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
@@ -118,8 +118,8 @@ def test_two_renderings_share_nothing_but_the_labels() -> None:
     labels = _blocks()
     related, explained = [], []
     for seed in range(80):
-        dice = Dice.of(seed)
-        one, other = (_render(labels, dice, partial=0.0).images[0] for _ in range(2))
+        rng = Rng.of(seed)
+        one, other = (_render(labels, rng, partial=0.0).images[0] for _ in range(2))
         related.append(np.corrcoef(_means(one, labels)[1:], _means(other, labels)[1:])[0, 1])
         by_label = _means(one, labels)[
             np.unique(labels.numpy(), return_inverse=True)[1].reshape(labels.shape)
@@ -134,7 +134,7 @@ def test_few_tissues_are_sometimes_more_than_three() -> None:
     """Palettes with gaps are those of few tissues; as many of them are used as were drawn."""
     gaps = []
     for seed in range(200):
-        means, deviations, _ = random_palette(Dice.of(seed))
+        means, deviations, _ = random_palette(Rng.of(seed))
         assert means.shape == deviations.shape == (256,)
         assert (deviations >= 0).all()
         gaps.append(int((np.diff(np.sort(means[1:])) > 0.06).sum()))
@@ -216,13 +216,13 @@ def test_slices_are_thick_along_one_axis_or_all(rng: np.random.Generator) -> Non
     torch.testing.assert_close(_thick_slices(constant, _Yes.of(1)), constant)
 
 
-def _noisy(image: torch.Tensor, dice: Dice, magnitude: bool = True) -> torch.Tensor:
+def _noisy(image: torch.Tensor, rng: Rng, magnitude: bool = True) -> torch.Tensor:
     found = image[None].clone()
-    _add_noise(found, [dice], [magnitude])
+    _add_noise(found, [rng], [magnitude])
     return found[0]
 
 
-class _Plain(Dice):
+class _Plain(Rng):
     """Dice for which the likely comes and the unlikely does not."""
 
     def chance(self, probability: float) -> bool:
@@ -243,20 +243,20 @@ def test_noise_is_symmetric_or_that_of_a_magnitude() -> None:
 
 def test_a_bias_is_smooth_and_positive() -> None:
     for seed in range(10):
-        found = bias((16, 20, 24), 0.4, Dice.of(seed))
+        found = bias((16, 20, 24), 0.4, Rng.of(seed))
         assert (found > 0).all()
         assert found.log().diff(dim=2).abs().max() < 0.4
 
 
 def test_texture_has_no_mean_of_its_own() -> None:
     found = torch.zeros((60, 8, 8, 8))
-    _add_texture(found, [Dice.of(seed) for seed in range(60)])
+    _add_texture(found, [Rng.of(seed) for seed in range(60)])
     assert abs(float(found.mean())) < 0.004
     assert 0.005 < found.std() < 0.1
 
 
 def test_rescaling_spans_0_to_1() -> None:
-    image = smooth_noise(Dice.of(3), 1, (5, 6, 7), 2.0)[0] * 4 - 9
+    image = smooth_noise(Rng.of(3), 1, (5, 6, 7), 2.0)[0] * 4 - 9
     found = torch.stack([image, image, torch.full_like(image, 5.0)])
     _rescale(found, torch.tensor([False, True, False]).view(-1, 1, 1, 1))
     assert float(found[0].min()) == 0
@@ -272,7 +272,7 @@ def test_beyond_the_field_of_view_the_last_slice_is_repeated(rng: np.random.Gene
     for seed in range(40):
         seen = torch.ones(image.shape, dtype=torch.bool)
         found = image.clone()
-        _cut(found, seen, Dice.of(seed))
+        _cut(found, seen, Rng.of(seed))
         assert torch.equal(found[seen], image[seen])
         (axis,) = [a for a in range(3) if not seen.movedim(a, 0).flatten(1).any(1).all()]
         line = seen.movedim(axis, 0).flatten(1)
@@ -287,11 +287,11 @@ def test_beyond_the_field_of_view_the_last_slice_is_repeated(rng: np.random.Gene
     assert len(kinds) == 6
 
 
-def _seen(grain: torch.Tensor, labels: torch.Tensor, seed: int, kind: type[Dice] = Dice) -> torch.Tensor:
+def _seen(grain: torch.Tensor, labels: torch.Tensor, seed: int, kind: type[Rng] = Rng) -> torch.Tensor:
     """What one of two images shows of the grain, if the dice want to show any."""
     images = torch.zeros((2, *labels.shape))
     for number in range(seed, seed + 1000, 50):  # until they do
-        _add_grain(images, torch.stack([labels] * 2), [None, grain.clone], [Dice.of(9), kind.of(number)])
+        _add_grain(images, torch.stack([labels] * 2), [None, grain.clone], [Rng.of(9), kind.of(number)])
         if images.any():
             break
     assert not images[0].any()
@@ -301,7 +301,7 @@ def _seen(grain: torch.Tensor, labels: torch.Tensor, seed: int, kind: type[Dice]
 def test_grain_shows_in_each_label_as_strongly_as_chance_has_it() -> None:
     labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
     labels[:, :, 12:] = 1
-    grain = draw_grain(tuple(labels.shape), Dice.of(0)).volume
+    grain = draw_grain(tuple(labels.shape), Rng.of(0)).volume
     assert grain.shape == (2, 24, 24, 24)
     assert grain[0].diff(dim=2).std() > grain[1].diff(dim=2).std()  # the first is finer
     ratios = []

@@ -22,7 +22,7 @@ from regkit.synthesis.ensemble import (
     draw_strays,
     paste_strays,
 )
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Procedural
 
@@ -43,7 +43,7 @@ class _Counting:
 def test_the_same_dice_draw_the_same_labels() -> None:
     for index in range(6):
         one, again, other = (
-            draw_labels(SMALL, [(Procedural(), 1.0)], Dice.of(3, 0, k)) for k in (index, index, index + 50)
+            draw_labels(SMALL, [(Procedural(), 1.0)], Rng.of(3, 0, k)) for k in (index, index, index + 50)
         )
         assert one.shape == (20, 20, 20)
         assert one.dtype == torch.uint8
@@ -55,13 +55,13 @@ def test_as_many_shapes_as_asked_for() -> None:
     counts = []
     for index in range(60):
         source = _Counting()
-        draw_labels(replace(SMALL, details=0), [(source, 2.0)], Dice.of(1, index))
+        draw_labels(replace(SMALL, details=0), [(source, 2.0)], Rng.of(1, index))
         counts.append(source.count)
     assert set(counts) == {2, 3, 4}
     counts = []
     for index in range(60):
         source = _Counting()
-        draw_labels(replace(SMALL, count=(2, 2)), [(source, 2.0)], Dice.of(1, index))
+        draw_labels(replace(SMALL, count=(2, 2)), [(source, 2.0)], Rng.of(1, index))
         counts.append(source.count)
     assert set(counts) == {2, 3, 4, 5}
 
@@ -69,7 +69,7 @@ def test_as_many_shapes_as_asked_for() -> None:
 def test_the_most_labels_fit_their_type() -> None:
     """No label is lost to the range of uint8 with as many shapes as are allowed."""
     how = Ensembles(size=32, count=(240, 240), radius=(2.0, 5.0), details=0)
-    drawn = [draw_labels(how, [(Procedural(), 1.0)], Dice.of(2, index)) for index in range(6)]
+    drawn = [draw_labels(how, [(Procedural(), 1.0)], Rng.of(2, index)) for index in range(6)]
     assert max(len(labels.unique()) for labels in drawn) > 100
     assert max(int(labels.max()) for labels in drawn) > 240
 
@@ -77,7 +77,7 @@ def test_the_most_labels_fit_their_type() -> None:
 def test_sources_are_drawn_by_weight() -> None:
     often, seldom, never = _Counting(), _Counting(), _Counting()
     for index in range(60):
-        draw_labels(SMALL, [(often, 3.0), (never, 0.0), (seldom, 1.0)], Dice.of(1, index))
+        draw_labels(SMALL, [(often, 3.0), (never, 0.0), (seldom, 1.0)], Rng.of(1, index))
     assert never.count == 0
     assert often.count / seldom.count == pytest.approx(3, rel=0.35)
 
@@ -85,7 +85,7 @@ def test_sources_are_drawn_by_weight() -> None:
 def test_a_third_has_no_body_and_a_third_an_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
     layers: list[int] = []
 
-    def note(labels: torch.Tensor, used: int, *, layers: int, dice: Dice) -> torch.Tensor:
+    def note(labels: torch.Tensor, used: int, *, layers: int, rng: Rng) -> torch.Tensor:
         drawn.append(layers)
         return labels
 
@@ -93,7 +93,7 @@ def test_a_third_has_no_body_and_a_third_an_envelope(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ensemble, "_in_a_body", note)
     for index in range(150):
         drawn.clear()
-        draw_labels(SMALL, [(_Counting(), 1.0)], Dice.of(9, index))
+        draw_labels(SMALL, [(_Counting(), 1.0)], Rng.of(9, index))
         layers.append(drawn[0] if drawn else -1)
     shares = [
         np.mean([kind(k) for k in layers]) for kind in (lambda k: k < 0, lambda k: k == 0, lambda k: k > 0)
@@ -112,7 +112,7 @@ def test_an_envelope_encloses_the_body() -> None:
     leaks = []
     for index in range(25):
         full = torch.full((48, 48, 48), 7, dtype=torch.uint8)
-        found = _in_a_body(full, 9, layers=2, dice=Dice.of(4, index)).numpy()
+        found = _in_a_body(full, 9, layers=2, rng=Rng.of(4, index)).numpy()
         outside, inside = found == 0, found == 7
         assert set(np.unique(found)) <= {0, 7, 11, 12}
         if outside.any() and inside.any():
@@ -127,7 +127,7 @@ def test_a_body_has_no_background_inside_and_nothing_outside() -> None:
     for index in range(10):
         labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
         labels[::2] = 5
-        found = _in_a_body(labels, 5, layers=0, dice=Dice.of(4, index))
+        found = _in_a_body(labels, 5, layers=0, rng=Rng.of(4, index))
         body = found > 0
         assert 0.1 < body.float().mean() <= 1
         assert (found[::2][body[::2]] == 5).all()
@@ -137,10 +137,10 @@ def test_a_body_has_no_background_inside_and_nothing_outside() -> None:
 def test_a_later_shape_overwrites_and_its_rim_surrounds_it(rng: np.random.Generator) -> None:
     met = 0
     for index in range(40):
-        dice = Dice.of(6, index)
+        rng = Rng.of(6, index)
         before = torch.from_numpy(rng.integers(0, 4, (18, 18, 18))).to(torch.uint8)
         labels = before.clone()
-        _paste(labels, _Counting().draw(dice.scalars, dice.device), 5.0, 9, 2, 8, 0.3, dice)
+        _paste(labels, _Counting().draw(rng.scalars, rng.device), 5.0, 9, 2, 8, 0.3, rng)
         changed = labels != before
         assert set(labels[changed].tolist()) <= {8, 9}
         shape = (labels == 9).numpy()
@@ -155,7 +155,7 @@ def test_a_shape_fills_what_its_cube_holds() -> None:
     """A shape that is everywhere becomes a block around a place in the volume, cut at the borders."""
     for index in range(20):
         labels = torch.zeros(16, 16, 16, dtype=torch.uint8)
-        _paste(labels, lambda x: torch.ones_like(x[0]), 3.0, 1, 0, 0, 0.2, Dice.of(3, index))
+        _paste(labels, lambda x: torch.ones_like(x[0]), 3.0, 1, 0, 0, 0.2, Rng.of(3, index))
         assert labels.any()
         ends = [(int(i.min()), int(i.max()) + 1) for i in labels.nonzero().T]
         assert labels[tuple(slice(*e) for e in ends)].all()
@@ -169,7 +169,7 @@ def test_a_mask_grows_by_a_cube(rng: np.random.Generator, voxels: int) -> None:
 
 
 def test_sizes_are_spread_evenly_over_their_logarithm() -> None:
-    sizes = _sizes((2.0, 32.0), 4000, Dice.of(0))
+    sizes = _sizes((2.0, 32.0), 4000, Rng.of(0))
     assert sizes.min() >= 2
     assert sizes.max() <= 32
     assert np.median(sizes) == pytest.approx(8, rel=0.1)
@@ -205,7 +205,7 @@ def test_strays_are_pasted_whole_turned_and_cut_at_the_borders() -> None:
     counts, extents = [], set()
     for seed in range(60):
         labels = torch.zeros((2, 7, 8, 9), dtype=torch.uint8)
-        paste_strays(labels, [[letter], []], 1, [Dice.of(seed), Dice.of(seed)])
+        paste_strays(labels, [[letter], []], 1, [Rng.of(seed), Rng.of(seed)])
         assert not labels[1].any()
         assert set(labels.unique().tolist()) <= {0, 255}
         places = labels[0].nonzero()
@@ -217,10 +217,10 @@ def test_strays_are_pasted_whole_turned_and_cut_at_the_borders() -> None:
 
 
 def test_strays_have_the_sizes_of_details() -> None:
-    strays = draw_strays(200, SMALL, [(_Counting(), 1.0)], Dice.of(5))
+    strays = draw_strays(200, SMALL, [(_Counting(), 1.0)], Rng.of(5))
     assert len(strays) == 200
     volumes = np.array([len(stray) for stray in strays])
     assert 4 < np.median(volumes) < 150
     assert max(int(np.abs(stray).max()) for stray in strays) < 16
-    again = draw_strays(200, SMALL, [(_Counting(), 1.0)], Dice.of(5))
+    again = draw_strays(200, SMALL, [(_Counting(), 1.0)], Rng.of(5))
     assert all(np.array_equal(one, other) for one, other in zip(strays, again, strict=True))

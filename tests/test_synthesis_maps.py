@@ -21,7 +21,7 @@ from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.maps import LEGEND, LabelMaps, load_legend, load_maps
 from regkit.synthesis.mixture import anatomies
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
 from regkit.synthesis.sources import Procedural
 from regkit.synthesis.structures import STRUCTURES
@@ -69,14 +69,14 @@ def folder(tmp_path: Path) -> Path:
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing turned, bent, displaced, missing or alone."""
 
-    def upright(dice: Dice, shape: tuple[int, ...], spacing: float, middle: np.ndarray, turn: float) -> Any:
+    def upright(rng: Rng, shape: tuple[int, ...], spacing: float, middle: np.ndarray, turn: float) -> Any:
         axes = [spacing * (np.arange(n, dtype=np.float32) - (n - 1) / 2) for n in shape]
         points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
         return points + np.asarray(middle, np.float32).reshape(3, 1, 1, 1)
 
     monkeypatch.setattr(drawing, "posed", upright)
     monkeypatch.setattr(drawing, "_displace", lambda *_: None)
-    monkeypatch.setattr(Dice, "chance", lambda self, probability: False)
+    monkeypatch.setattr(Rng, "chance", lambda self, probability: False)
 
 
 def _structures(anatomy: Anatomy) -> np.ndarray:
@@ -95,7 +95,7 @@ def _as_drawn(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def test_a_map_comes_out_as_it_went_in(folder: Path, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "_MARGIN", 1.0)
-    anatomy = load_maps(folder).draw(Dice.of(0), 2.0)
+    anatomy = load_maps(folder).draw(Rng.of(0), 2.0)
     assert anatomy.labels.dtype == torch.uint8
     assert anatomy.spacing == 2.0
     assert np.array_equal(_structures(anatomy), _as_drawn(_phantom(), tuple(anatomy.labels.shape)))
@@ -117,7 +117,7 @@ def test_axes_are_the_patients_whatever_those_of_the_file(
     image = sitk.PermuteAxes(image, axes)
     image = sitk.Flip(image, [axis in flipped for axis in range(3)], False)
     folder = _write(tmp_path / "maps", sitk.GetArrayFromImage(image), Grid.from_sitk(image))
-    anatomy = load_maps(folder).draw(Dice.of(0), 2.0)
+    anatomy = load_maps(folder).draw(Rng.of(0), 2.0)
     assert np.array_equal(_structures(anatomy), _as_drawn(_phantom(), tuple(anatomy.labels.shape)))
 
 
@@ -128,7 +128,7 @@ def test_an_oblique_map_of_long_voxels_lies_as_its_header_says(tmp_path: Path, s
     grid = Grid((44, 48, 20), (2.0, 2.0, 4.0), (5.0, -30.0, 70.0), tuple(direction.ravel()))
     folder = _write(tmp_path / "maps", _phantom()[::2], grid)
     maps = load_maps(folder)
-    anatomy = maps.draw(Dice.of(0), 2.0)
+    anatomy = maps.draw(Rng.of(0), 2.0)
     middle = (np.array(anatomy.labels.shape) - 1) / 2
     labels = _phantom()[::2]
     occupied = np.argwhere(labels)[:, ::-1]
@@ -152,12 +152,12 @@ def test_float_maps_of_whole_numbers_are_taken_and_others_refused(folder: Path) 
 
 def test_seeds_repeat_and_differ_whatever_was_drawn_before(folder: Path) -> None:
     maps = load_maps(folder)
-    first = [maps.draw(Dice.of(seed), 2.5) for seed in range(4)]
-    again = [maps.draw(Dice.of(seed), 2.5) for seed in reversed(range(4))][::-1]
+    first = [maps.draw(Rng.of(seed), 2.5) for seed in range(4)]
+    again = [maps.draw(Rng.of(seed), 2.5) for seed in reversed(range(4))][::-1]
     for one, other in zip(first, again):
         assert torch.equal(one.labels, other.labels)
         assert np.array_equal(one.structures, other.structures)
-        assert np.array_equal(one.palette(Dice.of(9)).means, other.palette(Dice.of(9)).means)
+        assert np.array_equal(one.palette(Rng.of(9)).means, other.palette(Rng.of(9)).means)
     assert not torch.equal(first[0].labels, first[1].labels)
 
 
@@ -165,7 +165,7 @@ def test_bodies_are_scaled_turned_and_bent_but_left_stays_left(folder: Path) -> 
     maps = load_maps(folder)
     volumes, places = [], []
     for seed in range(30):
-        anatomy = maps.draw(Dice.of(seed), 2.0)
+        anatomy = maps.draw(Rng.of(seed), 2.0)
         structures = _structures(anatomy)
         left, bone, eyes = (structures == _NUMBER[name] for name in (
             "left cerebral white matter", "bones of the head", "eyes",
@@ -185,7 +185,7 @@ def test_parts_are_displaced_missing_or_alone(folder: Path) -> None:
     kinds: dict[str, int] = {"eyes missing": 0, "alone": 0, "whole": 0}
     sizes = []
     for seed in range(80):
-        there = set(np.unique(_structures(maps.draw(Dice.of(seed), 3.0))).tolist()) - {0}
+        there = set(np.unique(_structures(maps.draw(Rng.of(seed), 3.0))).tolist()) - {0}
         names = {STRUCTURES[number] for number in there}
         if names == {"left cerebral white matter"}:
             kinds["alone"] += 1
@@ -193,7 +193,7 @@ def test_parts_are_displaced_missing_or_alone(folder: Path) -> None:
             kinds["eyes missing"] += 1
         elif names == {"left cerebral white matter", "bones of the head", "eyes"}:
             kinds["whole"] += 1
-            structures = _structures(maps.draw(Dice.of(seed), 3.0))
+            structures = _structures(maps.draw(Rng.of(seed), 3.0))
             sizes.append((structures == _NUMBER["eyes"]).sum() / (structures > 0).sum())
     assert 8 <= kinds["alone"] <= 30
     assert kinds["whole"] > 30
@@ -205,7 +205,7 @@ def test_what_is_missing_is_filled_by_what_lies_around_it() -> None:
     structures[:, :, 10:] = 7
     structures[8:10, 8:10, 4:6] = 9
     labels = structures + 1
-    found, without = drawing._without_one(labels, structures, Dice.of(0))
+    found, without = drawing._without_one(labels, structures, Rng.of(0))
     assert np.array_equal(found, without + 1)
     assert (without[8:10, 8:10, 4:6] == 4).all()
     untouched = structures != 9
@@ -221,7 +221,7 @@ def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
     for seed in range(20):
         points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
         before = points.copy()
-        drawing._displace(points, chosen.array(), chosen, legend.structures, Dice.of(seed))
+        drawing._displace(points, chosen.array(), chosen, legend.structures, Rng.of(seed))
         moved = max(moved, float(np.abs(points - before).max()))
         jacobian = np.stack([np.stack(np.gradient(c, 2.0)[::-1], -1) for c in points], -2)
         assert np.linalg.det(jacobian).min() > 0.1
@@ -231,7 +231,7 @@ def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
 def test_fine_voxels_show_a_box_around_a_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regkit.synthesis.pose.MOST_SIDE", 40)
     maps = load_maps(folder)
-    shown = [_structures(maps.draw(Dice.of(seed), 0.8)) for seed in range(12)]
+    shown = [_structures(maps.draw(Rng.of(seed), 0.8)) for seed in range(12)]
     assert all(max(box.shape) == 40 for box in shown)
     met = set(np.concatenate([np.unique(box) for box in shown]).tolist())
     assert met >= {_NUMBER["left cerebral white matter"], _NUMBER["bones of the head"], _NUMBER["eyes"]}
@@ -245,7 +245,7 @@ def test_a_label_of_two_tissues_shows_both(folder: Path) -> None:
     labels = np.full((40, 40, 40), int(np.searchsorted(maps.legend.ids, 507)), np.uint8)
     shares = []
     for seed in range(20):
-        mixed = drawing._mixed(labels, maps.legend.tissues, 2.0, Dice.of(seed))
+        mixed = drawing._mixed(labels, maps.legend.tissues, 2.0, Rng.of(seed))
         assert set(np.unique(mixed).tolist()) <= {muscle, fat}
         shares.append((mixed == fat).mean())
     assert min(shares) < 0.4 < 0.6 < max(shares)
@@ -257,7 +257,7 @@ def test_one_tissue_has_one_look_in_all_structures() -> None:
     anatomy = anatomy_of(tissues, np.array([0, 45, 44], np.uint8).reshape(1, 1, 3), 1.0)
     first, second, other = anatomy.labels.ravel().tolist()
     assert [int(anatomy.structures[label]) for label in (first, second, other)] == [0, 45, 44]
-    means = np.array([anatomy.palette(Dice.of(seed)).means for seed in range(30)])
+    means = np.array([anatomy.palette(Rng.of(seed)).means for seed in range(30)])
     assert np.abs(means[:, first] - means[:, second]).max() < 0.05
     assert np.abs(means[:, first] - means[:, other]).mean() > 0.2
 
@@ -273,7 +273,7 @@ def test_drawing_processes_get_the_same_maps(folder: Path) -> None:
     maps = load_maps(folder)
     sent = pickle.dumps(maps)
     assert len(sent) < 20_000
-    assert torch.equal(pickle.loads(sent).draw(Dice.of(4), 2.5).labels, maps.draw(Dice.of(4), 2.5).labels)
+    assert torch.equal(pickle.loads(sent).draw(Rng.of(4), 2.5).labels, maps.draw(Rng.of(4), 2.5).labels)
 
 
 def test_pairs_of_maps_name_what_they_show_and_repeat(folder: Path) -> None:
@@ -314,7 +314,7 @@ def test_the_heads_have_names(shared_dir: Path, tmp_path: Path) -> None:
         pytest.skip(f"no label map of a head at {source}")
     (tmp_path / source.name).symlink_to(source)
     (tmp_path / LEGEND).write_bytes((LEGENDS / "heads.json").read_bytes())
-    structures = _structures(load_maps(tmp_path).draw(Dice.of(2), 4.0))
+    structures = _structures(load_maps(tmp_path).draw(Rng.of(2), 4.0))
     at = {
         name: np.argwhere(structures == _NUMBER[name]).mean(0)
         for name in ("left cerebral cortex", "right cerebral cortex", "eyes", "brain stem", "thalamus")

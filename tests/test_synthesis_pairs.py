@@ -15,7 +15,7 @@ from regkit.core.errors import RegkitError
 from regkit.synthesis import pairs
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles, draw_strays
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, Views, cut_and_render, draw_anatomy
 from regkit.synthesis.sources import Procedural
 
@@ -41,9 +41,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def _cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...] | None = None) -> Views:
+def _cut(anatomy: Anatomy, how: Pairs, rng: Rng, shape: tuple[int, ...] | None = None) -> Views:
     """One pair."""
-    return cut_and_render([anatomy], how, [dice], shape)
+    return cut_and_render([anatomy], how, [rng], shape)
 
 
 def _looked_up(pair: Views) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
     ensemble = torch.from_numpy(rng.integers(0, 255, (WHOLE,) * 3)).to(torch.uint8)
     shares = []
     for seed in range(150):
-        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed))
+        pair = _cut(Anatomy(ensemble), HOW, Rng.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
         shares.append(float(clear.float().mean()))
@@ -73,7 +73,7 @@ def test_the_partner_is_exact_however_axes_are_exchanged_and_flipped(
 def test_the_partner_is_exact_in_an_ensemble_of_unequal_sides(rng: np.random.Generator, plain: None) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (25, 40, 31))).to(torch.uint8)
     for seed in range(40):
-        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed))
+        pair = _cut(Anatomy(ensemble), HOW, Rng.of(seed))
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
 
@@ -84,7 +84,7 @@ def test_the_partner_is_exact_in_slabs(
 ) -> None:
     ensemble = torch.from_numpy(rng.integers(0, 255, (26, 30, 28))).to(torch.uint8)
     for seed in range(30):
-        pair = _cut(Anatomy(ensemble), HOW, Dice.of(seed), shape)
+        pair = _cut(Anatomy(ensemble), HOW, Rng.of(seed), shape)
         assert pair.images.shape == (2, *shape)
         found, clear = _looked_up(pair)
         assert torch.equal(found[clear], pair.labels[1][clear])
@@ -92,10 +92,10 @@ def test_the_partner_is_exact_in_slabs(
 
 def test_shapes_take_turns() -> None:
     how = Pairs(size=16, offset=4, ensembles=Ensembles(size=32), shapes=((8, 24, 32), (16, 16, 20)))
-    shapes = [how.shape(Dice.of(seed)) for seed in range(300)]
+    shapes = [how.shape(Rng.of(seed)) for seed in range(300)]
     assert set(shapes) == set(how.shapes)
     assert 0.4 < np.mean([shape == how.shapes[0] for shape in shapes]) < 0.6
-    assert replace(how, shapes=()).shape(Dice.of(0)) == (16, 16, 16)
+    assert replace(how, shapes=()).shape(Rng.of(0)) == (16, 16, 16)
 
 
 def test_views_are_turned_into_every_position(plain: None) -> None:
@@ -103,7 +103,7 @@ def test_views_are_turned_into_every_position(plain: None) -> None:
     ramp = torch.arange(WHOLE, dtype=torch.uint8).expand(WHOLE, WHOLE, WHOLE).contiguous()
     met = set()
     for seed in range(120):
-        first = _cut(Anatomy(ramp), HOW, Dice.of(seed)).labels[0].int()
+        first = _cut(Anatomy(ramp), HOW, Rng.of(seed)).labels[0].int()
         steps = [first.diff(dim=axis).unique().tolist() for axis in range(3)]
         (axis,) = [a for a in range(3) if steps[a] != [0]]
         assert steps[axis] in ([1], [-1])
@@ -120,11 +120,11 @@ def test_offsets_reach_their_limit_and_not_further(plain: None) -> None:
     ensemble = torch.zeros(WHOLE, WHOLE, WHOLE, dtype=torch.uint8)
     shifts = []
     for seed in range(200):
-        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0].double()
+        partner = _cut(Anatomy(ensemble), how, Rng.of(seed)).partner[0].double()
         shifts.append((partner.mean((1, 2, 3)) - (N - 1) / 2).numpy())
     np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-4)
     assert set(np.abs(np.round(shifts)).ravel()) == set(range(how.offset + 1))
-    still = _cut(Anatomy(ensemble), replace(how, offset=0), Dice.of(3)).partner[0]
+    still = _cut(Anatomy(ensemble), replace(how, offset=0), Rng.of(3)).partner[0]
     torch.testing.assert_close(still.mean((1, 2, 3)), torch.full((3,), (N - 1) / 2))
 
 
@@ -134,7 +134,7 @@ def test_a_turn_is_no_larger_than_asked_for(plain: None) -> None:
     angles = []
     for seed in range(60):
         how = replace(HOW, bend=0.0, stretch=0.0)
-        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0].double()
+        partner = _cut(Anatomy(ensemble), how, Rng.of(seed)).partner[0].double()
         ends = [(partner[:, 0, 0, -1], 0), (partner[:, 0, -1, 0], 1), (partner[:, -1, 0, 0], 2)]
         jacobian = torch.stack([(end - partner[:, 0, 0, 0]) / (N - 1) for end, _ in ends], dim=1)
         scale = float(torch.linalg.det(jacobian)) ** (1 / 3)
@@ -180,8 +180,8 @@ def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
 ) -> None:
     drawn = []
 
-    def counted(how: Ensembles, sources: object, dice: Dice) -> torch.Tensor:
-        drawn.append(dice.uniform(0, 1))
+    def counted(how: Ensembles, sources: object, rng: Rng) -> torch.Tensor:
+        drawn.append(rng.uniform(0, 1))
         return torch.zeros(how.size, how.size, how.size, dtype=torch.uint8)
 
     monkeypatch.setattr(pairs, "draw_labels", counted)
@@ -194,8 +194,8 @@ def test_an_ensemble_is_drawn_once_for_the_pairs_that_reuse_it(
 def test_anatomies_of_a_bank_take_turns(monkeypatch: pytest.MonkeyPatch, plain: None) -> None:
     """Each pair is of one of the next few anatomies, the same one in whatever order pairs are drawn."""
 
-    def numbered(how: Ensembles, sources: object, dice: Dice) -> torch.Tensor:
-        number = numbers.setdefault(dice.uniform(0, 1), len(numbers))
+    def numbered(how: Ensembles, sources: object, rng: Rng) -> torch.Tensor:
+        number = numbers.setdefault(rng.uniform(0, 1), len(numbers))
         return torch.full((how.size,) * 3, number, dtype=torch.uint8)
 
     numbers: dict[float, int] = {}
@@ -234,7 +234,7 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
     scales, compared = [], 0
     for seed in range(30):
         views = [
-            _cut(Anatomy(v.contiguous(), spacing=2.0), how, Dice.of(seed), (16, 32, 32)) for v in coordinates
+            _cut(Anatomy(v.contiguous(), spacing=2.0), how, Rng.of(seed), (16, 32, 32)) for v in coordinates
         ]
         first, second = torch.stack([pair.labels.double() for pair in views], dim=1)
         for component, axis in ((0, 2), (1, 1), (2, 0)):  # not flipped, no axis exchanged
@@ -285,7 +285,7 @@ def test_an_ensemble_that_just_fits() -> None:
     how = replace(HOW, ensembles=replace(HOW.ensembles, size=N + HOW.offset))
     for seed in range(20):
         labels = torch.zeros((N + HOW.offset,) * 3, dtype=torch.uint8)
-        assert _cut(Anatomy(labels), how, Dice.of(seed)).images.shape == (2, N, N, N)
+        assert _cut(Anatomy(labels), how, Rng.of(seed)).images.shape == (2, N, N, N)
 
 
 def _jacobian(partner: torch.Tensor) -> torch.Tensor:
@@ -298,7 +298,7 @@ def test_a_stretch_is_along_each_axis_by_itself_and_no_larger_than_asked_for(pla
     how = replace(HOW, bend=0.0, stretch=0.3)
     scales = []
     for seed in range(60):
-        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0]
+        partner = _cut(Anatomy(ensemble), how, Rng.of(seed)).partner[0]
         scales.append(torch.linalg.svdvals(_jacobian(partner)[3, 3, 3]).log())
     found = torch.stack(scales)
     assert found.abs().max() <= 0.3 + 1e-3
@@ -313,10 +313,10 @@ def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
     how = Pairs(size=48, offset=8, strays=0, ensembles=Ensembles(size=64))
     folded, moved = [], []
     for seed in range(10):
-        partner = _cut(Anatomy(ensemble), how, Dice.of(seed)).partner[0]
+        partner = _cut(Anatomy(ensemble), how, Rng.of(seed)).partner[0]
         determinant = torch.linalg.det(_jacobian(partner))
         folded.append((determinant * determinant.median().sign() <= 0).double().mean())
-        straight = _cut(Anatomy(ensemble), replace(how, bend=0.0), Dice.of(seed)).partner[0]
+        straight = _cut(Anatomy(ensemble), replace(how, bend=0.0), Rng.of(seed)).partner[0]
         moved.append((partner - straight).norm(dim=0).max())
     assert torch.stack(folded).mean() < 0.005
     assert torch.stack(moved).max() > 5
@@ -325,12 +325,12 @@ def test_a_bend_of_the_default_hardly_folds(plain: None) -> None:
 def test_each_view_has_strays_of_its_own() -> None:
     """Details that the other view lacks; everywhere else both show the same anatomy."""
     labels = torch.randint(0, 9, (WHOLE,) * 3).to(torch.uint8)
-    details = draw_strays(8, HOW.ensembles, SOURCES, Dice.of(0))
+    details = draw_strays(8, HOW.ensembles, SOURCES, Rng.of(0))
     anatomy = Anatomy(labels, strays=details)
     how = replace(HOW, strays=12)
     strays = 0
     for seed in range(20):
-        pair, without = _cut(anatomy, how, Dice.of(seed)), _cut(anatomy, HOW, Dice.of(seed))
+        pair, without = _cut(anatomy, how, Rng.of(seed)), _cut(anatomy, HOW, Rng.of(seed))
         stray = pair.labels >= 240
         strays += int(stray.any())
         assert torch.equal(pair.labels[~stray], without.labels[~stray])
@@ -350,7 +350,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
 
     def render(
         labels: torch.Tensor,
-        dice: object,
+        rng: object,
         palettes: object,
         grains: list[Callable[[], torch.Tensor]],
         thick: float,
@@ -360,11 +360,11 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(pairs, "render", render)
     labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)
-    anatomy = Anatomy(labels).with_grain(Dice.of(50))
+    anatomy = Anatomy(labels).with_grain(Rng.of(50))
     # Whole voxels, where no interpolation is needed.
     how = replace(HOW, turn=0.0, stretch=0.0, bend=0.0)
     for seed in range(20):
-        partner = _cut(anatomy, how, Dice.of(seed)).partner[0]
+        partner = _cut(anatomy, how, Rng.of(seed)).partner[0]
         first, second = shown[-2:]
         x, y, z = partner.round().long()
         inside = ((partner > -0.5) & (partner < N - 0.5)).all(0)

@@ -13,7 +13,7 @@ import torch
 
 from regkit.core.errors import RegkitError
 from regkit.synthesis.ensemble import Ensembles, draw_labels
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Procedural, Templates, load_archive, load_folder
 
@@ -289,8 +289,8 @@ def test_merged_parts_of_different_grids_are_refused(tmp_path: Path) -> None:
 def test_templates_and_procedures_mix(archive: Path) -> None:
     how = Ensembles(size=16, count=(4, 6), radius=(3.0, 6.0), details=2)
     sources = [(Procedural(), 1.0), (load_archive(archive), 2.0)]
-    drawn = [draw_labels(how, sources, Dice.of(0, k)) for k in range(4)]
-    assert all(torch.equal(d, draw_labels(how, sources, Dice.of(0, k))) for k, d in enumerate(drawn))
+    drawn = [draw_labels(how, sources, Rng.of(0, k)) for k in range(4)]
+    assert all(torch.equal(d, draw_labels(how, sources, Rng.of(0, k))) for k, d in enumerate(drawn))
     assert max(len(d.unique()) for d in drawn) > 2
 
 

@@ -16,7 +16,7 @@ from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.anatomy import NAMES, draw_tissues
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
 from regkit.synthesis.pose import MOST_SIDE
 from regkit.synthesis.sources import Procedural
@@ -29,7 +29,7 @@ _COARSE = 5.0  # mm: an eighth of the time
 
 @cache
 def _trunk(seed: int) -> Anatomy:
-    return draw_trunk(Dice.of(seed), _COARSE)
+    return draw_trunk(Rng.of(seed), _COARSE)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_demo_draws_the_same_organs() -> None:
 
 def test_a_fine_trunk_is_a_box_out_of_it() -> None:
     """As many voxels at most; in it the parts are as large as they are in the whole."""
-    box = draw_trunk(Dice.of(3), 1.5)
+    box = draw_trunk(Rng.of(3), 1.5)
     assert tuple(box.labels.shape) == (MOST_SIDE,) * 3
     assert box.spacing == 1.5
     sizes = {name: 1.5**3 * (_structures(box) == _NUMBER[name]).sum() / 1000 for name in TRUNK.values()}
@@ -161,7 +161,7 @@ def test_palettes_give_one_tissue_one_look(trunks: list[Anatomy]) -> None:
     count = int(trunk.labels.max()) + 1
     spread, between, windows = [], [], []
     for seed in range(40):
-        means, deviations, window = trunk.palette(Dice.of(seed))
+        means, deviations, window = trunk.palette(Rng.of(seed))
         assert means.shape == deviations.shape == (256,)
         assert (deviations >= 0).all()
         windows.append(window)
@@ -214,7 +214,7 @@ def test_trunks_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RegkitError, match=r"drawing trunks needs scipy.*pairs.trunks: 0"):
-        draw_trunk(Dice.of(0))
+        draw_trunk(Rng.of(0))
 
 
 def test_tissues_have_a_number_each() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from cli_cases import run, usage_error_of, write_phantom
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import affine_transform, transform_points
+from regkit.core.geometry import Grid, affine_transform, transform_points
 from regkit.io.formats import NotLinearError, linear_of, write_linear
-from regkit.transforms import as_warp, average, chain
+from regkit.transforms import as_warp, average, chain, coarser
 from regkit.warp import Warp, point_map
 
 MATRIX = affine_map(5, (1, 2, -3))
@@ -108,3 +110,52 @@ def test_a_warp_pickles() -> None:
     again = pickle.loads(pickle.dumps(warp))
     np.testing.assert_array_equal(again.field, warp.field)
     assert again.grid == warp.grid and again.moving_grid == warp.moving_grid
+
+
+def test_a_warp_on_larger_voxels_is_told_what_it_costs(tmp_path: Path) -> None:
+    warp = smooth_warp()
+    found = coarser(warp, 4.0)
+    assert max(found.warp.grid.spacing) <= 4.0 + 1e-9
+    assert found.warp.field.size < 0.25 * warp.field.size
+    points = FIXED.world_points()
+    transform = found.warp.to_sitk()
+    # ITK resamples the whole fixed grid through it, as the loss says, its outer voxels as well.
+    itk = np.array(
+        [transform.TransformPoint(point) for point in points[::3, ::3, ::3].reshape(-1, 3).tolist()]
+    )
+    off = np.linalg.norm(itk - (points + warp.field)[::3, ::3, ::3].reshape(-1, 3), axis=1)
+    assert off.max() <= found.max_mm + 1e-3 and 0 < off.mean() < 2 * found.mean_mm < 0.5
+    same = coarser(warp, 0.5)
+    assert same.warp.grid.same_as(FIXED) and same.max_mm < 1e-4
+    np.testing.assert_allclose(coarser(as_warp(MATRIX, FIXED), 8.0).max_mm, 0, atol=1e-3)
+    with pytest.raises(RegkitError, match="must be positive"):
+        coarser(warp, 0)
+
+    warp.save(tmp_path / "warp.nii.gz")
+    result = run("convert", tmp_path / "warp.nii.gz", tmp_path / "small.nii.gz", "--warp-spacing", 4)
+    assert f"{found.mean_mm:.3f} mm on average and {found.max_mm:.2f} mm at most" in result.stdout
+    read = Warp.load(tmp_path / "small.nii.gz")
+    np.testing.assert_allclose(read.field, found.warp.field, atol=1e-3)
+    said = usage_error_of("convert", tmp_path / "warp.nii.gz", tmp_path / "w.npz", "--warp-spacing", 4)
+    assert "voxels of their own" in said
+
+
+def test_register_writes_its_warps_on_larger_voxels(tmp_path: Path) -> None:
+    files = write_phantom(tmp_path)
+    words = ["register", files.fixed, files.moving, "--preset", "linear", "--init", "centre", "--json"]
+    words += ["-o", tmp_path / "warp.nii.gz", "--inverse", tmp_path / "inverse.nii.gz", "--warp-spacing", 16]
+    told = json.loads(run(*words).stdout)["stored"]
+    for name, image in (("warp", files.fixed), ("inverse", files.moving)):
+        assert max(told[name]["spacing_mm"]) <= 16 and told[name]["max_mm"] < 1e-3  # a shift costs nothing
+        assert (
+            Warp.load(tmp_path / f"{name}.nii.gz").grid.size < Grid.from_sitk(sitk.ReadImage(str(image))).size
+        )
+    record = json.loads((tmp_path / "warp.nii.gz.json").read_text())
+    assert record["stored"]["warp"] == told["warp"]
+    moved = ["apply", tmp_path / "warp.nii.gz", files.moving, "-o", tmp_path / "moved.nii.gz"]
+    run(*moved, "--reference", files.fixed)
+    assert (
+        sitk.ReadImage(str(tmp_path / "moved.nii.gz")).GetSize() == sitk.ReadImage(str(files.fixed)).GetSize()
+    )
+    said = usage_error_of(*words[:-4], "--warp-spacing", 4, "--overwrite", "-o", tmp_path / "warp.npz")
+    assert "Learn2Reg" in said

@@ -22,7 +22,7 @@ from regkit.core.geometry import Grid
 from regkit.core.jsontext import to_json
 from regkit.io.outputs import save_image
 from regkit.synthesis.anatomy import draw
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Rng, smooth_noise
 from regkit.synthesis.phantom import scanned_ct, scanned_mr
 
 Float32 = npt.NDArray[np.float32]
@@ -87,17 +87,17 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
     pairs: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for number in (*range(1, count + 1), 9, 10):
         where = "Tr" if number < 9 else "Ts"
-        dice = Dice.of(seed, number, 1)
-        texture = int(dice.scalars.integers(2**31))
-        person = _person(grid, np.eye(3), (0, 0, 12), dice)
-        bend = smooth_noise(dice, 3, grid.shape, 90 / grid.spacing[0]).numpy()
+        rng = Rng.of(seed, number, 1)
+        texture = int(rng.scalars.integers(2**31))
+        person = _person(grid, np.eye(3), (0, 0, 12), rng)
+        bend = smooth_noise(rng, 3, grid.shape, 90 / grid.spacing[0]).numpy()
         bend *= _APART / np.linalg.norm(bend, axis=0).max()
         for kind, coordinates, modality in (("0000", person, "t2"), ("0001", person + bend, "ct")):
             image, labels = draw(coordinates, modality, max(grid.spacing), texture)
             body = np.stack([binary_fill_holes(part > _SKIN[modality]) for part in image])
             scan = scanned_ct if modality == "ct" else scanned_mr
             arrays: dict[str, npt.NDArray[Any]] = {
-                "images": scan(image, dice),
+                "images": scan(image, rng),
                 "masks": body.astype(np.uint8),
             }
             if where == "Tr":
@@ -132,14 +132,14 @@ def _hearts(folder: Path, count: int, seed: int, shape: Size | None) -> None:
     for place, modality in enumerate(("ct", "mr"), start=1):
         (folder / f"{modality}_train").mkdir()
         for subject in mmwhs.SUBJECTS[:count]:
-            dice = Dice.of(seed, subject, place)
-            random = dice.scalars
+            rng = Rng.of(seed, subject, place)
+            random = rng.scalars
             turn = Rotation.from_euler("xyz", (12, -8, 15) if modality == "mr" else (0, 0, 0), degrees=True)
             direction = turn.as_matrix()
             spacing = np.divide(_CHEST, size)
             origin = random.uniform(-150, 150, 3)
             grid = Grid(size, tuple(spacing), tuple(origin), tuple(direction.ravel()))
-            coordinates = _person(grid, direction, np.add(_HEART, random.normal(0, 6, 3)), dice)
+            coordinates = _person(grid, direction, np.add(_HEART, random.normal(0, 6, 3)), rng)
             image, _ = draw(
                 coordinates,
                 "ct" if modality == "ct" else "t1",
@@ -149,7 +149,7 @@ def _hearts(folder: Path, count: int, seed: int, shape: Size | None) -> None:
             labels = _paint_chambers(image, coordinates, modality, random)
             if modality == "mr" and subject == mmwhs.SUBJECTS[0]:
                 labels.flat[np.flatnonzero(labels == MEANT)[:5]] = STRAY
-            scanned = (scanned_ct if modality == "ct" else scanned_mr)(image, dice)
+            scanned = (scanned_ct if modality == "ct" else scanned_mr)(image, rng)
             stem = folder / f"{modality}_train" / f"{modality}_train_{subject}"
             save_image(grid.to_sitk(scanned), f"{stem}_image.nii.gz")
             save_image(grid.to_sitk(labels), f"{stem}_label.nii.gz")
@@ -172,7 +172,7 @@ def _paint_chambers(
     return labels
 
 
-def _person(grid: Grid, direction: npt.ArrayLike, middle: npt.ArrayLike, dice: Dice) -> Float32:
+def _person(grid: Grid, direction: npt.ArrayLike, middle: npt.ArrayLike, rng: Rng) -> Float32:
     """Anatomical coordinates (3, Z, Y, X), mm, of the voxels: those of another person each time.
 
     Args:
@@ -181,6 +181,6 @@ def _person(grid: Grid, direction: npt.ArrayLike, middle: npt.ArrayLike, dice: D
     """
     steps = np.asarray(direction) * grid.spacing
     index = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in grid.shape), indexing="ij")[::-1])
-    points = np.einsum("ij,jzyx->izyx", steps * dice.scalars.uniform(0.94, 1.06, (3, 1)), index)
-    bend = 5 * smooth_noise(dice, 3, grid.shape, 150 / min(grid.spacing)).numpy()
+    points = np.einsum("ij,jzyx->izyx", steps * rng.scalars.uniform(0.94, 1.06, (3, 1)), index)
+    bend = 5 * smooth_noise(rng, 3, grid.shape, 150 / min(grid.spacing)).numpy()
     return (points + bend + np.reshape(middle, (3, 1, 1, 1))).astype(np.float32)

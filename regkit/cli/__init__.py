@@ -26,6 +26,7 @@ from regkit.cli import (
     segment,
     series,
     synthesize,
+    template,
     warps,
 )
 from regkit.cli.console import Commands
@@ -47,6 +48,7 @@ app.command("rigid", no_args_is_help=True)(rigid.command)
 app.add_typer(presets.app, name="presets")
 app.command("propagate", no_args_is_help=True)(propagate.command)
 app.command("series", no_args_is_help=True)(series.command)
+app.command("template", no_args_is_help=True)(template.command)
 app.command("finetune", no_args_is_help=True)(finetune.command)
 app.command("segment", no_args_is_help=True)(segment.command)
 app.command("apply", no_args_is_help=True)(warps.apply)

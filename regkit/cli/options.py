@@ -14,6 +14,7 @@ from regkit.core.errors import RegkitError
 if TYPE_CHECKING:
     from regkit.core.settings import Settings
 
+KNOWN = "What is known about the images"
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
@@ -52,6 +53,16 @@ ChainFile = Annotated[
         "named fsl:FILE, ras:FILE or lps:FILE.",
     ),
 ]
+WarpSpacing = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MM",
+        min=0.01,
+        show_default=False,
+        help="Write warps with voxels of this size, for smaller files; what that costs is told. Apply them "
+        "with --reference. Default: the voxels of the image.",
+    ),
+]
 FixedGrid = Annotated[
     Path | None,
     typer.Option(
@@ -71,6 +82,19 @@ FixedSeries = Annotated[
 MovingSeries = Annotated[
     str | None,
     typer.Option(metavar="NUMBER|UID", help="Which DICOM series of the moving image's folder."),
+]
+FixedLandmarks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=KNOWN,
+        help="Points of the fixed image (.csv .fcsv .mrk.json), each of which belongs to the one in the same "
+        "row of --moving-landmarks. They pull; they are not met exactly.",
+    ),
+]
+MovingLandmarks = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=KNOWN, help="Points of the moving image."),
 ]
 Templates = Annotated[
     list[Path] | None,

@@ -21,6 +21,7 @@ from regkit.cli.files import (
     in_series,
 )
 from regkit.cli.options import (
+    KNOWN,
     AsJson,
     Assignments,
     ChosenPreset,
@@ -28,11 +29,13 @@ from regkit.cli.options import (
     CtWindow,
     Device,
     Features,
+    FixedLandmarks,
     FixedSeries,
     Init,
     LabelNames,
     Log,
     Memory,
+    MovingLandmarks,
     MovingSeries,
     Overwrite,
     Quiet,
@@ -40,29 +43,19 @@ from regkit.cli.options import (
     Strict,
     Threads,
     Verbose,
+    WarpSpacing,
     Weights,
     chosen_settings,
     start_file,
 )
-from regkit.cli.report import print_registration, print_verdict
+from regkit.cli.report import print_registration, print_stored, print_verdict
 from regkit.core.errors import RegkitError
 from regkit.io.labelnames import read_label_names
 
-_OUTPUTS, _INPUTS = "Outputs", "What is known about the images"
+_OUTPUTS, _INPUTS = "Outputs", KNOWN
 
 
 def command(
-    fixed: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FIXED",
-            show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
-        ),
-    ],
-    moving: Annotated[
-        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -74,6 +67,18 @@ def command(
             ".npz (Learn2Reg); of the presets 'linear' and 'rigid' also .tfm .txt .mat (ITK transform).",
         ),
     ],
+    fixed: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FIXED",
+            show_default=False,
+            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
+        ),
+    ] = None,
+    moving: Annotated[
+        Path | None,
+        typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it."),
+    ] = None,
     moved: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +98,7 @@ def command(
         Path | None,
         typer.Option(rich_help_panel=_OUTPUTS, help="The warp the other way, on the moving image's voxels."),
     ] = None,
+    warp_spacing: WarpSpacing = None,
     linear: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +125,38 @@ def command(
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
+    more_fixed: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--fixed",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+            help="A further image of the same body as FIXED, such as T2 beside T1; may be given several "
+            "times. It is compared with the --moving in its place, or with MOVING where there is one alone.",
+        ),
+    ] = None,
+    more_moving: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--moving",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+            help="A further image of the same body as MOVING.",
+        ),
+    ] = None,
+    fixed_landmarks: FixedLandmarks = None,
+    moving_landmarks: MovingLandmarks = None,
+    guide_labels: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="FIXED MOVING",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+            help="Label maps to be brought onto each other as well; only labels that both have count.",
+        ),
+    ] = None,
     fixed_mask: Annotated[
         Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
     ] = None,
@@ -159,6 +197,13 @@ def command(
 
     It is what ITK, SimpleITK, ANTs and 3D Slicer resample MOVING with: points of FIXED to MOVING, LPS mm.
     """
+    fixed_images = [*([fixed] if fixed else []), *(more_fixed or [])]
+    moving_images = [*([moving] if moving else []), *(more_moving or [])]
+    if not fixed_images or not moving_images:
+        raise typer.BadParameter("give two images", param_hint="FIXED MOVING")
+    if (fixed_landmarks is None) != (moving_landmarks is None):
+        both = "--fixed-landmarks --moving-landmarks"
+        raise typer.BadParameter("give both, in the same order", param_hint=both)
     if moved_labels and not moving_labels:
         raise typer.BadParameter("needs --moving-labels", param_hint="--moved-labels")
     if fixed_labels and not moving_labels:
@@ -189,8 +234,11 @@ def command(
         "report": (report, REPORTS),
     }
     inputs = (
-        fixed,
-        moving,
+        *fixed_images,
+        *moving_images,
+        fixed_landmarks,
+        moving_landmarks,
+        *(guide_labels or ()),
         fixed_mask,
         moving_mask,
         fixed_labels,
@@ -201,11 +249,18 @@ def command(
         config,
     )
     check_log(log)
+    if warp_spacing is not None and any(str(path).endswith(".npz") for path in (output, inverse)):
+        raise typer.BadParameter(
+            "a Learn2Reg warp (.npz) is of the image's own voxels", param_hint="--warp-spacing"
+        )
     check_outputs(outputs.values(), inputs, overwrite, recorded=output)
     names = read_label_names(label_names)
-    fixed_image, moving_image = in_series(fixed, fixed_series), in_series(moving, moving_series)
+    fixed_image = in_series(fixed_images[0], fixed_series)
+    moving_image = in_series(moving_images[0], moving_series)
+    ours, theirs = [fixed_image, *fixed_images[1:]], [moving_image, *moving_images[1:]]
     if not quiet:
-        typer.echo(f"fixed={fixed} moving={moving}", err=True)
+        told = (",".join(map(str, images)) for images in (fixed_images, moving_images))
+        typer.echo("fixed={} moving={}".format(*told), err=True)
 
     from regkit.runtime.process import import_torch, tune
 
@@ -221,8 +276,11 @@ def command(
     kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
         result = register(
-            fixed_image,
-            moving_image,
+            ours,
+            theirs,
+            fixed_landmarks=fixed_landmarks,
+            moving_landmarks=moving_landmarks,
+            guide_labels=guide_labels,
             fixed_mask=fixed_mask,
             moving_mask=moving_mask,
             fixed_labels=fixed_labels,
@@ -243,14 +301,17 @@ def command(
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
     roles = {
-        "fixed": fixed_image,
-        "moving": moving_image,
+        "fixed": ours if len(ours) > 1 else fixed_image,
+        "moving": theirs if len(theirs) > 1 else moving_image,
+        "fixed_landmarks": fixed_landmarks,
+        "moving_landmarks": moving_landmarks,
+        "guide_labels": guide_labels and list(guide_labels),
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
     }
     roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
-    write_results(
+    stored = write_results(
         result,
         files,
         fixed_image,
@@ -259,14 +320,18 @@ def command(
         moving=moving_image,
         label_names=names,
         record=record,
+        warp_spacing=warp_spacing,
     )
     if as_json:
         written = {name: str(path) for name, path in files.items()}
-        print_json({"fixed": str(fixed), "moving": str(moving), **result.to_dict(), "outputs": written})
+        images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
+        whole = {**images, **result.to_dict(), "outputs": written}
+        print_json(whole | ({"stored": stored} if stored else {}))
     elif not quiet:
         print_registration(result.to_dict())
         for path in files.values():
             typer.echo(f"wrote {path}")
+        print_stored(stored)
         print_verdict(result.verdict.to_dict())
     if strict and result.verdict.level == FAIL:
         raise typer.Exit(NOT_RIGHT)

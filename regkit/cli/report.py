@@ -38,6 +38,20 @@ def print_labels(
     print()
 
 
+def print_stored(stored: Mapping[str, Any]) -> None:
+    """What it costs that warps were written on larger voxels.
+
+    Args:
+        stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
+    """
+    for name, told in stored.items():
+        sides = " x ".join(f"{side:.3g}" for side in told["spacing_mm"])
+        typer.echo(
+            f"the {name} has voxels of {sides} mm, which moves points by {told['mean_mm']:.3f} mm on average "
+            f"and {told['max_mm']:.2f} mm at most; apply it with --reference"
+        )
+
+
 def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
     """What a registration is worth and what it took.
 
@@ -55,11 +69,20 @@ def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]
             *more,
             *_left_out(settings),
             ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
+            *_landmarks(metrics),
             ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
             ("time", f"{seconds['total']:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
+
+
+def _landmarks(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Distances of the landmarks that were given."""
+    if "landmarks_mm" not in metrics:
+        return []
+    stages = (f"{name} {value:.1f}" for name, value in metrics["landmarks_mm"].items())
+    return [("landmarks", f"{', '.join(stages)} mm apart on average")]
 
 
 def print_verdict(verdict: Mapping[str, Any]) -> None:
@@ -124,4 +147,6 @@ def _left_out(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     rest = "MIND and intensities" if "intensity" in settings["compared"] else "MIND alone"
     if "network" in settings["asked"]:
         return [("features", f"{rest}: the network recognises nothing in this pair")]
+    if "network" in settings["known"]:
+        return [("features", f"{rest}: they leave no doubt in this pair, so the network was not asked")]
     return [("features", f"{rest}: the network does not know voxels as fine as {spacing:.1f} mm")]

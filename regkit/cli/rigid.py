@@ -12,8 +12,10 @@ from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
+    FixedLandmarks,
     FixedSeries,
     Log,
+    MovingLandmarks,
     MovingSeries,
     Overwrite,
     Quiet,
@@ -62,6 +64,8 @@ def command(
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
+    fixed_landmarks: FixedLandmarks = None,
+    moving_landmarks: MovingLandmarks = None,
     fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
     moving_mask: Annotated[Path | None, typer.Option(help="Where the moving image counts.")] = None,
     ct_window: CtWindow = None,
@@ -78,9 +82,11 @@ def command(
     It takes points of FIXED to MOVING, LPS mm, as ITK, SimpleITK, ANTs and 3D Slicer have it.
     """
     register.command(
+        output,
         fixed,
         moving,
-        output,
+        fixed_landmarks=fixed_landmarks,
+        moving_landmarks=moving_landmarks,
         moved=moved,
         overwrite=overwrite,
         fixed_series=fixed_series,

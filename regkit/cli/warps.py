@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,9 @@ from regkit.cli.options import (
     MovingSeries,
     Overwrite,
     WarpFile,
+    WarpSpacing,
 )
+from regkit.cli.report import print_stored
 from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 _LINEAR = (".tfm", ".txt", ".mat")
 _POINTS = (".csv", ".fcsv", ".mrk.json")
+_MESHES = (".vtk", ".vtu", ".stl", ".ply", ".obj", ".gii", ".trk", ".tck")
 _LITTLE = 0.05  # of a result shows the image
 
 
@@ -62,7 +65,7 @@ def apply(
             metavar="FILE|FOLDER/",
             show_default=False,
             help="An image; a folder for a DICOM series; .seg.nrrd or .dcm (DICOM SEG, with --reference) for "
-            "labels with their names; with --points, .csv .fcsv or .mrk.json.",
+            "labels with their names; with --points, .csv .fcsv .mrk.json, or the ending of the mesh.",
         ),
     ],
     points: Annotated[
@@ -70,7 +73,16 @@ def apply(
         typer.Option(
             metavar="FILE",
             help="Instead of an image: points in FIXED space, carried to the moving image by the warp "
-            "itself. Points of the moving image go the other way: apply the warp of 'regkit invert' to them.",
+            "itself: landmarks (.csv .fcsv .mrk.json), a mesh (.vtk .vtu .stl .ply .obj .gii) or "
+            "streamlines (.trk .tck). Points of the moving image go the other way: apply the warp of "
+            "'regkit invert' to them.",
+        ),
+    ] = None,
+    space: Annotated[
+        Literal["lps", "ras"] | None,
+        typer.Option(
+            show_default=False,
+            help="Of a mesh that does not say itself what its coordinates are, such as .stl.",
         ),
     ] = None,
     then: Annotated[
@@ -113,7 +125,12 @@ def apply(
     from regkit.transforms import existing
 
     chain = [warp, *(then or [])]
-    kinds = (*SERIES, ".dcm") if points is None else _POINTS
+    of_mesh = points is not None and points.suffix.lower() in _MESHES
+    if space is not None and not of_mesh:
+        raise typer.BadParameter("is of a mesh in --points", param_hint="--space")
+    kinds: tuple[str, ...] = (*SERIES, ".dcm")
+    if points is not None:
+        kinds = (points.suffix,) if of_mesh else _POINTS
     inputs = (*map(existing, chain), image, points, reference, moving)
     check_outputs([(output, kinds)], inputs, overwrite, recorded=output)
     source = None if image is None else in_series(image, moving_series)
@@ -122,21 +139,28 @@ def apply(
     made_of |= {"reference": onto, "moving": moving}
     with recorded({"moved": output}, made_of, interpolation=interpolation, default_value=default_value):
         if points is not None:
-            _apply_to_points(chain, points, Path(output), reference, moving)
+            _apply_to_points(chain, points, Path(output), reference, moving, space)
         elif source is not None:
             _apply_to_image(chain, source, output, interpolation, onto, default_value)
     typer.echo(f"wrote {output}")
 
 
 def _apply_to_points(
-    chain: list[Path], points: Path, output: Path, reference: Path | None, moving: Path | None
+    chain: list[Path],
+    points: Path,
+    output: Path,
+    reference: Path | None,
+    moving: Path | None,
+    space: str | None,
 ) -> None:
+    from regkit.io.meshes import is_mesh, open_mesh
     from regkit.io.points import open_points
     from regkit.transforms import outside, read_chain, through
 
-    file = open_points(points)
+    grid = load_grid(moving, "moving image")
+    file = open_mesh(points, space, grid) if is_mesh(points) else open_points(points)
     start = file.points
-    steps = read_chain(chain, load_grid(reference, "reference"), load_grid(moving, "moving image"))
+    steps = read_chain(chain, load_grid(reference, "reference"), grid)
     if left := outside(steps, start):
         warn(
             f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
@@ -410,6 +434,7 @@ def convert(
         ),
     ] = None,
     moving: MovingGrid = None,
+    warp_spacing: WarpSpacing = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
@@ -419,13 +444,22 @@ def convert(
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.io.formats import read_linear, write_linear
+    from regkit.transforms import coarser
     from regkit.warp import Warp
 
+    if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
+        raise typer.BadParameter("is of warps that have voxels of their own", param_hint="--warp-spacing")
     grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    stored: dict[str, Any] = {}
     made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
     with recorded({"transform": output}, made_of, format=to):
         if output.suffix in _LINEAR:
             write_linear(read_linear(source, *grids), output)
         else:
-            Warp.load(source, *grids).save(output, to)
+            warp = Warp.load(source, *grids)
+            if warp_spacing is not None:
+                least = coarser(warp, warp_spacing)
+                warp, stored["warp"] = least.warp, least.to_dict()
+            warp.save(output, to)
     typer.echo(f"wrote {output}")
+    print_stored(stored)

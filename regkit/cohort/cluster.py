@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regkit.core.errors import RegkitError, install, reason
@@ -18,7 +18,7 @@ _SECONDS = 30  # to find the scheduler
 
 def on_cluster(
     work: Callable[[J], R], jobs: Sequence[J], client: Client, died: Callable[[J, str], R]
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Do jobs on a cluster, and give what came of each as soon as it is done.
 
     A job whose worker dies goes to another worker; one that takes several workers with it has failed.

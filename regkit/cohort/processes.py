@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ def in_processes(
     workers: int,
     threads: int,
     died: Callable[[J, str], R],
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Do jobs in processes, and give what came of each as soon as it is done.
 
     Whatever ends the iteration early, such as Ctrl-C, ends the processes at once.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from regkit.cohort.bids import describe_derivatives
 from regkit.cohort.page import level_of
 from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_table
 from regkit.cohort.processes import in_processes
-from regkit.cohort.rows import FAILED, STATE, Row, write_row
+from regkit.cohort.rows import BEGUN, FAILED, STATE, Row, read_row, write_row
 from regkit.cohort.summary import write_summary
 from regkit.cohort.work import Job, failed_row, register_pair
 from regkit.core.errors import RegkitError
@@ -125,18 +125,34 @@ def batch(
         Job(_absolute(p), place, _kinds(p, outputs, settings), settings, threads, memory, command)
         for p in chosen
     ]
-    for done, row in enumerate(_rows(jobs, client, workers or 1, threads or 1), start=1):
-        if on_row is not None:
-            on_row(row, done, len(jobs))
+    try:
+        with closing(_rows(jobs, client, workers or 1, threads or 1)) as rows:
+            for done, row in enumerate(rows, start=1):
+                if on_row is not None:
+                    on_row(row, done, len(jobs))
+    except BaseException:
+        _sweep(jobs)
+        raise
     return Cohort(place, write_summary(place, [pair.name for pair in found]))
 
 
-def _rows(jobs: Sequence[Job], client: Client | None, workers: int, threads: int) -> Iterator[Row]:
+def _rows(
+    jobs: Sequence[Job], client: Client | None, workers: int, threads: int
+) -> Generator[Row, None, None]:
     if client is None:
         return in_processes(register_pair, jobs, workers, threads, _died)
     from regkit.cohort.cluster import on_cluster
 
     return on_cluster(register_pair, jobs, client, _died)
+
+
+def _sweep(jobs: Sequence[Job]) -> None:
+    """Finish or remove what processes that were stopped had begun to write."""
+    for job in jobs:
+        if read_row(job.folder, job.pair.name)["status"] == BEGUN:
+            for folder in {(job.folder / job.pair.place(kind)).parent for kind in job.outputs}:
+                clean(folder)
+            clean(job.folder / STATE)
 
 
 def _died(job: Job, error: str) -> Row:

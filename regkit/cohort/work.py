@@ -144,6 +144,8 @@ def _registered(job: Job) -> Row:
 
 def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]) -> Row:
     """Register the pair of a job and write all that is to be written, its row last."""
+    import torch
+
     from regkit.cohort.thumbnail import thumbnail
     from regkit.io.images import load_image
     from regkit.io.points import read_pairs
@@ -160,7 +162,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         moving_mask=pair.moving_mask,
         fixed_labels=pair.fixed_labels,
         moving_labels=pair.moving_labels,
-        threads=job.threads,
+        threads=job.threads or torch.get_num_threads(),  # for ITK as well, which else takes all cores
         memory=job.memory,
         outputs=[kind for kind in ("moved", "inverse") if kind in places],
         **arguments,

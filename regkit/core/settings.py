@@ -41,6 +41,12 @@ class Settings:
         float, Ge(0), "weight of smoothness in the fine stage, where the strain is typical"
     ] = 1.0
     deformable: Annotated[bool, "false stops after the linear start"] = True
+    landmark_weight: Annotated[
+        float, Ge(0), "how firmly landmarks hold; with 1, one that is a cell off costs as 8 cells of mismatch"
+    ] = 1.0
+    guide_weight: Annotated[
+        float, Ge(0), "of a cell whose guide labels differ, where a cell of unlike features costs up to 1"
+    ] = 0.5
     linear_model: Annotated[LinearModel, "the most that the linear start may fit"] = "affine"
 
 

@@ -127,13 +127,14 @@ def _convolved(
     z, y, x = near.values.shape[0], near.values.shape[1], near.values.shape[2] - 2
     out = scratch[: z * y * x * layer.outputs].view(z, y, x, layer.outputs)
     statistics = native.empty(z * y, 4, layer.outputs)
-    of_below: tuple[native.Argument, ...] = (None, 0, None, None)
+    of_below: dict[str, native.Argument] = {"below": None, "below_weights": None, "below_scale": None}
     if below is not None and layer.below is not None:
         scale = layer.below.scale * np.float32(below.scale)
-        of_below = (below.values, below.values.shape[3], layer.below.values, scale)
+        of_below = {"below": below.values, "below_weights": layer.below.values, "below_scale": scale}
     native.run(
-        "convolve_eightbit", z * y, near.values, near.values.shape[3], layer.near.values,
-        layer.near.scale * np.float32(near.scale), *of_below, z, y, x, layer.outputs, out, statistics,
+        "convolve_eightbit", near=near.values, near_weights=layer.near.values,
+        near_scale=layer.near.scale * np.float32(near.scale), **of_below, convolved=out,
+        statistics=statistics,
     )  # fmt: skip
     return out, statistics
 
@@ -152,10 +153,8 @@ def _through(layer: _Layer, scratch: torch.Tensor, near: _Cells, below: _Cells |
     largest = np.maximum(factor * rows[:, 2].max(0), factor * rows[:, 3].min(0)) + term
     scale = max(float(largest.max()), _LEAST) / _MOST
     values = native.empty(z, y, x + 2, channels, dtype=np.uint8)
-    native.run(
-        "to_eightbit", z * y, found, *((v / scale).astype(np.float32) for v in (factor, term)), x, channels,
-        values,
-    )  # fmt: skip
+    factor, term = ((v / scale).astype(np.float32) for v in (factor, term))
+    native.run("to_eightbit", values=found, factor=factor, term=term, cells=values)
     return _Cells(values, scale)
 
 
@@ -163,7 +162,7 @@ def _pooled(cells: _Cells) -> _Cells:
     """The largest of each 2^3 cells."""
     z, y, x, channels = cells.values.shape
     out = native.empty(z // 2, y // 2, (x - 2) // 2 + 2, channels, dtype=np.uint8)
-    native.run("pool_eightbit", z // 2 * (y // 2), cells.values, y, x - 2, channels, out)
+    native.run("pool_eightbit", cells=cells.values, largest_cells=out)
     return _Cells(out, cells.scale)
 
 

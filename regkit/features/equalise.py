@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 
 _KNOTS = 65
 _SAMPLED = 100_000  # voxels that the ranks are taken from
@@ -15,6 +16,7 @@ _STEP = 1e-4  # least width of a part: what differs by rounding, as in a flat ar
 _CELLS = 2**14  # narrower than a part, so that no more than one knot lies in any
 
 
+@operation
 def equalised(images: torch.Tensor) -> torch.Tensor:
     """Histogram equalisation of each image, which leaves its ends out.
 
@@ -34,8 +36,6 @@ def equalised(images: torch.Tensor) -> torch.Tensor:
     values = images.flatten(-3)
     values = values.reshape(-1, values.shape[-1])
     knots, between = _knots(values)
-    if native.serves(values):
-        return _equalised_by_kernel(values, knots, between).view_as(images)
     part = _parts(values, knots)
     floor = knots.flatten().index_select(0, part)
     width = knots.diff(append=knots[:, -1:]).flatten().index_select(0, part)
@@ -73,18 +73,22 @@ def _table(knots: torch.Tensor) -> torch.Tensor:
     return (torch.searchsorted(knots, each, right=True, out_int32=True) - 1).clamp_(0, _KNOTS - 2)
 
 
-def _equalised_by_kernel(values: torch.Tensor, knots: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
-    found, count = native.empty(*values.shape), values.shape[1]
+@equalised.kernel("c", lambda images: native.serves(images))
+def _equalised_by_c(images: torch.Tensor) -> torch.Tensor:
+    values = images.flatten(-3)
+    values = values.reshape(-1, values.shape[-1])
+    knots, between = _knots(values)
+    found = native.empty(*values.shape)
     tables, step = _table(knots), (1 - 2 * _MARGIN) / (_KNOTS - 1)
     for image, ranks, own, table, any_there in zip(values, found, knots, tables, between):
         if not any_there:
             ranks.copy_(image)
             continue
         native.run(
-            "equalise", native.blocks(count), image.contiguous(), count, own.contiguous(), _KNOTS - 1, table,
-            _CELLS, *_ENDS, _MARGIN, step, ranks,
+            "equalise", values=image.contiguous(), knots=own.contiguous(), last_knot=_KNOTS - 1,
+            part_of=table, parts=_CELLS, low=_ENDS[0], high=_ENDS[1], margin=_MARGIN, step=step, ranks=ranks,
         )  # fmt: skip
-    return found
+    return found.view_as(images)
 
 
 def _parts(values: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:

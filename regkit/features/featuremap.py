@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from regkit.ops import native
-from regkit.ops.sampling import MOST_VOXELS, POINTS, sample
+from regkit.ops.dispatch import operation
+from regkit.ops.sampling import MOST_VOXELS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
 LEAST_WEIGHT = 1e-6
@@ -43,24 +44,7 @@ class FeatureMap:
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
-        small = self.weight.numel() < MOST_VOXELS and not where.requires_grad
-        if small and native.serves(self.values, self.weight, where):
-            return self._at_by_kernel(where.contiguous())
-        found = self.sampled(where)
-        weight = found[-1:]
-        return FeatureMap(found[:-1] / weight.clamp_min(LEAST_WEIGHT), weight)
-
-    def _at_by_kernel(self, where: torch.Tensor) -> FeatureMap:
-        channels, *size = self.values.shape
-        shape = where.shape[1:]
-        seen = FeatureMap(native.empty(channels, *shape), native.empty(1, *shape))
-        maps = self.values.contiguous(), self.weight.contiguous()
-        count = shape.numel()
-        native.run(
-            "sample_known", -(-count // POINTS), *maps, channels, *size, where, count, LEAST_WEIGHT,
-            seen.values, seen.weight,
-        )  # fmt: skip
-        return seen
+        return _seen_at(self, where)
 
     def sampled(self, where: torch.Tensor) -> torch.Tensor:
         """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
@@ -69,3 +53,28 @@ class FeatureMap:
     @cached_property
     def _weighted(self) -> torch.Tensor:
         return torch.cat([self.values * self.weight, self.weight])
+
+
+@operation
+def _seen_at(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
+    """:meth:`FeatureMap.at`."""
+    found = one.sampled(where)
+    return FeatureMap(found[:-1] / found[-1:].clamp_min(LEAST_WEIGHT), found[-1:])
+
+
+@_seen_at.kernel(
+    "c",
+    lambda one, where: (
+        one.weight.numel() < MOST_VOXELS
+        and not where.requires_grad
+        and native.serves(one.values, one.weight, where)
+    ),
+)
+def _seen_at_by_c(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
+    shape = where.shape[1:]
+    seen = FeatureMap(native.empty(len(one.values), *shape), native.empty(1, *shape))
+    native.run(
+        "sample_known", volume=one.values.contiguous(), weight=one.weight.contiguous(),
+        places=where.contiguous(), least_weight=LEAST_WEIGHT, sampled=seen.values, sampled_weight=seen.weight,
+    )  # fmt: skip
+    return seen

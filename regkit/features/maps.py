@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
@@ -23,6 +23,7 @@ from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import box_sum, pool
 
 Extractor = Callable[..., torch.Tensor]
@@ -37,6 +38,7 @@ def _ssc_pairs() -> list[tuple[Shift, Shift]]:
     return [(a, b) for a, b in combinations(faces, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
 
+@operation
 def mind_ssc(
     image: torch.Tensor,
     radius: int = 1,
@@ -59,8 +61,6 @@ def mind_ssc(
     Returns:
         (12, Z / stride, Y / stride, X / stride) in (0, 1].
     """
-    if radius == 1 and stride in (1, 2) and native.serves(image, image if weight is None else weight):
-        return _native_mind_ssc(image, dilation, stride, weight)
     reach = 2 * dilation
     padded = F.pad(image[None, None], (reach + radius,) * 6, mode="replicate")[0, 0]
     # D_ab(x) depends on a - b alone up to a shift by b, and the 12 pairs share 6 differences: six box
@@ -87,10 +87,25 @@ def mind_ssc(
     return out
 
 
-def _native_mind_ssc(
-    image: torch.Tensor, dilation: int, stride: int, weight: torch.Tensor | None
+def _mind_by_c(
+    image: torch.Tensor,
+    radius: int = 1,
+    dilation: int = 2,
+    stride: int = 1,
+    weight: torch.Tensor | None = None,
+) -> bool:
+    return radius == 1 and stride in (1, 2) and native.serves(image, image if weight is None else weight)
+
+
+@mind_ssc.kernel("c", _mind_by_c)
+def _mind_ssc_by_c(
+    image: torch.Tensor,
+    radius: int = 1,
+    dilation: int = 2,
+    stride: int = 1,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`mind_ssc` with boxes of 3^3 voxels."""
+    """With boxes of 3^3 voxels."""
     margin = 2 * dilation + 1
     padded = F.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
     steps, views = _shared_differences()
@@ -101,21 +116,19 @@ def _native_mind_ssc(
         which * shape[0] * plane + dilation * ((1 + z) * plane + (1 + y) * row + 1 + x)
         for which, (z, y, x) in views
     ]
-    where = torch.tensor(starts)
     means = native.empty(len(steps), *shape)
-    if (
-        native.run("mind_differences", shape[0], padded, torch.tensor(offsets), dilation + 1, *shape, means)
-        < 0
-    ):
-        raise MemoryError("no memory for MIND")
+    native.run(
+        "mind_differences", padded=padded, steps=torch.tensor(offsets), margin=dilation + 1, means=means
+    )
     z, y, x = image.shape
-    typical = max(native.run("mind_scale", z, means, where, plane, row, y, x) / image.numel(), 1e-12)
+    seen: dict[str, native.Argument] = {"means": means, "views": torch.tensor(starts), "z": z, "y": y, "x": x}
+    typical = max(native.run("mind_scale", **seen) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
     if weight is None and stride > 1:
-        weight = torch.ones_like(image)
+        weight = torch.ones_like(image[None])
     native.run(
-        "mind_channels", z // stride, means, where, plane, row, z, y, x, stride,
-        None if weight is None else weight.contiguous(), 0.001 * typical, 1000 * typical, out,
+        "mind_channels", **seen, stride=stride, weight=None if weight is None else weight.contiguous(),
+        least_scale=0.001 * typical, most_scale=1000 * typical, channels=out,
     )  # fmt: skip
     return out
 
@@ -164,6 +177,8 @@ class Part:
         weight: of the mean over these channels of a squared difference, in the sum over the parts.
         name: for results.
         finest: mm; of finer voxels it knows too little to be asked, where there are other parts.
+        image: which of the images it is extracted from, where one side has several.
+        in_doubt: it takes long, and beside MIND it is asked where that leaves doubt alone.
         weighs: ``extract`` is given the weights of the voxels, (1, Z, Y, X), as well, and averages by them.
     """
 
@@ -172,7 +187,9 @@ class Part:
     weight: float = 1.0
     name: str = ""
     finest: float = 0.0
+    in_doubt: bool = False
     weighs: bool = False
+    image: int = 0
 
 
 # The weights of the parts, of whatever they are combined with.
@@ -190,6 +207,8 @@ MIND = Part(
 )
 # Counts where both images are of one modality alone (regkit.solver.evidence).
 INTENSITY = Part(lambda image, spacing: image[None], weight=3.0, name="intensity")
+GUIDE = "guide"
+"""Name of the part that is made of labels."""
 NAMES = ("mind", "network", "network+mind")
 DEFAULT = "network+mind"
 
@@ -224,7 +243,12 @@ def feature_parts(
         network = _network(os.fspath(file), state.st_mtime_ns, state.st_size)
     known = network.reading.spacing
     part = Part(
-        network, network.stride, _NETWORK_WEIGHT, "network", _KNOWN_SHARE * known[0] if known else 0.0
+        network,
+        network.stride,
+        _NETWORK_WEIGHT,
+        "network",
+        _KNOWN_SHARE * known[0] if known else 0.0,
+        in_doubt=True,
     )
     return name, (part,) if name == "network" else (part, MIND, INTENSITY), network.record
 
@@ -235,13 +259,37 @@ def _network(file: str, changed: int, size: int) -> NetworkFeatures:
     return NetworkFeatures(file)
 
 
+def further_parts(images: int, labels: int, guide_weight: float) -> tuple[Part, ...]:
+    """Parts for further images of each side, and for label maps that guide.
+
+    Args:
+        images: how many further pairs of images there are; they count as much as MIND of the first.
+        labels: how many labels the last image, a label map of 1, 2, ..., has; 0 where there is none.
+        guide_weight: of the squared difference, summed over the labels.
+    """
+    parts = [replace(MIND, name=f"mind {k + 1}", image=k) for k in range(1, images + 1)]
+    if labels:
+
+        def shares(image: torch.Tensor, spacing: float) -> torch.Tensor:
+            """Of the cells of 2^3 voxels, how much has each label."""
+            return torch.cat([F.avg_pool3d((image == k)[None].to(image), 2) for k in range(1, labels + 1)])
+
+        parts.append(Part(shares, stride=2, weight=guide_weight * labels, name=GUIDE, image=images + 1))
+    return tuple(parts)
+
+
 def parts_for(spacing: float, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Those parts that know voxels of a spacing, mm, or all, if none does."""
     return tuple(part for part in parts if spacing >= part.finest) or tuple(parts)
 
 
 def feature_maps(
-    image: torch.Tensor, weight: torch.Tensor, spacing: float, parts: Sequence[Part], strides: Sequence[int]
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    spacing: float,
+    parts: Sequence[Part],
+    strides: Sequence[int],
+    more: Sequence[torch.Tensor] = (),
 ) -> tuple[dict[int, FeatureMap], tuple[int, ...]]:
     """The channels of all parts on cells of each stride, and how many each part has.
 
@@ -254,11 +302,14 @@ def feature_maps(
         spacing: of the voxels, mm.
         parts: each of a stride that divides all ``strides``.
         strides: voxels per cell; they divide the sides of the image.
+        more: further images (Z, Y, X) of the same voxels, for the parts that are made of them.
     """
+    images = (image, *more)
     pooled: dict[int, list[torch.Tensor]] = {stride: [] for stride in strides}
     weights = _pooled_weights(weight, {*strides, *(part.stride for part in parts)})
     for part in parts:
-        values = part.extract(image, spacing, weight) if part.weighs else part.extract(image, spacing)
+        own_image = images[part.image]
+        values = part.extract(own_image, spacing, *([weight] if part.weighs else []))
         own = weights[part.stride]
         for stride in strides:
             same = stride == part.stride
@@ -273,8 +324,7 @@ def feature_maps(
 def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
     """The channels of all parts, each part's times its scale."""
     channels, shape = [len(part) for part in level], level[0].shape[1:]
-    own = native.serves(*level)
-    out = native.empty(sum(channels), *shape) if own else level[0].new_empty((sum(channels), *shape))
+    out = native.empty_for(level[0], sum(channels), *shape)
     for part, scale, to in zip(level, scales, out.split(channels)):
         torch.mul(part, scale, out=to)
     return out

@@ -26,6 +26,7 @@ from regkit.core.errors import RegkitError
 from regkit.features.unet import Architecture, UNet
 from regkit.io.atomic import atomic_path
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 
 SEGMENTER = "segmentation"
 """The entry of the metadata that a segmenter (:class:`regkit.segmentation.model.Segmenter`) has."""
@@ -91,26 +92,7 @@ class Reading:
         times the mean over the group: the sum over what is read of it, by the number of its channels before
         any are merged.
         """
-        total = sum(len(group.merged) or group.count for group in self.channels if group.weight)
-        if len(self.channels) == 1 and _is_softmax_for_kernel(self.channels[0], output):
-            return _softmax_by_kernel(self.channels[0], output, total)
-        kind = torch.float32 if output.dtype == torch.bfloat16 else output.dtype
-        output = output.to(kind, memory_format=torch.contiguous_format)
-        found = []
-        counts = [group.count for group in self.channels]
-        for group, values in zip(self.channels, output.split(counts, dim=1)):
-            if not group.weight:
-                continue
-            if group.activation == "sigmoid":
-                values = values.sigmoid()
-            elif group.activation == "unit":
-                values = unit(values)
-            elif group.activation == "softmax":
-                values = values.softmax(1)
-            if group.merged:
-                values = torch.stack([values[:, list(numbers)].sum(1) for numbers in group.merged], dim=1)
-            found.append(values * _scale(group, total))
-        return torch.cat(found, dim=1)
+        return _read(self, output)
 
     def apart(self) -> Reading:
         """The same, but that every channel stays for itself."""
@@ -126,24 +108,52 @@ def _scale(group: Channels, total: int) -> float:
     return math.sqrt(group.weight * total / group.count)
 
 
-def _is_softmax_for_kernel(group: Channels, output: torch.Tensor) -> bool:
+def _channels_read(reading: Reading) -> int:
+    return sum(len(group.merged) or group.count for group in reading.channels if group.weight)
+
+
+@operation
+def _read(reading: Reading, output: torch.Tensor) -> torch.Tensor:
+    """:meth:`Reading.read`."""
+    total = _channels_read(reading)
+    kind = torch.float32 if output.dtype == torch.bfloat16 else output.dtype
+    output = output.to(kind, memory_format=torch.contiguous_format)
+    found = []
+    counts = [group.count for group in reading.channels]
+    for group, values in zip(reading.channels, output.split(counts, dim=1)):
+        if not group.weight:
+            continue
+        if group.activation == "sigmoid":
+            values = values.sigmoid()
+        elif group.activation == "unit":
+            values = unit(values)
+        elif group.activation == "softmax":
+            values = values.softmax(1)
+        if group.merged:
+            values = torch.stack([values[:, list(numbers)].sum(1) for numbers in group.merged], dim=1)
+        found.append(values * _scale(group, total))
+    return torch.cat(found, dim=1)
+
+
+def _is_softmax_side_by_side(reading: Reading, output: torch.Tensor) -> bool:
     """Whether the output is that of one volume in bfloat16, the channels of a cell side by side."""
-    sound = group.activation == "softmax" and group.weight > 0 and group.count <= _MOST_CHANNELS
+    group, *others = reading.channels
+    sound = not others and group.activation == "softmax" and group.weight > 0
     side_by_side = output.stride(1) == 1 and output.stride(4) == group.count and len(output) == 1
-    return sound and side_by_side and native.serves(output, dtype=torch.bfloat16)
+    few = group.count <= _MOST_CHANNELS
+    return sound and side_by_side and few and native.serves(output, dtype=torch.bfloat16)
 
 
-def _softmax_by_kernel(group: Channels, output: torch.Tensor, total: int) -> torch.Tensor:
+@_read.kernel("c", _is_softmax_side_by_side)
+def _softmax_by_c(reading: Reading, output: torch.Tensor) -> torch.Tensor:
+    (group,) = reading.channels
     merged = group.merged or tuple((number,) for number in range(group.count))
     group_of = np.empty(group.count, np.int64)
     for k, numbers in enumerate(merged):
         group_of[list(numbers)] = k
-    z, y, x = output.shape[2:]
-    found = native.empty(1, len(merged), z, y, x)
-    native.run(
-        "softmax_sums", z * y, output, output.stride(2), output.stride(3), z, y, x, group.count, group_of,
-        len(merged), _scale(group, total), found,
-    )  # fmt: skip
+    found = native.empty(1, len(merged), *output.shape[2:])
+    scores, scale = output[0].movedim(0, -1), _scale(group, _channels_read(reading))
+    native.run("softmax_sums", scores=scores, group=group_of, scale=scale, sums=found[0])
     return found
 
 

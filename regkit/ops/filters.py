@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from regkit.ops import gpu, native
+from regkit.ops.dispatch import operation
 
 
 def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
@@ -27,6 +28,7 @@ def box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
     return volume
 
 
+@operation
 def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
     """Box means of width 3 with replicated borders: a constant stays constant up to the border.
 
@@ -34,9 +36,6 @@ def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
         volume: (C, Z, Y, X); differentiable.
         passes: three passes are close to a cubic B-spline kernel.
     """
-    if passes and (gpu.serves(volume) or native.serves(volume)):
-        smoothed: torch.Tensor = _Smooth.apply(volume, passes)
-        return smoothed
     for _ in range(passes):
         padded = F.pad(volume[None], (1,) * 6, mode="replicate")
         for axis in (2, 3, 4):
@@ -50,22 +49,37 @@ class _Smooth(torch.autograd.Function):
     """A box mean with replicated borders is symmetric, so that the gradient is smoothed as the volume is."""
 
     @staticmethod
-    def forward(ctx: Any, volume: torch.Tensor, passes: int) -> torch.Tensor:
-        ctx.passes = passes
-        if gpu.serves(volume):
-            from regkit.ops.gpu import kernels
-
-            return kernels.smooth(volume, passes)
-        volume = volume.contiguous()
-        out = torch.empty_like(volume)
-        channels, z, y, x = volume.shape
-        native.run("smooth_planes", channels * z, volume, out, y, x, passes)
-        native.run("smooth_columns", y, out, channels, z, y, x, passes)
-        return out
+    def forward(
+        ctx: Any, run: Callable[[torch.Tensor, int], torch.Tensor], volume: torch.Tensor, passes: int
+    ) -> torch.Tensor:
+        ctx.run, ctx.passes = run, passes
+        return run(volume, passes)
 
     @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _Smooth.forward(ctx, outputs[0], ctx.passes), None
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        return None, ctx.run(outputs[0], ctx.passes), None
+
+
+@smooth.kernel("triton", lambda volume, passes=1: passes > 0 and gpu.serves(volume))
+def _smooth_by_triton(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
+    from regkit.ops.gpu import kernels
+
+    smoothed: torch.Tensor = _Smooth.apply(kernels.smooth, volume, passes)
+    return smoothed
+
+
+@smooth.kernel("c", lambda volume, passes=1: passes > 0 and native.serves(volume))
+def _smooth_by_c(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
+    smoothed: torch.Tensor = _Smooth.apply(_smoothed_by_c, volume, passes)
+    return smoothed
+
+
+def _smoothed_by_c(volume: torch.Tensor, passes: int) -> torch.Tensor:
+    volume = volume.contiguous()
+    out = torch.empty_like(volume)
+    native.run("smooth_planes", volume=volume, smoothed=out, passes=passes)
+    native.run("smooth_columns", volume=out, passes=passes)
+    return out
 
 
 def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
@@ -81,29 +95,38 @@ def blur(image: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
             continue
         taps = torch.exp(-0.5 * (torch.arange(radius + 1, dtype=torch.float64) / deviation) ** 2)
         taps = (taps / (2 * taps.sum() - taps[0])).to(image)
-        if native.serves(image):
-            image = _native_blur(image.contiguous(), axis, taps)
-            continue
-        rows = image.movedim(axis, -1)
-        flat = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which keeps ten bits
-            blurred = F.conv1d(flat, torch.cat([taps[1:].flip(0), taps])[None, None])
-        image = blurred.reshape(rows.shape).movedim(-1, axis)
+        image = convolve(image, axis, taps)
     return image
 
 
-def _native_blur(image: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
-    out = torch.empty_like(image)
-    z, y, x = image.shape
-    radius = len(taps) - 1
+@operation
+def convolve(image: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
+    """Convolution along an axis with a symmetric kernel, the border values going on.
+
+    Args:
+        image: (Z, Y, X).
+        taps: (radius + 1,), the middle one first.
+    """
+    radius, rows = len(taps) - 1, image.movedim(axis, -1)
+    flat = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which keeps ten bits
+        blurred = F.conv1d(flat, torch.cat([taps[1:].flip(0), taps])[None, None])
+    return blurred.reshape(rows.shape).movedim(-1, axis)
+
+
+@convolve.kernel("c", lambda image, axis, taps: native.serves(image))
+def _convolve_by_c(image: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
+    image = image.contiguous()
+    out, radius = torch.empty_like(image), len(taps) - 1
     if axis == 2:
-        native.run("blur_rows", z * y, image, out, x, taps, radius)
-    else:
-        n, inner = (z, y * x) if axis == 0 else (y, x)
-        native.run("blur_across", z if axis == 0 else z * y, image, out, n, inner, taps, radius)
+        native.run("blur_rows", image=image, blurred=out, taps=taps, radius=radius)
+        return out
+    shape = (1, len(image), image[0].numel()) if axis == 0 else image.shape
+    native.run("blur_across", image=image.view(shape), blurred=out.view(shape), taps=taps, radius=radius)
     return out
 
 
+@operation
 def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted means over cells of stride^3 voxels, and the mean weight of each cell.
 
@@ -112,12 +135,14 @@ def pool(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch
         weight: (1, Z, Y, X) in [0, 1]; voxels of weight 0 leave the mean untouched.
     """
     mean_weight = F.avg_pool3d(weight, stride)
-    if native.serves(values, weight):
-        values, weight = values.contiguous(), weight.contiguous()
-        channels, (z, y, x) = len(values), mean_weight.shape[1:]
-        means = native.empty(channels, z, y, x)
-        native.run("pool", channels * z, values, weight, z, y, x, stride, means)
-        return means, mean_weight
     # Channel by channel: the product with the weight is never held for all of them.
     means = torch.stack([F.avg_pool3d(channel[None] * weight, stride)[0] for channel in values])
     return means / mean_weight.clamp_min(1e-6), mean_weight
+
+
+@pool.kernel("c", lambda values, weight, stride: native.serves(values, weight))
+def _pool_by_c(values: torch.Tensor, weight: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mean_weight = F.avg_pool3d(weight, stride)
+    means = native.empty(len(values), *mean_weight.shape[1:])
+    native.run("pool", volume=values.contiguous(), weight=weight.contiguous(), stride=stride, means=means)
+    return means, mean_weight

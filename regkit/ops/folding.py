@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
 
 Corner = tuple[int, int, int]
@@ -38,19 +39,24 @@ def corner_jacobian(field: torch.Tensor, corner: Corner) -> torch.Tensor:
     return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
 
 
+@operation
 def folded_points(field: torch.Tensor) -> torch.Tensor:
     """1 at every lattice point where some adjoining cell has no positive determinant, (Z, Y, X) float."""
     folded = torch.zeros_like(field[0])
-    z, y, x = folded.shape
-    served = min(z, y, x) > 1 and native.serves(field)
-    if served and not native.run("folds", z - 1, field.contiguous(), z, y, x):
-        return folded
     for corner in CORNERS:
         bad = corner_jacobian(field, corner) <= 0
         if bad.any():
             at = tuple(slice(c, c + n) for c, n in zip(corner, bad.shape))
             folded[at] = torch.maximum(folded[at], bad.to(folded.dtype))
     return folded
+
+
+@folded_points.kernel("c", lambda field: min(field.shape[1:]) > 1 and native.serves(field))
+def _folded_points_by_c(field: torch.Tensor) -> torch.Tensor:
+    """Most fields have no folds, and the kernel sees that."""
+    if native.run("folds", field=field.contiguous()):
+        return folded_points.reference(field)
+    return torch.zeros_like(field[0])
 
 
 def unfold(field: torch.Tensor, rounds: int = 200) -> torch.Tensor:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid
+from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 
 _SLAB_VOXELS = 1 << 19  # 0.5 M voxels x 9 doubles = 38 MB at a time, whatever the size of the volume
 
@@ -36,16 +36,16 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
     """
     if field.shape != (*grid.shape, 3):
         raise RegkitError(f"a field of shape {field.shape} does not fit a grid of shape {grid.shape}")
-    matrix = grid.index_to_world[:3, :3]
+    return _determinants(field, grid.index_to_world[:3, :3])
+
+
+@operation
+def _determinants(field: np.ndarray, matrix: Float64) -> npt.NDArray[np.float32]:
+    """det(matrix + G) / det(matrix) with G the derivatives of a field (z, y, x, 3) along the index axes."""
     volume = np.linalg.det(matrix)
-    result = np.empty(grid.shape, dtype=np.float32)
-    plain = field.dtype == np.float32 and field.flags.c_contiguous and field.flags.aligned
-    if plain and native.serves(torch.from_numpy(result)):
-        matrix = np.ascontiguousarray(matrix)
-        native.run("jacobian", grid.shape[0], field, *grid.shape, matrix, float(volume), result)
-        return result
-    depth = grid.shape[0]
-    step = max(1, _SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
+    result = np.empty(field.shape[:3], dtype=np.float32)
+    depth = len(field)
+    step = max(1, _SLAB_VOXELS // (field.shape[1] * field.shape[2]))
     for first in range(0, depth, step):
         last = min(first + step, depth)
         low, high = max(first - 1, 0), min(last + 1, depth)  # one slice more, for the differences along z
@@ -54,6 +54,19 @@ def jacobian_determinant(field: np.ndarray, grid: Grid) -> npt.NDArray[np.float3
             _difference(slab, axis)[first - low : last - low] + matrix[:, 2 - axis] for axis in (2, 1, 0)
         ]
         result[first:last] = triple_product(*columns) / volume
+    return result
+
+
+def _plain(field: np.ndarray, matrix: Float64) -> bool:
+    in_order = field.dtype == np.float32 and field.flags.c_contiguous and field.flags.aligned
+    return bool(in_order) and native.serves()
+
+
+@_determinants.kernel("c", _plain)
+def _determinants_by_c(field: np.ndarray, matrix: Float64) -> npt.NDArray[np.float32]:
+    result, volume = np.empty(field.shape[:3], dtype=np.float32), float(np.linalg.det(matrix))
+    matrix = np.ascontiguousarray(matrix)
+    native.run("jacobian", field=field, matrix=matrix, volume=volume, determinant=result)
     return result
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import blur
 from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
 
@@ -29,17 +30,19 @@ class Source:
     Args:
         image: (Z, Y, X) float32 in [0, 1].
         mask: (Z, Y, X) float32, 1 where a voxel counts, or None if all do.
+        labels: the image holds numbers of labels. They are not interpolated, and end in 0 where it does.
     """
 
     image: torch.Tensor
     mask: torch.Tensor | None
     grid: Grid
+    labels: bool = False
 
     def smoothed_for(self, spacing: float) -> Source:
         """Blurred so that sampling it at ``spacing`` mm does not alias; itself where it is coarser."""
         ratio = spacing / np.asarray(self.grid.spacing[::-1])
         sigma = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
-        if sigma.max() < 0.25:
+        if sigma.max() < 0.25 or self.labels:
             return self
         return Source(blur(self.image, sigma.tolist()), self.mask, self.grid)
 
@@ -159,6 +162,7 @@ def _filled(planes: np.ndarray, alike: float) -> int:
     return 0
 
 
+@operation
 def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """The source seen from ``grid`` through a linear map.
 
@@ -167,26 +171,35 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
 
     Returns:
         image (Z, Y, X), continued by border values where the source ends, and weight (Z, Y, X): 1
-        inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0.
+        inside the source's field of view (half a voxel beyond the outer centres) and mask, else 0; of
+        labels 1 everywhere.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
-    if source.mask is None and source.image.numel() < MOST_VOXELS and native.serves(source.image):
-        return _native_resample(source, to_source, grid)
     where = map_index(to_source, index_grid(grid.shape, source.image.device))
-    image = sample(source.image[None], where)[0]
+    image = sample(source.image[None], where, mode="nearest" if source.labels else "bilinear")[0]
     weight = torch.ones_like(image)
     for axis, n in enumerate(source.grid.size):
         weight *= (where[axis] >= -0.5) & (where[axis] <= n - 0.5)
     if source.mask is not None:
         weight *= sample(source.mask[None], where, mode="nearest")[0]
-    return image, weight
+    return (image * weight, torch.ones_like(weight)) if source.labels else (image, weight)
 
 
-def _native_resample(source: Source, to_source: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`resample` without a mask; no coordinates are held."""
+@resample.kernel(
+    "c",
+    lambda source, matrix, grid: (
+        source.mask is None
+        and not source.labels
+        and source.image.numel() < MOST_VOXELS
+        and native.serves(source.image)
+    ),
+)
+def _resample_by_c(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Without a mask; no coordinates are held."""
+    to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
     image, weight = native.empty(*grid.shape), native.empty(*grid.shape)
-    source_image, matrix = source.image.contiguous(), np.ascontiguousarray(to_source[:3])
     native.run(
-        "resample", grid.shape[0], source_image, *source_image.shape, matrix, *grid.shape[1:], image, weight
-    )
+        "resample", image=source.image.contiguous(), matrix=np.ascontiguousarray(to_source[:3]),
+        resampled=image, inside=weight,
+    )  # fmt: skip
     return image, weight

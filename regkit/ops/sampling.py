@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 
-# What the kernel takes: places at once, and fewer voxels than this, which it counts in 32 bits.
-POINTS, MOST_VOXELS = 128, 2**31
+MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
 
 
 def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -27,6 +27,7 @@ def map_index(matrix: npt.ArrayLike, coordinates: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ij,jzyx->izyx", m[:3, :3], coordinates) + m[:3, 3].view(3, 1, 1, 1)
 
 
+@operation
 def sample(
     volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
 ) -> torch.Tensor:
@@ -40,21 +41,30 @@ def sample(
     Returns:
         (C, Z', Y', X'), differentiable in both arguments.
     """
-    graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
-    # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
-    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
-    if mode == "bilinear" and not graph and usable and native.serves(volume, coordinates):
-        coordinates = coordinates.contiguous()
-        count = coordinates[0].numel()
-        out = volume.new_empty((len(volume), *coordinates.shape[1:]))
-        blocks = -(-count // POINTS)
-        native.run("sample", blocks, volume, *volume.shape, coordinates, count, int(outside == "zeros"), out)
-        return out
     last = torch.tensor(
         [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
     )
     where = coordinates.movedim(0, -1) * (2 / last) - 1
     return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
+
+
+def _sampled_by_c(
+    volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
+) -> bool:
+    graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
+    # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
+    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
+    return mode == "bilinear" and not graph and usable and native.serves(volume, coordinates)
+
+
+@sample.kernel("c", _sampled_by_c)
+def _sample_by_c(
+    volume: torch.Tensor, coordinates: torch.Tensor, *, mode: str = "bilinear", outside: str = "border"
+) -> torch.Tensor:
+    coordinates = coordinates.contiguous()
+    out = volume.new_empty((len(volume), *coordinates.shape[1:]))
+    native.run("sample", volume=volume, places=coordinates, zeros=int(outside == "zeros"), sampled=out)
+    return out
 
 
 def resize(volume: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from regkit.features.weights import unit
 from regkit.pretrain.targets import Targets
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 
 def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
@@ -41,10 +41,10 @@ def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.T
     found = logarithms.exp()
     cells = (0, 2, 3, 4)
     sizes, hits = truth.sum(cells), (found * truth).sum(cells)
-    dice = (2 * hits + 1) / ((found * looked_at).sum(cells) + sizes + 1)
+    rng = (2 * hits + 1) / ((found * looked_at).sum(cells) + sizes + 1)
     present = sizes > 0
     entropy = -(logarithms * truth).sum() / sizes.sum().clamp_min(1)
-    return entropy + ((1 - dice) * present).sum() / present.sum().clamp_min(1)
+    return entropy + ((1 - rng) * present).sum() / present.sum().clamp_min(1)
 
 
 def label_contrast(
@@ -109,10 +109,10 @@ class Projection(nn.Module):
         return unit(self.layers(features))
 
 
-def draw(weights: torch.Tensor, count: int, dice: Dice) -> torch.Tensor:
+def draw(weights: torch.Tensor, count: int, rng: Rng) -> torch.Tensor:
     """Flat indices of ``count`` cells, each drawn with a probability proportional to its weight (M,)."""
     total = weights.double().cumsum(0)
-    at = torch.rand(count, generator=dice.voxels, device=weights.device, dtype=torch.float64) * total[-1]
+    at = torch.rand(count, generator=rng.voxels, device=weights.device, dtype=torch.float64) * total[-1]
     # The first sum above the number: that of a cell with a weight, if there is one.
     at = torch.minimum(at, torch.nextafter(total[-1], total.new_zeros(())))
     return torch.searchsorted(total, at, right=True).clamp_max(len(weights) - 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from regkit.pretrain.step import Batch, Student
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 Losses = dict[str, torch.Tensor]
 Work = Callable[[], Losses]
@@ -31,10 +31,10 @@ class Passes:
     def __init__(self, student: Student) -> None:
         self.student = student
 
-    def __call__(self, batch: Batch, dice: Dice) -> Losses:
+    def __call__(self, batch: Batch, rng: Rng) -> Losses:
         """Every loss by name, without a history."""
         self.student.zero_grad(set_to_none=True)
-        losses = self.student.losses(batch, dice)
+        losses = self.student.losses(batch, rng)
         self.student.total(losses).backward()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -56,19 +56,19 @@ class Replayed(Passes):
             parameter.grad = gradient
         self.recorded: dict[torch.Size, tuple[Batch, Work]] = {}
 
-    def __call__(self, batch: Batch, dice: Dice) -> Losses:
+    def __call__(self, batch: Batch, rng: Rng) -> Losses:
         shape = batch.images.shape
         if shape not in self.recorded:
             held = _copied(batch)
-            self.recorded[shape] = held, self.record(partial(self._work, held, dice))
+            self.recorded[shape] = held, self.record(partial(self._work, held, rng))
         held, work = self.recorded[shape]
         for field in fields(Batch):
             getattr(held, field.name).copy_(getattr(batch, field.name))
         # What is done next writes over what this gives.
         return {name: value.clone() for name, value in work().items()}
 
-    def _work(self, batch: Batch, dice: Dice) -> Losses:
-        losses = self.student.losses(batch, dice)
+    def _work(self, batch: Batch, rng: Rng) -> Losses:
+        losses = self.student.losses(batch, rng)
         found = torch.autograd.grad(self.student.total(losses), self.parameters)
         torch._foreach_copy_(self.gradients, found)
         return {name: value.detach() for name, value in losses.items()}

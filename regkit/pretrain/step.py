@@ -26,7 +26,7 @@ from regkit.pretrain.losses import (
     structure_loss,
 )
 from regkit.pretrain.targets import targets_of
-from regkit.synthesis.noise import Dice, onto
+from regkit.synthesis.noise import Rng, onto
 from regkit.synthesis.pairs import Views
 
 _NEAREST = 2  # cells: closer to the partner than this, a place is no negative
@@ -93,7 +93,7 @@ class Student(nn.Module):
         widths = [config.width * 2**k for k in reversed(range(config.levels))] + [config.loss.embedding]
         self.heads = nn.ModuleList(Projection(width) for width in widths if config.loss.label)
 
-    def losses(self, batch: Batch, dice: Dice) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, rng: Rng) -> dict[str, torch.Tensor]:
         """Every loss that has a weight, by name."""
         how = self.config.loss
         with in_bfloat16(batch.images.device):
@@ -110,9 +110,9 @@ class Student(nn.Module):
             found["distance"] = distance_loss(parts["distance"], targets, batch.seen)
         if how.local:
             nearness = 0.1 + targets.distance[1::2, 1]
-            found["local"] = self._local(parts["embedding"], nearness, batch, dice)
+            found["local"] = self._local(parts["embedding"], nearness, batch, rng)
         if how.label:
-            found["label"] = self._label([*levels[1:], parts["embedding"]], batch, dice)
+            found["label"] = self._label([*levels[1:], parts["embedding"]], batch, rng)
         if how.structure:
             found["structure"] = structure_loss(parts["structure"], batch.structures, batch.seen)
         return found
@@ -122,9 +122,7 @@ class Student(nn.Module):
         terms = [getattr(self.config.loss, name) * value for name, value in losses.items()]
         return torch.stack(terms).sum()
 
-    def _local(
-        self, embedding: torch.Tensor, nearness: torch.Tensor, batch: Batch, dice: Dice
-    ) -> torch.Tensor:
+    def _local(self, embedding: torch.Tensor, nearness: torch.Tensor, batch: Batch, rng: Rng) -> torch.Tensor:
         """Local contrast; anchors are cells of the second views, more of them near boundaries."""
         how = self.config.loss
         vectors = unit(embedding)
@@ -135,13 +133,13 @@ class Student(nn.Module):
             flat, _, usable = batch.partners(k)
             if not usable.any():
                 continue
-            anchors = draw(usable * nearness[k].flatten(), how.anchors, dice)
+            anchors = draw(usable * nearness[k].flatten(), how.anchors, rng)
             centre = flat[:, anchors, None].round().long()
             reach = torch.randint(
                 -how.neighbourhood,
                 how.neighbourhood + 1,
                 (3, len(anchors), how.negatives),
-                generator=dice.voxels,
+                generator=rng.voxels,
                 device=first.device,
             )
             place = torch.minimum((centre + reach).clamp_min(0), shape[..., None] - 1)
@@ -158,7 +156,7 @@ class Student(nn.Module):
             )
         return torch.stack(values).mean() if values else embedding.sum() * 0
 
-    def _label(self, levels: list[torch.Tensor], batch: Batch, dice: Dice) -> torch.Tensor:
+    def _label(self, levels: list[torch.Tensor], batch: Batch, rng: Rng) -> torch.Tensor:
         """Label contrast of each pair, at each decoder level and in the embedding."""
         how = self.config.loss
         values = []
@@ -169,7 +167,7 @@ class Student(nn.Module):
             cells = step // self.config.stride
             middle = (slice(None), *(slice(cells // 2, None, cells),) * 3)
             seen = batch.seen[middle].flatten(1)
-            chosen = [draw(balance(a, b), how.anchors // 2, dice) for a, b in zip(labels, seen)]
+            chosen = [draw(balance(a, b), how.anchors // 2, rng) for a, b in zip(labels, seen)]
             vectors = torch.cat([rows(f, index) for f, index in zip(features.float(), chosen)])
             vectors = head(vectors).unflatten(0, (-1, how.anchors // 2 * 2))
             drawn = torch.stack([a[index] for a, index in zip(labels, chosen)]).view(len(vectors), -1)

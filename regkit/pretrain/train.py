@@ -26,7 +26,7 @@ from regkit.pretrain.feed import batches
 from regkit.pretrain.passes import passes_of
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.maps import LabelMaps
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Synthesiser
 from regkit.synthesis.sources import Source
 from regkit.synthesis.structures import STRUCTURES
@@ -141,7 +141,7 @@ class Trainer:
         share = self.config.batch // self.where.world
         first = step * self.config.batch + self.where.rank * share
         # Those that are drawn at once have one shape: they lie in one tensor.
-        shape = self.config.pairs.shape(Dice.of(self.config.seed, 3, step // self.together))
+        shape = self.config.pairs.shape(Rng.of(self.config.seed, 3, step // self.together))
         return range(first, first + share), shape
 
     @property
@@ -163,8 +163,8 @@ class Trainer:
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
         config = self.config
-        dice = Dice.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
-        losses = self.passes(batch, dice)
+        rng = Rng.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
+        losses = self.passes(batch, rng)
         _average_over_processes([p.grad for p in self.student.parameters() if p.grad is not None], self.where)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip)
         for group in self.optimiser.param_groups:

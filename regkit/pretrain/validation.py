@@ -18,7 +18,7 @@ from regkit.pretrain.losses import balance, draw, rows
 from regkit.pretrain.step import collate
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render
 
 _SIDE = 128  # voxels of a label map along each side
@@ -60,7 +60,7 @@ class Validation:
             features: from equalised images (2, 1, Z, Y, X) to channels (2, C, Z / stride, ...), compared by
                 their squared difference.
         """
-        dice = self._dice(self.seed, len(self.batches))
+        rng = self._dice(self.seed, len(self.batches))
         shares = []
         for batch in self.batches:
             first, second = features(batch.images)
@@ -69,7 +69,7 @@ class Validation:
             seen = batch.seen[0].flatten()
             partner, at, usable = batch.partners(0)
             usable &= labels[0][at] == labels[1]
-            here = draw(balance(labels[1], usable), _PLACES, dice)
+            here = draw(balance(labels[1], usable), _PLACES, rng)
             along = [
                 (at[:, None] - torch.arange(n, device=self.device)).abs() <= _REACH / self.stride
                 for at, n in zip(partner.flip(0)[:, here], first.shape[1:])
@@ -80,8 +80,8 @@ class Validation:
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
 
-    def _dice(self, *numbers: int) -> Dice:
-        return Dice.of(*numbers, device=self.device)
+    def _dice(self, *numbers: int) -> Rng:
+        return Rng.of(*numbers, device=self.device)
 
 
 def load_maps(folder: Path) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from regkit.core.settings import Settings
 GB = 1e9
 # Of both images while they are compared or read; of the larger one while features are made of it.
 _KEPT, _READ, _BLURRED = 8, 11.5, 14
+_PER_CHANNEL = 5
 _PER_WORKING_VOXEL, _WHILE_FEATURES, _LEFT_BEHIND = 170, 60, 40
 _FIELD, _LABELS = 38, 18
 _AFTER = {"moved": 52, "h5": 62, "inverse": 21}
@@ -32,7 +33,14 @@ _ROUNDING = 0.9
 
 
 def registration_bytes(
-    fixed: int, moving: int, working: int, *, labels: bool = False, outputs: Collection[str] = ()
+    fixed: int,
+    moving: int,
+    working: int,
+    *,
+    labels: bool = False,
+    outputs: Collection[str] = (),
+    further: int = 0,
+    channels: int = 0,
 ) -> float:
     """The most bytes at a time, beyond those of the program before it begins.
 
@@ -40,8 +48,10 @@ def registration_bytes(
         fixed, moving, working: voxels of the images, and of the working grid; 0 of one that a GPU holds.
         labels: whether label maps are moved and measured.
         outputs: what is made of the result: "moved", "inverse", "h5".
+        further: voxels of further images and of label maps that guide; ``channels``: of their features.
     """
-    kept = _KEPT * (fixed + moving)
+    kept = _KEPT * (fixed + moving + further)
+    per_voxel = _PER_WORKING_VOXEL + _PER_CHANNEL * channels
     warp = (_FIELD + (_LABELS if labels else 0)) * fixed
     # Labels and the inverse are held while the others are made.
     held = (_HELD_INVERSE * moving if "inverse" in outputs else 0) + (2 * fixed if labels else 0)
@@ -50,7 +60,7 @@ def registration_bytes(
         late.append(_AFTER[name] * (fixed + moving if name == "inverse" else fixed) + held)
     return max(
         _READ * (fixed + moving) + _FIXED_PART,
-        kept + _PER_WORKING_VOXEL * working + _FIXED_PART,
+        kept + per_voxel * working + _FIXED_PART,
         kept + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
         kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
     )
@@ -66,6 +76,8 @@ def fitting(
     *,
     labels: bool = False,
     outputs: Collection[str] = (),
+    further: int = 0,
+    channels: int = 0,
 ) -> tuple[Settings, float]:
     """The settings, with a coarser working grid where that keeps a registration below a cap; and its peak.
 
@@ -73,6 +85,7 @@ def fitting(
         base: bytes of the program before it began.
         cap: bytes that it may take in all; by default what the machine has left, within which nothing is
             made coarser.
+        labels, outputs, further, channels: as for :func:`registration_bytes`.
 
     Returns:
         The settings and the bytes at the peak.
@@ -82,7 +95,9 @@ def fitting(
     """
 
     def peak(voxels: int) -> float:
-        return base + registration_bytes(fixed, moving, voxels, labels=labels, outputs=outputs)
+        return base + registration_bytes(
+            fixed, moving, voxels, labels=labels, outputs=outputs, further=further, channels=channels
+        )
 
     left = available_memory() + resident_memory()
     allowed = min(left, math.inf if cap is None else cap)

@@ -6,6 +6,7 @@ import torch
 
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import gpu, native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
 from regkit.ops.sampling import MOST_VOXELS, index_grid, sample
 from regkit.solver.costvolume import (
@@ -55,18 +56,23 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
     return field
 
 
-def _native_coupled_convex(costs: torch.Tensor, radius: int, back: bool) -> torch.Tensor:
+def _coupled_convex_by_c(costs: torch.Tensor, radius: int, back: bool) -> torch.Tensor:
     """:func:`coupled_convex` of :func:`short_costs`; ``back`` for those of the way back."""
     _, z, y, wide = costs.shape
     shape = z, y, wide - 2 * radius
     neutral, field, chosen = torch.empty(shape), torch.zeros((3, *shape)), torch.empty((3, *shape))
-    native.run("neutral", z, costs, *shape, radius, int(back), neutral)
+    way = int(back)
+    native.run("neutral", costs=costs, radius=radius, back=way, neutral=neutral)
     for theta in (_TIE_BREAK, *COUPLING):
-        native.run("choose", z, costs, *shape, radius, int(back), neutral, theta, field, chosen)
+        native.run(
+            "choose", costs=costs, radius=radius, back=way, neutral=neutral, theta=theta, field=field,
+            chosen=chosen,
+        )  # fmt: skip
         field = smooth(chosen)
     return field
 
 
+@operation
 def inverse_consistent(
     forward: torch.Tensor, backward: torch.Tensor, iterations: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,8 +83,6 @@ def inverse_consistent(
     Args:
         forward, backward: (3, Z, Y, X) displacements in cells of one grid, components (x, y, z).
     """
-    if native.serves(forward, backward) and forward[0].numel() < MOST_VOXELS:
-        return _native_inverse_consistent(forward, backward, iterations)
     identity = index_grid(forward.shape[1:], forward.device)
     for _ in range(iterations):
         forward, backward = (
@@ -88,10 +92,16 @@ def inverse_consistent(
     return forward, backward
 
 
-def _native_inverse_consistent(
-    forward: torch.Tensor, backward: torch.Tensor, iterations: int
+@inverse_consistent.kernel(
+    "c",
+    lambda forward, backward, iterations=8: (
+        native.serves(forward, backward) and forward[0].numel() < MOST_VOXELS
+    ),
+)
+def _inverse_consistent_by_c(
+    forward: torch.Tensor, backward: torch.Tensor, iterations: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`inverse_consistent` with the components of a cell side by side, and a fourth that is none."""
+    """With the components of a cell side by side, and a fourth that is none."""
     z, y, x = forward.shape[1:]
     fields, others = ([native.empty(z, y, x, 4) for _ in range(2)] for _ in range(2))
     for field, given in zip(fields, (forward, backward)):
@@ -99,7 +109,7 @@ def _native_inverse_consistent(
         field[..., 3] = 0
     for _ in range(iterations):
         for other, one, two in zip(others, fields, reversed(fields)):
-            native.run("halfway", z, one, two, z, y, x, other)
+            native.run("halfway", u=one, v=two, halved=other)
         fields, others = others, fields
     forward, backward = (field[..., :3].movedim(-1, 0).contiguous() for field in fields)
     return forward, backward
@@ -116,18 +126,35 @@ def match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> torch.Tensor:
     Returns:
         (3, Z, Y, X) displacement in cells, components (x, y, z).
     """
-    if (largest := largest_of_short_costs(fixed, moving, radius)) is not None:
-        costs = short_costs(fixed, moving, radius, largest)
-        forward, backward = (_native_coupled_convex(costs, radius, back) for back in (False, True))
-    elif gpu.serves(fixed.values):
-        from regkit.ops.gpu import kernels
+    return inverse_consistent(*_there_and_back(fixed, moving, radius))[0]
 
-        costs = known_costs(fixed, moving, radius)
-        couplings = (_TIE_BREAK, *COUPLING)
-        forward, backward = (kernels.coupled_convex(costs, radius, back, couplings) for back in (False, True))
-    else:
-        costs = known_costs(fixed, moving, radius)
-        backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
-        forward = coupled_convex(with_neutral(costs), radius)
-    del costs
-    return inverse_consistent(forward, backward)[0]
+
+@operation
+def _there_and_back(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`coupled_convex` of the costs of two maps, and of those of the way back."""
+    costs = known_costs(fixed, moving, radius)
+    backward = coupled_convex(with_neutral(of_the_way_back(costs, radius)), radius)
+    return coupled_convex(with_neutral(costs), radius), backward
+
+
+@_there_and_back.kernel("triton", lambda fixed, moving, radius: gpu.serves(fixed.values))
+def _there_and_back_by_triton(
+    fixed: FeatureMap, moving: FeatureMap, radius: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from regkit.ops.gpu import kernels
+
+    costs, couplings = known_costs(fixed, moving, radius), (_TIE_BREAK, *COUPLING)
+    forward, backward = (kernels.coupled_convex(costs, radius, back, couplings) for back in (False, True))
+    return forward, backward
+
+
+@_there_and_back.kernel("c", lambda fixed, moving, radius: native.serves(fixed.values))
+def _there_and_back_by_c(
+    fixed: FeatureMap, moving: FeatureMap, radius: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of costs in 16 bits, where these can hold them."""
+    if (largest := largest_of_short_costs(fixed, moving, radius)) is None:
+        return _there_and_back.reference(fixed, moving, radius)
+    costs = short_costs(fixed, moving, radius, largest)
+    forward, backward = (_coupled_convex_by_c(costs, radius, back) for back in (False, True))
+    return forward, backward

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import gpu, native
+from regkit.ops.dispatch import Backend, operation
 from regkit.ops.filters import box_sum
 
 # What the kernels take: the largest search range, the shortest row.
@@ -34,6 +36,7 @@ def cost_volume(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return with_neutral(known_costs(fixed, moving, radius, aggregate))
 
 
+@operation
 def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
     """``cost(d, x) = sum_box w |F(x) - M(x + d)|^2 / (C sum_box w)`` with ``w = w_F(x) w_M(x + d)``.
 
@@ -47,8 +50,6 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         (D, Z, Y, X), NaN where less than a quarter of the box has data on both sides.
     """
     channels, *shape = fixed.values.shape
-    if aggregate == 1 and _served(fixed, moving, radius):
-        return _costs_by_kernel(fixed, moving, radius, 0, shape[0])
     # |F - M|^2 = |F|^2 + |M|^2 - 2 F.M leaves one pass over the channels for each displacement; channel by
     # channel, so that what is added up stays in the cache.
     fixed_square = fixed.values.square().sum(0)
@@ -73,10 +74,9 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     return costs
 
 
+@operation
 def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     """Planes [first, last) of z of :func:`known_costs`, (D, last - first, Y, X)."""
-    if _served(fixed, moving, radius):
-        return _costs_by_kernel(fixed, moving, radius, first, last)
     low, high = max(first - 1, 0), min(last + 1, fixed.values.shape[1])  # what the boxes reach
     here, there = slice(low, high), slice(low, high + 2 * radius)
     one = FeatureMap(fixed.values[:, here], fixed.weight[:, here])
@@ -84,6 +84,7 @@ def known_slab(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, l
     return known_costs(one, other, radius)[:, first - low : last - low]
 
 
+@operation
 def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The displacement of lowest cost of every cell, with fractions of a cell, and how much better it is.
 
@@ -98,10 +99,7 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
         each axis is lowest.
     """
     gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
-    side, cells = 2 * radius + 1, gain.numel()
-    if native.serves(costs) and costs.is_contiguous():
-        native.run("best_steps", native.blocks(cells), costs, side, cells, gain, step)
-        return gain, step
+    side = 2 * radius + 1
     costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
     torch.sub(costs.mean(0), lowest, out=gain.view(-1))
@@ -115,31 +113,70 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     return gain, step
 
 
-def _served(fixed: FeatureMap, moving: FeatureMap, radius: int) -> bool:
-    maps = fixed.values, fixed.weight, moving.values, moving.weight
-    return 1 <= radius <= MOST_RADIUS and (gpu.serves(*maps) or native.serves(*maps))
+@best_steps.kernel("c", lambda costs, radius: native.serves(costs) and costs.is_contiguous())
+def _best_steps_by_c(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    gain, step = torch.empty_like(costs[0]), costs.new_empty((3, *costs.shape[1:]))
+    native.run("best_steps", costs=costs, side=2 * radius + 1, gain=gain, step=step)
+    return gain, step
 
 
-def _costs_by_kernel(
+def _all(
+    fixed: FeatureMap, moving: FeatureMap
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return fixed.values, fixed.weight, moving.values, moving.weight
+
+
+@known_slab.kernel(
+    "triton",
+    lambda fixed, moving, radius, first, last: (
+        1 <= radius <= MOST_RADIUS and gpu.serves(*_all(fixed, moving))
+    ),
+)
+def _slab_by_triton(
     fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int
 ) -> torch.Tensor:
-    """Planes [first, last) of z of :func:`known_costs` with boxes of 3^3 cells."""
-    if gpu.serves(fixed.values):
-        from regkit.ops.gpu import kernels
+    from regkit.ops.gpu import kernels
 
-        maps = fixed.values, fixed.weight, moving.values, moving.weight
-        return kernels.costs(*maps, radius, (first, last))
+    return kernels.costs(*_all(fixed, moving), radius, (first, last))
+
+
+@known_slab.kernel(
+    "c",
+    lambda fixed, moving, radius, first, last: (
+        1 <= radius <= MOST_RADIUS and native.serves(*_all(fixed, moving))
+    ),
+)
+def _slab_by_c(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
     costs = native.empty((2 * radius + 1) ** 3, last - first, *fixed.values.shape[2:])
-    _run_costs(fixed, moving, radius, (first, last), 1.0, costs, None)
+    _run_costs(fixed, moving, radius, first, 1.0, costs, None)
     return costs
 
 
+def _in_small_boxes(backend: Backend) -> Callable[..., bool]:
+    """Whether a kernel of :func:`known_slab` has all costs; it knows boxes of 3^3 cells alone."""
+    kernel = known_slab.kernels[backend]
+
+    def takes(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> bool:
+        return aggregate == 1 and kernel.takes(fixed, moving, radius, 0, 0)
+
+    return takes
+
+
+@known_costs.kernel("triton", _in_small_boxes("triton"))
+def _costs_by_triton(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    return _slab_by_triton(fixed, moving, radius, 0, fixed.values.shape[1])
+
+
+@known_costs.kernel("c", _in_small_boxes("c"))
+def _costs_by_c(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: int = 1) -> torch.Tensor:
+    return _slab_by_c(fixed, moving, radius, 0, fixed.values.shape[1])
+
+
 def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -> float | None:
-    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: a row is long enough, and
-    hardly any cost can be beyond 16 bits, where all count as the largest.
+    """The largest magnitude of two maps' values, if :func:`short_costs` can be had: the kernel in C takes the
+    maps, a row is long enough, and hardly any cost can be beyond 16 bits, where all count as the largest.
     """
-    on_gpu = gpu.serves(fixed.values)
-    if on_gpu or fixed.values.shape[-1] < LEAST_ROW or not _served(fixed, moving, radius):
+    if fixed.values.shape[-1] < LEAST_ROW or not known_costs.kernels["c"].takes(fixed, moving, radius):
         return None
     flat = [one.values.flatten(1) for one in (fixed, moving)]
     lowest = torch.minimum(*(one.amin(1) for one in flat))
@@ -165,7 +202,7 @@ def short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, largest: flo
     """
     channels, z, y, x = fixed.values.shape
     costs = native.empty((2 * radius + 1) ** 3, z, y, x + 2 * radius, dtype=np.uint16)
-    _run_costs(fixed, moving, radius, (0, z), steps_of_values(largest, channels), None, costs)
+    _run_costs(fixed, moving, radius, 0, steps_of_values(largest, channels), None, costs)
     return costs
 
 
@@ -173,18 +210,16 @@ def _run_costs(
     fixed: FeatureMap,
     moving: FeatureMap,
     radius: int,
-    planes: tuple[int, int],
+    first: int,
     steps: float,
     whole: torch.Tensor | None,
     short: torch.Tensor | None,
 ) -> None:
     maps = [t.contiguous() for t in (fixed.values, fixed.weight, moving.values, moving.weight)]
-    first, last = planes
-    size = fixed.values.shape
-    arguments = (*maps, *size, radius, first, last - first, steps, whole, short)
-    # Each range needs two planes more than it has.
-    if native.run("costs", last - first, *arguments, parts_per_thread=1) < 0:
-        raise MemoryError("no memory for the costs of displacements")
+    native.run(
+        "costs", fixed=maps[0], fixed_weight=maps[1], moving=maps[2], moving_weight=maps[3], radius=radius,
+        start=first, scale=steps, whole=whole, short_costs=short,
+    )  # fmt: skip
 
 
 def with_neutral(costs: torch.Tensor) -> torch.Tensor:

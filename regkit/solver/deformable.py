@@ -14,7 +14,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.settings import FINE_MM, Settings
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import Part, feature_maps
+from regkit.features.maps import GUIDE, Part, feature_maps
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid, resize, sample
 from regkit.solver.coarse import match
@@ -23,12 +23,15 @@ from regkit.solver.evidence import (
     borne_out,
     differences_near,
     doubt,
+    gain_between,
+    leaves_doubt,
     local_contrast,
     may_be_one_modality,
     share_of,
     share_of_intensities,
 )
 from regkit.solver.fine import refine
+from regkit.solver.landmarks import Landmarks
 
 STRIDE = 2  # voxels of the working grid per cell of the final displacement grid
 _COARSEST = (4, 8)
@@ -70,8 +73,9 @@ class Pyramid:
     start: tuple[int, int, int]
     channels: tuple[int, ...] = ()
 
-    def weighted(self, shares: Sequence[float]) -> Pyramid:
-        """With each part at a share of its weight; those of share 0 are left out."""
+    def weighted(self, shares: Sequence[float], gains: Sequence[float] = ()) -> Pyramid:
+        """With each part at a share of its weight, its values times a gain; those of share 0 are left out."""
+        gains = gains or (1.0,) * len(shares)
         kept = [k for k, share in enumerate(shares) if share > 0]
         channels = tuple(self.channels[k] for k in kept)
         # The mean over fewer channels stays the sum over the parts.
@@ -79,8 +83,21 @@ class Pyramid:
         maps = {}
         for stride, level in self.maps.items():
             parts = level.values.split(self.channels)
-            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k])) for k in kept])
+            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k]) * gains[k]) for k in kept])
             maps[stride] = FeatureMap(values, level.weight)
+        return Pyramid(maps, self.start, channels)
+
+    def joined(self, other: Pyramid) -> Pyramid:
+        """With the parts of another one of the same lattice behind its own."""
+        channels = self.channels + other.channels
+        # The mean over more channels stays the sum over the parts.
+        ours, theirs = (math.sqrt(sum(channels) / sum(p.channels)) for p in (self, other))
+        maps = {
+            stride: FeatureMap(
+                torch.cat([level.values * ours, other.maps[stride].values * theirs]), level.weight
+            )
+            for stride, level in self.maps.items()
+        }
         return Pyramid(maps, self.start, channels)
 
     def offset(self, stride: int) -> torch.Tensor:
@@ -117,13 +134,37 @@ def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     return Plan(fixed.working(spacing, levels[0][0]), tuple(levels))
 
 
-def fixed_features(fixed: Source, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the fixed image on the working grid."""
-    return _pyramid(fixed, np.eye(4), work, (0, 0, 0), work.grid.size, parts)
+@dataclass(frozen=True)
+class View:
+    """Images of one side on a lattice that continues the working grid, for features to be taken of.
+
+    Args:
+        images: (Z, Y, X) in [0, 1] each.
+        weight: (1, Z, Y, X), 1 where all of them have data.
+        spacing: of the voxels, mm.
+        start: of the lattice, as of a :class:`Pyramid`.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    weight: torch.Tensor
+    spacing: float
+    start: tuple[int, int, int]
+
+    def features(self, work: Plan, parts: Sequence[Part]) -> Pyramid:
+        """Of the cells of all levels."""
+        strides = [stride for stride, _ in work.levels]
+        first, *more = self.images
+        maps, channels = feature_maps(first, self.weight, self.spacing, parts, strides, more)
+        return Pyramid(maps, self.start, channels)
 
 
-def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence[Part]) -> Pyramid:
-    """Features of the moving image, seen through the linear start, as far as displacements reach.
+def fixed_view(fixed: Source, work: Plan, more: Sequence[Source] = ()) -> View:
+    """The fixed image, and more images of it, on the working grid."""
+    return _view((fixed, *more), np.eye(4), work, (0, 0, 0), work.grid.size)
+
+
+def moving_view(moving: Source, matrix: Float64, work: Plan, more: Sequence[Source] = ()) -> View:
+    """The moving image, seen through the linear start, as far as displacements reach.
 
     Beyond the working grid the lattice goes on by the search range, where the moving image has data:
     structures that lie outside the fixed field of view at the start can still be found.
@@ -143,7 +184,7 @@ def moving_features(moving: Source, matrix: Float64, work: Plan, parts: Sequence
             "the images do not overlap after the linear start; let --init auto search for one, or give "
             "a transform that brings them together"
         )
-    return _pyramid(moving, matrix, work, tuple(start.tolist()), tuple(size.tolist()), parts)
+    return _view((moving, *more), matrix, work, tuple(start.tolist()), tuple(size.tolist()))
 
 
 @dataclass(frozen=True)
@@ -153,63 +194,95 @@ class Believed:
     Args:
         field: (3, Z, Y, X) in cells of ``STRIDE`` voxels.
         fixed, moving: the features with each part at its share of its weight.
-        shares: of each part.
-        blurs: of each part, :func:`regkit.solver.evidence.blur_of_match`; empty where there is one part.
+        shares: of the parts that were asked, by name.
+        blurs: of the same, :func:`regkit.solver.evidence.blur_of_match`.
     """
 
     field: torch.Tensor
     fixed: Pyramid
     moving: Pyramid
-    shares: tuple[float, ...]
-    blurs: tuple[float, ...]
+    shares: dict[str, float]
+    blurs: dict[str, float]
 
 
 def believed_field(
-    fixed: Pyramid, moving: Pyramid, names: Sequence[str], work: Plan, on_step: Callable[[], None]
+    features: Callable[[Sequence[Part]], tuple[Pyramid, Pyramid]],
+    parts: Sequence[Part],
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> Believed:
     """The field of the coarse levels, in which each part counts for as much as it can tell on this pair.
 
-    MIND is compared alone first. Where no other part tells a match from a near miss, the field is MIND's;
-    else all that do are compared together. If one of them tells matches well, what explains no more than the
-    linear start does is left out.
+    MIND is compared alone first. Where it leaves no doubt, parts that take long are not asked; where no other
+    part tells a match from a near miss, the field is MIND's; else all that do are compared together. Labels
+    that guide count in full from the first. If one of the parts tells matches well, what explains no more
+    than the linear start does is left out, but for what landmarks ask for.
 
     Args:
-        names: of the parts; if there are several, "mind" is one.
+        features: of some parts, fixed and moving.
+        parts: the first is the reference where none is named "mind".
+        landmarks: on the working grid.
     """
-    count = len(names)
+    reference = "mind" if any(part.name == "mind" for part in parts) else parts[0].name
+    further = [part for part in parts if part.in_doubt and part.name != reference]
+    names = [part.name for part in parts if part not in further]
+    given = {reference, GUIDE}
+    fixed, moving = features([part for part in parts if part not in further])
+    some = tuple(one.weighted([float(name in given) for name in names]) for one in (fixed, moving))
+    field = coarse_field(some[0], some[1], work, on_step, landmarks)
     offset = moving.offset(STRIDE)
-    if count == 1:
-        field = coarse_field(fixed, moving, work, on_step)
-        maps = fixed.maps[STRIDE], moving.maps[STRIDE]
-        if blur_of_match(*maps, offset, field) < _TELLING:
-            field = borne_out(*maps, offset, field)
-        return Believed(field, fixed, moving, (1.0,), ())
-    reference = names.index("mind")
-    single = [[float(k == other) for other in range(count)] for k in range(count)]
-    alone = fixed.weighted(single[reference]), moving.weighted(single[reference])
-    field = coarse_field(*alone, work, on_step)
-    finest = [Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving)]
-    apart = [[pyramid.weighted(only).maps[STRIDE] for pyramid in finest] for only in single]
-    blurs = [blur_of_match(one, other, offset, field) for one, other in apart]
-    kept = [1.0 if k == reference else share_of(blur, blurs[reference]) for k, blur in enumerate(blurs)]
+
+    def apart(name: str) -> tuple[FeatureMap, FeatureMap]:
+        """The finest map of one part alone, of both images."""
+        only = [float(name == other) for other in names]
+        finest = (Pyramid({STRIDE: p.maps[STRIDE]}, p.start, p.channels) for p in (fixed, moving))
+        one, other = (pyramid.weighted(only).maps[STRIDE] for pyramid in finest)
+        return one, other
+
+    blurs = {name: blur_of_match(*apart(name), offset, field) for name in names}
+    if further and leaves_doubt(blurs[reference]):
+        fixed, moving = (one.joined(other) for one, other in zip((fixed, moving), features(further)))
+        names += [part.name for part in further]
+        blurs |= {part.name: blur_of_match(*apart(part.name), offset, field) for part in further}
+    shares = {name: 1.0 if name in given else share_of(blurs[name], blurs[reference]) for name in names}
+    gains = dict.fromkeys(names, 1.0)
     if "intensity" in names:
-        k = names.index("intensity")
-        kept[k] = 0.0
-        if may_be_one_modality(blurs[k]):
-            one, other = (local_contrast(intensities) for intensities in apart[k])
-            kept[k] = share_of_intensities(blurs[k], blur_of_match(one, other, offset, field))
-    del finest, apart
-    some = alone
-    if any(share for k, share in enumerate(kept) if k != reference):
-        some = fixed.weighted(kept), moving.weighted(kept)
-        field = coarse_field(*some, work, on_step)
-    if min(blur for blur, share in zip(blurs, kept, strict=True) if share > 0) < _TELLING:
-        field = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
-    return Believed(field, *some, tuple(kept), tuple(blurs))
+        one, other = apart("intensity")
+        shares["intensity"] = 0.0
+        if may_be_one_modality(blurs["intensity"]):
+            local = blur_of_match(local_contrast(one), local_contrast(other), offset, field)
+            shares["intensity"] = share_of_intensities(blurs["intensity"], local)
+        if shares["intensity"]:
+            gains["intensity"] = gain_between(one, other, offset, field)
+        del one, other
+    if any(share for name, share in shares.items() if name not in given):
+        kept = [shares[name] for name in names]
+        some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
+        field = coarse_field(some[0], some[1], work, on_step, landmarks)
+    if min(blurs[name] for name, share in shares.items() if share > 0) < _TELLING:
+        borne = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)
+        field = _with_landmarks(field, borne, landmarks)
+    return Believed(field, some[0], some[1], shares, blurs)
 
 
-def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[[], None]) -> torch.Tensor:
-    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels."""
+def _with_landmarks(before: torch.Tensor, after: torch.Tensor, landmarks: Landmarks | None) -> torch.Tensor:
+    """``after``, but around landmarks what the field was before; both in cells of ``STRIDE`` voxels."""
+    return after if landmarks is None else landmarks.pooled(STRIDE).kept(before, after)
+
+
+def coarse_field(
+    fixed: Pyramid,
+    moving: Pyramid,
+    work: Plan,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
+) -> torch.Tensor:
+    """The displacement field of the coarse levels, (3, Z, Y, X) in cells of ``STRIDE`` voxels.
+
+    Args:
+        landmarks: on the working grid; before and after each level the field is pulled towards them.
+    """
     stride = work.levels[0][0]
     some = fixed.maps[stride].weight
     field = some.new_zeros((3, *some.shape[1:]))
@@ -217,18 +290,31 @@ def coarse_field(fixed: Pyramid, moving: Pyramid, work: Plan, on_step: Callable[
         fixed_map = fixed.maps[stride]
         shape = fixed_map.weight.shape[1:]
         field = resize(field, shape) * (shape[0] / field.shape[1])
+        there = None if landmarks is None else landmarks.pooled(stride)
+        field = field if there is None else there.pulled(field)
         step = match(fixed_map, moving.seen_through(field, stride, radius), radius)
         field = step + sample(field, index_grid(shape, field.device) + step)
+        field = field if there is None else there.pulled(field)
         on_step()
     return field
 
 
 def fine_field(
-    fixed: Pyramid, moving: Pyramid, start: torch.Tensor, settings: Settings, on_step: Callable[[], None]
+    fixed: Pyramid,
+    moving: Pyramid,
+    start: torch.Tensor,
+    settings: Settings,
+    on_step: Callable[[], None],
+    landmarks: Landmarks | None = None,
 ) -> torch.Tensor:
-    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds."""
+    """The field after Adam, (3, Z, Y, X) in cells of ``STRIDE`` voxels, free of folds.
+
+    Args:
+        landmarks: on the working grid.
+    """
     offset = moving.offset(STRIDE).to(start.device)
-    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step)
+    there = None if landmarks is None else landmarks.pooled(STRIDE)
+    return refine(fixed.maps[STRIDE], moving.maps[STRIDE], offset, start, settings, on_step, there)
 
 
 def displacement_doubt(fixed: Pyramid, moving: Pyramid, displacement: torch.Tensor) -> torch.Tensor:
@@ -247,16 +333,18 @@ def feature_difference(fixed: Pyramid, moving: Pyramid, displacement: torch.Tens
     return float((difference * weight).sum() / weight.sum().clamp_min(1e-6))
 
 
-def _pyramid(
-    source: Source,
+def _view(
+    sources: Sequence[Source],
     matrix: Float64,
     work: Plan,
     start: tuple[int, int, int],
     size: tuple[int, int, int],
-    parts: Sequence[Part],
-) -> Pyramid:
+) -> View:
     lattice = work.grid.window(start, size)
-    image, weight = resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice)
-    strides = [stride for stride, _ in work.levels]
-    maps, channels = feature_maps(image, weight[None], lattice.spacing[0], parts, strides)
-    return Pyramid(maps, start, channels)
+    seen = [resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice) for source in sources]
+    weight = seen[0][1]
+    for _, other in seen[1:]:
+        weight = weight * other
+    if len(seen) > 1 and not weight.any():
+        raise RegkitError("the images of one side do not overlap: all of them need the same world")
+    return View(tuple(image for image, _ in seen), weight[None], lattice.spacing[0], start)

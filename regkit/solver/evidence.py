@@ -18,8 +18,8 @@ from regkit.ops.sampling import index_grid, resize
 _NEAR_MISS = 2  # cells
 # A part whose match costs this share of a near miss, or more, tells nothing.
 _WORTHLESS = 0.95
-# A reference below this leaves no doubt about matches.
-_CLEAR = 0.35
+# A reference below this leaves too little doubt about matches for others to mend.
+_CLEAR = 0.5
 # Below this share of its weight a part is left out, above the other it counts no more.
 _LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
 # Cells. The multiple was chosen so that of what is said to be within a voxel, 95 % are.
@@ -32,6 +32,8 @@ _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _BLOCK = 8  # cells along each side of what a correlation is taken over
 _LEAST_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
 _AIR = 0.08  # share of the brightest below which there is nothing
+_OUTLYING = 4.0  # root mean squares of what differs, beyond which it is no copy
+_MOST_GAIN = 2.0
 
 
 def differences_near(
@@ -203,6 +205,11 @@ def borne_out(
     return displacement * smooth(better.to(displacement), _BLEND_PASSES)
 
 
+def leaves_doubt(reference: float) -> bool:
+    """Whether a reference of this blur leaves so much doubt about matches that other parts can mend some."""
+    return reference >= _CLEAR
+
+
 def share_of(blur: float, reference: float) -> float:
     """The share of its weight that a part keeps beside a reference, given both of their blurs.
 
@@ -210,7 +217,7 @@ def share_of(blur: float, reference: float) -> float:
     tells matches less well than the reference gains nowhere, whatever it recognises. Where the reference
     tells them well there is nothing left to add.
     """
-    if blur >= _WORTHLESS or reference < _CLEAR:
+    if blur >= _WORTHLESS or not leaves_doubt(reference):
         return 0.0
     share = min(((1 - blur) / max(1 - reference, 1e-3)) ** 8, _MOST_SHARE)
     return share if share >= _LEAST_SHARE else 0.0
@@ -232,6 +239,31 @@ def share_of_intensities(blur: float, local_blur: float) -> float:
         local_blur: of their :func:`local_contrast`.
     """
     return float(may_be_one_modality(blur) and local_blur < _ONE_MODALITY_LOCAL)
+
+
+def gain_between(
+    fixed: FeatureMap, moving: FeatureMap, offset: torch.Tensor, displacement: torch.Tensor
+) -> float:
+    """What the moving intensities are to be multiplied by to be those of the fixed image, from 1/2 to 2.
+
+    Both are scaled to percentiles of their own, which noise, blur and another field of view change. It is the
+    ratio of their root mean squares where both are known, without what differs most. 0, which is air, stays
+    0: a shift would differ all over it, and :func:`resel_volume` would take that for details that disagree.
+
+    Args:
+        fixed, moving, offset, displacement: as for :func:`blur_of_match`, of one channel.
+    """
+    some = (slice(None), *(slice(None, None, 2),) * 3)
+    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
+    seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
+    known = (fixed.weight[some] * seen.weight > 0.5)[0]
+    one, other, gain = fixed.values[some][0][known], seen.values[0][known], 1.0
+    for _ in range(3):
+        gain = float((one.square().sum() / other.square().sum().clamp_min(1e-9)).sqrt())
+        squares = (one - gain * other).square()
+        kept = squares <= _OUTLYING**2 * squares.mean()
+        one, other = one[kept], other[kept]
+    return min(max(gain, 1 / _MOST_GAIN), _MOST_GAIN) if len(one) else 1.0
 
 
 def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:

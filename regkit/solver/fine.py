@@ -13,10 +13,12 @@ import torch
 from regkit.core.settings import Settings
 from regkit.features.featuremap import LEAST_WEIGHT, FeatureMap
 from regkit.ops import gpu, native
+from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, Corner, corner_jacobian, unfold
 from regkit.ops.sampling import index_grid, resize
 from regkit.solver.evidence import resel_volume
+from regkit.solver.landmarks import Landmarks
 
 # The data term counts 12 times the mean over channels, which for the 12 channels of MIND is the sum:
 # the scale on which ConvexAdam's regularisation weights are known to work.
@@ -159,30 +161,52 @@ def _eighth(volume: torch.Tensor, corner: Corner) -> torch.Tensor:
     return volume[:, z, y, x]
 
 
+@operation
 def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     """:func:`dissimilarity` of two maps for many fields, with all that can be done beforehand done."""
-    channels = len(fixed.values)
-    maps = fixed.values, fixed.weight, moving.values, moving.weight
-    if channels >= _MOST_LANES or not (gpu.serves(*maps) or native.serves(*maps)):
 
-        def by_torch(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
-            losses = []
-            for corner in corners:
-                some = FeatureMap(_eighth(fixed.values, corner), _eighth(fixed.weight, corner))
-                whole = where.shape[1:] == fixed.values.shape[1:]
-                losses.append(dissimilarity(some, moving, _eighth(where, corner) if whole else where))
-            return torch.stack(losses).mean()
+    def compare(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
+        losses = []
+        for corner in corners:
+            some = FeatureMap(_eighth(fixed.values, corner), _eighth(fixed.weight, corner))
+            whole = where.shape[1:] == fixed.values.shape[1:]
+            losses.append(dissimilarity(some, moving, _eighth(where, corner) if whole else where))
+        return torch.stack(losses).mean()
 
-        return by_torch
+    return compare
 
+
+def _few_channels(serves: Callable[..., bool]) -> Callable[..., bool]:
+    """Whether the kernels are there for two maps, whose cells they must hold."""
+
+    def takes(fixed: FeatureMap, moving: FeatureMap) -> bool:
+        maps = fixed.values, fixed.weight, moving.values, moving.weight
+        return len(fixed.values) < _MOST_LANES and serves(*maps)
+
+    return takes
+
+
+@comparison.kernel("triton", _few_channels(gpu.serves))
+def _comparison_by_triton(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
+    return _comparison_of_lanes(_difference_by_triton, fixed, moving)
+
+
+@comparison.kernel("c", _few_channels(native.serves))
+def _comparison_by_c(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
+    return _comparison_of_lanes(_difference_by_c, fixed, moving)
+
+
+def _comparison_of_lanes(run: _DifferenceKernel, fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     seen, known = _Lanes.of(moving.values, moving.weight), _Lanes.of(fixed.values)
-    weight = fixed.weight[0].contiguous()
+    weight, channels = fixed.weight[0].contiguous(), len(fixed.values)
 
-    def by_kernel(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
-        value: torch.Tensor = _Difference.apply(where, corners, known, weight, seen, channels)
+    def compare(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
+        value: torch.Tensor = _WithGradient.apply(
+            lambda places: run(places, corners, known, weight, seen, channels), where
+        )
         return value
 
-    return by_kernel
+    return compare
 
 
 _LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
@@ -203,70 +227,94 @@ class _Lanes:
     @classmethod
     def of(cls, values: torch.Tensor, weight: torch.Tensor | None = None) -> _Lanes:
         """A weight (1, Z, Y, X) and channels (C, Z, Y, X) times it; or 1 and the channels."""
-        channels, *shape = values.shape
         largest = max(float(v.abs()) for v in values.aminmax())
         unit = 2.0 ** (math.frexp(max(largest, 1.0))[1] - 15)
-        lanes = -(-(channels + 1) // _LANES) * _LANES
-        if native.serves(values) and not gpu.serves(values):
-            cells, count = native.empty(*shape, lanes, dtype=np.int16), values[0].numel()
-            values, weight = values.contiguous(), None if weight is None else weight.contiguous()
-            native.run("lanes", native.blocks(count), values, weight, channels, count, unit, lanes, cells)
-            return cls(cells, unit)
-        lanes = 1 << (lanes - 1).bit_length()  # as Triton's vectors are
-        cells = torch.zeros((*shape, lanes), dtype=torch.int16, device=values.device)
-        weight = torch.ones_like(values[:1]) if weight is None else weight
-        for lane, channel in enumerate((*weight, *(values * weight))):
-            cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
-        return cls(cells, unit)
+        return cls(_cells_of_lanes(values, weight, unit), unit)
 
 
-class _Difference(torch.autograd.Function):
-    """:func:`dissimilarity` in one pass, which reads the moving map once and holds no volume of channels."""
+@operation
+def _cells_of_lanes(values: torch.Tensor, weight: torch.Tensor | None, unit: float) -> torch.Tensor:
+    """The cells of :class:`_Lanes`; as many lanes as a power of two, as Triton's vectors have."""
+    lanes = 1 << (_lanes_for(values) - 1).bit_length()
+    cells = torch.zeros((*values.shape[1:], lanes), dtype=torch.int16, device=values.device)
+    weight = torch.ones_like(values[:1]) if weight is None else weight
+    for lane, channel in enumerate((*weight, *(values * weight))):
+        cells[..., lane] = (channel / unit).round_().clamp_(max=32767)
+    return cells
+
+
+@_cells_of_lanes.kernel("c", lambda values, weight, unit: native.serves(values) and not gpu.serves(values))
+def _cells_of_lanes_by_c(values: torch.Tensor, weight: torch.Tensor | None, unit: float) -> torch.Tensor:
+    cells = native.empty(*values.shape[1:], _lanes_for(values), dtype=np.int16)
+    values, weight = values.contiguous(), None if weight is None else weight.contiguous()
+    native.run("lanes", values=values, weight=weight, unit=unit, packed=cells)
+    return cells
+
+
+def _lanes_for(values: torch.Tensor) -> int:
+    """As many as the channels and a weight need, in whole vectors."""
+    return -(-(len(values) + 1) // _LANES) * _LANES
+
+
+_ValueAndGradient = tuple[torch.Tensor, torch.Tensor]
+_DifferenceKernel = Callable[
+    [torch.Tensor, Sequence[Corner], _Lanes, torch.Tensor, _Lanes, int], _ValueAndGradient
+]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value that comes with its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        where: torch.Tensor,
-        corners: Sequence[Corner],
-        fixed: _Lanes,
-        weight: torch.Tensor,
-        moving: _Lanes,
-        channels: int,
+        ctx: Any, evaluate: Callable[[torch.Tensor], _ValueAndGradient], at: torch.Tensor
     ) -> torch.Tensor:
-        if gpu.serves(where):
-            from regkit.ops.gpu import kernels
-
-            loss, gradient = kernels.difference(
-                where, corners, fixed.cells, fixed.unit, weight, moving.cells, moving.unit, channels
-            )
-            ctx.save_for_backward(gradient)
-            return loss
-        where = where.contiguous()
-        gradient = torch.zeros_like(where)
-        whole = where.shape[1:] == weight.shape
-        z, y, x = (slice(side, None, 2) for side in corners[0])
-        cells, weights = fixed.cells[z, y, x], weight[z, y, x]
-        seen, slope = (t[:, z, y, x] if whole else t for t in (where, gradient))
-        step = [b - a for a, b in zip(corners[0], corners[-1])]  # to the second set of cells
-        other_cells, other_seen = (
-            sum(s * stride for s, stride in zip(step, t.stride()[-3:])) for t in (weight, where)
-        )
-        *size, lanes = moving.cells.shape
-        scale = 2 / (weights.numel() * channels * len(corners))
-        value = native.run(
-            "difference", len(weights), moving.cells, moving.unit, *size, cells, fixed.unit, weights,
-            *weights.stride(), lanes, scale, seen, slope, *seen.stride(), *weights.shape[1:],
-            other_cells, other_seen if whole else 0,
-        )  # fmt: skip
+        value, gradient = evaluate(at)
         ctx.save_for_backward(gradient)
-        return where.new_tensor(value)
+        return value
 
     @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[None, torch.Tensor]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outputs[0]), None, None, None, None, None
+        return None, gradient.mul_(outputs[0])
 
 
+def _difference_by_triton(
+    where: torch.Tensor,
+    corners: Sequence[Corner],
+    fixed: _Lanes,
+    weight: torch.Tensor,
+    moving: _Lanes,
+    channels: int,
+) -> _ValueAndGradient:
+    from regkit.ops.gpu import kernels
+
+    return kernels.difference(
+        where, corners, fixed.cells, fixed.unit, weight, moving.cells, moving.unit, channels
+    )
+
+
+def _difference_by_c(
+    where: torch.Tensor,
+    corners: Sequence[Corner],
+    fixed: _Lanes,
+    weight: torch.Tensor,
+    moving: _Lanes,
+    channels: int,
+) -> _ValueAndGradient:
+    """:func:`dissimilarity` in one pass, which reads the moving map once and holds no volume of channels."""
+    where = where.contiguous()
+    gradient = torch.zeros_like(where)
+    corner, other = (4 * z + 2 * y + x for z, y, x in (corners[0], corners[-1]))
+    value = native.run(
+        "difference", moving=moving.cells, moving_unit=moving.unit, fixed=fixed.cells,
+        fixed_unit=fixed.unit, weight=weight, places=where, corner=corner, other=other,
+        scale=2 / (weight.numel() // 8 * channels * len(corners)), gradient=gradient,
+    )  # fmt: skip
+    return where.new_tensor(value), gradient
+
+
+@operation
 def penalty(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
     """Diffusion, and the barrier against folds at one corner of every cell.
 
@@ -274,38 +322,36 @@ def penalty(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> tor
         field: (3, Z, Y, X) in cells of its own lattice.
         stiffness: (1, Z, Y, X), as for :func:`diffusion`.
     """
-    if gpu.serves(field) or native.serves(field):
-        value: torch.Tensor = _Penalty.apply(field, corner, stiffness)
-        return value
     shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
     return diffusion(field, stiffness) + _BARRIER_WEIGHT * shortfall.square().mean()
 
 
-class _Penalty(torch.autograd.Function):
-    """:func:`penalty` with its gradient in one pass."""
+@penalty.kernel("triton", lambda field, corner, stiffness: gpu.serves(field))
+def _penalty_by_triton(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
+    from regkit.ops.gpu import kernels
 
-    @staticmethod
-    def forward(ctx: Any, field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
-        if gpu.serves(field):
-            from regkit.ops.gpu import kernels
+    value: torch.Tensor = _WithGradient.apply(
+        lambda at: kernels.penalty(at, corner, stiffness, _BARRIER_WEIGHT, _LEAST_JACOBIAN), field
+    )
+    return value
 
-            loss, gradient = kernels.penalty(field, corner, stiffness, _BARRIER_WEIGHT, _LEAST_JACOBIAN)
-            ctx.save_for_backward(gradient)
-            return loss
-        field = field.contiguous()
-        gradient = torch.empty_like(field)
-        shape = field.shape[1:]
+
+@penalty.kernel("c", lambda field, corner, stiffness: native.serves(field))
+def _penalty_by_c(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> torch.Tensor:
+    """In one pass."""
+    z, y, x = corner
+
+    def evaluate(at: torch.Tensor) -> _ValueAndGradient:
+        at = at.contiguous()
+        gradient = torch.empty_like(at)
         value = native.run(
-            "penalty", shape[0], field, *shape, stiffness.contiguous(), _BARRIER_WEIGHT, _LEAST_JACOBIAN,
-            *corner, gradient,
+            "penalty", field=at, stiffness=stiffness.contiguous(), barrier=_BARRIER_WEIGHT,
+            least_jacobian=_LEAST_JACOBIAN, corner_z=z, corner_y=y, corner_x=x, gradient=gradient,
         )  # fmt: skip
-        ctx.save_for_backward(gradient)
-        return field.new_tensor(value)
+        return at.new_tensor(value), gradient
 
-    @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outputs[0]), None, None
+    value: torch.Tensor = _WithGradient.apply(evaluate, field)
+    return value
 
 
 def refine(
@@ -315,6 +361,7 @@ def refine(
     start: torch.Tensor,
     settings: Settings,
     on_step: Callable[[], None] = lambda: None,
+    landmarks: Landmarks | None = None,
 ) -> torch.Tensor:
     """Adam on displacement grids seen through three box means, close to cubic B-splines: two levels.
 
@@ -327,6 +374,7 @@ def refine(
         moving: map on a lattice of the same spacing and axes.
         offset: (x, y, z), the index in ``moving`` of the cell that lies on the fixed cell (0, 0, 0).
         start: (3, Z, Y, X) displacement in cells, components (x, y, z).
+        landmarks: on the grid of the displacements.
 
     Returns:
         (3, Z, Y, X) displacement in cells; the trilinear field through it does not fold.
@@ -347,20 +395,25 @@ def refine(
         """Of a field in cells of its own level; of the Jacobian one corner a step, all eight in turn."""
         return cells * (_DATA_WEIGHT * data + penalty(field, corner, stiffness))
 
+    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
+    hold_wide = None if landmarks is None else landmarks.after(start).term(wide.shape[1:], 2)
+    hold = None if landmarks is None else landmarks.term(start.shape[1:])
+
     def coarse_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
-        field = _eighth(start, corner) + smooth(parameters, 3)
-        return objective(
-            compare(_eighth(anchor, corner) + field, [corner]), field / 2, corner, coarse_stiffness
-        )
+        smoothed = smooth(parameters, 3)
+        field = _eighth(start, corner) + smoothed
+        data = compare(_eighth(anchor, corner) + field, [corner])
+        loss = objective(data, field / 2, corner, coarse_stiffness)
+        return loss if hold_wide is None else loss + hold_wide(smoothed)
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
         where, pairs = anchor + field, []
         for z, y, x in [corner] if cells > _FEW_CELLS else CORNERS[:4]:
             pairs.append(compare(where, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
-        return objective(torch.stack(pairs).mean(), field, corner, stiffness)
+        loss = objective(torch.stack(pairs).mean(), field, corner, stiffness)
+        return loss if hold is None else loss + hold(field)
 
-    wide = start.new_zeros((3, *(n // 2 for n in start.shape[1:])))
     wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
     start = start + resize(smooth(wide, 3), start.shape[1:])
     return unfold(smooth(_descend(fine_loss, start, _LEARNING_RATE, fine, on_step), 3))
@@ -376,33 +429,54 @@ def _descend(
     """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
     parameters = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     rates = [learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
-    adam = _Adam(parameters, rates)
+    adam = optimiser(parameters, rates)
 
     def advance(corner: Corner) -> None:
         (gradient,) = torch.autograd.grad(loss(parameters, corner), parameters)
         adam.step(gradient)
 
-    order = [CORNERS[3 * step % len(CORNERS)] for step in range(steps)]
-    if gpu.serves(parameters):
-        rounds, rest = divmod(steps, len(CORNERS))
-
-        def turn() -> None:
-            for corner in order[: len(CORNERS)]:
-                advance(corner)
-
-        def on_turn() -> None:
-            for _ in CORNERS:
-                on_step()
-
-        gpu.repeat(turn, rounds, on_turn)
-        order = order[:rest]
-    for corner in order:
-        advance(corner)
-        on_step()
+    _advance_through(
+        parameters, advance, [CORNERS[3 * step % len(CORNERS)] for step in range(steps)], on_step
+    )
     return parameters.detach()
 
 
-class _Adam:
+@operation
+def _advance_through(
+    parameters: torch.Tensor,
+    advance: Callable[[Corner], None],
+    order: Sequence[Corner],
+    on_step: Callable[[], None],
+) -> None:
+    """Steps of an optimisation of ``parameters``, one for each corner; the order repeats every eight."""
+    for corner in order:
+        advance(corner)
+        on_step()
+
+
+@_advance_through.kernel("triton", lambda parameters, advance, order, on_step: gpu.serves(parameters))
+def _advance_by_graphs(
+    parameters: torch.Tensor,
+    advance: Callable[[Corner], None],
+    order: Sequence[Corner],
+    on_step: Callable[[], None],
+) -> None:
+    """Round by round of eight, which a GPU repeats."""
+    rounds, rest = divmod(len(order), len(CORNERS))
+
+    def turn() -> None:
+        for corner in order[: len(CORNERS)]:
+            advance(corner)
+
+    def on_turn() -> None:
+        for _ in CORNERS:
+            on_step()
+
+    gpu.repeat(turn, rounds, on_turn)
+    _advance_through.reference(parameters, advance, order[:rest], on_step)
+
+
+class Adam:
     """Adam (Kingma and Ba, ICLR 2015) with its usual rates. torch's own takes a second to import.
 
     Args:
@@ -422,31 +496,51 @@ class _Adam:
             for count, rate in enumerate(learning_rates, 1)
         ]
         self.count = 0
-        if gpu.serves(self.parameters):  # where a captured step finds them
-            self.rates_there = self.parameters.new_tensor(self.rates)
-            self.count_there = torch.zeros((), dtype=torch.int64, device=self.parameters.device)
 
     def step(self, gradient: torch.Tensor) -> None:
-        if gpu.serves(self.parameters, gradient):
-            from regkit.ops.gpu import kernels
-
-            kernels.adam(
-                self.parameters, gradient, self.mean, self.squares, self.rates_there, self.count_there,
-                self.BETAS, _GRADIENT_FLOOR,
-            )  # fmt: skip
-            self.count_there += 1
-            return
         beta1, beta2 = self.BETAS
-        length, spread = self.rates[self.count]
-        self.count += 1
-        if native.serves(self.parameters, gradient):
-            size = self.parameters.numel()
-            native.run(
-                "adam", native.blocks(size), size, self.parameters, gradient.contiguous(), self.mean,
-                self.squares, beta1, beta2, length, spread, _GRADIENT_FLOOR,
-            )  # fmt: skip
-            return
+        length, spread = self._next()
         self.mean.lerp_(gradient, 1 - beta1)
         self.squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = self.squares.sqrt().div_(spread).add_(_GRADIENT_FLOOR)
         self.parameters.addcdiv_(self.mean, root, value=-length)
+
+    def _next(self) -> tuple[float, float]:
+        self.count += 1
+        return self.rates[self.count - 1]
+
+
+@operation
+def optimiser(parameters: torch.Tensor, learning_rates: Sequence[float]) -> Adam:
+    """:class:`Adam` of these."""
+    return Adam(parameters, learning_rates)
+
+
+@optimiser.kernel("triton", lambda parameters, learning_rates: gpu.serves(parameters))
+class _AdamByTriton(Adam):
+    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float]) -> None:
+        super().__init__(parameters, learning_rates)
+        # Where a captured step finds them.
+        self.rates_there = self.parameters.new_tensor(self.rates)
+        self.count_there = torch.zeros((), dtype=torch.int64, device=self.parameters.device)
+
+    def step(self, gradient: torch.Tensor) -> None:
+        from regkit.ops.gpu import kernels
+
+        kernels.adam(
+            self.parameters, gradient, self.mean, self.squares, self.rates_there, self.count_there,
+            self.BETAS, _GRADIENT_FLOOR,
+        )  # fmt: skip
+        self.count_there += 1
+
+
+@optimiser.kernel("c", lambda parameters, learning_rates: native.serves(parameters))
+class _AdamByC(Adam):
+    def step(self, gradient: torch.Tensor) -> None:
+        beta1, beta2 = self.BETAS
+        length, spread = self._next()
+        native.run(
+            "adam", parameters=self.parameters, gradient=gradient.contiguous(), mean=self.mean,
+            squares=self.squares, beta1=beta1, beta2=beta2, step=length, spread=spread,
+            floor=_GRADIENT_FLOOR,
+        )  # fmt: skip

@@ -19,6 +19,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
+from regkit.ops.dispatch import operation
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
@@ -60,7 +61,7 @@ class LinearStart:
     Args:
         matrix: 4x4, fixed LPS mm -> moving LPS mm.
         similarity: 0 where the overlap is no better than a random shift, 1 where it is perfect.
-        origin: which start won: "header", "centre", "search", "resized" or "turned".
+        origin: which start won: "header", "centre", "search", "resized", "turned" or "landmarks".
         model: "translation", "rigid", "similarity" or "affine"; "identity" if nothing was better than the
             headers.
         runner_up: origin and similarity of the best pose that lies otherwise turned, as it was before the
@@ -221,6 +222,48 @@ def align(
     return min(
         (best, *rivals), key=lambda one: (1 - one.similarity) * (1 if one is best else 1 / _POSE_BONUS)
     )
+
+
+def align_landmarks(
+    fixed: Source,
+    moving: Source,
+    points: Float64,
+    targets: Float64,
+    spacing: float,
+    extract: Descriptor,
+    models: tuple[str, ...] = ("rigid", "affine"),
+    on_step: Callable[[], None] = lambda: None,
+) -> LinearStart:
+    """The linear start where landmarks lie on each other, improved as in :func:`align`; nothing is searched.
+
+    Where landmarks lie so close to each other that an error of a cell would turn the image, it turns less.
+
+    Args:
+        points, targets: (n, 3), LPS mm of the fixed and of the moving image.
+        spacing, extract, models, on_step: as for :func:`align`.
+
+    Raises:
+        RegkitError: if the images hardly overlap there.
+    """
+    if _covered_mm3(moving) < _covered_mm3(fixed):
+        start = align_landmarks(moving, fixed, targets, points, spacing, extract, models, on_step)
+        return replace(start, matrix=np.asarray(np.linalg.inv(start.matrix), dtype=np.float64))
+    coarse, fine, _ = _judges(fixed, moving, spacing, extract)
+    on_step()
+    own = np.column_stack([np.ones(len(points)), points])
+    moments = Moments.of(np.column_stack([own, targets]).T @ own)
+    matrix = fit_rigid(replace(moments, cross=moments.cross + coarse.grid.spacing[0] ** 2 * np.eye(3)))
+    start = LinearStart(matrix, fine.similarity(matrix), "landmarks", "rigid")
+    if start.similarity == -np.inf:
+        raise RegkitError(
+            "where the landmarks lie on each other, less than a fifth of the smaller field of view (or mask) "
+            "overlaps; check that they are in LPS mm and in the same order"
+        )
+    on_step()
+    for model in models:
+        start = _fitted(start, coarse, fine, model)
+        on_step()
+    return start
 
 
 def improved(
@@ -476,6 +519,7 @@ def least_trimmed_squares(
     return matrix
 
 
+@operation
 def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
     """How far the matrix brings points from their targets, squared, (n,).
 
@@ -483,21 +527,27 @@ def _squared_errors(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
         both: (7, n), float64: 1, the points and the targets.
     """
     columns = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]])
-    if native.serves(both, dtype=torch.float64):
-        error = torch.empty_like(both[0])
-        native.run("squared_errors", native.blocks(len(error)), both, len(error), columns, error)
-        return error
     return torch.mm(torch.from_numpy(columns).to(both.device), both[:4]).sub_(both[4:]).square_().sum(0)
 
 
+@_squared_errors.kernel("c", lambda both, matrix: native.serves(both, dtype=torch.float64))
+def _squared_errors_by_c(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
+    columns, error = np.ascontiguousarray(matrix[:3, [3, 0, 1, 2]]), torch.empty_like(both[0])
+    native.run("squared_errors", points=both, matrix=columns, error=error)
+    return error
+
+
+@operation
 def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
     """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
-    if native.serves(both, error, dtype=torch.float64):
-        blocks = native.blocks(len(error))
-        sums = np.empty((blocks, 7, 4))
-        native.run("kept_sums", blocks, both, len(error), error, most, sums)
-        return np.asarray(sums.sum(0))
     return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+
+
+@_kept_sums.kernel("c", lambda both, error, most: native.serves(both, error, dtype=torch.float64))
+def _kept_sums_by_c(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+    sums = np.empty((native.blocks(len(error)), 7, 4))
+    native.run("kept_sums", points=both, error=error, most=most, sums=sums)
+    return np.asarray(sums.sum(0))
 
 
 def _ranked(values: torch.Tensor, rank: int) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from regkit.synthesis.appearance import Grain, Palette, draw_grain, random_palette
 from regkit.synthesis.ensemble import Stray
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Anatomy:
     labels: torch.Tensor
     grain: Grain | None = None
     structures: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(256, np.uint8))
-    palette: Callable[[Dice], Palette] = random_palette
+    palette: Callable[[Rng], Palette] = random_palette
     spacing: float | None = None
     views: tuple[float, float] | None = None
     strays: tuple[Stray, ...] = ()
 
-    def with_grain(self, dice: Dice) -> Anatomy:
-        """The same with a grain, on the device of the dice: it is ten times as large as all else."""
-        labels = self.labels.to(dice.device)
-        return replace(self, labels=labels, grain=draw_grain(tuple(labels.shape), dice))
+    def with_grain(self, rng: Rng) -> Anatomy:
+        """The same with a grain, on the device of the generator: it is ten times as large as all else."""
+        labels = self.labels.to(rng.device)
+        return replace(self, labels=labels, grain=draw_grain(tuple(labels.shape), rng))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.synthesis.noise import Dice, knots, normals, onto, smooth_noises, splined
+from regkit.synthesis.noise import Rng, knots, normals, onto, smooth_noises, splined
 
 _TEXTURES = (2, 4, 8, 16)  # voxels over which they vary
 _EACH = (-1, 1, 1, 1)  # a number for each volume
@@ -70,16 +70,16 @@ class Grain:
     volume: torch.Tensor
 
 
-def draw_grain(shape: tuple[int, ...], dice: Dice) -> Grain:
-    """The grain of an anatomy of a shape (Z, Y, X), on the device of the dice."""
-    scales = dice.uniform(2, 4), dice.uniform(4, 10)
-    values = tuple(dice.normal(1, *knots(shape, scale)) for scale in scales)
+def draw_grain(shape: tuple[int, ...], rng: Rng) -> Grain:
+    """The grain of an anatomy of a shape (Z, Y, X), on the device of the generator."""
+    scales = rng.uniform(2, 4), rng.uniform(4, 10)
+    values = tuple(rng.normal(1, *knots(shape, scale)) for scale in scales)
     return Grain(values, torch.cat([splined(of_scale, shape) for of_scale in values]))
 
 
 def render(
     labels: torch.Tensor,
-    dice: Sequence[Dice],
+    rng: Sequence[Rng],
     palettes: Sequence[Palette],
     grains: Sequence[Callable[[], torch.Tensor] | None] | None = None,
     partial: float = 0.35,
@@ -91,7 +91,7 @@ def render(
 
     Args:
         labels: (V, Z, Y, X) uint8.
-        dice: for each; some may share theirs.
+        rng: for each; some may share theirs.
         palettes: of each.
         grains: each gives the (2, Z, Y, X) fine structure that all images of an anatomy show, every one in
             its own way; asked for only where it is seen.
@@ -102,33 +102,33 @@ def render(
     scanned = [not palette.window for palette in palettes]
     images = looked_up([palette.means for palette in palettes], labels)
     if grains:
-        _add_grain(images, labels, grains, dice)
-    _add_texture(images, dice)
-    if uneven := _chosen(dice, 0.7):
+        _add_grain(images, labels, grains, rng)
+    _add_texture(images, rng)
+    if uneven := _chosen(rng, 0.7):
         deviations = looked_up([palettes[v].deviations for v in uneven], _some(labels, uneven))
-        deviations *= normals([dice[v] for v in uneven], shape)
+        deviations *= normals([rng[v] for v in uneven], shape)
         _add(images, uneven, deviations)
-    soft = _chosen(dice, 0.8)
-    sigmas = [dice[v].scalars.uniform(0.2, 0.9, 3) for v in soft]
+    soft = _chosen(rng, 0.8)
+    sigmas = [rng[v].scalars.uniform(0.2, 0.9, 3) for v in soft]
     _change(images, soft, lambda some: blurred(some, sigmas))
-    if biased := _chosen(dice, 0.5, scanned):
-        drawn = [(dice[v].uniform(0, 0.4), max(shape) / dice[v].uniform(1, 3)) for v in biased]
+    if biased := _chosen(rng, 0.5, scanned):
+        drawn = [(rng[v].uniform(0, 0.4), max(shape) / rng[v].uniform(1, 3)) for v in biased]
         strengths, scales = zip(*drawn)
-        _change(images, biased, _biases(shape, strengths, scales, [dice[v] for v in biased]).mul_)
-    for v in _chosen(dice, thick):
-        images[v] = _thick_slices(images[v], dice[v])
-    for v in _chosen(dice, 0.05):
-        images[v] = _in_k_space(images[v], dice[v])
-    _scan(images, dice, scanned)
+        _change(images, biased, _biases(shape, strengths, scales, [rng[v] for v in biased]).mul_)
+    for v in _chosen(rng, thick):
+        images[v] = _thick_slices(images[v], rng[v])
+    for v in _chosen(rng, 0.05):
+        images[v] = _in_k_space(images[v], rng[v])
+    _scan(images, rng, scanned)
     seen = torch.ones_like(images, dtype=torch.bool)
-    for v in _chosen(dice, partial):
-        _cut(images[v], seen[v], dice[v])
+    for v in _chosen(rng, partial):
+        _cut(images[v], seen[v], rng[v])
     return Rendering(images, seen)
 
 
-def _chosen(dice: Sequence[Dice], probability: float, among: Sequence[bool] | None = None) -> list[int]:
+def _chosen(rng: Sequence[Rng], probability: float, among: Sequence[bool] | None = None) -> list[int]:
     """The numbers of the volumes that a step is done to, of those for which ``among`` is true."""
-    return [v for v, d in enumerate(dice) if (among is None or among[v]) and d.chance(probability)]
+    return [v for v, d in enumerate(rng) if (among is None or among[v]) and d.chance(probability)]
 
 
 def _some(volumes: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
@@ -190,10 +190,10 @@ def _starts(count: int, device: torch.device) -> torch.Tensor:
     return torch.arange(0, 256 * count, 256, dtype=torch.int32, device=device).view(_EACH)
 
 
-def random_palette(dice: Dice) -> Palette:
+def random_palette(rng: Rng) -> Palette:
     """Random contrasts: any, few that many structures share, or close ones."""
-    random = dice.scalars
-    kind = dice.one_of(3, (0.8, 0.15, 0.05))
+    random = rng.scalars
+    kind = rng.one_of(3, (0.8, 0.15, 0.05))
     means = random.uniform(0, 1, 256)
     if kind == 1:
         # Few tissues: many structures look alike here, and need not in the other view.
@@ -204,8 +204,8 @@ def random_palette(dice: Dice) -> Palette:
         # A narrow band for most, the ends of the scale for some.
         centre, width = random.uniform(0.3, 0.7), random.uniform(0.04, 0.2)
         means = np.where(random.random(256) < 0.7, centre + width * random.uniform(-1, 1, 256), means)
-    if dice.chance(0.6):
-        means[0] = (0.0, 0.0, means.max())[dice.one_of(3)]
+    if rng.chance(0.6):
+        means[0] = (0.0, 0.0, means.max())[rng.one_of(3)]
     deviations = random.uniform(0, 0.08, 256) * random.uniform(0.1, 1)
     return Palette(means, deviations)
 
@@ -214,16 +214,16 @@ def _add_grain(
     images: torch.Tensor,
     labels: torch.Tensor,
     grains: Sequence[Callable[[], torch.Tensor] | None],
-    dice: Sequence[Dice],
+    rng: Sequence[Rng],
 ) -> None:
     """Grain in half of the images that have any, in place, in the contrast of each: a random function of it,
     its strength another for each label.
     """
-    shown = _chosen(dice, 0.5, [grain is not None for grain in grains])
+    shown = _chosen(rng, 0.5, [grain is not None for grain in grains])
     if not shown:
         return
     fields = torch.cat([grain() for v in shown if (grain := grains[v])])  # the finer and the coarser of each
-    theirs = [dice[v] for v in shown for _ in range(2)]
+    theirs = [rng[v] for v in shown for _ in range(2)]
     strengths = [d.scalars.random(256) ** 2 * d.uniform(-0.2, 0.2) for d in theirs]
     waved = _chosen(theirs, 0.5)  # other levels are bright, and not only the other way round
     steepness = [theirs[k].uniform(1, 3) for k in waved]
@@ -235,33 +235,33 @@ def _add_grain(
     _add(images, shown, grainy)
 
 
-def _add_texture(images: torch.Tensor, dice: Sequence[Dice]) -> None:
+def _add_texture(images: torch.Tensor, rng: Sequence[Rng]) -> None:
     """Noise of several scales, added to most of the images (V, Z, Y, X)."""
     shape = images.shape[1:]
-    strengths = [d.uniform(0.0, 0.05) if d.chance(0.8) else 0.0 for d in dice]
+    strengths = [d.uniform(0.0, 0.05) if d.chance(0.8) else 0.0 for d in rng]
     there = [strength > 0 for strength in strengths]
     textured: list[list[int]] = []
     amounts: list[float] = []
     for _ in _TEXTURES:
-        textured.append(_chosen(dice, 0.5, there))
-        amounts += [strengths[v] * dice[v].uniform(0, 1) for v in textured[-1]]
+        textured.append(_chosen(rng, 0.5, there))
+        amounts += [strengths[v] * rng[v].uniform(0, 1) for v in textured[-1]]
     each = _each(images.device, amounts).split([len(some) for some in textured])
     for scale, some, theirs in zip(_TEXTURES, textured, each):
         if some:
-            values = normals([dice[v] for v in some], knots(shape, scale)).mul_(theirs)
+            values = normals([rng[v] for v in some], knots(shape, scale)).mul_(theirs)
             _add(images, some, splined(values, shape))
 
 
-def bias(shape: tuple[int, ...], strength: float, dice: Dice) -> torch.Tensor:
+def bias(shape: tuple[int, ...], strength: float, rng: Rng) -> torch.Tensor:
     """A smooth positive factor (Z, Y, X), its logarithm with a deviation near ``strength``."""
-    return _biases(shape, [strength], [max(shape) / dice.uniform(1, 3)], [dice])[0]
+    return _biases(shape, [strength], [max(shape) / rng.uniform(1, 3)], [rng])[0]
 
 
 def _biases(
-    shape: tuple[int, ...], strengths: Sequence[float], scales: Sequence[float], dice: Sequence[Dice]
+    shape: tuple[int, ...], strengths: Sequence[float], scales: Sequence[float], rng: Sequence[Rng]
 ) -> torch.Tensor:
     """The same of several images, (V, Z, Y, X), each of its own scale."""
-    noise = smooth_noises(dice, 1, shape, scales)[:, 0]
+    noise = smooth_noises(rng, 1, shape, scales)[:, 0]
     return noise.mul_(_each(noise.device, strengths)).exp_()
 
 
@@ -286,72 +286,72 @@ def blurred(images: torch.Tensor, sigmas: npt.ArrayLike) -> torch.Tensor:
     return images
 
 
-def _thick_slices(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+def _thick_slices(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Fewer voxels along one axis, or along all, and interpolated back."""
     ratios = np.ones(3)
-    if dice.chance(0.7):
-        ratios[dice.scalars.integers(3)] = dice.uniform(1.5, 6)
+    if rng.chance(0.7):
+        ratios[rng.scalars.integers(3)] = rng.uniform(1.5, 6)
     else:
-        ratios[:] = dice.uniform(1.2, 2.5)
+        ratios[:] = rng.uniform(1.2, 2.5)
     z, y, x = (max(4, round(n / r)) for n, r in zip(image.shape, ratios))
     few = F.adaptive_avg_pool3d(image[None, None], (z, y, x))
     return F.interpolate(few, size=image.shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def _in_k_space(image: torch.Tensor, dice: Dice) -> torch.Tensor:
+def _in_k_space(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Gibbs ringing (high frequencies cut off) or a spike (a wave over the whole image)."""
     spectrum = torch.fft.rfftn(image)
-    if dice.chance(0.6):
-        keep = dice.uniform(0.5, 0.9)
+    if rng.chance(0.6):
+        keep = rng.uniform(0.5, 0.9)
         for axis in range(3):
             of_axis = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
             mask = of_axis(image.shape[axis], device=image.device).abs() <= keep / 2
             spectrum = spectrum * mask.view([-1 if k == axis else 1 for k in range(3)])
     else:
-        at = tuple(int(dice.scalars.integers(1, max(2, n // 3))) for n in spectrum.shape)
-        angle = dice.uniform(0, 2 * np.pi)
-        height = dice.uniform(0.005, 0.03) * image.numel()
+        at = tuple(int(rng.scalars.integers(1, max(2, n // 3))) for n in spectrum.shape)
+        angle = rng.uniform(0, 2 * np.pi)
+        height = rng.uniform(0.005, 0.03) * image.numel()
         spectrum[at] += complex(height * np.cos(angle), height * np.sin(angle))
     return torch.fft.irfftn(spectrum, s=image.shape)
 
 
-def _scan(images: torch.Tensor, dice: Sequence[Dice], scanned: Sequence[bool]) -> None:
+def _scan(images: torch.Tensor, rng: Sequence[Rng], scanned: Sequence[bool]) -> None:
     """Noise, and then [0, 1], in place. Those that are ``scanned``, and not of a window, get a gamma, their
     own range, and some a window that cuts off the ends, as percentiles do.
     """
     device = images.device
     as_it_is = onto(device, np.logical_not(scanned), np.bool_).view(_EACH)
     _rescale(images, as_it_is)
-    curved = _chosen(dice, 0.5, scanned)
-    gammas = _each(device, [np.exp(dice[v].uniform(-0.7, 0.7)) for v in curved])
+    curved = _chosen(rng, 0.5, scanned)
+    gammas = _each(device, [np.exp(rng[v].uniform(-0.7, 0.7)) for v in curved])
     _change(images, curved, lambda some: some.clamp_(min=0).pow_(gammas))
-    _add_noise(images, dice, scanned)
+    _add_noise(images, rng, scanned)
     _rescale(images, as_it_is)
-    cut_off = _chosen(dice, 0.4, scanned)
-    low = [dice[v].uniform(-0.02, 0.2) for v in cut_off]
-    high = [dice[v].uniform(0.7, 1.02) for v in cut_off]
+    cut_off = _chosen(rng, 0.4, scanned)
+    low = [rng[v].uniform(-0.02, 0.2) for v in cut_off]
+    high = [rng[v].uniform(0.7, 1.02) for v in cut_off]
     ends = onto(device, [low, high])[..., None, None, None]
     _change(images, cut_off, lambda some: some.sub_(ends[0]).div_(ends[1] - ends[0]))
     images.clamp_(0, 1)
 
 
-def _add_noise(images: torch.Tensor, dice: Sequence[Dice], magnitude: Sequence[bool]) -> None:
+def _add_noise(images: torch.Tensor, rng: Sequence[Rng], magnitude: Sequence[bool]) -> None:
     """Gaussian noise in most, in place, or Rician in some of those that may be a ``magnitude``."""
     # Mostly little: a network that has learned to see through much noise sees smooth blobs in clean images.
-    noisy = _chosen(dice, 0.7)
-    levels = {v: float(np.exp(dice[v].uniform(np.log(0.002), np.log(0.02)))) for v in noisy}
-    rectified = [v for v in noisy if magnitude[v] and dice[v].chance(0.3)]
+    noisy = _chosen(rng, 0.7)
+    levels = {v: float(np.exp(rng[v].uniform(np.log(0.002), np.log(0.02)))) for v in noisy}
+    rectified = [v for v in noisy if magnitude[v] and rng[v].chance(0.3)]
     plain = [v for v in noisy if v not in rectified]
     of_plain, of_rectified = (_each(images.device, [levels[v] for v in some]) for some in (plain, rectified))
     if plain:
-        noise = normals([dice[v] for v in plain], images.shape[1:]).mul_(of_plain)
+        noise = normals([rng[v] for v in plain], images.shape[1:]).mul_(of_plain)
         _add(images, plain, noise)
-    _change(images, rectified, lambda some: rician(some, of_rectified, [dice[v] for v in rectified]))
+    _change(images, rectified, lambda some: rician(some, of_rectified, [rng[v] for v in rectified]))
 
 
-def rician(images: torch.Tensor, level: torch.Tensor | float, dice: Sequence[Dice]) -> torch.Tensor:
+def rician(images: torch.Tensor, level: torch.Tensor | float, rng: Sequence[Rng]) -> torch.Tensor:
     """The magnitude of images (V, Z, Y, X) with complex Gaussian noise."""
-    real, imaginary = (normals(dice, images.shape[1:]) * level for _ in range(2))
+    real, imaginary = (normals(rng, images.shape[1:]) * level for _ in range(2))
     return torch.hypot(images + real, imaginary)
 
 
@@ -362,12 +362,12 @@ def _rescale(images: torch.Tensor, but: torch.Tensor) -> None:
     images.sub_(low.masked_fill_(but, 0)).div_(width.masked_fill_(but, 1))
 
 
-def _cut(image: torch.Tensor, seen: torch.Tensor, dice: Dice) -> None:
+def _cut(image: torch.Tensor, seen: torch.Tensor, rng: Rng) -> None:
     """End the field of view at a plane across one axis; what lies beyond repeats the last slice."""
-    axis = int(dice.scalars.integers(3))
+    axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
-    kept = int(n * dice.uniform(0.25, 0.9))
-    first = 0 if dice.chance(0.5) else n - kept
+    kept = int(n * rng.uniform(0.25, 0.9))
+    first = 0 if rng.chance(0.5) else n - kept
     for start, length, edge in ((0, first, first), (first + kept, n - first - kept, first + kept - 1)):
         if length:
             image.narrow(axis, start, length).copy_(image.narrow(axis, edge, 1))

@@ -10,7 +10,7 @@ import torch
 
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Palette, random_palette
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 from regkit.synthesis.tissues import TISSUES, intensities
 
 NUMBERS = {name: number for number, name in enumerate(TISSUES)}
@@ -63,19 +63,19 @@ def _intensities(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array([NUMBERS[name] for name in found]), np.array(list(found.values())), np.array(least)
 
 
-def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
+def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
     """Mean and deviation of every label: as of a CT or an MR, or random ones of each tissue.
 
     Args:
         kinds: (256,) tissue of each label, of which ``count`` are in use.
     """
-    random = dice.scalars
-    means, deviations, _ = random_palette(dice)
+    random = rng.scalars
+    means, deviations, _ = random_palette(rng)
     tissue = means[: COUCH + 1].copy()
-    kind = ("ct", "t2", "t1", "fat", "random")[dice.one_of(5, (0.35, 0.1, 0.2, 0.1, 0.25))]
+    kind = ("ct", "t2", "t1", "fat", "random")[rng.one_of(5, (0.35, 0.1, 0.2, 0.1, 0.25))]
     if kind == "ct":
         low, high = random.uniform(-600, -120), random.uniform(200, 500)
-        medium = 0.0 if dice.chance(0.4) else dice.uniform(0, 1.6)  # contrast medium: none, little or much
+        medium = 0.0 if rng.chance(0.4) else rng.uniform(0, 1.6)  # contrast medium: none, little or much
         numbers, most, least = _intensities("ct")
         units = least + medium * (most - least)
         soft = np.flatnonzero((units > -200) & (units < 350))
@@ -85,13 +85,13 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     elif kind in _SPREAD:
         numbers, signals, _ = _intensities(kind)
         tissue[numbers] = signals / 900 * np.exp(random.normal(0, _SPREAD[kind], len(signals)))
-        if dice.chance(0.3):  # fat suppressed
+        if rng.chance(0.3):  # fat suppressed
             for name, share in _FATTY.items():
                 tissue[NUMBERS[name]] *= 1 - share * random.uniform(0.7, 1)
-        if kind == "t2" and dice.chance(0.25):  # fluid suppressed
+        if kind == "t2" and rng.chance(0.25):  # fluid suppressed
             for name in _FLUIDS:
                 tissue[NUMBERS[name]] *= random.uniform(0, 0.15)
-        if kind == "t1" and dice.chance(0.3):
+        if kind == "t1" and rng.chance(0.3):
             medium = random.uniform(0.1, 1)
             for name in _ENHANCED:
                 tissue[NUMBERS[name]] += medium * (0.8 if name in _BLOOD else random.uniform(0.1, 0.4))
@@ -100,11 +100,11 @@ def _palette(kinds: np.ndarray, count: int, dice: Dice) -> Palette:
     elif kind == "fat":
         tissue[list(NUMBERS.values())] = random.uniform(*_FAT_SHARES)
         tissue[COUCH] = 0
-    elif dice.chance(0.85):
+    elif rng.chance(0.85):
         # Air gives no signal, or the least; as a rule gas in the bowel is air.
-        tissue[0] = (0.0, 0.0, 0.0, tissue.max())[dice.one_of(4)]
+        tissue[0] = (0.0, 0.0, 0.0, tissue.max())[rng.one_of(4)]
         for name in _LIKE_AIR:
-            if dice.chance(0.8):
+            if rng.chance(0.8):
                 tissue[NUMBERS[name]] = np.clip(tissue[0] + random.normal(0, 0.03), 0, 1)
     if kind != "random":
         deviations = np.full(256, random.uniform(0, 0.04))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.noise import Dice, onto, smooth_noise
+from regkit.synthesis.noise import Rng, onto, smooth_noise
 from regkit.synthesis.shapes import Shape
 from regkit.synthesis.sources import Source
 
@@ -77,7 +77,7 @@ class Ensembles:
         return self.count[1] + self.details
 
 
-def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice) -> torch.Tensor:
+def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng) -> torch.Tensor:
     """One label map, (size, size, size) uint8.
 
     In thirds of the cases the shapes fill the volume, or lie in a body, or in a body with an envelope of
@@ -87,44 +87,42 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], dice: D
         sources: of shapes, and their weights.
     """
     shape = (how.size,) * 3
-    labels = torch.zeros(shape, dtype=torch.uint8, device=dice.device)
+    labels = torch.zeros(shape, dtype=torch.uint8, device=rng.device)
     used = 0
-    if dice.chance(0.3):
-        labels, used = _cells(how.size, dice)
+    if rng.chance(0.3):
+        labels, used = _cells(how.size, rng)
     rim_label = used + 1  # one tissue lies around all the organs that have a rim
     used += 1
-    count = int(dice.scalars.integers(how.count[0], how.count[1] + 1))
-    details = int(dice.scalars.integers(how.details + 1))
-    sizes = np.concatenate([_sizes(how.radius, count, dice), _sizes(how.detail_radius, details, dice)])
+    count = int(rng.scalars.integers(how.count[0], how.count[1] + 1))
+    details = int(rng.scalars.integers(how.details + 1))
+    sizes = np.concatenate([_sizes(how.radius, count, rng), _sizes(how.detail_radius, details, rng)])
     # Small shapes mostly come later, or hardly one of them would be left.
-    order = np.argsort(-sizes * np.exp(dice.scalars.normal(0, 0.5, len(sizes))))
-    rims = dice.chance(0.5)
+    order = np.argsort(-sizes * np.exp(rng.scalars.normal(0, 0.5, len(sizes))))
+    rims = rng.chance(0.5)
     for radius in sizes[order]:
         used += 1
-        rim = int(dice.scalars.integers(1, 3)) if rims and dice.chance(0.6) else 0
-        _paste(labels, _draw(sources, dice), radius, used, rim, rim_label, how.bend, dice)
-    body = int(dice.scalars.integers(3))
+        rim = int(rng.scalars.integers(1, 3)) if rims and rng.chance(0.6) else 0
+        _paste(labels, _draw(sources, rng), radius, used, rim, rim_label, how.bend, rng)
+    body = int(rng.scalars.integers(3))
     if body:
-        labels = _in_a_body(labels, used, layers=int(dice.scalars.integers(1, 5)) * (body == 2), dice=dice)
+        labels = _in_a_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
     return labels
 
 
 def draw_strays(
-    count: int, how: Ensembles, sources: Sequence[tuple[Source, float]], dice: Dice
+    count: int, how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng
 ) -> tuple[Stray, ...]:
     """Details that single views have, and the anatomy has not."""
     endless = np.full(3, np.inf)
     strays = []
-    for radius in _sizes(how.detail_radius, count, dice):
-        first, inside = _inside(
-            _draw(sources, dice), radius, np.zeros(3), (-endless, endless), how.bend, dice
-        )
+    for radius in _sizes(how.detail_radius, count, rng):
+        first, inside = _inside(_draw(sources, rng), radius, np.zeros(3), (-endless, endless), how.bend, rng)
         strays.append((inside.nonzero().cpu().numpy() + first).astype(np.int16))
     return tuple(strays)
 
 
 def paste_strays(
-    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], most: int, dice: Sequence[Dice]
+    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], most: int, rng: Sequence[Rng]
 ) -> None:
     """Write up to ``most`` strays into each of several label maps, each somewhere and turned somehow.
 
@@ -136,7 +134,7 @@ def paste_strays(
     drawn: list[tuple[Stray, np.ndarray, np.ndarray, np.ndarray]] = []
     numbers: list[int] = []
     values: list[int] = []
-    for v, (those, d) in enumerate(zip(strays, dice, strict=True)):
+    for v, (those, d) in enumerate(zip(strays, rng, strict=True)):
         if not those:
             continue
         random, count = d.scalars, int(d.scalars.integers(most + 1))
@@ -166,25 +164,25 @@ def paste_strays(
     labels.view(-1).index_fill_(0, at, _LAST_LABEL).scatter_reduce_(0, at, value, "amin")
 
 
-def _draw(sources: Sequence[tuple[Source, float]], dice: Dice) -> Shape:
+def _draw(sources: Sequence[tuple[Source, float]], rng: Rng) -> Shape:
     weights = np.array([weight for _, weight in sources])
-    source = sources[dice.scalars.choice(len(sources), p=weights / weights.sum())][0]
-    return source.draw(dice.scalars, dice.device)
+    source = sources[rng.scalars.choice(len(sources), p=weights / weights.sum())][0]
+    return source.draw(rng.scalars, rng.device)
 
 
-def _sizes(limits: tuple[float, float], count: int, dice: Dice) -> np.ndarray:
+def _sizes(limits: tuple[float, float], count: int, rng: Rng) -> np.ndarray:
     low, high = limits
-    return low * (high / low) ** dice.scalars.random(count)
+    return low * (high / low) ** rng.scalars.random(count)
 
 
-def _cells(size: int, dice: Dice) -> tuple[torch.Tensor, int]:
+def _cells(size: int, rng: Rng) -> tuple[torch.Tensor, int]:
     """A dense parcellation: the highest of several smooth noise fields wins."""
-    count = int(dice.scalars.integers(3, 9))
-    scale = dice.uniform(12, 48)
-    best = smooth_noise(dice, 1, (size,) * 3, scale)[0]
+    count = int(rng.scalars.integers(3, 9))
+    scale = rng.uniform(12, 48)
+    best = smooth_noise(rng, 1, (size,) * 3, scale)[0]
     labels = torch.zeros_like(best, dtype=torch.uint8)
     for label in range(1, count):
-        field = smooth_noise(dice, 1, (size,) * 3, scale)[0]
+        field = smooth_noise(rng, 1, (size,) * 3, scale)[0]
         labels.masked_fill_(field > best, label)
         torch.maximum(best, field, out=best)
     return labels, count - 1
@@ -198,12 +196,12 @@ def _paste(
     rim: int,
     rim_label: int,
     bend: float,
-    dice: Dice,
+    rng: Rng,
 ) -> None:
     """Write a shape, randomly scaled, turned, sheared, reflected, bent and placed, into the label map."""
     size = np.array(labels.shape)
-    centre = dice.scalars.uniform(0, size, 3)
-    first, inside = _inside(shape, radius, centre, (np.zeros(3), size), bend, dice, rim)
+    centre = rng.scalars.uniform(0, size, 3)
+    first, inside = _inside(shape, radius, centre, (np.zeros(3), size), bend, rng, rim)
     if inside.numel():
         part = labels[tuple(slice(a, a + n) for a, n in zip(first.tolist(), inside.shape))]
         if rim:
@@ -217,7 +215,7 @@ def _inside(
     centre: np.ndarray,
     limits: tuple[np.ndarray, np.ndarray],
     bend: float,
-    dice: Dice,
+    rng: Rng,
     margin: int = 0,
 ) -> tuple[np.ndarray, torch.Tensor]:
     """A shape, randomly scaled, turned, sheared, reflected and bent, about a centre, in (z, y, x).
@@ -230,22 +228,22 @@ def _inside(
         The first voxel of a box, and which voxels of the box (Z, Y, X) lie inside the shape; the box is empty
         where the shape lies beyond the limits.
     """
-    to_voxels = _random_affine(dice.scalars) * radius  # components are (x, y, z)
+    to_voxels = _random_affine(rng.scalars) * radius  # components are (x, y, z)
     reach = np.abs(to_voxels).sum(1)[::-1] * (1 + bend) + margin
     first = np.maximum(np.floor(centre - reach), limits[0]).astype(int)
     last = np.minimum(np.ceil(centre + reach) + 1, limits[1]).astype(int)
     if (last - first < 2).any():
-        return first, torch.zeros((0, 0, 0), dtype=torch.bool, device=dice.device)
+        return first, torch.zeros((0, 0, 0), dtype=torch.bool, device=rng.device)
     # The level of a large shape is smooth: every other voxel of it is enough.
     step = 2 if radius > _COARSE_ABOVE else 1
     z, y, x = (
-        torch.linspace(a, b - 1, math.ceil((b - a) / step), device=dice.device) - c
+        torch.linspace(a, b - 1, math.ceil((b - a) / step), device=rng.device) - c
         for a, b, c in zip(first.tolist(), last.tolist(), centre.tolist())
     )
     y, z = y[:, None], z[:, None, None]
     where = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
-    where += smooth_noise(dice, 3, where.shape[1:], max(where.shape[1:]) / dice.uniform(1.5, 5)) * (
-        bend * dice.uniform(0, 1)
+    where += smooth_noise(rng, 3, where.shape[1:], max(where.shape[1:]) / rng.uniform(1.5, 5)) * (
+        bend * rng.uniform(0, 1)
     )
     level = shape(where)
     if step > 1:
@@ -275,17 +273,17 @@ def _random_affine(random: np.random.Generator) -> np.ndarray:
     return np.asarray(turn @ shear * stretch)
 
 
-def _in_a_body(labels: torch.Tensor, used: int, layers: int, dice: Dice) -> torch.Tensor:
+def _in_a_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.Tensor:
     """Only what lies in a deformed ellipsoid is kept, and ``layers`` shells are laid along its surface."""
     size = labels.shape[0]
     quarter = size // 4
     grid = torch.linspace(-1, 1, quarter, device=labels.device)
     z, y, x = torch.meshgrid(grid, grid, grid, indexing="ij")
     where = torch.stack([x, y, z]) - torch.from_numpy(
-        dice.scalars.uniform(-0.35, 0.35, (3, 1, 1, 1)).astype(np.float32)
+        rng.scalars.uniform(-0.35, 0.35, (3, 1, 1, 1)).astype(np.float32)
     ).to(labels.device)
-    where += 0.2 * smooth_noise(dice, 3, where.shape[1:], quarter / dice.uniform(1.5, 4))
-    radii = dice.scalars.uniform(0.7, 1.4, 3)
+    where += 0.2 * smooth_noise(rng, 3, where.shape[1:], quarter / rng.uniform(1.5, 4))
+    radii = rng.scalars.uniform(0.7, 1.4, 3)
     level = sum((component / r).square() for component, r in zip(where, radii.tolist()))
     assert isinstance(level, torch.Tensor)
     # Voxels to the surface, about.
@@ -294,6 +292,6 @@ def _in_a_body(labels: torch.Tensor, used: int, layers: int, dice: Dice) -> torc
     labels = torch.where(labels == 0, used + 1, labels)
     bound = 0.0
     for layer in range(layers):
-        bound, inner = bound + dice.uniform(1.5, 7), bound
+        bound, inner = bound + rng.uniform(1.5, 7), bound
         labels = torch.where((depth >= inner) & (depth < bound), used + 2 + layer, labels)
     return labels.masked_fill(depth < 0, 0)

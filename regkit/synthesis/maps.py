@@ -22,7 +22,7 @@ from regkit.core.errors import RegkitError
 from regkit.core.jsontext import read_json
 from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.contrasts import NUMBERS, anatomy_of
-from regkit.synthesis.noise import Dice, smooth_noise
+from regkit.synthesis.noise import Rng, smooth_noise
 from regkit.synthesis.pose import posed, sides
 from regkit.synthesis.structures import STRUCTURES
 from regkit.synthesis.tissues import TISSUES
@@ -92,27 +92,27 @@ class LabelMaps:
     def __init__(self, legend: Legend, maps: Sequence[PackedMap]) -> None:
         self.legend, self.maps = legend, tuple(maps)
 
-    def draw(self, dice: Dice, spacing: float) -> Anatomy:
+    def draw(self, rng: Rng, spacing: float) -> Anatomy:
         """An anatomy, axes towards the patient's head, back and left (Z, Y, X), or a box out of it.
 
         Args:
-            dice: on the CPU.
+            rng: on the CPU.
             spacing: of the voxels, mm; where they are too small to hold the whole map, a box is drawn.
         """
-        chosen = self.maps[dice.one_of(len(self.maps))]
+        chosen = self.maps[rng.one_of(len(self.maps))]
         labels = chosen.array()
         shape = sides((_MARGIN * chosen.extent).tolist(), spacing)
-        middle = _middle(labels, chosen, shape, spacing, dice)
-        points = posed(dice, shape, spacing, middle, _TURN)
-        _displace(points, labels, chosen, self.legend.structures, dice)
+        middle = _middle(labels, chosen, shape, spacing, rng)
+        points = posed(rng, shape, spacing, middle, _TURN)
+        _displace(points, labels, chosen, self.legend.structures, rng)
         seen = _looked_up(labels, chosen.to_index, points)
         structures = self.legend.structures[seen]
-        if self.legend.alone.any() and dice.chance(_ALONE):
+        if self.legend.alone.any() and rng.chance(_ALONE):
             kept = self.legend.alone[seen]
             seen, structures = np.where(kept, seen, 0), np.where(kept, structures, 0)
-        if dice.chance(_MISSING):
-            seen, structures = _without_one(seen, structures, dice)
-        return anatomy_of(_mixed(seen, self.legend.tissues, spacing, dice), structures, spacing)
+        if rng.chance(_MISSING):
+            seen, structures = _without_one(seen, structures, rng)
+        return anatomy_of(_mixed(seen, self.legend.tissues, spacing, rng), structures, spacing)
 
 
 def load_maps(folder: Path) -> LabelMaps:
@@ -235,15 +235,15 @@ def packed(volume: Volume, legend: Legend) -> PackedMap:
 
 
 def _middle(
-    labels: npt.NDArray[np.uint8], of: PackedMap, shape: tuple[int, ...], spacing: float, dice: Dice
+    labels: npt.NDArray[np.uint8], of: PackedMap, shape: tuple[int, ...], spacing: float, rng: Rng
 ) -> npt.NDArray[np.float64]:
     """LPS mm of the middle of a box: of a random label as far as the box stays within the map."""
     room = np.maximum(_MARGIN * of.extent - spacing * np.array(shape[::-1]), 0) / 2
     if not room.any():
         return np.zeros(3)
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=2)[1:]) + 1
-    there = np.flatnonzero(labels == present[dice.one_of(len(present))])
-    index = np.unravel_index(there[dice.one_of(len(there))], labels.shape)[::-1]
+    there = np.flatnonzero(labels == present[rng.one_of(len(present))])
+    index = np.unravel_index(there[rng.one_of(len(there))], labels.shape)[::-1]
     place = np.linalg.inv(of.to_index)[:3] @ np.array([*index, 1.0])
     return place.clip(-room, room)
 
@@ -253,19 +253,19 @@ def _displace(
     labels: npt.NDArray[np.uint8],
     of: PackedMap,
     structures: npt.NDArray[np.uint8],
-    dice: Dice,
+    rng: Rng,
 ) -> None:
     """Move and resize some structures against the rest, what is around them following; in place."""
     numbers = np.setdiff1d(structures[np.unique(labels)], [0])
-    count = int(dice.scalars.integers(min(_MOST_DISPLACED, len(numbers)) + 1))
+    count = int(rng.scalars.integers(min(_MOST_DISPLACED, len(numbers)) + 1))
     to_world = np.linalg.inv(of.to_index)[:3]
-    for number in dice.scalars.choice(numbers, count, replace=False) if count else ():
+    for number in rng.scalars.choice(numbers, count, replace=False) if count else ():
         index = np.argwhere((structures == number)[labels])[::7, ::-1]
         places = index @ to_world[:, :3].T + to_world[:, 3]
         centre, reach = places.mean(0), float(np.sqrt(places.var(0).mean())) + 4
         # The map stays one to one: displacements change by less than their distance.
-        shift = dice.scalars.normal(0, 0.12, 3) * min(reach, 25)
-        growth = float(np.clip(dice.scalars.normal(0, 0.12), -0.3, 0.3))
+        shift = rng.scalars.normal(0, 0.12, 3) * min(reach, 25)
+        growth = float(np.clip(rng.scalars.normal(0, 0.12), -0.3, 0.3))
         away = points - centre.reshape(3, 1, 1, 1).astype(np.float32)
         near = np.exp(np.square(away).sum(0) * np.float32(-0.5 / reach**2))
         away *= np.float32(growth)
@@ -287,7 +287,7 @@ def _looked_up(
 
 
 def _without_one(
-    labels: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8], dice: Dice
+    labels: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8], rng: Rng
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Without a small structure: what lies around it fills its place."""
     from scipy.ndimage import distance_transform_edt
@@ -297,7 +297,7 @@ def _without_one(
     small = np.flatnonzero((sizes > 0) & (sizes < _LARGEST_MISSING * sizes.sum()))
     if not len(small):
         return labels, structures
-    gone = structures == small[dice.one_of(len(small))]
+    gone = structures == small[rng.one_of(len(small))]
     where = [np.flatnonzero(gone.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(slice(max(0, int(w[0]) - 1), int(w[-1]) + 2) for w in where)
     if gone[box].all():
@@ -309,7 +309,7 @@ def _without_one(
 
 
 def _mixed(
-    labels: npt.NDArray[np.uint8], tissues: Sequence[Sequence[int]], spacing: float, dice: Dice
+    labels: npt.NDArray[np.uint8], tissues: Sequence[Sequence[int]], spacing: float, rng: Rng
 ) -> npt.NDArray[np.uint8]:
     """The tissue of each voxel: where a label has several, they take turns over some millimetres."""
     most = max(map(len, tissues))
@@ -318,8 +318,8 @@ def _mixed(
         row[:] = [of_label[k * len(of_label) // most] for k in range(most)]
     if most == 1:
         return table[labels, 0]
-    scale = float(np.exp(dice.uniform(np.log(4), np.log(20)))) / spacing
-    noise = smooth_noise(dice, 1, labels.shape, max(scale, 2.0))[0].numpy()
+    scale = float(np.exp(rng.uniform(np.log(4), np.log(20)))) / spacing
+    noise = smooth_noise(rng, 1, labels.shape, max(scale, 2.0))[0].numpy()
     ends = [NormalDist().inv_cdf(k / most) for k in range(1, most)]
-    kind = np.digitize(noise, np.array(ends) + dice.scalars.normal(0, 0.6))
+    kind = np.digitize(noise, np.array(ends) + rng.scalars.normal(0, 0.6))
     return table[labels, kind]

@@ -17,7 +17,7 @@ _HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Dice:
+class Rng:
     """What a sample draws from: scalars on the host, so that no device waits for them, and voxels there.
 
     Args:
@@ -29,8 +29,8 @@ class Dice:
     voxels: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, *index: int, device: torch.device | str = "cpu") -> Dice:
-        """The same dice for the same numbers, on any machine with the same kind of device.
+    def of(cls, seed: int, *index: int, device: torch.device | str = "cpu") -> Rng:
+        """The same generator for the same numbers, on any machine with the same kind of device.
 
         Zeros at the end do not count: what must differ is to differ in another place.
         """
@@ -67,19 +67,19 @@ def _cumulated(shares: tuple[float, ...]) -> list[float]:
     return list(sums / sums[-1])
 
 
-def random_turn(dice: Dice, most: float) -> np.ndarray:
+def random_turn(rng: Rng, most: float) -> np.ndarray:
     """A rotation (3, 3) about any axis by up to ``most`` degrees."""
-    axis = dice.scalars.standard_normal(3)
-    angle = math.radians(dice.uniform(0, most))
+    axis = rng.scalars.standard_normal(3)
+    angle = math.radians(rng.uniform(0, most))
     x, y, z = (axis / np.linalg.norm(axis)).tolist()
     across = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + math.sin(angle) * across + 2 * math.sin(angle / 2) ** 2 * (across @ across)
 
 
-def normals(dice: Sequence[Dice], shape: Sequence[int]) -> torch.Tensor:
-    """Standard normal numbers (V, *shape), those of each sample from its own dice."""
-    drawn = torch.empty((len(dice), *shape), device=dice[0].device)
-    for sample, of_it in zip(drawn, dice):
+def normals(rng: Sequence[Rng], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal numbers (V, *shape), those of each sample from its own generator."""
+    drawn = torch.empty((len(rng), *shape), device=rng[0].device)
+    for sample, of_it in zip(drawn, rng):
         sample.normal_(generator=of_it.voxels)
     return drawn
 
@@ -89,20 +89,20 @@ def onto(device: torch.device, values: npt.ArrayLike, dtype: npt.DTypeLike = np.
     return torch.from_numpy(np.ascontiguousarray(values, dtype)).to(device, non_blocking=True)
 
 
-def smooth_noise(dice: Dice, channels: int, shape: Sequence[int], scale: float) -> torch.Tensor:
+def smooth_noise(rng: Rng, channels: int, shape: Sequence[int], scale: float) -> torch.Tensor:
     """Noise (channels, Z, Y, X) that varies over some ``scale`` voxels: a cubic B-spline of normal knots."""
-    return splined(dice.normal(channels, *knots(shape, scale)), shape)
+    return splined(rng.normal(channels, *knots(shape, scale)), shape)
 
 
 def smooth_noises(
-    dice: Sequence[Dice], channels: int, shape: Sequence[int], scales: Sequence[float]
+    rng: Sequence[Rng], channels: int, shape: Sequence[int], scales: Sequence[float]
 ) -> torch.Tensor:
     """The same of several samples, each of its own scale, evaluated together: (V, channels, Z, Y, X)."""
     sizes = [knots(shape, scale) for scale in scales]
     most = tuple(map(max, zip(*sizes)))
     counts = [channels * math.prod(size) for size in sizes]
-    drawn = torch.empty(sum(counts), device=dice[0].device)
-    for sample, of_it in zip(drawn.split(counts), dice):
+    drawn = torch.empty(sum(counts), device=rng[0].device)
+    for sample, of_it in zip(drawn.split(counts), rng):
         sample.normal_(generator=of_it.voxels)
     # All in boxes of one size. What is beyond the knots that there are weighs nothing, and may be any number.
     starts = accumulate(counts, initial=0)

@@ -15,7 +15,7 @@ from regkit.synthesis.anatomies import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
 from regkit.synthesis.maps import LabelMaps
-from regkit.synthesis.noise import Dice, onto, random_turn, smooth_noises, splined_at
+from regkit.synthesis.noise import Rng, onto, random_turn, smooth_noises, splined_at
 from regkit.synthesis.sources import Source
 
 # Voxels of the views of a body, in its own: finer ones would show its voxels, coarser ones miss what is fine.
@@ -99,9 +99,9 @@ class Pairs:
                     f"{self.ensembles.size}, got {list(shape)}"
                 )
 
-    def shape(self, dice: Dice) -> tuple[int, ...]:
+    def shape(self, rng: Rng) -> tuple[int, ...]:
         """The shape (Z, Y, X) of the volumes of a step."""
-        return self.shapes[dice.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
+        return self.shapes[rng.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
 
     @property
     def of_bodies(self) -> bool:
@@ -162,21 +162,21 @@ class Synthesiser:
 
     def draw(self, numbers: Sequence[int], shape: tuple[int, ...] | None = None) -> Views:
         """The pairs of some numbers, their volumes of a shape (Z, Y, X), by default cubes."""
-        anatomies, dice = [], []
+        anatomies, rng = [], []
         for number in numbers:
-            of_pair, turns = Dice.of(self.seed, 1, number, device=self.device), self.how.turns(number)
+            of_pair, turns = Rng.of(self.seed, 1, number, device=self.device), self.how.turns(number)
             # Not the least recently used ones: some that turns come back to would be among them.
             for other in self._held.keys() - turns:
                 del self._held[other]
             anatomies.append(self._anatomy(turns[int(of_pair.scalars.integers(len(turns)))]))
-            dice.append(of_pair)
-        return cut_and_render(anatomies, self.how, dice, shape)
+            rng.append(of_pair)
+        return cut_and_render(anatomies, self.how, rng, shape)
 
     def _anatomy(self, number: int) -> Anatomy:
         """One that is held, on the device, with a grain."""
         if number not in self._held:
-            dice = Dice.of(self.seed, 4, number, device=self.device)
-            self._held[number] = self._anatomies(number).with_grain(dice)
+            rng = Rng.of(self.seed, 4, number, device=self.device)
+            self._held[number] = self._anatomies(number).with_grain(rng)
         return self._held[number]
 
 
@@ -188,30 +188,30 @@ def draw_anatomy(
     maps: Sequence[LabelMaps] = (),
 ) -> Anatomy:
     """The anatomy of a number, on the CPU, without a grain: a trunk, a label map or an ensemble of shapes."""
-    dice = Dice.of(seed, 0, number)
-    kind = dice.uniform(0, 1) if how.of_bodies else 1.0
+    rng = Rng.of(seed, 0, number)
+    kind = rng.uniform(0, 1) if how.of_bodies else 1.0
     if kind < how.trunks + how.anatomies:
-        spacing = _spacing(how, dice)
+        spacing = _spacing(how, rng)
         if kind < how.trunks:
-            anatomy = draw_trunk(dice, spacing)
+            anatomy = draw_trunk(rng, spacing)
         else:
-            anatomy = maps[dice.one_of(len(maps))].draw(dice, spacing)
+            anatomy = maps[rng.one_of(len(maps))].draw(rng, spacing)
         low, high = how.spacing
         anatomy = replace(anatomy, views=(max(low, _FINEST * spacing), min(high, _COARSEST * spacing)))
     else:
-        anatomy = Anatomy(draw_labels(how.ensembles, sources, dice))
+        anatomy = Anatomy(draw_labels(how.ensembles, sources, rng))
     # No more than the pairs can show.
     count = how.strays * min(2 * how.reuse, _STRAYS)
-    return replace(anatomy, strays=draw_strays(count, how.ensembles, sources, dice))
+    return replace(anatomy, strays=draw_strays(count, how.ensembles, sources, rng))
 
 
-def _spacing(how: Pairs, dice: Dice) -> float:
+def _spacing(how: Pairs, rng: Rng) -> float:
     """Of the voxels of a body, mm, so that those of views are as likely at all scales."""
     finest = how.spacing[0] / _FINEST
-    return float(np.exp(dice.uniform(np.log(finest), np.log(max(finest, how.spacing[1] / _COARSEST)))))
+    return float(np.exp(rng.uniform(np.log(finest), np.log(max(finest, how.spacing[1] / _COARSEST)))))
 
 
-def draw_trunk(dice: Dice, spacing: float = 2.5) -> Anatomy:
+def draw_trunk(rng: Rng, spacing: float = 2.5) -> Anatomy:
     """A trunk, from a module that is not imported before one is wanted.
 
     Raises:
@@ -224,7 +224,7 @@ def draw_trunk(dice: Dice, spacing: float = 2.5) -> Anatomy:
             f"drawing trunks needs {error.name}, which is not installed; install scipy, or set "
             "'pairs.trunks: 0' in the configuration"
         ) from error
-    return drawn(dice, spacing)
+    return drawn(rng, spacing)
 
 
 @dataclass(frozen=True)
@@ -250,27 +250,27 @@ class _Cut:
 
 
 def cut_and_render(
-    anatomies: Sequence[Anatomy], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...] | None = None
+    anatomies: Sequence[Anatomy], how: Pairs, rng: Sequence[Rng], shape: tuple[int, ...] | None = None
 ) -> Views:
     """A pair of views of each of several anatomies.
 
     Args:
-        anatomies: on the device of the dice.
-        dice: for each pair.
+        anatomies: on the device of the generator.
+        rng: for each pair.
         shape: (Z, Y, X) of the volumes, by default cubes.
     """
     shape = shape or (how.size,) * 3
-    count, device = len(anatomies), dice[0].device
-    cuts = [_draw_cut(anatomy, how, d, shape) for anatomy, d in zip(anatomies, dice, strict=True)]
+    count, device = len(anatomies), rng[0].device
+    cuts = [_draw_cut(anatomy, how, d, shape) for anatomy, d in zip(anatomies, rng, strict=True)]
     *turned, scale, origin, last, strides = _vectors(cuts, device)
-    partner = _partner(turned, how, dice, shape)
+    partner = _partner(turned, how, rng, shape)
     where = (partner * scale).add_(origin)  # of the second views, in the anatomies
     labels = torch.empty((count, 2, *shape), dtype=torch.uint8, device=device)
     cells = torch.stack([_upright_cells(cuts, shape, device), _cells(where, last, strides)], dim=1)
     for anatomy, theirs, found in zip(anatomies, cells, labels):
         torch.index_select(anatomy.labels.view(-1), 0, theirs.view(-1), out=found.view(-1))
     labels = labels.flatten(0, 1)
-    views = [(anatomy, d) for anatomy, d in zip(anatomies, dice) for _ in range(2)]
+    views = [(anatomy, d) for anatomy, d in zip(anatomies, rng) for _ in range(2)]
     of_views = [d for _, d in views]
     structures = looked_up([anatomy.structures for anatomy, _ in views], labels, np.uint8)
     if how.strays:
@@ -285,18 +285,18 @@ def cut_and_render(
     return Views(rendering.images, labels, rendering.seen, partner, structures)
 
 
-def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) -> _Cut:
+def _draw_cut(anatomy: Anatomy, how: Pairs, rng: Rng, shape: tuple[int, ...]) -> _Cut:
     sides = np.array(shape)
     axes, flips, scale = np.arange(3), np.zeros(3, bool), 1.0
     if anatomy.spacing:
-        scale = float(np.exp(dice.uniform(*np.log(anatomy.views or how.spacing)))) / anatomy.spacing
+        scale = float(np.exp(rng.uniform(*np.log(anatomy.views or how.spacing)))) / anatomy.spacing
     else:
         # Axes are flipped and exchanged for both alike: the templates' own axes mean nothing.
-        axes, flips = dice.scalars.permutation(3), dice.scalars.random(3) < 0.5
+        axes, flips = rng.scalars.permutation(3), rng.scalars.random(3) < 0.5
     extent = np.array(anatomy.labels.shape)[axes]
-    first, shift = _places(extent, sides, scale, how, dice)
+    first, shift = _places(extent, sides, scale, how, rng)
     origin = (first + 0.5) * scale - 0.5
-    turn = random_turn(dice, how.turn) * np.exp(dice.scalars.uniform(-how.stretch, how.stretch, 3))
+    turn = random_turn(rng, how.turn) * np.exp(rng.scalars.uniform(-how.stretch, how.stretch, 3))
     middle = (sides[::-1] - 1) / 2
     return _Cut(
         tuple(axes.tolist()),
@@ -310,18 +310,18 @@ def _draw_cut(anatomy: Anatomy, how: Pairs, dice: Dice, shape: tuple[int, ...]) 
 
 
 def _places(
-    extent: np.ndarray, sides: np.ndarray, scale: float, how: Pairs, dice: Dice
+    extent: np.ndarray, sides: np.ndarray, scale: float, how: Pairs, rng: Rng
 ) -> tuple[np.ndarray, np.ndarray]:
     """First voxel of the first cut-out, and the shift to the second; voxels of ``scale`` of the anatomy's."""
     room = np.floor(extent / scale).astype(int) - sides
     if (room < 0).any():  # a trunk that is seen whole: the views need not lie within it
         reach = np.minimum(how.offset, sides // 4)
-        shift = dice.scalars.integers(-reach, reach + 1)
-        return dice.scalars.integers(np.minimum(room, 0), np.maximum(room, 0) + 1), shift
+        shift = rng.scalars.integers(-reach, reach + 1)
+        return rng.scalars.integers(np.minimum(room, 0), np.maximum(room, 0) + 1), shift
     reach = np.minimum(how.offset, room)
-    shift = dice.scalars.integers(-reach, reach + 1)
+    shift = rng.scalars.integers(-reach, reach + 1)
     low, high = np.maximum(0, -shift), room - np.maximum(0, shift)
-    return dice.scalars.integers(low, high + 1), shift
+    return rng.scalars.integers(low, high + 1), shift
 
 
 def _vectors(cuts: Sequence[_Cut], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -331,7 +331,7 @@ def _vectors(cuts: Sequence[_Cut], device: torch.device) -> tuple[torch.Tensor, 
 
 
 def _partner(
-    turned: Sequence[torch.Tensor], how: Pairs, dice: Sequence[Dice], shape: tuple[int, ...]
+    turned: Sequence[torch.Tensor], how: Pairs, rng: Sequence[Rng], shape: tuple[int, ...]
 ) -> torch.Tensor:
     """Where the voxels of the second views lie in the first ones, (N, 3, Z, Y, X).
 
@@ -342,9 +342,9 @@ def _partner(
     z, y, x = (_counted(n, shift.device) for n in shape)
     where = across * x + (down * y[:, None] + shift)
     where = where + along * z[:, None, None]
-    lengths = [max(shape) / d.uniform(1.5, 4) for d in dice]
-    bends = [length * d.uniform(0, how.bend) for length, d in zip(lengths, dice)]
-    bent = smooth_noises(dice, 3, shape, lengths)
+    lengths = [max(shape) / d.uniform(1.5, 4) for d in rng]
+    bends = [length * d.uniform(0, how.bend) for length, d in zip(lengths, rng)]
+    bent = smooth_noises(rng, 3, shape, lengths)
     return where.addcmul_(bent, onto(shift.device, bends).view(-1, 1, 1, 1, 1))
 
 

@@ -23,7 +23,7 @@ from regkit.core.geometry import Float64, Grid
 from regkit.io.images import Volume
 from regkit.synthesis.anatomy import NAMES, draw
 from regkit.synthesis.appearance import bias, blurred, rician
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 _SPACING = 2.6  # mm, in-plane of the MR at full size
 _HALF_TRUNK = np.array([130.0, 85.0, 105.0])  # mm
@@ -142,14 +142,14 @@ def torso(seed: int = 0, spacing: float = _SPACING) -> Phantom:
 
     texture = int(anatomy.generate_state(1)[0])
     image, labels = draw(_on_grid(fixed_grid, shape.to_anatomy), "t2", max(fixed_grid.spacing), texture)
-    fixed = Volume(scanned_mr(image, Dice.of(seed, 1)), fixed_grid, "phantom MR")
+    fixed = Volume(scanned_mr(image, Rng.of(seed, 1)), fixed_grid, "phantom MR")
     fixed_labels = Volume(labels, fixed_grid, "phantom MR labels")
 
     coordinates = _on_grid(moving_grid, lambda y: shape.to_anatomy(truth.inverse(y)))
     image, labels = draw(coordinates, "ct", max(moving_grid.spacing), texture)
     back = truth(shape.from_anatomy(np.array([0.0, 97.0, 0.0])))
     _couch(image, coordinates, moving_grid, back)
-    moving = Volume(scanned_ct(image, Dice.of(seed, 2)), moving_grid, "phantom CT")
+    moving = Volume(scanned_ct(image, Rng.of(seed, 2)), moving_grid, "phantom CT")
     moving_labels = Volume(labels, moving_grid, "phantom CT labels")
 
     landmarks = shape.from_anatomy(np.array(list(_LANDMARKS.values()), dtype=np.float64))
@@ -254,16 +254,16 @@ def _on_grid(grid: Grid, function: Callable[[Float64], Float64]) -> npt.NDArray[
     return np.ascontiguousarray(values)
 
 
-def scanned_mr(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
+def scanned_mr(image: npt.NDArray[np.float32], rng: Rng) -> npt.NDArray[np.int16]:
     """An MR of drawn signal: a coil that sees some parts better, a scanner's gamma, and Rician noise."""
     signal = 900 * (blurred(torch.from_numpy(image)[None], [[0.45] * 3]).clamp_(min=0) / 900) ** 1.1
-    noisy = rician(signal * bias(image.shape, 0.12, dice), 14.0, [dice])
+    noisy = rician(signal * bias(image.shape, 0.12, rng), 14.0, [rng])
     return np.asarray(noisy[0].round_().numpy(), dtype=np.int16)
 
 
-def scanned_ct(image: npt.NDArray[np.float32], dice: Dice) -> npt.NDArray[np.int16]:
+def scanned_ct(image: npt.NDArray[np.float32], rng: Rng) -> npt.NDArray[np.int16]:
     """A CT of drawn HU: the blur of the reconstruction and its correlated noise of 12 HU."""
-    noise = blurred(dice.normal(1, *image.shape), [[0.6] * 3])
+    noise = blurred(rng.normal(1, *image.shape), [[0.6] * 3])
     noisy = blurred(torch.from_numpy(image)[None], [[0.45] * 3]) + noise * (12 / noise.std())
     return np.asarray(noisy[0].clamp_(-1024, 3071).round_().numpy(), dtype=np.int16)
 

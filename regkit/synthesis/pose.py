@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from regkit.synthesis.noise import Dice, random_turn, smooth_noise
+from regkit.synthesis.noise import Rng, random_turn, smooth_noise
 
 MOST_SIDE = 160
 """Voxels along a side of an anatomy; of what is larger a box is taken."""
@@ -20,7 +20,7 @@ def sides(extent: Sequence[float], spacing: float) -> tuple[int, int, int]:
 
 
 def posed(
-    dice: Dice,
+    rng: Rng,
     shape: tuple[int, int, int],
     spacing: float,
     middle: npt.ArrayLike,
@@ -30,20 +30,20 @@ def posed(
     """Coordinates (3, Z, Y, X), mm, in a body of the voxels of an anatomy: turned, stretched and bent.
 
     Args:
-        dice: on the CPU.
+        rng: on the CPU.
         middle: (x, y, z) of the middle of the anatomy in the body, mm.
         turn: by at most so many degrees.
         girth: the body is so many times as wide along x, y and z.
     """
-    random = dice.scalars
+    random = rng.scalars
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(spacing) for n in shape]
     points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
-    rotation = random_turn(dice, turn).astype(np.float32)
+    rotation = random_turn(rng, turn).astype(np.float32)
     size = np.exp(random.normal(0, 0.06) + random.normal(0, 0.05, 3)).astype(np.float32)
     size /= np.asarray(girth, np.float32)
     points = np.einsum("ij,jzyx->izyx", (rotation * size).astype(np.float32), points)
-    bend = smooth_noise(dice, 3, shape, random.uniform(90, 200) / spacing) * random.uniform(2, 12)
-    bend += smooth_noise(dice, 3, shape, random.uniform(35, 60) / spacing) * random.uniform(0, 2.5)
+    bend = smooth_noise(rng, 3, shape, random.uniform(90, 200) / spacing) * random.uniform(2, 12)
+    bend += smooth_noise(rng, 3, shape, random.uniform(35, 60) / spacing) * random.uniform(0, 2.5)
     points += bend.numpy()
     points += np.asarray(middle, np.float32).reshape(3, 1, 1, 1)
     return points

@@ -14,7 +14,7 @@ from regkit.io.images import Volume, load_labels
 from regkit.io.outputs import save_image
 from regkit.segmentation.files import Labelled
 from regkit.synthesis.appearance import Palette, render
-from regkit.synthesis.noise import Dice
+from regkit.synthesis.noise import Rng
 
 # What is scored, by the names of the layout, and the numbers that are part of it.
 _PARTS = {
@@ -82,10 +82,10 @@ def _image(labels: npt.NDArray[np.integer], number: int) -> npt.NDArray[np.float
     contrast = np.random.default_rng(_SEED).uniform(0.05, 0.95, _IDS)  # by the id: the same in all heads
     for mean, parts in _T1.items():
         contrast[list(parts)] = mean
-    dice = Dice.of(_SEED, 1, number)
+    rng = Rng.of(_SEED, 1, number)
     means = np.zeros(256)
-    means[: len(ids)] = contrast[ids] + _STRAY * dice.scalars.standard_normal(len(ids)) * (ids > 0)
+    means[: len(ids)] = contrast[ids] + _STRAY * rng.scalars.standard_normal(len(ids)) * (ids > 0)
     palette = Palette(means, np.full(256, 0.02))
     volume = torch.from_numpy(numbered.reshape(labels.shape).astype(np.uint8))
-    image: npt.NDArray[np.float32] = render(volume[None], [dice], [palette], partial=0.0).images[0].numpy()
+    image: npt.NDArray[np.float32] = render(volume[None], [rng], [palette], partial=0.0).images[0].numpy()
     return image

@@ -4,7 +4,8 @@ Each has a twin in torch, which says what it computes, serves every other device
 kernels are tested against.
 
 The kernels are C without a dependency, compiled when regkit is installed. Where there was no compiler, regkit
-is slower and says so once.
+is slower and says so once; with ``REGKIT_REQUIRE_KERNELS=1`` in the environment that is an error. What each
+kernel takes stands in :mod:`regkit.ops.native.signatures`.
 """
 
 from __future__ import annotations
@@ -13,37 +14,45 @@ import ctypes
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 
-Argument = torch.Tensor | np.ndarray | int | float | None
-BLOCK = 2048  # of kernels.h
-_VERSION = 14  # of the kernels; see module.c
-_INSTRUCTIONS = {"_v4": "AVX-512", "_v3": "AVX2 and FMA"}  # by the suffix of module.c
+from regkit.core.errors import RegkitError
+from regkit.ops.native.signatures import DIGEST, KERNELS, Argument, blocks
+
+__all__ = [
+    "Argument", "blocks", "empty", "empty_for", "fast_bfloat16", "fast_eightbit", "instructions", "run",
+    "serves", "why_missing",
+]  # fmt: skip
+
+# By the number that instruction_set() of module.c returns.
+_INSTRUCTIONS = ("those that every processor of its kind has", "AVX2 and FMA", "AVX-512")
 _LINE = 64  # bytes of a cache line
-_PARTS_PER_THREAD = 4
-_MOST_THREADS = 8  # Python hands the parts out, which takes longer than 16 save (measured)
-_pool: ThreadPoolExecutor | None = None
 
 
 def _open() -> ctypes.CDLL:
     """The library of kernels.
 
     Raises:
-        OSError: if there is none, or one of another version.
+        OSError: if there is none, or one for another table of signatures.
     """
-    found = find_spec("regkit.ops.native._kernels")
+    found = find_spec(f"{__name__}._kernels")
     if found is None or found.origin is None:
         raise OSError("they were not compiled when regkit was installed")
     library = ctypes.CDLL(found.origin)
     # As after a pull into an editable install: other arguments would be written over who knows what.
-    if not hasattr(library, "version") or library.version() != _VERSION:
+    if not hasattr(library, "digest"):
         raise OSError("they were compiled for another version of regkit")
+    library.digest.restype = ctypes.c_char_p
+    if library.digest().decode() != DIGEST:
+        raise OSError("they were compiled for another version of regkit")
+    library.run.argtypes = [
+        ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_double),
+    ]  # fmt: skip
     return library
 
 
@@ -52,6 +61,10 @@ def _library() -> ctypes.CDLL | None:
     try:
         return _open()
     except OSError as error:
+        if os.environ.get("REGKIT_REQUIRE_KERNELS") == "1":
+            raise RegkitError(
+                f"REGKIT_REQUIRE_KERNELS is set and there are no compiled kernels: {error}"
+            ) from error
         warnings.warn(
             f"regkit runs without its compiled kernels and takes several times longer: {error}. Install it "
             "where there is a C compiler.",
@@ -70,18 +83,16 @@ def why_missing() -> str | None:
 
 
 @cache
-def _suffix() -> str:
-    """What the names of the kernels for this machine's instructions end with."""
+def _instruction_set() -> int:
+    """Which set of kernels is for this machine's instructions."""
     library = _library()
     assert library is not None
-    library.suffix.restype = ctypes.c_char_p
-    own: bytes = library.suffix()
-    return own.decode()
+    return int(library.instruction_set())
 
 
 def instructions() -> str:
     """The instructions of the processor that the kernels use. Only where there are kernels."""
-    return _INSTRUCTIONS.get(_suffix(), "those that every processor of its kind has")
+    return _INSTRUCTIONS[_instruction_set()]
 
 
 def serves(*tensors: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
@@ -112,72 +123,41 @@ def empty(*shape: int, dtype: type[np.generic] = np.float32) -> torch.Tensor:
     return torch.from_numpy(room[start : start + size].view(dtype).reshape(shape))
 
 
-def blocks(count: int) -> int:
-    """How many blocks hold so many cells or values, for the kernels that count in them."""
-    return -(-count // BLOCK)
+def empty_for(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Uninitialised, of a tensor's type and device: by :func:`empty` where that can be."""
+    plain = like.is_cpu and like.dtype == torch.float32
+    return empty(*shape) if plain else like.new_empty(shape)
 
 
-def run(kernel: str, count: int, *arguments: Argument, parts_per_thread: int = _PARTS_PER_THREAD) -> float:
-    """Call a kernel for ranges that make up ``count``, on as many threads as torch uses, up to eight.
+def run(kernel: str, /, **arguments: Argument) -> float:
+    """Call a kernel on as many threads as torch uses.
 
     Args:
-        kernel: name of a function ``double (int64_t first, int64_t last, ...)``.
-        parts_per_thread: more of them leave what a thread that is held up does not do to the others; fewer
-            suit a kernel that does something more for each range.
-        arguments: what follows. A tensor or array, which lies in memory in the order of its axes, is passed
-            as the address of its data, an int as ``int64_t``, a float as ``double``, None as a null pointer.
+        kernel: a name in the table of :mod:`regkit.ops.native.signatures`.
+        arguments: by the names in the table; a tensor or array, an int, a float, or None for an array that
+            may be left out.
 
     Returns:
-        The sum of what the calls return, always added in the same order.
+        The sum of what the kernel returns for each range of its work, added in their order, so that the same
+        number of threads gives the same sum.
+
+    Raises:
+        TypeError: if an argument is missing, unknown, or of another type.
+        ValueError: if one is of another shape or order in memory, or overlaps another that is written.
+        MemoryError: if there is no memory for the kernel's scratch.
     """
     library = _library()
     assert library is not None
-    function = library[kernel + _suffix()]
-    function.restype = ctypes.c_double
-    passed = [_passed(value) for value in arguments]
-    threads = max(1, min(torch.get_num_threads(), _MOST_THREADS, count))
-    parts = 1 if threads == 1 else min(count, parts_per_thread * threads)
-    found = [0.0] * parts
-    left: Iterator[int] = iter(range(parts))  # next() of it is atomic
-
-    def work() -> None:
-        while (k := next(left, None)) is not None:
-            first, last = count * k // parts, count * (k + 1) // parts
-            found[k] = float(function(ctypes.c_int64(first), ctypes.c_int64(last), *passed))
-
-    others = [_threads().submit(work) for _ in range(threads - 1)]
-    try:
-        work()
-    finally:
-        # Interrupted or not: nobody writes to the arguments once they are the caller's again.
-        left = iter(())
-        for other in others:
-            other.result()
-    return sum(found)
-
-
-def _passed(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, np.ndarray):
-        return ctypes.c_void_p(value.ctypes.data)
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int64(int(value)) if isinstance(value, (int, np.integer)) else ctypes.c_double(value)
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "regkit")
-    return _pool
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-# A forked process has none of its parent's threads.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    signature = KERNELS[kernel]
+    count, packed = signature.checked(arguments)
+    threads = max(1, min(torch.get_num_threads(), count))
+    parts = 1 if threads == 1 else min(count, signature.ranges * threads)
+    total = ctypes.c_double()
+    status = library.run(
+        _instruction_set(), signature.number, count, parts, threads, packed, ctypes.byref(total)
+    )
+    if status == 1:
+        raise MemoryError(f"no memory for the kernel {kernel}")
+    if status:
+        raise RuntimeError(f"this machine's instructions have no kernel {kernel}")
+    return total.value

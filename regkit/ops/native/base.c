@@ -1,4 +1,4 @@
 /* The kernels for what every machine of its kind has: SSE2, NEON. */
 #define SUFFIX _base
 #define WIDTH 4
-#include "all.h"
+#include "families.h"

@@ -2,7 +2,9 @@
  *
  * Arrays are C-contiguous float32 unless a signature says otherwise; fields are (3, Z, Y, X) with components
  * (x, y, z), in cells. A kernel does a range [first, last) of its outermost axis and is called from several
- * threads at once, each with another range; it returns a share of a sum, or 0.
+ * threads at once, each with another range; it returns a share of a sum, 0, or NO_MEMORY. What it takes stands in
+ * signatures.py, from which its prototype and the checks of a call are made. Scratch whose size hangs on an image
+ * comes from the heap: a row of millions of voxels does not fit a thread's stack.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,11 +14,18 @@
 #include <immintrin.h>
 #endif
 
+#include "call.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #define JOINED(a, b) a##b
 #define NAMED(name, suffix) JOINED(name, suffix)
 /* SUFFIX and WIDTH, floats in a register, are those of the instruction set: see base.c, v3.c and v4.c. */
-#define KERNEL(name) __attribute__((visibility("default"))) double NAMED(name, SUFFIX)
+/* Found by their place in the table of calls alone. Never inlined there: they are compiled as they stand. */
+#define NAMED_KERNEL(name) JOINED(kernel_, name)
+#define KERNEL(name) static __attribute__((noinline)) double NAMED_KERNEL(name)
+
+/* What a kernel returns that got no memory for its scratch; no sum is this. */
+#define NO_MEMORY (-INFINITY)
 
 /* Before a loop whose arrays do not overlap. */
 #if defined(__clang__)
@@ -25,8 +34,10 @@
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-/* Cells, or values, that kernels without an axis of their own count their ranges in; BLOCK of __init__.py. */
-#define BLOCK 2048
+/* Whether there are the kernels of eightbit.c: their instruction is one of some processors of this set. */
+#if WIDTH == 16 && !defined(__clang__)
+#define EIGHTBIT
+#endif
 
 /* Floats of a cell come in multiples of this, whatever the width of a register. */
 #define LANES 16
@@ -149,4 +160,14 @@ INLINE vec4 totals(vec a, vec b, vec c, vec d) {
     const vec4 ab = SHUFFLE(qa, qb, 0, 4, 1, 5) + SHUFFLE(qa, qb, 2, 6, 3, 7);
     const vec4 cd = SHUFFLE(qc, qd, 0, 4, 1, 5) + SHUFFLE(qc, qd, 2, 6, 3, 7);
     return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+/* exp(v) for v <= 0, to 2e-7 of itself; 0 below -87. */
+INLINE float exponential(float v) {
+    const float t = v * 1.44269504f, whole = floorf(t + 0.5f), u = (t - whole) * 0.69314718f;
+    const float p = 1 + u * (1 + u * (0.5f + u * (0.16666667f + u * (0.041666667f + u * (8.3333333e-3f + u * 1.3888889e-3f)))));
+    const int32_t power = ((int32_t)(whole < -126 ? -127 : whole) + 127) << 23;
+    float two;
+    memcpy(&two, &power, sizeof two);
+    return p * two;
 }

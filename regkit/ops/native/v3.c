@@ -7,7 +7,7 @@
 #endif
 #define SUFFIX _v3
 #define WIDTH 8
-#include "all.h"
+#include "families.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -7,7 +7,7 @@
 #endif
 #define SUFFIX _v4
 #define WIDTH 16
-#include "all.h"
+#include "families.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,7 +1,26 @@
-/* The coarse stage: costs of every displacement in a cube, and which of them a smooth field would choose. */
+/* The coarse stage: costs of every displacement in a cube, and which of them a smooth field would choose.
+ *
+ * The moving map has `radius` cells more on every side, so that every displacement of a cell leads to one:
+ *
+ *     moving, a plane       fixed            costs: a volume (z, y, x) for each of side^3 displacements
+ *     + + + + + + + +                        d = (dx, dy, dz), numbered dz, dy, dx from -radius on
+ *     + . . . . . . +       . . . . . .
+ *     + . . . . . . +  <--  . c . . . .      cost(d, c) = mean over the box of 3^3 cells around c of the
+ *     + . . . . . . +       . . . . . .      weighted |F(c) - M(c + d)|^2
+ *     + + + + + + + +
+ *
+ * `costs` goes through a tile of TILE rows of y, all x, and a range of z, for one dz after the other. Of every
+ * plane k it makes the sums over 3 x 3 cells for all dy and dx; a ring of three planes gives the boxes:
+ *
+ *     ring  [k - 2] [k - 1] [k]   -->   costs of plane k - 1
+ *
+ * `choose` goes through rows, and for each of them through all displacements. */
 
 /* Rows of y that are worked on at once: what they need stays in the cache. */
 #define TILE 8
+
+/* Displacements along an axis. */
+#define MOST_SIDE 9
 
 /* Cells beyond both ends of a row of differences, one of which counts. */
 #define ENDS 16
@@ -67,11 +86,11 @@ INLINE void differences(const int shorts, const int side, const Tile *fixed, con
     const int64_t pitch = fixed->pitch, wide = moving->pitch, channels = fixed->channels;
     const float *here_weights = fixed->weights + own * pitch, *there_weights = moving->weights + other * wide;
     for (int64_t i = 0; i < pitch; i += WIDTH) {
-        vec found[side];
+        vec found[MOST_SIDE];
         if (shorts) {
             const int32_t *here = (const int32_t *)fixed->values + own * channels * pitch + i;
             const int32_t *there = (const int32_t *)moving->values + other * channels * wide + i;
-            ivec sums[side];
+            ivec sums[MOST_SIDE];
             for (int d = 0; d < side; d++) sums[d] = (ivec){0};
             for (int64_t c = 0; c < channels; c++) {
                 const ivec one = *(const loose_ivec *)(here + c * pitch);
@@ -85,7 +104,7 @@ INLINE void differences(const int shorts, const int side, const Tile *fixed, con
         } else {
             const float *here = (const float *)fixed->values + own * channels * pitch + i;
             const float *there = (const float *)moving->values + other * channels * wide + i;
-            vec sums[side];
+            vec sums[MOST_SIDE];
             for (int d = 0; d < side; d++) sums[d] = all(0);
             for (int64_t c = 0; c < channels; c++) {
                 const vec one = load(here + c * pitch);
@@ -133,23 +152,23 @@ static void sums_of_three(int side, const float *rows, int64_t pitch, float *sum
 #define MOST 65534.0f
 #define UNKNOWN 65535
 
-/* Planes [first, last) of costs for boxes of 3^3 cells as in regkit.costvolume.known_costs:
- * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `costs` (side^3, z, y,
+/* Planes [first, last) of costs for boxes of 3^3 cells as in regkit.solver.costvolume.known_costs:
+ * either `whole` (side^3, z, y, x), NaN where less than a quarter of the box has data, or `short_costs` (side^3, z, y,
  * radius + x + radius) in 16 bits, UNKNOWN there and in the margins; features are then taken in 16 bits, times
  * `scale`. Of their z planes they hold `planes` from `start` on. fixed (channels, z, y, x); moving the same with
- * radius cells more on every side; their weights without the channels. Returns -infinity if there is no memory. */
+ * radius cells more on every side; their weights without the channels. */
 KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixed_weight, const float *moving,
               const float *moving_weight, int64_t channels, int64_t z, int64_t y, int64_t x, int64_t radius,
-              int64_t start, int64_t planes, double scale, float *whole, uint16_t *costs) {
+              int64_t start, int64_t planes, double scale, float *whole, uint16_t *short_costs) {
     static Differences *const of_radius[2][4] = {{floats_3, floats_5, floats_7, floats_9},
                                                  {shorts_3, shorts_5, shorts_7, shorts_9}};
-    const int shorts = costs != NULL, side = 2 * (int)radius + 1;
+    const int shorts = short_costs != NULL, side = 2 * (int)radius + 1;
     Differences *const differences_of_row = of_radius[shorts][radius - 1];
     first += start;
     last += start;
     const int64_t margin = side / 2, wide_z = z + side - 1, wide_y = y + side - 1, wide_x = x + side - 1;
     const int64_t pitch = (x + WIDTH - 1) / WIDTH * WIDTH, wide = pitch + ENDS, padded = pitch + 2 * ENDS;
-    const int64_t rows = TILE + 2, block = TILE * pitch, plane = 2 * side * side * block;
+    const int64_t tile = y < TILE ? y : TILE, rows = tile + 2, block = tile * pitch, plane = 2 * side * side * block;
     const int64_t kept = shorts ? (channels + 1) / 2 : channels, deep = last - first + 2;
     const int64_t here_rows = deep * rows, there_rows = (deep + side - 1) * (rows + side - 1);
     const int64_t sizes[] = {here_rows * (kept + 2) * pitch, there_rows * (kept + 2) * wide, 2 * side * padded,
@@ -157,7 +176,7 @@ KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixe
     int64_t floats = 0;
     for (int k = 0; k < 5; k++) floats += sizes[k];
     float *scratch = calloc(floats, sizeof(float));
-    if (!scratch) return -INFINITY;
+    if (!scratch) return NO_MEMORY;
     float *values = scratch, *difference = values + sizes[0] + sizes[1], *weight = difference + side * padded;
     float *boxed = difference + sizes[2], *ring = boxed + sizes[3];
     Tile here = {first - 1, 0, 0, kept, pitch, values, values + here_rows * kept * pitch, 0};
@@ -216,7 +235,7 @@ KERNEL(costs)(int64_t first, int64_t last, const float *fixed, const float *fixe
                                 }
                                 continue;
                             }
-                            uint16_t *cost = costs + (row + j) * (x + 2 * margin) + margin;
+                            uint16_t *cost = short_costs + (row + j) * (x + 2 * margin) + margin;
                             INDEPENDENT
                             for (int64_t i = 0; i < x; i++) {
                                 const float w = p[block + i] + q[block + i] + r[block + i];
@@ -313,15 +332,15 @@ INLINE int64_t rows_at_once(int64_t x) {
     return fitting < 1 ? 1 : fitting < BLOCK_ROWS ? fitting : BLOCK_ROWS;
 }
 
-INLINE void neutral_planes(const int side, int64_t first, int64_t last, const Costs *c, float *neutral) {
+INLINE void neutral_planes(const int side, int64_t first, int64_t last, const Costs *c, float *neutral, int32_t *sum,
+                           int32_t *count) {
     const int r = side / 2;
     const int64_t x = c->x, y = c->y, most = rows_at_once(x);
-    int32_t sum[most * x], count[most * x];
     for (int64_t k = first; k < last; k++)
         for (int64_t top = 0; top < y; top += most) {
             const int64_t rows = top + most < y ? most : y - top;
-            memset(sum, 0, sizeof sum);
-            memset(count, 0, sizeof count);
+            memset(sum, 0, most * x * sizeof(int32_t));
+            memset(count, 0, most * x * sizeof(int32_t));
             for (int dz = -r; dz <= r; dz++)
                 for (int dy = -r; dy <= r; dy++)
                     for (int64_t j = 0; j < rows; j++) {
@@ -347,12 +366,16 @@ INLINE void neutral_planes(const int side, int64_t first, int64_t last, const Co
 KERNEL(neutral)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
                 int64_t back, float *neutral) {
     const Costs c = {costs, z, y, x, (int)back};
+    const int64_t cells = rows_at_once(x) * x;
+    int32_t *sum = malloc(2 * cells * sizeof(int32_t)), *count = sum + cells;
+    if (!sum) return NO_MEMORY;
     switch (radius) {
-    case 1: neutral_planes(3, first, last, &c, neutral); break;
-    case 2: neutral_planes(5, first, last, &c, neutral); break;
-    case 3: neutral_planes(7, first, last, &c, neutral); break;
-    default: neutral_planes(9, first, last, &c, neutral); break;
+    case 1: neutral_planes(3, first, last, &c, neutral, sum, count); break;
+    case 2: neutral_planes(5, first, last, &c, neutral, sum, count); break;
+    case 3: neutral_planes(7, first, last, &c, neutral, sum, count); break;
+    default: neutral_planes(9, first, last, &c, neutral, sum, count); break;
     }
+    free(sum);
     return 0;
 }
 
@@ -385,12 +408,10 @@ INLINE int near(float value, int r) {
 }
 
 INLINE void choose_planes(const int side, int64_t first, int64_t last, const Costs *c, const float *neutral, float theta,
-                          const float *field, float *chosen) {
+                          const float *field, float *chosen, float *best, int32_t *which) {
     const int r = side / 2;
     const float slack = 1e-4f * theta + 1e-30f; /* more than what penalties are rounded by, and never 0 */
     const int64_t x = c->x, y = c->y, cells = c->z * y * x, most = rows_at_once(x);
-    float best[most * x];
-    int32_t which[most * x];
     for (int64_t k = first; k < last; k++)
         for (int64_t top = 0; top < y; top += most) {
             const int64_t rows = top + most < y ? most : y - top, start = (k * y + top) * x;
@@ -444,11 +465,16 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
 KERNEL(choose)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
                int64_t back, const float *neutral, double theta, const float *field, float *chosen) {
     const Costs c = {costs, z, y, x, (int)back};
+    const int64_t cells = rows_at_once(x) * x;
+    float *best = malloc(cells * (sizeof(float) + sizeof(int32_t)));
+    if (!best) return NO_MEMORY;
+    int32_t *which = (int32_t *)(best + cells);
     switch (radius) {
-    case 1: choose_planes(3, first, last, &c, neutral, (float)theta, field, chosen); break;
-    case 2: choose_planes(5, first, last, &c, neutral, (float)theta, field, chosen); break;
-    case 3: choose_planes(7, first, last, &c, neutral, (float)theta, field, chosen); break;
-    default: choose_planes(9, first, last, &c, neutral, (float)theta, field, chosen); break;
+    case 1: choose_planes(3, first, last, &c, neutral, (float)theta, field, chosen, best, which); break;
+    case 2: choose_planes(5, first, last, &c, neutral, (float)theta, field, chosen, best, which); break;
+    case 3: choose_planes(7, first, last, &c, neutral, (float)theta, field, chosen, best, which); break;
+    default: choose_planes(9, first, last, &c, neutral, (float)theta, field, chosen, best, which); break;
     }
+    free(best);
     return 0;
 }

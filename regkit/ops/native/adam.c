@@ -1,4 +1,11 @@
-/* One step of Adam (Kingma and Ba, ICLR 2015), in place. */
+/* One step of Adam (Kingma and Ba, ICLR 2015), in place.
+ *
+ *     parameters  |----------|----------|----------|---|     blocks of BLOCK values
+ *     gradient    |----------|----------|----------|---|     read
+ *     mean        |----------|----------|----------|---|     all of one index together, whatever the shape
+ *     squares     |----------|----------|----------|---|
+ *                             first      last
+ */
 
 /* Parameters [first, last), in blocks of BLOCK of `count`: step is the learning rate over the mean's correction,
  * spread the root of the correction of the squares' mean. */

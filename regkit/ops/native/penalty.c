@@ -1,4 +1,14 @@
-/* Regularisation of the fine stage: diffusion, and a barrier against small Jacobian determinants. */
+/* Regularisation of the fine stage: diffusion, and a barrier against small Jacobian determinants.
+ *
+ *     .-----.-----.        field (3, z, y, x) on a lattice. Along each edge: stiffness times (forward difference)^2.
+ *     |     |     |        In each cell, at one corner of its eight: J of the three edges that meet there.
+ *     .--->-*-----.
+ *     |  ex |ey   |        * the corner (cy, cx) = (0, 1) of the cell to its lower left: ex begins one to the left of
+ *     |     v     |          it, ey at it. J below `least_jacobian` costs.
+ *     .-----.-----.
+ *
+ * A call writes the gradient of its own planes alone, so that threads need not wait for each other; the cells
+ * between two ranges are done by both. */
 /* Determinant of x + field(x) where the edges that begin at ex, ey and ez along the axes meet. */
 INLINE float determinant(const float *field, int64_t component, int64_t ex, int64_t ey, int64_t ez, int64_t x,
                          int64_t plane) {
@@ -12,14 +22,13 @@ INLINE float determinant(const float *field, int64_t component, int64_t ex, int6
 /* Value and gradient for the planes [first, last) of z of a field (3, z, y, x) in cells:
  *
  *   sum over the axes of sum stiffness * (forward difference)^2 / (number of them)
- *   + barrier * sum over the cells of max(least - J, 0)^2 / (number of them)
+ *   + barrier * sum over the cells of max(least_jacobian - J, 0)^2 / (number of them)
  *
- * with the stiffness (z, y, x) of a difference the mean of those of its two ends, and J the determinant of x + field(x) at the corner (cz, cy, cx) of each cell of the lattice, as in
- * regkit.folding.corner_jacobian. Each call writes its own planes of the gradient alone: cells that straddle
- * two ranges are computed by both. */
+ * with the stiffness (z, y, x) of a difference the mean of those of its two ends, and J the determinant of
+ * x + field(x) at the corner of each cell of the lattice, as in regkit.ops.folding.corner_jacobian. */
 KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int64_t y, int64_t x,
-                      const float *stiffness, double barrier, double least, int64_t cz, int64_t cy, int64_t cx,
-                      float *gradient) {
+                const float *stiffness, double barrier, double least_jacobian, int64_t corner_z, int64_t corner_y,
+                int64_t corner_x, float *gradient) {
     const int64_t plane = y * x, component = z * plane;
     const int64_t size[3] = {x, y, z}, stride[3] = {1, x, plane};
     double smoothness = 0, folding = 0;
@@ -60,8 +69,9 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
     if (!(barrier > 0) || z < 2 || y < 2 || x < 2) return smoothness;
 
     const double cells = (double)(z - 1) * (y - 1) * (x - 1);
-    const int64_t side[3] = {cx, cy, cz};
-    float short_of[x];
+    const int64_t side[3] = {corner_x, corner_y, corner_z};
+    float *short_of = malloc(x * sizeof(float));
+    if (!short_of) return NO_MEMORY;
     for (int64_t k = first > 0 ? first - 1 : 0; k < last && k + 1 < z; k++)
         for (int64_t j = 0; j + 1 < y; j++) {
             /* edge[a]: where the edge along axis a that meets the corner begins, for the cell (k, j, 0). */
@@ -76,7 +86,7 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
             int32_t some = 0;
             INDEPENDENT
             for (int64_t i = 0; i + 1 < x; i++) {
-                short_of[i] = (float)least - determinant(field, component, ex + i, ey + i, ez + i, x, plane);
+                short_of[i] = (float)least_jacobian - determinant(field, component, ex + i, ey + i, ez + i, x, plane);
                 some |= short_of[i] > 0;
             }
             if (!some) continue;
@@ -96,7 +106,7 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
                     }
                 const double slope = -2 * barrier / cells * short_of[i];
                 for (int a = 0; a < 3; a++) {
-                    const int64_t low_z = k + (a == 2 ? 0 : cz), high_z = low_z + (a == 2);
+                    const int64_t low_z = k + (a == 2 ? 0 : corner_z), high_z = low_z + (a == 2);
                     for (int c = 0; c < 3; c++) {
                         float *at = gradient + c * component + edge[a] + i;
                         const float share = (float)(slope * cofactor[c][a]);
@@ -106,6 +116,7 @@ KERNEL(penalty)(int64_t first, int64_t last, const float *field, int64_t z, int6
                 }
             }
         }
+    free(short_of);
     return smoothness + barrier / cells * folding;
 }
 

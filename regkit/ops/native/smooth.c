@@ -1,4 +1,14 @@
-/* Box means of width 3 with replicated borders, which are symmetric: they are their own adjoint. */
+/* Box means of width 3 with replicated borders, which are symmetric: they are their own adjoint.
+ *
+ *     along x: a row at once                along y and z: a sweep down columns, vectors side by side
+ *
+ *     a a b c d e ... z z                   row t      read: what pass 0 is given
+ *       \|/                                 row t - 1  pass 0 is done, pass 1 is given it
+ *        o  three passes are one sum        row t - 2  pass 1 is done, pass 2 is given it
+ *           over seven, but for the         row t - 3  written
+ *           three at either end
+ *
+ * So three passes read and write a volume twice, not six times. pool: each cell of stride^3 voxels by its weights. */
 
 /* Steps between what is worked on and what is fetched from memory, which does not see so long steps coming. */
 #define STEPS_AHEAD 6
@@ -38,9 +48,8 @@ INLINE void sweep_rows(const int passes, float *at, int64_t count, int64_t strid
     if (i < width) sweep(passes, 1, at + i, count, stride, width - i);
 }
 
-/* So many box means of a row; `in` and `out` may be one. */
-INLINE void along(const int passes, const float *in, float *out, int64_t width) {
-    float copy[width];
+/* So many box means of a row; `in` and `out` may be one. copy: scratch for a row. */
+INLINE void along(const int passes, const float *in, float *out, int64_t width, float *copy) {
     if (width < WIDTH + 6) {
         memmove(out, in, width * sizeof(float));
         for (int p = 0; p < passes; p++) {
@@ -81,22 +90,26 @@ INLINE void along(const int passes, const float *in, float *out, int64_t width) 
     }
 }
 
-INLINE void smooth_plane(const int passes, const float *in, float *out, int64_t y, int64_t x) {
-    for (int64_t j = 0; j < y; j++) along(passes, in + j * x, out + j * x, x);
+INLINE void smooth_plane(const int passes, const float *in, float *out, int64_t y, int64_t x, float *copy) {
+    for (int64_t j = 0; j < y; j++) along(passes, in + j * x, out + j * x, x, copy);
     sweep_rows(passes, out, y, x, x);
 }
 
 /* The planes [first, last) of (planes, y, x), along x and y, `passes` times, at least once. */
-KERNEL(smooth_planes)(int64_t first, int64_t last, const float *in, float *out, int64_t y, int64_t x, int64_t passes) {
+KERNEL(smooth_planes)(int64_t first, int64_t last, const float *volume, float *smoothed, int64_t y, int64_t x,
+                      int64_t passes) {
+    float *copy = malloc(x * sizeof(float));
+    if (!copy) return NO_MEMORY;
     for (int64_t z = first; z < last; z++) {
-        float *plane = out + z * y * x;
-        const float *from = in + z * y * x;
+        float *plane = smoothed + z * y * x;
+        const float *from = volume + z * y * x;
         for (int64_t left = passes; left > 0; left -= left < 3 ? 1 : 3) {
-            if (left < 3) smooth_plane(1, from, plane, y, x);
-            else smooth_plane(3, from, plane, y, x);
+            if (left < 3) smooth_plane(1, from, plane, y, x, copy);
+            else smooth_plane(3, from, plane, y, x, copy);
             from = plane;
         }
     }
+    free(copy);
     return 0;
 }
 
@@ -112,12 +125,13 @@ KERNEL(smooth_columns)(int64_t first, int64_t last, float *volume, int64_t chann
     return 0;
 }
 
-/* Means over stride^3 voxels by their weight: planes [first, last) of out (channels * z, y, x), each channel's one
+/* Means over stride^3 voxels by their weight: planes [first, last) of means (channels * z, y, x), each channel's one
  * after the other; volume (channels, z stride, y stride, x stride), weight of one channel. */
 KERNEL(pool)(int64_t first, int64_t last, const float *volume, const float *weight, int64_t z, int64_t y, int64_t x,
-             int64_t stride, float *out) {
+             int64_t stride, float *means) {
     const int64_t row = x * stride, plane = y * stride * row;
-    float sum[x], known[x];
+    float *sum = malloc(2 * x * sizeof(float)), *known = sum + x;
+    if (!sum) return NO_MEMORY;
     for (int64_t p = first; p < last; p++)
         for (int64_t j = 0; j < y; j++) {
             for (int64_t i = 0; i < x; i++) sum[i] = known[i] = 0;
@@ -132,8 +146,9 @@ KERNEL(pool)(int64_t first, int64_t last, const float *volume, const float *weig
                     }
             }
             /* Without data the sum is 0, and may be divided by anything. */
-            float *to = out + (p * y + j) * x;
+            float *to = means + (p * y + j) * x;
             for (int64_t i = 0; i < x; i++) to[i] = sum[i] / (known[i] > 1e-6f ? known[i] : 1);
         }
+    free(sum);
     return 0;
 }

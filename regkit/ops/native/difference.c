@@ -1,4 +1,15 @@
-/* The data term of the fine stage: what trilinear sampling of the moving features costs, and its gradient. */
+/* The data term of the fine stage: what trilinear sampling of the moving features costs, and its gradient.
+ *
+ * The cells of the fixed map fall in 2^3 groups by the parity of their index, their corner; a call does one group
+ * or two, and a range of the planes that these have:
+ *
+ *     fixed, a plane      cell: lanes of 16 bits side by side      moving, around the place of a cell
+ *     0 1 0 1 0 1         [1  | c0 | c1 | ... | 0 0 0]
+ *     2 3 2 3 2 3                                                  v00 ------- s00 ----- v00 + s00
+ *     0 1 0 1 0 1         moving: the weight w, then w times       |   tx   (place)
+ *     2 3 2 3 2 3         the channels                             v01 ------- s01 ----- v01 + s01
+ *
+ * All lanes of the eight corners are read once. */
 
 /* Cells between what is worked on and what is fetched from memory. */
 #define AHEAD 16
@@ -11,9 +22,9 @@ typedef struct {
     const int16_t *moving, *fixed;
     const float *weight;
     int64_t z_moving, y_moving, x_moving, x, plane_step, row_step, step;
-    int64_t component, where_plane, where_row, where_step;
+    int64_t component, places_plane, places_row, places_step;
     float moving_unit, fixed_unit, scale;
-    const float *where;
+    const float *places;
     float *gradient;
 } Difference;
 
@@ -21,18 +32,18 @@ typedef struct {
  * v come from one tree of linear interpolations, and only they meet the residual. */
 INLINE double difference_row(const int lanes, const Difference *d, int64_t z, int64_t y) {
     const int vectors = lanes / WIDTH;
-    const int64_t at_row = z * d->where_plane + y * d->where_row;
+    const int64_t at_row = z * d->places_plane + y * d->places_row;
     const int64_t row = d->x_moving * lanes, plane = d->y_moving * row;
     int16_t patch[8 * MOST_LANES] __attribute__((aligned(64)));
     double sum = 0;
     for (int64_t x = 0; x < d->x; x++) {
-        float *gradient = d->gradient + at_row + x * d->where_step;
+        float *gradient = d->gradient + at_row + x * d->places_step;
         gradient[0] = gradient[d->component] = gradient[2 * d->component] = 0;
         const int64_t cell = z * d->plane_step + y * d->row_step + x * d->step;
         const float factor = d->scale * d->weight[cell];
         if (!(factor > 0)) continue;
-        const float *where = d->where + at_row + x * d->where_step;
-        const float px = where[0], py = where[d->component], pz = where[2 * d->component];
+        const float *place = d->places + at_row + x * d->places_step;
+        const float px = place[0], py = place[d->component], pz = place[2 * d->component];
         if (!(px > -1 && py > -1 && pz > -1 && px < d->x_moving && py < d->y_moving && pz < d->z_moving)) continue;
         const float fx = floorf(px), fy = floorf(py), fz = floorf(pz);
         const int64_t ix = (int64_t)fx, iy = (int64_t)fy, iz = (int64_t)fz;
@@ -101,34 +112,42 @@ INLINE double difference_row(const int lanes, const Difference *d, int64_t z, in
     return sum;
 }
 
-/* Loss of the planes [first, last) of z, and its gradient with respect to `where`.
+/* One group of cells of the arguments of difference(), below. */
+INLINE Difference of_corner(Difference d, int64_t corner, int64_t y, int64_t x, int64_t lanes, int whole) {
+    const int64_t first = ((corner >> 2) * y + (corner >> 1 & 1)) * x + (corner & 1);
+    d.fixed += first * lanes;
+    d.weight += first;
+    d.places += whole ? first : 0;
+    d.gradient += whole ? first : 0;
+    return d;
+}
+
+/* Loss, and its gradient with respect to the places: of the planes [first, last) of those of two groups of cells,
+ * `corner` and `other` (4 cz + 2 cy + cx each), or of one if they are the same.
  *
- * moving (z_moving, y_moving, x_moving, lanes): the weight, then features times weight, then zeros, all in
- * moving_unit. fixed: cells of as many lanes, plane_step, row_step and step cells apart along z, y and x: 1, then
- * features, then zeros, in fixed_unit; weight: of the same cells. where, gradient (3, z, y, x), component,
- * where_plane, where_row and where_step floats apart: where each fixed cell is seen, as an index (x, y, z) of the
- * moving cells, 0 beyond them. A weight below 1e-6 is none. With other_fixed or other_where a second set of cells, so
- * many cells and floats further, is done beside the first: it reads much of the same moving cells. */
-KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double moving_unit, int64_t z_moving,
-                   int64_t y_moving, int64_t x_moving, const int16_t *fixed, double fixed_unit, const float *weight,
-                   int64_t plane_step, int64_t row_step, int64_t step, int64_t lanes, double scale,
-                   const float *where, float *gradient, int64_t component, int64_t where_plane, int64_t where_row,
-                   int64_t where_step, int64_t y, int64_t x, int64_t other_fixed, int64_t other_where) {
-    Difference d[2] = {{.moving = moving, .fixed = fixed, .weight = weight, .z_moving = z_moving, .y_moving = y_moving,
-                        .x_moving = x_moving, .x = x, .plane_step = plane_step, .row_step = row_step, .step = step,
-                        .component = component, .where_plane = where_plane, .where_row = where_row,
-                        .where_step = where_step, .moving_unit = (float)moving_unit,
-                        .fixed_unit = (float)fixed_unit, .scale = (float)scale, .where = where, .gradient = gradient}};
-    d[1] = d[0];
-    d[1].fixed += other_fixed * lanes;
-    d[1].weight += other_fixed;
-    d[1].where += other_where;
-    d[1].gradient += other_where;
-    const int sets = other_fixed || other_where ? 2 : 1;
+ * moving (moving_z, moving_y, moving_x, lanes): the weight, then features times weight, then zeros, all in
+ * moving_unit. fixed (z, y, x, lanes): 1, then features, then zeros, in fixed_unit; weight (z, y, x). places, gradient
+ * (3, z, y, x), or (3, z / 2, y / 2, x / 2) of the one group: where a fixed cell is seen, as an index (x, y, z) of the
+ * moving cells, 0 beyond them. A weight below 1e-6 is none. The gradient of the other groups' cells is left alone. A
+ * second group is done beside the first: it reads much of the same moving cells. */
+KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double moving_unit, int64_t moving_z,
+                   int64_t moving_y, int64_t moving_x, const int16_t *fixed, double fixed_unit, const float *weight,
+                   int64_t z, int64_t y, int64_t x, int64_t lanes, const float *places, int64_t places_z,
+                   int64_t places_y, int64_t places_x, int64_t corner, int64_t other, double scale, float *gradient) {
+    const int whole = places_z == z, apart = whole ? 2 : 1;
+    const Difference all_cells = {
+        .moving = moving, .fixed = fixed, .weight = weight, .z_moving = moving_z, .y_moving = moving_y,
+        .x_moving = moving_x, .x = x / 2, .plane_step = 2 * y * x, .row_step = 2 * x, .step = 2,
+        .component = places_z * places_y * places_x, .places_plane = apart * places_y * places_x,
+        .places_row = apart * places_x, .places_step = apart, .moving_unit = (float)moving_unit,
+        .fixed_unit = (float)fixed_unit, .scale = (float)scale, .places = places, .gradient = gradient};
+    const Difference d[2] = {of_corner(all_cells, corner, y, x, lanes, whole),
+                             of_corner(all_cells, other, y, x, lanes, whole)};
+    const int groups = corner == other ? 1 : 2;
     double sum = 0;
     for (int64_t k = first; k < last; k++)
-        for (int64_t j = 0; j < y; j++)
-            for (int s = 0; s < sets; s++) switch (lanes / LANES) {
+        for (int64_t j = 0; j < y / 2; j++)
+            for (int s = 0; s < groups; s++) switch (lanes / LANES) {
                 case 1: sum += difference_row(LANES, d + s, k, j); break;
                 case 2: sum += difference_row(2 * LANES, d + s, k, j); break;
                 case 3: sum += difference_row(3 * LANES, d + s, k, j); break;
@@ -137,20 +156,20 @@ KERNEL(difference)(int64_t first, int64_t last, const int16_t *moving, double mo
     return sum;
 }
 
-/* Cells of blocks [first, last) of BLOCK as lanes: their weight, or 1 if there is none; then the channels (channels,
+/* Cells of blocks [first, last) of BLOCK as lanes: their weight, or 1 if there is none; then values (channels,
  * cells) times that; then zeros; in whole units. */
-KERNEL(lanes)(int64_t first, int64_t last, const float *channels, const float *weight, int64_t count, int64_t cells,
-              double unit, int64_t lanes, int16_t *out) {
+KERNEL(lanes)(int64_t first, int64_t last, const float *values, const float *weight, int64_t channels, int64_t cells,
+              double unit, int64_t lanes, int16_t *packed) {
     const float units = (float)(1 / unit);
     const int64_t start = first * BLOCK, end = last * BLOCK < cells ? last * BLOCK : cells;
-    memset(out + start * lanes, 0, (end - start) * lanes * sizeof(int16_t));
+    memset(packed + start * lanes, 0, (end - start) * lanes * sizeof(int16_t));
     for (int64_t block = start; block < end; block += FEW) {
         const int64_t stop = block + FEW < end ? block + FEW : end;
-        for (int64_t c = 0; c <= count; c++)
+        for (int64_t c = 0; c <= channels; c++)
             for (int64_t i = block; i < stop; i++) {
-                const float one = c > 0 ? channels[(c - 1) * cells + i] : 1;
+                const float one = c > 0 ? values[(c - 1) * cells + i] : 1;
                 const float value = units * (weight ? one * weight[i] : one);
-                out[i * lanes + c] = (int16_t)lrintf(value < 32767 ? value : 32767);
+                packed[i * lanes + c] = (int16_t)lrintf(value < 32767 ? value : 32767);
             }
     }
     return 0;

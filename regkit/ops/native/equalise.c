@@ -1,10 +1,18 @@
-/* Ranks for intensities: what the network sees. */
+/* Ranks for intensities: what the network sees.
+ *
+ *     rank                     knots: 65 quantiles, a step of rank each
+ *       1 |                 ----
+ *         |             ___/       a value  -->  part_of[its narrow cell]  -->  knot below  -->  share of the way
+ *         |      ______/                                                        to the next one
+ *       0 |-----/
+ *         +-------------------- intensity, cut in `parts` narrow cells of one width
+ */
 /* Blocks [first, last) of BLOCK values in [0, 1]: margin + step * (k + t) for a value that lies the share t from the
  * knot k to the next one; 0 and 1 from `low` down and from `high` up. part_of (parts + 1) is the knot below each part
  * of [0, 1], in none of which another knot follows more than one. */
 KERNEL(equalise)(int64_t first, int64_t last, const float *values, int64_t count, const float *knots,
                  int64_t last_knot, const int32_t *part_of, int64_t parts, double low, double high, double margin,
-                 double step, float *out) {
+                 double step, float *ranks) {
     const float below = (float)low, above = (float)high, start = (float)margin, slope = (float)step;
     const int64_t end = last * BLOCK < count ? last * BLOCK : count;
     for (int64_t i = first * BLOCK; i < end; i++) {
@@ -17,7 +25,7 @@ KERNEL(equalise)(int64_t first, int64_t last, const float *values, int64_t count
         float share = (value - knots[knot]) / (knots[knot + 1] - knots[knot]);
         share = share > 0 ? share < 1 ? share : 1 : 0;
         const float rank = start + slope * ((float)knot + share);
-        out[i] = value <= below ? 0 : value >= above ? 1 : rank;
+        ranks[i] = value <= below ? 0 : value >= above ? 1 : rank;
     }
     return 0;
 }

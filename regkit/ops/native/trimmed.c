@@ -1,5 +1,11 @@
 /* Least trimmed squares of a linear map between points, in double: how far each point is off, and what the fit to those
- * that are kept needs to know. points (7, count): 1, x, y, z and the target's x, y, z. */
+ * that are kept needs to know.
+ *
+ *     points  1   |-- BLOCK --|-- BLOCK --|---|       a block at a time, of each its own sums: what comes out does not
+ *             p   |-----------|-----------|---|  x 3  hang on how many threads there are
+ *             t   |-----------|-----------|---|  x 3
+ *     error       |-----------|-----------|---|       those of at most `most` are kept
+ */
 
 /* Blocks [first, last) of BLOCK points: error (count) = |matrix (1, p) - t|^2, matrix (3, 4). */
 KERNEL(squared_errors)(int64_t first, int64_t last, const double *points, int64_t count, const double *matrix,

@@ -1,6 +1,14 @@
 /* Convolutions of 3^3 taps in 8 bits. Cells lie in rows (z, y, x + 2, channels), whose first and last repeat their
- * neighbours; beyond the first and last z and y, rows repeat as well. */
-#if WIDTH == 16 && !defined(__clang__)
+ * neighbours; beyond the first and last z and y, rows repeat as well.
+ *
+ *     row of cells   [0|0 1 2 3 ... n|n]    cell: its channels side by side, four to a register's lane
+ *                     \___/                 three taps lie together: 3 channels values from one address
+ *                       0
+ *     nine rows      z - 1: y - 1, y, y + 1;  z: the same;  z + 1: the same
+ *     below          cells twice as wide, each for 2^3 of these: four rows, two taps in each
+ *     RUN cells of the row at once, 16 or 32 outputs: as many sums as there are registers
+ */
+#if defined(EIGHTBIT)
 
 #define RUN 12 /* cells of a row at once: with 32 outputs, 24 registers of sums */
 
@@ -122,7 +130,7 @@ INLINE void convolve_row(const int outs, const uint8_t *const *near, int64_t nea
 KERNEL(convolve_eightbit)(int64_t first, int64_t last, const uint8_t *near, int64_t near_channels,
                           const int8_t *near_weights, const float *near_scale, const uint8_t *below,
                           int64_t below_channels, const int8_t *below_weights, const float *below_scale,
-                          int64_t z, int64_t y, int64_t x, int64_t outputs, float *out, float *statistics) {
+                          int64_t z, int64_t y, int64_t x, int64_t outputs, float *convolved, float *statistics) {
     const int64_t together = outputs % 32 ? 16 : 32;
     for (int64_t row = first; row < last; row++) {
         const int64_t at_z = row / y, at_y = row % y;
@@ -139,7 +147,7 @@ KERNEL(convolve_eightbit)(int64_t first, int64_t last, const uint8_t *near, int6
             from_y = from_y < 0 ? 0 : from_y >= y / 2 ? y / 2 - 1 : from_y;
             below_rows[k] = below + (from_z * (y / 2) + from_y) * (x / 2 + 2) * below_channels;
         }
-        float *found = out + row * x * outputs, *of_row = statistics + row * 4 * outputs;
+        float *found = convolved + row * x * outputs, *of_row = statistics + row * 4 * outputs;
         for (int64_t c = 0; c < outputs; c++) {
             of_row[c] = of_row[outputs + c] = 0;
             of_row[2 * outputs + c] = -INFINITY;
@@ -164,9 +172,9 @@ KERNEL(convolve_eightbit)(int64_t first, int64_t last, const uint8_t *near, int6
 }
 /* Rows [first, last) of out (z * y, x + 2, channels): factor * value + term of each channel, from 0 to 255. */
 KERNEL(to_eightbit)(int64_t first, int64_t last, const float *values, const float *factor, const float *term, int64_t x,
-                    int64_t channels, uint8_t *out) {
+                    int64_t channels, uint8_t *cells) {
     for (int64_t row = first; row < last; row++) {
-        uint8_t *found = out + row * (x + 2) * channels;
+        uint8_t *found = cells + row * (x + 2) * channels;
         for (int64_t i = 0; i < x; i++)
             for (int64_t c = 0; c < channels; c += 16) {
                 const __m512 value = _mm512_fmadd_ps(_mm512_loadu_ps(values + (row * x + i) * channels + c),
@@ -181,12 +189,12 @@ KERNEL(to_eightbit)(int64_t first, int64_t last, const float *values, const floa
 }
 
 /* Rows [first, last) of out (z / 2 * y / 2, x / 2 + 2, channels): the largest of each 2^3 cells. */
-KERNEL(pool_eightbit)(int64_t first, int64_t last, const uint8_t *cells, int64_t y, int64_t x, int64_t channels,
-                      uint8_t *out) {
-    const int64_t along = (x + 2) * channels;
+KERNEL(pool_eightbit)(int64_t first, int64_t last, const uint8_t *cells, int64_t y, int64_t wide, int64_t channels,
+                      uint8_t *largest_cells) {
+    const int64_t x = wide - 2, along = wide * channels;
     for (int64_t row = first; row < last; row++) {
         const uint8_t *from = cells + (row / (y / 2) * 2 * y + row % (y / 2) * 2) * along + channels;
-        uint8_t *found = out + row * (x / 2 + 2) * channels + channels;
+        uint8_t *found = largest_cells + row * (x / 2 + 2) * channels + channels;
         for (int64_t i = 0; i < x / 2; i++)
             for (int64_t c = 0; c < channels; c += 16) {
                 const uint8_t *at = from + 2 * i * channels + c;

@@ -1,4 +1,14 @@
-/* The self-similarity descriptor MIND-SSC in three passes; see regkit.features.mind_ssc. */
+/* The self-similarity descriptor MIND-SSC in three passes; see regkit.features.maps.mind_ssc.
+ *
+ *        a             12 pairs (a, b) of the six face neighbours of a voxel, at a distance of `dilation`, differ
+ *       /|             by 6 steps alone. So there are 6 volumes of means over 3^3 voxels of (I(p + step) - I(p))^2,
+ *      b-p-.           `dilation` voxels wider than the image on every side, and each pair sees one of them from
+ *        |             another voxel on: a view.
+ *        .
+ *
+ *     padded image  -->  means, 6 volumes, by a ring of three planes  -->  V of every voxel, 12 views at once  -->
+ *     12 channels of every voxel, or of cells of 2^3 voxels by their weights
+ */
 
 #define STEPS 6
 #define PAIRS 12
@@ -10,7 +20,7 @@ KERNEL(mind_differences)(int64_t first, int64_t last, const float *padded, const
                          int64_t z, int64_t y, int64_t x, float *means) {
     const int64_t row = x + 2 * margin, plane = (y + 2 * margin) * row, area = y * x;
     float *scratch = malloc((3 * area + (y + 2) * x + x + 2) * sizeof(float));
-    if (!scratch) return -1;
+    if (!scratch) return NO_MEMORY;
     float *ring = scratch, *rows = ring + 3 * area, *squares = rows + (y + 2) * x;
     for (int s = 0; s < STEPS; s++)
         for (int64_t k = first - 1; k <= last; k++) {
@@ -50,10 +60,13 @@ INLINE void mind_views(const float *means, const int64_t *views, int64_t at, con
 }
 
 /* Sum of V over the planes [first, last) of an image (z, y, x). views: where in `means` the first value of
- * each of the pairs is; a row of it is `row` floats, a plane `plane`. */
-KERNEL(mind_scale)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
-                   int64_t row, int64_t y, int64_t x) {
-    float scale[x], least[x];
+ * each of the pairs is. */
+KERNEL(mind_scale)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t wide_y,
+                   int64_t wide_x, int64_t z, int64_t y, int64_t x) {
+    (void)z;
+    const int64_t plane = wide_y * wide_x, row = wide_x;
+    float *scale = malloc(2 * x * sizeof(float)), *least = scale + x;
+    if (!scale) return NO_MEMORY;
     const float *rows[PAIRS];
     double sum = 0;
     for (int64_t k = first; k < last; k++)
@@ -64,32 +77,25 @@ KERNEL(mind_scale)(int64_t first, int64_t last, const float *means, const int64_
             for (int64_t i = 0; i < x; i++) part += scale[i];
             sum += part;
         }
+    free(scale);
     return sum;
 }
 
-/* exp(v) for v <= 0, to 2e-7 of itself; 0 below -87. */
-INLINE float exponential(float v) {
-    const float t = v * 1.44269504f, whole = floorf(t + 0.5f), u = (t - whole) * 0.69314718f;
-    const float p = 1 + u * (1 + u * (0.5f + u * (0.16666667f + u * (0.041666667f + u * (8.3333333e-3f + u * 1.3888889e-3f)))));
-    const int32_t power = ((int32_t)(whole < -126 ? -127 : whole) + 127) << 23;
-    float two;
-    memcpy(&two, &power, sizeof two);
-    return p * two;
-}
-
-/* Planes [first, last) of cells of out (PAIRS, z / stride, y / stride, x / stride): exp(-(D - least) / V), V
+/* Planes [first, last) of cells of channels (PAIRS, z / stride, y / stride, x / stride): exp(-(D - least) / V), V
  * within least_scale to most_scale, averaged over stride^3 voxels, stride 1 or 2, by their weight (z, y, x), which
  * is not read where the stride is 1. */
-KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t plane,
-                      int64_t row, int64_t z, int64_t y, int64_t x, int64_t stride, const float *weight,
-                      double least_scale, double most_scale, float *out) {
+KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int64_t *views, int64_t wide_y,
+                      int64_t wide_x, int64_t z, int64_t y, int64_t x, int64_t stride, const float *weight,
+                      double least_scale, double most_scale, float *channels) {
+    const int64_t plane = wide_y * wide_x, row = wide_x;
     const int64_t cy = y / stride, cx = x / stride, channel = z / stride * cy * cx;
-    float inverse[x], least[x], found[x], known[cx];
+    float *inverse = malloc((3 * x + cx) * sizeof(float)), *least = inverse + x, *found = least + x, *known = found + x;
+    if (!inverse) return NO_MEMORY;
     const float *rows[PAIRS];
     const float low = (float)least_scale, high = (float)most_scale;
     for (int64_t k = first; k < last; k++)
         for (int64_t j = 0; j < cy; j++) {
-            float *cells = out + (k * cy + j) * cx;
+            float *cells = channels + (k * cy + j) * cx;
             for (int64_t sub = 0; sub < stride * stride; sub++) {
                 const int64_t vz = k * stride + sub / stride, vy = j * stride + sub % stride;
                 mind_views(means, views, vz * plane + vy * row, rows);
@@ -122,5 +128,6 @@ KERNEL(mind_channels)(int64_t first, int64_t last, const float *means, const int
             for (int p = 0; p < PAIRS; p++)
                 for (int64_t i = 0; i < cx; i++) cells[p * channel + i] *= known[i];
         }
+    free(inverse);
     return 0;
 }

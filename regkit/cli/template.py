@@ -1,0 +1,97 @@
+"""``regkit template``: the mean image of a group, of the average shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regkit.cli.console import number, print_json, print_table, progress, warn
+from regkit.cli.options import AsJson, Device, Features, Preset, Quiet, Seed, Threads, Weights
+
+
+def command(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES...",
+            show_default=False,
+            help="Images of one modality, two or more; many are better.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            show_default=False,
+            help="Gets template.nii.gz, affine_mean.nii.gz and warps/. New or empty; a run that was stopped "
+            "goes on in it.",
+        ),
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGE", help="The template gets its voxels and its pose. Default: the first of IMAGES."
+        ),
+    ] = None,
+    affine_rounds: Annotated[int, typer.Option(min=1, help="Rounds of affine registration.")] = 2,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of deformable registration after them.")] = 3,
+    features: Features = "network+mind",
+    weights: Weights = None,
+    preset: Preset = "default",
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build the template of a group: its mean image, of the average shape, with a warp to each image.
+
+    Every round registers all images to the template of the round before, takes out what their deformations
+    have in common, and averages the images anew.
+    """
+    from regkit.runtime.process import import_torch, tune
+
+    tune()
+    import_torch()
+    from regkit.template import build_template
+
+    with progress(quiet) as report:
+        made = build_template(
+            images,
+            output,
+            reference=reference,
+            affine_rounds=affine_rounds,
+            rounds=rounds,
+            features=features,
+            weights=weights,
+            preset=preset,
+            device=device,
+            threads=threads,
+            seed=seed,
+            progress=report,
+        )
+    if failed := made.rounds[-1]["failed"]:
+        warn(
+            f"the verdict on {len(failed)} of {len(images)} images is FAIL: {', '.join(failed)}; look at "
+            "them, and leave out what does not belong"
+        )
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "rounds": made.rounds,
+                "transforms": [str(path) for path in made.transforms],
+                "settings": made.settings,
+            }
+        )
+    elif not quiet:
+        rows = [
+            [str(k), told["stage"], number(told["sharpness"], 4), number(told["displacement_mm"], 2)]
+            for k, told in enumerate(made.rounds, start=1)
+        ]
+        print_table(["round", "stage", "sharpness", "bias taken out, mm"], rows)
+        typer.echo(f"wrote {output}")

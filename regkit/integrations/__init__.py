@@ -1,0 +1,1 @@
+"""Registration as a transform of MONAI (:mod:`regkit.integrations.monai`) and of TorchIO (``.torchio``)."""
