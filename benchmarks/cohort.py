@@ -86,7 +86,7 @@ def measured(table: Path, out: Path, workers: int) -> Load:
             load.samples.append((time.monotonic() - start, memory, files, len(family)))
             time.sleep(_INTERVAL)
         said.seek(0)
-        if program.returncode not in (0, 1):
+        if program.returncode not in (0, 1) or not (out / "summary.csv").exists():
             raise SystemExit(said.read())
     done = sorted(out.glob("*/warp.nii.gz.json"), key=lambda path: path.stat().st_mtime_ns)
     offset = time.time() - (time.monotonic() - start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from cli_cases import run, usage_error_of
+from cli_cases import run, usage_error_of, write_phantom
 from warp_cases import FIXED, MOVING, affine_map, smooth_warp
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import affine_transform, transform_points
+from regkit.core.geometry import Grid, affine_transform, transform_points
 from regkit.io.formats import NotLinearError, linear_of, write_linear
 from regkit.transforms import as_warp, average, chain, coarser
 from regkit.warp import Warp, point_map
@@ -137,3 +138,24 @@ def test_a_warp_on_larger_voxels_is_told_what_it_costs(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.field, found.warp.field, atol=1e-3)
     said = usage_error_of("convert", tmp_path / "warp.nii.gz", tmp_path / "w.npz", "--warp-spacing", 4)
     assert "voxels of their own" in said
+
+
+def test_register_writes_its_warps_on_larger_voxels(tmp_path: Path) -> None:
+    files = write_phantom(tmp_path)
+    words = ["register", files.fixed, files.moving, "--preset", "linear", "--init", "centre", "--json"]
+    words += ["-o", tmp_path / "warp.nii.gz", "--inverse", tmp_path / "inverse.nii.gz", "--warp-spacing", 16]
+    told = json.loads(run(*words).stdout)["stored"]
+    for name, image in (("warp", files.fixed), ("inverse", files.moving)):
+        assert max(told[name]["spacing_mm"]) <= 16 and told[name]["max_mm"] < 1e-3  # a shift costs nothing
+        assert (
+            Warp.load(tmp_path / f"{name}.nii.gz").grid.size < Grid.from_sitk(sitk.ReadImage(str(image))).size
+        )
+    record = json.loads((tmp_path / "warp.nii.gz.json").read_text())
+    assert record["stored"]["warp"] == told["warp"]
+    moved = ["apply", tmp_path / "warp.nii.gz", files.moving, "-o", tmp_path / "moved.nii.gz"]
+    run(*moved, "--reference", files.fixed)
+    assert (
+        sitk.ReadImage(str(tmp_path / "moved.nii.gz")).GetSize() == sitk.ReadImage(str(files.fixed)).GetSize()
+    )
+    said = usage_error_of(*words[:-4], "--warp-spacing", 4, "--overwrite", "-o", tmp_path / "warp.npz")
+    assert "Learn2Reg" in said
