@@ -30,7 +30,7 @@ def test_rigid_writes_a_turn_that_itk_resamples_with(files: Files, tmp_path: Pat
     found = json.loads(result.stdout)
     matrix = read_linear(out)
     np.testing.assert_allclose(matrix, found["linear"], atol=1e-9)
-    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-6)
     assert found["settings"]["preset"] == "rigid"
     assert np.linalg.norm(matrix[:3, 3]) > 20  # mm, of 60 between the two worlds
     transform = sitk.ReadTransform(str(out))
@@ -47,7 +47,7 @@ def test_rigid_takes_more_freedom_where_asked(files: Files, tmp_path: Path) -> N
     run(*words, "-o", tmp_path / "a.nii.gz", "--model", "affine")
     linear = read_linear(tmp_path / "s.txt")[:3, :3]
     scale = np.cbrt(np.linalg.det(linear))
-    np.testing.assert_allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-6)
     assert Warp.load(tmp_path / "a.nii.gz").grid.same_as(load_image(files.fixed, "fixed").grid)
 
 
