@@ -365,3 +365,9 @@ def test_a_position_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content[: place.start(1)] + b"0T" + content[place.end(1) :])
     with pytest.raises(RegkitError, match=r"image '.*series'"):
         load_image(tmp_path / "series", "image")
+
+
+def test_a_pixel_spacing_of_three_numbers_is_refused(tmp_path: Path) -> None:
+    edit(write_series(tmp_path / "series", ramp(), CUBE)[2:3], PixelSpacing=[1.5, 1.0, 1.0])
+    with pytest.raises(RegkitError, match=r"image '.*series'.*two numbers"):
+        load_image(tmp_path / "series", "image")
