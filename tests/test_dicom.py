@@ -117,7 +117,7 @@ def test_dicom_folders_that_are_not_one_even_stack_are_refused(tmp_path: Path) -
 
 def test_one_dicom_slice_is_two_dimensional(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "series", ramp(), CUBE)
-    with pytest.raises(RegkitError, match=r"2-D .*for a DICOM series, its folder"):
+    with pytest.raises(RegkitError, match=r"2-D .*for slices of one series give their folder"):
         load_image(paths[0], "fixed image")
     for path in paths[1:]:
         path.unlink()
