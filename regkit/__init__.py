@@ -18,7 +18,7 @@ from regkit.core.version import __version__
 if TYPE_CHECKING:
     from regkit.check import Check, check_warp
     from regkit.cohort.run import Cohort, batch
-    from regkit.core.errors import RegkitError
+    from regkit.core.errors import FormatError, InputError, MemoryLimitError, RegkitError, UsageError
     from regkit.core.geometry import Grid
     from regkit.evaluate import LabelScore, compare_labels, target_registration_error
     from regkit.io.dicom import DicomSeries
@@ -46,17 +46,21 @@ __all__ = [
     "DicomSeries",
     "Finetuned",
     "Finetuning",
+    "FormatError",
     "Frames",
     "Gate",
     "Grid",
     "ImageLike",
+    "InputError",
     "LabelScore",
+    "MemoryLimitError",
     "Propagation",
     "Registration",
     "RegkitError",
     "Segmentation",
     "Template",
     "TensorRegistration",
+    "UsageError",
     "Verdict",
     "Volume",
     "Warp",
@@ -90,7 +94,7 @@ _MODULES = {
     "check": ("Check", "check_warp"),
     "cohort.run": ("Cohort", "batch"),
     "io.dicom": ("DicomSeries",),
-    "core.errors": ("RegkitError",),
+    "core.errors": ("FormatError", "InputError", "MemoryLimitError", "RegkitError", "UsageError"),
     "core.geometry": ("Grid",),
     "viz.htmlreport": ("write_report",),
     "io.frames": ("Frames", "load_frames"),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import InputError
 
 if TYPE_CHECKING:
     from regkit.io.images import Volume
@@ -90,7 +90,7 @@ def hd95(
     """
     fixed, moved = _label_maps(fixed_labels, moved_labels)
     if fixed.ndim != 3:
-        raise RegkitError(f"surface distances need 3-D label maps, got shape {fixed.shape}")
+        raise InputError(f"surface distances need 3-D label maps, got shape {fixed.shape}")
     in_fixed, in_moved = _counts(fixed), _counts(moved)
     findable = _findable(in_moved, moving_labels)
     found: dict[int, float] = {}
@@ -121,7 +121,7 @@ def target_registration_error(mapped: npt.ArrayLike, moving: npt.ArrayLike) -> n
     """
     here, there = np.asarray(mapped, dtype=np.float64), np.asarray(moving, dtype=np.float64)
     if here.shape != there.shape or here.ndim != 2 or here.shape[1] != 3:
-        raise RegkitError(
+        raise InputError(
             f"landmarks must come in pairs of 3-D points, got {here.shape} fixed and {there.shape} moving"
         )
     return np.linalg.norm(here - there, axis=1)
@@ -162,12 +162,12 @@ def compare_labels(
         ('liver', 0.5)
     """
     if not fixed.grid.same_as(moved.grid):
-        raise RegkitError(
+        raise InputError(
             f"the labels of {fixed.name} and {moved.name} lie on different grids; "
             "apply the warp to the moving labels first"
         )
     if not fixed.array.any():
-        raise RegkitError(f"{fixed.name} holds no label: every voxel is 0")
+        raise InputError(f"{fixed.name} holds no label: every voxel is 0")
     labels = None if names is None else sorted(set(names) - {0})
     before = None if moving is None else moving.array
     overlap = dice(fixed.array, moved.array, labels, before)
@@ -181,7 +181,7 @@ def compare_labels(
 def _label_maps(fixed: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[Labels, Labels]:
     first, second = _whole(fixed, "fixed"), _whole(moved, "moved")
     if first.shape != second.shape:
-        raise RegkitError(f"the label maps differ in shape: fixed {first.shape}, moved {second.shape}")
+        raise InputError(f"the label maps differ in shape: fixed {first.shape}, moved {second.shape}")
     return first, second
 
 
@@ -193,7 +193,7 @@ def _whole(labels: npt.ArrayLike, which: str) -> Labels:
         with np.errstate(invalid="ignore"):
             whole = given.astype(np.int64)
         if (whole != given).any():
-            raise RegkitError(
+            raise InputError(
                 f"the {which} labels are not whole numbers: resample label maps with nearest neighbour"
             )
     return whole

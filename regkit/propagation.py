@@ -150,7 +150,7 @@ def propagate(
                     progress=partial(_report_atlas, report, k, count),
                 )  # fmt: skip
             except RegkitError as error:
-                raise RegkitError(f"atlas {k} of {count}, '{moving.name}': {error}") from error
+                raise type(error)(f"atlas {k} of {count}, '{moving.name}': {error}") from error
             found.append(_Atlas(labels, moving.grid, result.warp))
             if compare:
                 differences.append(compare(result))

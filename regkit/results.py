@@ -170,7 +170,7 @@ def check_dicom(image: str | None, labels: Path | None, fixed: ImageLike | None)
         try:
             dicom.pydicom()
         except RegkitError as error:
-            raise RegkitError(f"'{image}' {error}") from None
+            raise type(error)(f"'{image}' {error}") from error
     if labels is not None and labels.suffix.lower() == ".dcm":
         from regkit.io.dicomwrite import check_segmentation
 

@@ -13,7 +13,7 @@ import typer
 
 from regkit.cli.console import print_facts, print_table, progress, warn
 from regkit.cli.options import Quiet
-from regkit.core.errors import RegkitError
+from regkit.core.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,7 +126,7 @@ def run(
     names = [name for given in pairs or [] for name in given.split(",")]
     planned = plan.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
     if baseline and baseline not in planned["methods"]:
-        raise RegkitError(f"'{baseline}' is none of the methods that are run, to compare with")
+        raise UsageError(f"'{baseline}' is none of the methods that are run, to compare with")
     for name, reason in planned["skipped"].items():
         warn(f"{name} is left out: {reason}")
     with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
@@ -139,7 +139,7 @@ def run(
     if failed:
         warn(f"{failed} of {ran} runs failed; '{output / 'report.md'}' says why")
     if failed and failed == ran:
-        raise RegkitError("no run succeeded")
+        raise UsageError("no run succeeded")
 
 
 @app.command("report", no_args_is_help=True)
@@ -313,7 +313,7 @@ def few_shot(
     if failed:
         warn(f"{failed} of {ran} runs failed; '{path}' says why")
     if failed and failed == ran:
-        raise RegkitError("no run succeeded")
+        raise UsageError("no run succeeded")
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regkit.cli.console import warn
-from regkit.core.errors import RegkitError
+from regkit.core.errors import RegkitError, UsageError
 
 if TYPE_CHECKING:
     from regkit.core.geometry import Float64, Grid
@@ -51,14 +51,14 @@ def check_outputs(
             continue
         place = check_output(path, suffixes).resolve()
         if place in read:
-            raise RegkitError(f"cannot write '{path}': it is one of the inputs; give another name")
+            raise UsageError(f"cannot write '{path}': it is one of the inputs; give another name")
         if place in seen:
-            raise RegkitError(f"cannot write '{path}' twice: two outputs have this name; give another")
+            raise UsageError(f"cannot write '{path}' twice: two outputs have this name; give another")
         if is_folder(path):
             if above := read & set(place.parents):
-                raise RegkitError(f"cannot write '{path}': it lies in '{above.pop()}', which is an input")
+                raise UsageError(f"cannot write '{path}': it lies in '{above.pop()}', which is an input")
         elif os.path.exists(place) and not overwrite:
-            raise RegkitError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
+            raise UsageError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
         seen.add(place)
     if recorded is not None:
         from regkit.io.provenance import check_record

@@ -231,7 +231,7 @@ def chosen_settings(
         try:
             changed_settings(named, changes)
         except RegkitError as error:
-            raise RegkitError(f"'{config}': {error}") from error
+            raise type(error)(f"'{config}': {error}") from error
         preset = preset or named
     changes |= read_assignments(assignments or ())
     return preset or "default", changes, changed_settings(preset or "default", changes)

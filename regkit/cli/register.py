@@ -49,7 +49,7 @@ from regkit.cli.options import (
     start_file,
 )
 from regkit.cli.report import print_registration, print_stored, print_verdict
-from regkit.core.errors import RegkitError
+from regkit.core.errors import UsageError
 from regkit.io.labelnames import read_label_names
 
 _OUTPUTS, _INPUTS = "Outputs", KNOWN
@@ -218,7 +218,7 @@ def command(
             "a linear start says nothing of it; it takes a preset that deforms", param_hint="--uncertainty"
         )
     if settings.deformable and output.suffix in MATRICES and output.suffix not in WARPS:
-        raise RegkitError(
+        raise UsageError(
             f"'{output}' can hold only a linear result: give a name that ends in {', '.join(WARPS)}, or add "
             "--preset linear or rigid"
         )

@@ -30,7 +30,7 @@ from regkit.cli.options import (
     WarpSpacing,
 )
 from regkit.cli.report import print_stored
-from regkit.core.errors import RegkitError
+from regkit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +200,7 @@ def _apply_to_image(
             interpolation = "label"
             _note_labels()
     if to_dicom and interpolation not in ("nearest", "label"):
-        raise RegkitError(
+        raise UsageError(
             f"cannot write '{output}': a DICOM segmentation is of labels; an image gets a folder/"
         )
     if interpolation != "nearest":

@@ -310,7 +310,7 @@ def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
                 raise unknown(key, [*SETTINGS, *SOLVER], "setting")
         changed_settings(found.get("preset", "default"), found.get("settings"))
     except RegkitError as error:
-        raise RegkitError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
         raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
     return found

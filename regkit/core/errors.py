@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what to say of those of other libraries."""
+"""The exceptions that mean "the user can mend this", and what to say of those of other libraries."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ class RegkitError(ValueError):
     The command line prints the message alone and exits with 1; anything else that escapes is a bug
     of regkit and keeps its traceback.
     """
+
+
+class InputError(RegkitError):
+    """An image, label map or other input that cannot be used as it is."""
+
+
+class FormatError(RegkitError):
+    """A file that is damaged, or not of a format that is read."""
+
+
+class MemoryLimitError(RegkitError):
+    """More memory is needed than there is, or than may be taken."""
+
+
+class UsageError(RegkitError):
+    """An option or argument that is unknown, or that does not go with the others."""
 
 
 def install(extra: str) -> str:

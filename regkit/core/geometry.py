@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import InputError
 
 Float64 = npt.NDArray[np.float64]
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -62,16 +62,16 @@ class Grid:
             for v in (self.size, self.spacing, self.origin, self.direction)
         )
         if size.shape != (3,) or (size < 1).any() or (size != np.round(size)).any():
-            raise RegkitError(f"a grid needs three positive whole sizes, got {tuple(size.tolist())}")
+            raise InputError(f"a grid needs three positive whole sizes, got {tuple(size.tolist())}")
         if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-            raise RegkitError(
+            raise InputError(
                 f"voxel spacing must be three positive numbers of mm, got {tuple(spacing.tolist())}"
             )
         if origin.shape != (3,) or not np.isfinite(origin).all():
-            raise RegkitError(f"the origin must be three finite numbers of mm, got {tuple(origin.tolist())}")
+            raise InputError(f"the origin must be three finite numbers of mm, got {tuple(origin.tolist())}")
         matrix = direction.reshape(3, 3) if direction.shape == (9,) else np.full((3, 3), np.nan)
         if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
-            raise RegkitError(
+            raise InputError(
                 "the direction matrix is not orthonormal (sheared, singular or not a number); "
                 "resample the image onto a regular grid first"
             )
@@ -98,7 +98,7 @@ class Grid:
         lps = _FLIP_XY @ np.asarray(affine, dtype=np.float64)
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         if not np.isfinite(lps).all() or (spacing == 0).any():
-            raise RegkitError("the affine is singular: a voxel has no extent along some axis")
+            raise InputError("the affine is singular: a voxel has no extent along some axis")
         direction = lps[:3, :3] / spacing
         return cls(tuple(shape_xyz[:3]), tuple(spacing), tuple(lps[:3, 3]), tuple(direction.ravel()))  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ class Grid:
     def to_sitk(self, array: np.ndarray, *, vector: bool = False) -> sitk.Image:
         """A SimpleITK image of ``array`` (z, y, x), or (z, y, x, c) where ``vector``."""
         if array.shape[:3] != self.shape:
-            raise RegkitError(f"array of shape {array.shape} does not fit a grid of shape {self.shape}")
+            raise InputError(f"array of shape {array.shape} does not fit a grid of shape {self.shape}")
         return self._stamp(sitk.GetImageFromArray(array, isVector=vector))
 
     def _stamp(self, image: sitk.Image) -> sitk.Image:

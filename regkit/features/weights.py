@@ -339,4 +339,4 @@ def _check_reading(provenance: Mapping[str, str], network: UNet, path: Path) -> 
     try:
         reading(provenance, network.architecture.out_channels)
     except RegkitError as error:
-        raise RegkitError(f"unusable weights '{path}': {error}") from None
+        raise type(error)(f"unusable weights '{path}': {error}") from error

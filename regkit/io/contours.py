@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import FormatError
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.io.segments import Packing, Segment, Segmentation
 
@@ -38,7 +38,7 @@ def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
     """
     regions = _regions(dataset)
     if not regions:
-        raise RegkitError("is a structure set (RTSTRUCT) without closed planar contours")
+        raise FormatError("is a structure set (RTSTRUCT) without closed planar contours")
     grid = image
     if grid is None or not _parallel(regions, grid):
         grid = _own_grid(regions)
@@ -61,7 +61,7 @@ def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
             parts.append((k, filled[place]))
         packing.put(segment.label, parts)
     if not packing.layers:
-        raise RegkitError("is a structure set (RTSTRUCT) none of whose regions lies in the image")
+        raise FormatError("is a structure set (RTSTRUCT) none of whose regions lies in the image")
     return Segmentation(packing.layers, grid, tuple(segment for segment, _ in regions))
 
 
@@ -103,7 +103,7 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
                 contours.append(points.reshape(-1, 3))
         number = int(roi.ReferencedROINumber)
         if not all(np.isfinite(points).all() for points in contours):
-            raise RegkitError("is damaged: a contour has what is no finite number")
+            raise FormatError("is damaged: a contour has what is no finite number")
         if contours and 0 < number < 1 << 32:
             colour = [float(v) / 255 for v in roi.get("ROIDisplayColor", None) or []]
             triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None
@@ -141,7 +141,7 @@ def _own_grid(regions: Sequence[tuple[Segment, list[Float64]]]) -> Grid:
     normals = [_normal(points) for points in every]
     largest = max(normals, key=lambda normal: float(np.linalg.norm(normal)))
     if not np.linalg.norm(largest):
-        raise RegkitError("is a structure set (RTSTRUCT) whose contours have no area")
+        raise FormatError("is a structure set (RTSTRUCT) whose contours have no area")
     normal = largest / np.linalg.norm(largest)
     normal *= np.sign(normal[np.abs(normal).argmax()])
     x = np.eye(3)[0] if abs(normal[0]) < 0.9 else np.eye(3)[1]
@@ -150,7 +150,7 @@ def _own_grid(regions: Sequence[tuple[Segment, list[Float64]]]) -> Grid:
     turn = np.stack([x, np.cross(normal, x), normal], axis=1)
     local = [points @ turn for points in every]
     if max(float(np.ptp(points[:, 2])) for points in local) > 0.1:
-        raise RegkitError("is a structure set (RTSTRUCT) whose contours are not parallel")
+        raise FormatError("is a structure set (RTSTRUCT) whose contours are not parallel")
     heights = np.unique(np.round([points[:, 2].mean() for points in local], 2))
     gaps = np.diff(heights)
     step = float(gaps[gaps > 0.05].min()) if (gaps > 0.05).any() else 1.0
@@ -160,7 +160,7 @@ def _own_grid(regions: Sequence[tuple[Segment, list[Float64]]]) -> Grid:
     spacing = (_IN_PLANE, _IN_PLANE, step)
     size = tuple(max(4, math.ceil(round(float(n), 3)) + 1) for n in (high - low) / spacing)
     if math.prod(size) > _MOST_VOXELS:
-        raise RegkitError(f"is damaged: its contours span {' x '.join(map(str, size))} voxels")
+        raise FormatError(f"is damaged: its contours span {' x '.join(map(str, size))} voxels")
     return Grid(size, spacing, tuple(turn @ low), tuple(turn.ravel()))  # type: ignore[arg-type]
 
 

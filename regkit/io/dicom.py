@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError, install, reason
+from regkit.core.errors import FormatError, RegkitError, install, reason
 from regkit.core.geometry import Float64
 
 
@@ -135,7 +135,7 @@ def pydicom() -> ModuleType:
     try:
         import pydicom as library
     except ImportError:
-        raise RegkitError(
+        raise FormatError(
             f"is DICOM, which pydicom reads: {install('dicom')}, or convert it to NIfTI"
         ) from None
     return library
@@ -168,7 +168,7 @@ def read_header(path: Path) -> Any:
                 pass
             return header
         except Exception as error:  # of pydicom, as the damage will have it
-            raise RegkitError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
+            raise FormatError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
 
 
 def find_series(place: Path) -> list[Series]:
@@ -184,11 +184,11 @@ def find_series(place: Path) -> list[Series]:
                 read = _slice(library, path)
             except Exception as error:  # numbers that are none, and what pydicom meets in damaged files
                 name = "" if path == place else f"'{path.relative_to(place)}' "
-                raise RegkitError(
+                raise FormatError(
                     f"{name}cannot be read: its DICOM header is damaged ({reason(error)})"
                 ) from error
             if read is None and path == place:
-                raise RegkitError("is no DICOM image: its header names no SOP class")
+                raise FormatError("is no DICOM image: its header names no SOP class")
             if read:
                 found.setdefault(read[1][0], []).append(read)
     series = [_series(entries) for entries in found.values()]
@@ -210,18 +210,18 @@ def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, wha
         asked = [one for one in found if wanted.strip() in (one.number, one.uid)]
         if len(asked) != 1:
             count = "no" if not asked else str(len(asked))
-            raise RegkitError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(found)}")
+            raise FormatError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(found)}")
         return _readable(asked[0], what)
     for of_kind in ("is_labels", "is_volume") if labels else ("is_volume", "is_labels"):
         choice = [one for one in found if getattr(one, of_kind)]
         images = [one for one in choice if one.storage != DOSE]  # a dose comes beside its image
         choice = images or choice
         if len(choice) > 1:
-            raise RegkitError(f"{what} holds {len(choice)} DICOM series; {_listed(choice)}")
+            raise FormatError(f"{what} holds {len(choice)} DICOM series; {_listed(choice)}")
         if choice:
             return choice[0]
     if not found:
-        raise RegkitError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
+        raise FormatError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
     return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
 
 
@@ -253,7 +253,7 @@ def stacked(series: Series, what: str) -> list[str]:
     slices = series.slices
     for one in slices:
         if not (one.position and one.axes):
-            raise RegkitError(
+            raise FormatError(
                 f"{what}: the DICOM slice '{one.path.name}' says nothing of its position or orientation"
             )
     positions, axes, lattices = (
@@ -261,11 +261,11 @@ def stacked(series: Series, what: str) -> list[str]:
         for name in ("position", "axes", "lattice")
     )
     if np.abs(axes - axes[0]).max() > 1e-3 or np.abs(lattices - lattices[0]).max() > 1e-4 * lattices[0].min():
-        raise RegkitError(f"{what}: the slices of its DICOM series differ in size, spacing or orientation")
+        raise FormatError(f"{what}: the slices of its DICOM series differ in size, spacing or orientation")
     try:
         order, _ = slice_order(positions, axes[0])
     except RegkitError as error:
-        raise RegkitError(f"{what}: {error}") from None
+        raise type(error)(f"{what}: {error}") from error
     return [str(slices[k].path) for k in order]
 
 
@@ -285,7 +285,7 @@ def slice_order(positions: Float64, axes: Float64) -> tuple[npt.NDArray[np.int64
     even = positions[0] + np.linspace(0, length, len(order))[:, None] * normal
     apart = float(np.linalg.norm(positions - even, axis=1).max())
     if step == 0 or not apart <= 0.2 * step:
-        raise RegkitError(
+        raise FormatError(
             f"its {len(order)} DICOM slices do not stack evenly (up to {apart:.2f} mm off a step of "
             f"{step:.2f} mm): slices are missing, several volumes share the series or the gantry was tilted; "
             "select or resample the slices and convert them to NIfTI first"
@@ -364,11 +364,11 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | N
     )
     if (position and len(position) != 3) or (axes and len(axes) != 6):
         raise ValueError("a position or orientation has another number of values than three or six")
-    lattice = (
-        *(_numbers(header.get("PixelSpacing")) or (1.0, 1.0)),
-        header.get("Rows") or 0,
-        header.get("Columns") or 0,
-    )
+    spacing = _numbers(header.get("PixelSpacing")) or (1.0, 1.0)
+    size = [header.get(name) or 0 for name in ("Rows", "Columns")]
+    if len(spacing) != 2 or not all(isinstance(n, int) for n in size):
+        raise ValueError("its size or pixel spacing is not of two numbers")
+    lattice = (*spacing, *size)
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
     about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
@@ -403,8 +403,8 @@ def _readable(series: Series, what: str) -> Series:
         return series
     if series.storage in _CLASSIC:
         if series.slices[0].is_scout:
-            raise RegkitError(f"{what} holds scouts (localizers) alone; give the series of a volume")
+            raise FormatError(f"{what} holds scouts (localizers) alone; give the series of a volume")
         return series  # one slice, or slices without a place, which are refused where they are read
     name = storage_name(series)
     article = "an" if name[:1] in "AEIOU" else "a"
-    raise RegkitError(f"{what} is {article} '{name}', which regkit does not read")
+    raise FormatError(f"{what} is {article} '{name}', which regkit does not read")

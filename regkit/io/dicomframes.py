@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import FormatError, RegkitError, reason
 from regkit.core.geometry import Float64, Grid
 from regkit.io.dicom import DOSE, lenient, slice_order
 from regkit.io.segments import Packing, Segment, Segmentation
@@ -47,21 +47,21 @@ def _read(path: Path, make: Callable[[Any, npt.NDArray[Any]], Any]) -> Any:
             dataset = library.dcmread(path)
             pixels = np.asarray(dataset.pixel_array)
         except Exception as error:  # of pydicom, as the damage or a missing decoder will have it
-            raise RegkitError(
+            raise FormatError(
                 f"cannot be read: its DICOM frames are damaged or compressed ({reason(error)})"
             ) from error
         try:
             pixels = pixels if pixels.ndim == 3 else pixels[None]
             wanted = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
             if pixels.shape != wanted:
-                raise RegkitError(
+                raise FormatError(
                     f"is damaged: {wanted[0]} frames were promised, and the array is {pixels.shape}"
                 )
             return make(dataset, pixels)
         except RegkitError:
             raise
         except Exception as error:  # numbers that are none, sequences that are shorter than they should be
-            raise RegkitError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
+            raise FormatError(f"cannot be read: its DICOM header is damaged ({reason(error)})") from error
 
 
 class _Groups:
@@ -70,7 +70,7 @@ class _Groups:
     def __init__(self, dataset: Any, count: int) -> None:
         self._groups = list(dataset.get("PerFrameFunctionalGroupsSequence", None) or [])
         if len(self._groups) != count:
-            raise RegkitError(
+            raise FormatError(
                 f"holds {count} DICOM frames that do not say where they lie; convert it to NIfTI with a tool "
                 "that knows its scanner"
             )
@@ -87,7 +87,7 @@ class _Groups:
             if items and items[0].get(name) is not None:
                 return items[0].get(name)
         if default is None:
-            raise RegkitError(f"does not say the {name} of frame {k + 1}; it is no volume in space")
+            raise FormatError(f"does not say the {name} of frame {k + 1}; it is no volume in space")
         return default
 
     def places(self) -> tuple[Float64, Float64, Float64]:
@@ -101,7 +101,7 @@ class _Groups:
             )
         )
         if np.abs(axes - axes[0]).max() > 1e-3 or np.abs(sides - sides[0]).max() > 1e-4 * sides[0].min():
-            raise RegkitError(
+            raise FormatError(
                 "holds DICOM frames that differ in orientation or spacing; convert them to NIfTI first"
             )
         return positions, axes[0], sides[0]
@@ -145,7 +145,7 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
     """The frames of all segments, of which each has those only where it is."""
     kind = str(dataset.get("SegmentationType"))
     if kind not in ("BINARY", "LABELMAP"):
-        raise RegkitError(f"is a segmentation of type {kind}; only BINARY and LABELMAP are read")
+        raise FormatError(f"is a segmentation of type {kind}; only BINARY and LABELMAP are read")
     groups = _Groups(dataset, len(pixels))
     positions, axes, sides = groups.places()
     step = float(groups.values("PixelMeasuresSequence", "SpacingBetweenSlices", 0)[0] or 0)
@@ -155,15 +155,15 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
         gaps = np.diff(np.unique(np.round(along, 4)))
         step = float(gaps.min()) if gaps.size else 0.0
     if step <= 0:
-        raise RegkitError("is a segmentation of one slice, and no volume")
+        raise FormatError("is a segmentation of one slice, and no volume")
     place = np.rint((along - along.min()) / step).astype(int)
     first = positions[along.argmin()]
     apart = np.linalg.norm(positions - (first + place[:, None] * step * normal), axis=1).max()
     if apart > 0.2 * step:
-        raise RegkitError(f"is a segmentation whose slices do not stack evenly, up to {apart:.2f} mm off")
+        raise FormatError(f"is a segmentation whose slices do not stack evenly, up to {apart:.2f} mm off")
     shape = (int(place.max()) + 1, *pixels.shape[1:])
     if math.prod(shape) > _MOST_EMPTY * pixels.size:
-        raise RegkitError(f"is damaged: its {len(pixels)} frames lie {shape[0]} slices apart")
+        raise FormatError(f"is damaged: its {len(pixels)} frames lie {shape[0]} slices apart")
     segments = _described(dataset)
     if kind == "LABELMAP":
         array = np.zeros(shape, pixels.dtype)

@@ -73,7 +73,7 @@ def save_series(
     try:
         library = dicom.pydicom()
     except RegkitError as error:
-        raise RegkitError(f"'{folder}' {error}") from None
+        raise type(error)(f"'{folder}' {error}") from error
     check_output(f"{folder}/", (FOLDER,))
     target, source = _headers(fixed), _headers(moving)
     whole = volume.array.dtype.kind in "biu" or bool((volume.array == np.rint(volume.array)).all())

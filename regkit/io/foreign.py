@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import FormatError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
 from regkit.io.nifti import NiftiFile
 
@@ -59,7 +59,7 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
     four = len(file.shape) == 4 and file.shape[3] == 3
     if code in _FSL_OTHERS:
         hint = "" if code >= 2016 else ": write the field with 'fnirtfileutils --withaff -o'"
-        raise RegkitError(f"holds {_FSL_OTHERS[code]}{hint}")
+        raise FormatError(f"holds {_FSL_OTHERS[code]}{hint}")
     afni = b"x_delta" in file.extension and b"AFNI" in file.extension and len(file.shape) in (4, 5)
     if afni and file.shape[-1] in (3, 6) and file.shape[3:-1] in ((), (1,)):
         return _afni_field(file, grid, moving)
@@ -67,17 +67,17 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
         return None
     if code == _FSL_FIELD:
         if moving is None:
-            raise RegkitError(
+            raise FormatError(
                 "is a field of FSL's, in voxels of both images: give the moving image too (--moving)"
             )
         return _fsl_field(_vectors(file), grid, moving)
     if four and file.description.startswith(("FSL", "MRtrix")):
         tool = "FSL" if file.description.startswith("FSL") else "MRtrix"
-        raise RegkitError(f"is a 4-D file of {tool} without an intent that says what its numbers are")
+        raise FormatError(f"is a 4-D file of {tool} without an intent that says what its numbers are")
     if not five:
         return None
     if re.search("flow field|velocity", file.description, re.IGNORECASE):
-        raise RegkitError(
+        raise FormatError(
             f"is a '{file.description}' of SPM, no warp before it is integrated: write the deformation with "
             "SPM's Deformations utility"
         )
@@ -89,9 +89,9 @@ def field_of(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray[np
         if parameter == 1:
             return _vectors(file) * _LPS_RAS.astype(np.float32)  # NiftyReg's displacements: RAS mm
         kind = _NIFTYREG_OTHERS.get(parameter, f"something of kind {parameter:g}")
-        raise RegkitError(f"is {kind} of NiftyReg: write the field with 'reg_transform -def'")
+        raise FormatError(f"is {kind} of NiftyReg: write the field with 'reg_transform -def'")
     if name.startswith("NREG"):
-        raise RegkitError(f"is a '{name}' of an old NiftyReg: write the field with 'reg_transform -def'")
+        raise FormatError(f"is a '{name}' of an old NiftyReg: write the field with 'reg_transform -def'")
     if code == _DISPVECT:
         return _vectors(file) * _LPS_RAS.astype(np.float32)
     if code == _VECTOR:
@@ -107,7 +107,7 @@ def _afni_field(file: NiftiFile, grid: Grid, moving: Grid | None) -> npt.NDArray
     """
     for which, image in (("its", grid), ("the moving image's", moving)):
         if image is not None and _is_oblique(image):
-            raise RegkitError(
+            raise FormatError(
                 f"is a warp of AFNI, whose coordinates leave out obliquity, and {which} grid is oblique: "
                 "bring it to a plumb grid first (3dWarp -deoblique)"
             )
@@ -132,7 +132,7 @@ def refuse_positions(field: npt.NDArray[np.float32], grid: Grid) -> None:
     for system, signs in (("LPS", np.ones(3)), ("RAS", _LPS_RAS)):
         near = np.linalg.norm(values.mean(axis=0) - signs * points.mean(axis=0)) < np.linalg.norm(grid.extent)
         if near and np.abs(slopes - np.diag(signs)).max() < 0.3:
-            raise RegkitError(
+            raise FormatError(
                 f"its vectors are not displacements but positions in {system} mm, of a tool that leaves no "
                 "sign of itself; subtract the voxels' own positions"
             )
@@ -155,7 +155,7 @@ def _vectors(file: NiftiFile) -> npt.NDArray[np.float32]:
     """The vectors as they stand in the file, (z, y, x, 3)."""
     array = file.read()
     if array.dtype.kind not in "iuf":
-        raise RegkitError(f"holds vectors of the type {array.dtype}, not of real numbers")
+        raise FormatError(f"holds vectors of the type {array.dtype}, not of real numbers")
     with np.errstate(all="ignore"):
         array = array.astype(np.float32, copy=False)
     array = array[:, :, :, 0] if array.ndim == 5 else array
@@ -179,10 +179,10 @@ def _fsl_field(values: npt.NDArray[np.float32], fixed: Grid, moving: Grid) -> np
     to_fsl = fsl_matrix(fixed)
     where, some = _samples(values)
     if not np.isfinite(some).all():
-        raise RegkitError("has values that are infinite or not a number")
+        raise FormatError("has values that are infinite or not a number")
     slope = float(np.trace(_slopes(transform_points(to_fsl, where), some))) / 3
     if 0.35 < slope < 0.65:
-        raise RegkitError(
+        raise FormatError(
             "is a field of FSL's that may be relative or absolute; write it with 'convertwarp --relout'"
         )
     back = moving.index_to_world @ np.linalg.inv(fsl_matrix(moving))
@@ -236,10 +236,10 @@ def text_matrix(
     with path.open("rb") as file:
         content = file.read(_MOST_TEXT)
     if content.startswith(b"MATLAB 5"):
-        raise RegkitError("is a file of MATLAB 5, such as SPM's, not of ITK; give an ITK transform")
+        raise FormatError("is a file of MATLAB 5, such as SPM's, not of ITK; give an ITK transform")
     if b"\0" in content:
         if convention:
-            raise RegkitError("holds no plain 4x4 matrix of numbers")
+            raise FormatError("holds no plain 4x4 matrix of numbers")
         return None
     text = content.decode("utf-8", "replace")
     if re.search(r"^\s*\(Transform\s", text, re.MULTILINE):
@@ -250,16 +250,16 @@ def text_matrix(
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError:
         if convention:
-            raise RegkitError("holds no plain 4x4 matrix of numbers") from None
+            raise FormatError("holds no plain 4x4 matrix of numbers") from None
         return None
     if [len(row) for row in rows] not in ([4] * 4, [4] * 3):
         if convention:
-            raise RegkitError("holds no plain 4x4 matrix of numbers")
+            raise FormatError("holds no plain 4x4 matrix of numbers")
         return None
     matrix = np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
     _check(matrix)
     if convention is None:
-        raise RegkitError(
+        raise FormatError(
             "is a plain 4x4 matrix, which does not say what its numbers mean: name it fsl:FILE (FLIRT), "
             "ras:FILE (NiftyReg, greedy, c3d: fixed to moving) or lps:FILE"
         )
@@ -268,7 +268,7 @@ def text_matrix(
     if convention == "ras":
         return _FLIP_XY @ matrix @ _FLIP_XY
     if fixed is None or moving is None:
-        raise RegkitError("is a matrix of FSL's, in voxels of both images: give both (--fixed and --moving)")
+        raise FormatError("is a matrix of FSL's, in voxels of both images: give both (--fixed and --moving)")
     # FLIRT's takes a point of the source, which moves, to the reference.
     to_fixed, to_moving = fsl_matrix(fixed), fsl_matrix(moving)
     return (
@@ -290,16 +290,16 @@ def _lta(text: str) -> Float64:
     kind = re.search(r"^\s*type\s*=\s*(\d+)", text, re.MULTILINE)
     count = re.search(r"^\s*nxforms\s*=\s*(\d+)", text, re.MULTILINE)
     if not (body and kind and count):
-        raise RegkitError("is a damaged .lta: it has no matrix")
+        raise FormatError("is a damaged .lta: it has no matrix")
     if int(count[1]) != 1:
-        raise RegkitError(f"holds {count[1]} transforms; give a .lta of one")
+        raise FormatError(f"holds {count[1]} transforms; give a .lta of one")
     matrix = _numbers(body[1], 16).reshape(4, 4)
     if int(kind[1]) == 0:
         source, target = (_lta_volume(text, name) for name in ("src", "dst"))
         _check(source)
         matrix = target @ matrix @ np.linalg.inv(source)
     elif int(kind[1]) != 1:
-        raise RegkitError(
+        raise FormatError(
             f"is a .lta of type {kind[1]}; only 0 (voxels) and 1 (RAS) are read: lta_convert writes them"
         )
     _check(matrix)
@@ -309,9 +309,9 @@ def _lta(text: str) -> Float64:
 def _check(matrix: Float64) -> None:
     """Refuse a 4x4 matrix that is not affine or cannot be inverted."""
     if not np.isfinite(matrix).all() or np.abs(matrix).max() > 1e12:
-        raise RegkitError("holds a matrix that is singular or not finite")
+        raise FormatError("holds a matrix that is singular or not finite")
     if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6) or np.linalg.cond(matrix[:3, :3]) > 1e8:
-        raise RegkitError("holds a matrix that is singular or not finite, or not affine")
+        raise FormatError("holds a matrix that is singular or not finite, or not affine")
 
 
 def _lta_volume(text: str, name: str) -> Float64:
@@ -324,7 +324,7 @@ def _lta_volume(text: str, name: str) -> Float64:
 
     valid = re.search(r"^\s*valid\s*=\s*(\d)", block, re.MULTILINE)
     if not valid or valid[1] != "1":
-        raise RegkitError(f"is a .lta in voxels that does not describe its {name} volume")
+        raise FormatError(f"is a .lta in voxels that does not describe its {name} volume")
     affine = np.eye(4)
     axes = np.stack([values("xras"), values("yras"), values("zras")], axis=1)
     affine[:3, :3] = axes * values("voxelsize")
@@ -338,7 +338,7 @@ def _numbers(text: str, count: int) -> Float64:
     except ValueError:
         numbers = np.empty(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise RegkitError(f"is damaged: {count} numbers were expected for '{' '.join(text.split())[:40]}'")
+        raise FormatError(f"is damaged: {count} numbers were expected for '{' '.join(text.split())[:40]}'")
     return numbers
 
 
@@ -362,11 +362,11 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
 
     kind = word("Transform")
     if kind not in _ELASTIX:
-        raise RegkitError(
+        raise FormatError(
             f"is elastix' {kind}, which is not linear: write the field with 'transformix -def all' instead"
         )
     if word("FixedImageDimension", "3") != "3" or word("UseDirectionCosines", "true") != "true":
-        raise RegkitError("is a transform of elastix' that is not 3-D or ignores the images' directions")
+        raise FormatError("is a transform of elastix' that is not 3-D or ignores the images' directions")
     values = _numbers(" ".join(fields.get("TransformParameters", [])), _ELASTIX[kind]).tolist()
     centre = [0.0, 0.0, 0.0]
     if kind != "TranslationTransform":
@@ -388,11 +388,11 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
     if before in ("", "NoInitialTransform"):
         return matrix
     if word("HowToCombineTransforms", "Compose") != "Compose" or depth > 8:
-        raise RegkitError("is a transform of elastix' that is added to another; only composed ones are read")
+        raise FormatError("is a transform of elastix' that is added to another; only composed ones are read")
     # By its name alone: it lies beside this one, and a path in a file from elsewhere is not followed.
     first = path.with_name(Path(before.replace("\\", "/")).name)
     if not os.path.isfile(first):
-        raise RegkitError(f"is preceded by '{first.name}' (InitialTransform), which is not beside it")
+        raise FormatError(f"is preceded by '{first.name}' (InitialTransform), which is not beside it")
     return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MOST_TEXT], first, depth + 1)
 
 

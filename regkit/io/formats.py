@@ -29,7 +29,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import FormatError, InputError, RegkitError, UsageError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, transform_points
 from regkit.io import foreign, guard
 from regkit.io.atomic import atomic_path
@@ -66,7 +66,7 @@ _INTENTS = (1006, 1007)  # NIfTI's DISPVECT and VECTOR
 _LPS_RAS = np.array([-1, -1, 1], dtype=np.float32)
 
 
-class NotLinearError(RegkitError):
+class NotLinearError(FormatError):
     """A transform was read where a linear one is needed."""
 
 
@@ -82,7 +82,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
             ``l2r`` is asked of a warp that does not know its moving grid.
     """
     if format is not None and format not in _SUFFIXES:
-        raise RegkitError(f"warp format '{format}' is unknown: use one of {', '.join(_SUFFIXES)}")
+        raise UsageError(f"warp format '{format}' is unknown: use one of {', '.join(_SUFFIXES)}")
     every = tuple(dict.fromkeys(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes))
     path = check_output(path, every if format is None else _SUFFIXES[format])
     format = format or {".h5": "h5", ".npz": "l2r"}.get(path.suffix, "itk")
@@ -131,12 +131,12 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
         elif suffix in _READ_TRANSFORM:
             warp = _read_transform(path, convention, fixed, moving)
         elif suffix in _NAMED:
-            raise RegkitError(f"is {_NAMED[suffix]}")
+            raise FormatError(f"is {_NAMED[suffix]}")
         else:
             known = ", ".join((*_READ_NIFTI, *_READ_VECTOR_IMAGE, ".npz", *_READ_TRANSFORM))
-            raise RegkitError(f"'{suffix}' is no suffix of a warp: give one of {known}")
+            raise FormatError(f"'{suffix}' is no suffix of a warp: give one of {known}")
     except RegkitError as error:
-        raise RegkitError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from error
     if fixed is None:
         return warp
     if warp.grid.same_as(fixed):
@@ -158,7 +158,7 @@ def to_learn2reg(warp: DisplacementField) -> npt.NDArray[np.float32]:
         RegkitError: if the warp does not know its moving grid.
     """
     if warp.moving_grid is None:
-        raise RegkitError(
+        raise FormatError(
             "a Learn2Reg warp counts voxels of the moving image: give that image too (--moving)"
         )
     there = warp.moving_grid.world_to_index
@@ -180,15 +180,15 @@ def from_learn2reg(displacement: np.ndarray, fixed: Grid | None, moving: Grid | 
         RegkitError: if a grid is missing, or the array does not fit the fixed one.
     """
     if fixed is None or moving is None:
-        raise RegkitError("a Learn2Reg warp has no geometry: give both images too (--fixed and --moving)")
+        raise FormatError("a Learn2Reg warp has no geometry: give both images too (--fixed and --moving)")
     shape = displacement.shape
     if shape != (*fixed.size, 3):
         if len(shape) == 4 and shape[0] == 3:
-            raise RegkitError(
+            raise FormatError(
                 f"shape {shape} is the half-resolution layout of Learn2Reg 2020/21 (3, X/2, Y/2, Z/2); "
                 f"bring it to full resolution as {(*fixed.size, 3)} first"
             )
-        raise RegkitError(f"a Learn2Reg warp for this fixed image has shape {(*fixed.size, 3)}, got {shape}")
+        raise FormatError(f"a Learn2Reg warp for this fixed image has shape {(*fixed.size, 3)}, got {shape}")
     field = np.empty((*fixed.shape, 3), dtype=np.float32)
     for z in range(fixed.shape[0]):
         index = slab_index(fixed, z, z + 1)
@@ -219,7 +219,7 @@ def read_linear(path: str | Path, fixed: Grid | None = None, moving: Grid | None
     convention, path = foreign.split_convention(Path(path))
     _require_file(path)
     if _suffix(path) not in _READ_TRANSFORM:
-        raise RegkitError(f"{path}: a linear transform is read from {', '.join(_READ_TRANSFORM)}")
+        raise FormatError(f"{path}: a linear transform is read from {', '.join(_READ_TRANSFORM)}")
     try:
         matrix = None
         if not _is_hdf5(path):
@@ -227,7 +227,7 @@ def read_linear(path: str | Path, fixed: Grid | None = None, moving: Grid | None
         if matrix is None:
             matrix = _linear(_read_parts(path))
     except RegkitError as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from error
     return checked_matrix(matrix, str(path))
 
 
@@ -250,15 +250,15 @@ def _suffix(path: Path) -> str:
 
 def _require_file(path: Path) -> None:
     if not os.path.isfile(path):  # of names that no system allows it says no
-        raise RegkitError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
 
 
 def checked_matrix(matrix: Float64, name: str) -> Float64:
     """The matrix itself if it is an invertible affine 4x4; RegkitError naming it otherwise."""
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
-        raise RegkitError(f"{name}: not an affine 4x4 matrix of finite numbers")
+        raise FormatError(f"{name}: not an affine 4x4 matrix of finite numbers")
     if np.linalg.cond(matrix[:3, :3]) > 1e8:
-        raise RegkitError(f"{name}: the matrix is singular, so no image can be resampled through it")
+        raise FormatError(f"{name}: the matrix is singular, so no image can be resampled through it")
     return matrix
 
 
@@ -279,14 +279,14 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
         try:
             sitk.WriteTransform(transform, str(temporary))
         except RuntimeError as error:
-            raise RegkitError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
+            raise FormatError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
 
 
 def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> DisplacementField:
     with open_nifti(path) as file:
         shape, intent = file.shape, file.intent[0]
         if len(shape) < 3 or (len(shape) < 4 and shape[0] != 3):
-            raise RegkitError(
+            raise FormatError(
                 f"an image of shape {shape}, not a warp: those have shape (X, Y, Z, 1, 3) or (X, Y, Z, 3)"
             )
         grid = Grid.from_ras_affine(shape[:3], file.affine)
@@ -299,18 +299,18 @@ def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Displace
                 foreign.refuse_positions(field, grid)
             return DisplacementField(field, grid, moving)
         if len(shape) == 5 and shape[3:] == (1, 3):
-            raise RegkitError(
+            raise FormatError(
                 f"a 5-D field with intent code {intent}, which does not tell LPS from RAS vectors: "
                 "set it to 1007 if they are LPS mm (ITK, ANTs) or to 1006 if they are RAS mm"
             )
         if len(shape) == 4 and 3 in (shape[0], shape[3]):
             if intent in _INTENTS:
-                raise RegkitError(
+                raise FormatError(
                     f"a 4-D field of shape {shape} with intent code {intent}: ITK's fields are 5-D, "
                     "(X, Y, Z, 1, 3), and Learn2Reg's have intent 0; correct whichever is wrong"
                 )
             return from_learn2reg(file.read().astype(np.float32, copy=False), fixed, moving)
-    raise RegkitError(
+    raise FormatError(
         f"an image of shape {shape}, not a warp: those have shape (X, Y, Z, 1, 3) or (X, Y, Z, 3)"
     )
 
@@ -326,10 +326,10 @@ def _read_vector_image(path: Path, moving: Grid | None) -> DisplacementField:
         odd = quirks(path, header.format)
         _check_nrrd(odd.fields)
         if odd.scale != 1:
-            raise RegkitError("its grid is not in mm, and its vectors may be in that unit or not; convert it")
+            raise FormatError("its grid is not in mm, and its vectors may be in that unit or not; convert it")
         dimension = len(header.size)
         if dimension != 3 or header.components != 3:
-            raise RegkitError(
+            raise FormatError(
                 f"a {dimension}-D image of {header.components} component(s), not a warp: those are 3-D with 3"
             )
         _check_memory((*header.size, 3))
@@ -346,12 +346,12 @@ def _check_nrrd(fields: dict[str, str]) -> None:
     """Refuse the two fields of a NRRD header that ITK reads without a word and that mean something else."""
     space = fields.get("space", "left-posterior-superior").lower()
     if space not in ("left-posterior-superior", "lps"):
-        raise RegkitError(
+        raise FormatError(
             f"its space is '{space}', but only vectors in left-posterior-superior are understood"
         )
     # 3D Slicer marks the fields that carry moving points to fixed ones so (PR #8757).
     if fields.get("displacement field type", "resampling").lower() != "resampling":
-        raise RegkitError(
+        raise FormatError(
             "a 'modeling' displacement field; save the resampling transform (its inverse) instead"
         )
 
@@ -362,7 +362,7 @@ def _read_npz(path: Path) -> npt.NDArray[np.float32]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if len(names) != 1:
-                raise RegkitError(f"a Learn2Reg .npz holds exactly one array, got {len(names)}")
+                raise FormatError(f"a Learn2Reg .npz holds exactly one array, got {len(names)}")
             check_fits_memory(archive.getinfo(names[0]).file_size, "its array", 3)
             with archive.open(names[0]) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
@@ -370,7 +370,7 @@ def _read_npz(path: Path) -> npt.NDArray[np.float32]:
     except RegkitError:
         raise
     except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
-        raise RegkitError(f"cannot be read as .npz ({reason(error)})") from None
+        raise FormatError(f"cannot be read as .npz ({reason(error)})") from None
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -383,7 +383,7 @@ def _read_parts(path: Path) -> list[guard.Part]:
     parts = guard.read_transform(path)
     for part in parts:
         if part.dimension != 3:
-            raise RegkitError(f"a {part.dimension}-D transform, but 3-D is needed")
+            raise FormatError(f"a {part.dimension}-D transform, but 3-D is needed")
     return parts
 
 
@@ -404,7 +404,7 @@ def _read_transform(
     matrix = None if _is_hdf5(path) else foreign.text_matrix(path, convention, fixed, moving)
     if matrix is not None:
         if fixed is None:
-            raise RegkitError("a matrix without a grid of its own: give the fixed image too (--fixed)")
+            raise FormatError("a matrix without a grid of its own: give the fixed image too (--fixed)")
         return DisplacementField.from_transform(
             affine_transform(checked_matrix(matrix, "its matrix")), fixed, moving
         )
@@ -417,7 +417,7 @@ def _read_transform(
             return DisplacementField(first.values.astype(np.float32), grid, moving)
         fixed = fixed or grid
     if fixed is None:
-        raise RegkitError("an ITK transform without a grid of its own: give the fixed image too (--fixed)")
+        raise FormatError("an ITK transform without a grid of its own: give the fixed image too (--fixed)")
     transform = sitk.CompositeTransform(
         [_to_sitk(part) for part in parts] or [sitk.Transform(3, sitk.sitkIdentity)]
     )
@@ -439,7 +439,7 @@ def _to_sitk(part: guard.Part) -> sitk.Transform:
         spline.SetFixedParameters(part.fixed)
         spline.SetParameters(part.values.tolist())
         return spline
-    raise RegkitError(f"holds a {part.name}, which is not read")
+    raise FormatError(f"holds a {part.name}, which is not read")
 
 
 def linear_of(transform: object, name: str = "the transform") -> Float64:
@@ -455,7 +455,7 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
     """
     if isinstance(transform, sitk.Transform):
         if transform.GetDimension() != 3:
-            raise RegkitError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
+            raise FormatError(f"{name} is {transform.GetDimension()}-D, but 3-D is needed")
         if not transform.IsLinear():
             raise NotLinearError(f"{name} is not linear; give a rigid or affine transform")
         origin, *ends = (
@@ -468,7 +468,7 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
     if isinstance(transform, torch.Tensor):
         transform = transform.detach().cpu().numpy()
     if not isinstance(transform, np.ndarray | list | tuple):
-        raise RegkitError(
+        raise FormatError(
             f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
             "SimpleITK or a 4x4 matrix in LPS mm"
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from nibabel.spatialimages import SpatialImage
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import InputError, RegkitError
 from regkit.core.geometry import Grid
 from regkit.io import guard, nifti
 from regkit.io.images import Volume, grid_of, looks_like_labels
@@ -46,12 +46,12 @@ class Frames:
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.grid.shape or not len(self.array):
-            raise RegkitError(
+            raise InputError(
                 f"{self.name}: an array of shape {self.array.shape} is no series of volumes of shape "
                 f"{self.grid.shape} (z, y, x)"
             )
         if self.array.dtype.kind not in "buif":
-            raise RegkitError(f"{self.name}: voxels must be real numbers, got an array of {self.array.dtype}")
+            raise InputError(f"{self.name}: voxels must be real numbers, got an array of {self.array.dtype}")
 
     def __len__(self) -> int:
         return len(self.array)
@@ -122,10 +122,10 @@ def load_frames(source: FramesLike, role: str) -> Frames:
     elif isinstance(source, str | os.PathLike):
         found = _from_file(Path(source), what)
     else:
-        raise RegkitError(f"{what}: cannot read a 4-D image from a {type(source).__name__}; give a file")
+        raise InputError(f"{what}: cannot read a 4-D image from a {type(source).__name__}; give a file")
     if found.array.dtype.kind == "f" and not np.isfinite(found.array).all():
         broken = found.array.size - int(np.count_nonzero(np.isfinite(found.array)))
-        raise RegkitError(
+        raise InputError(
             f"{what} has {broken:,} voxels that are NaN or infinite; set them to the background value first"
         )
     return found
@@ -133,18 +133,18 @@ def load_frames(source: FramesLike, role: str) -> Frames:
 
 def _from_file(path: Path, what: str) -> Frames:
     if os.path.isdir(path):
-        raise RegkitError(
+        raise InputError(
             f"{what} is a folder: a series of DICOM is read from a 4-D NIfTI, which dcm2niix makes of it"
         )
     if not os.path.isfile(path):
-        raise RegkitError(f"{what} does not exist")
+        raise InputError(f"{what} does not exist")
     name = path.name.lower()
     try:
         if name.endswith(nifti.SUFFIXES):
             with nifti.open_nifti(path) as file:
                 _check(file.shape, 1, what)
                 if np.dtype(file.voxels.dtype).kind not in "buif":
-                    raise RegkitError(f"{what} has several values per voxel; give one real number per voxel")
+                    raise InputError(f"{what} has several values per voxel; give one real number per voxel")
                 grid = _grid(file.shape, file.affine, what)
                 check_fits_memory(math.prod(file.shape), what, int(file.voxels.dtype.itemsize) + 8)
                 array = file.read()
@@ -159,15 +159,15 @@ def _from_file(path: Path, what: str) -> Frames:
     except RegkitError as error:
         if str(error).startswith(what):
             raise
-        raise RegkitError(f"{what}: {error}") from error
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _check(size: tuple[int, ...], components: int, what: str) -> None:
     if components != 1:
-        raise RegkitError(f"{what} has several values per voxel; give one real number per voxel")
+        raise InputError(f"{what} has several values per voxel; give one real number per voxel")
     if _times(size) < 2:
         text = " x ".join(map(str, size))
-        raise RegkitError(f"{what} is one volume ({text}), not 4-D; 'regkit register' aligns two volumes")
+        raise InputError(f"{what} is one volume ({text}), not 4-D; 'regkit register' aligns two volumes")
 
 
 def _times(size: tuple[int, ...]) -> int:
@@ -179,7 +179,7 @@ def _times(size: tuple[int, ...]) -> int:
 
 def _grid(size: tuple[int, ...], ras: npt.NDArray[np.float64] | None, what: str) -> Grid:
     if ras is None:
-        raise RegkitError(f"{what} has no affine, so its place in the world is unknown; give it one")
+        raise InputError(f"{what} has no affine, so its place in the world is unknown; give it one")
     one = Grid.from_ras_affine(size[:3], ras)
     return grid_of(size[:3], one.spacing, one.origin, one.direction, what)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import FormatError, reason
 
 HEADER_SECONDS = 8.0
 """How long ITK may take to parse a header."""
@@ -37,7 +37,7 @@ _TYPES = {
 } | {"32-bit float": np.dtype("f4"), "64-bit float": np.dtype("f8")}
 
 
-class ParserError(RegkitError):
+class ParserError(FormatError):
     """ITK could not read a file: the message tells why, without the file's name."""
 
 

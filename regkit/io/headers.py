@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import FormatError
 
 _MOST_BYTES = 1 << 20  # of a header: one of a segmentation with many segments has some 100 KB
 _IN_MM = {
@@ -102,17 +102,17 @@ def check_matlab(path: Path) -> None:
         while at < size:
             head = file.read(20)
             if len(head) < 20:
-                raise RegkitError("is damaged or cut short")
+                raise FormatError("is damaged or cut short")
             kind, *shape = struct.unpack("<5i", head)
             if not 0 <= kind < 5000:  # thousands: the order of bytes, which are little-endian by far the most
                 kind, *shape = struct.unpack(">5i", head)
             rows, columns, imaginary, name = shape
             precision = {0: 8, 1: 4}.get(kind // 10 % 10)  # doubles and floats, as ITK writes them
             if not 0 <= kind < 5000 or precision is None or min(shape) < 0 or imaginary > 1:
-                raise RegkitError("is no MATLAB file of ITK transforms, or damaged")
+                raise FormatError("is no MATLAB file of ITK transforms, or damaged")
             at += 20 + name + rows * columns * precision * (1 + imaginary)
             if at > size:
-                raise RegkitError("is damaged or cut short")
+                raise FormatError("is damaged or cut short")
             file.seek(at)
 
 
@@ -146,6 +146,6 @@ def _unit(fields: dict[str, str]) -> float:
         return 1.0
     scales = {_IN_MM.get(unit) for unit in named}
     if None in scales or len(scales) > 1:
-        raise RegkitError(f"its header gives lengths in {', '.join(sorted(named))}, not in one known unit")
+        raise FormatError(f"its header gives lengths in {', '.join(sorted(named))}, not in one known unit")
     (scale,) = scales
     return float(scale or 1.0)

@@ -24,7 +24,7 @@ import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import InputError, RegkitError, reason
 from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.core.intensity import is_ct
 from regkit.io import contours, dicom, dicomframes, guard, nifti
@@ -97,12 +97,12 @@ class Volume:
                 hint = "; drop the leading channel axis: array[0]"
             elif array.shape == self.grid.size:
                 hint = "; its axes are (x, y, z): pass array.transpose(2, 1, 0)"
-            raise RegkitError(
+            raise InputError(
                 f"{self.name}: an array of shape {array.shape} does not fit its grid, "
                 f"whose shape (z, y, x) is {self.grid.shape}{hint}"
             )
         if array.dtype.kind not in "buif":
-            raise RegkitError(f"{self.name}: voxels must be real numbers, got an array of {array.dtype}")
+            raise InputError(f"{self.name}: voxels must be real numbers, got an array of {array.dtype}")
         object.__setattr__(self, "array", array)
 
     def to_sitk(self) -> sitk.Image:
@@ -146,7 +146,7 @@ def load_image(source: ImageLike, role: str) -> Volume:
         array = np.require(volume.array, np.float32, ["C", "W"])
     _refuse_not_finite(array, what)
     if array.min() == array.max():
-        raise RegkitError(f"{what} is constant: every voxel is {array.flat[0]:g}; give another")
+        raise InputError(f"{what} is constant: every voxel is {array.flat[0]:g}; give another")
     return replace(volume, array=array)
 
 
@@ -186,22 +186,22 @@ def load_labels(
         whole = np.rint(array)
         broken = np.abs(array - whole) > 1e-3  # scaled storage does not return whole numbers exactly
         if broken.any():
-            raise RegkitError(
+            raise InputError(
                 f"{what} is no label map: {int(broken.sum()):,} voxels are not whole numbers, such as "
                 f"{array[broken][0]:g}; resample labels with nearest neighbour interpolation"
             )
         array = whole
     low, high = array.min(), array.max()
     if low == high == 0 and not empty:
-        raise RegkitError(f"{what} holds no label: every voxel is 0")
+        raise InputError(f"{what} holds no label: every voxel is 0")
     if len(np.unique(array[::2, ::2, ::2])) > _MOST_LABELS:  # of an eighth of the voxels: sorting takes time
-        raise RegkitError(
+        raise InputError(
             f"{what} is no label map: it has more than {_MOST_LABELS:,} different values from {low:g} to "
             f"{high:g}, as an image has; give the map of its labels"
         )
     dtype = label_type(low, high)
     if dtype is None:
-        raise RegkitError(
+        raise InputError(
             f"{what} holds labels from {low:g} to {high:g}; only whole numbers below 2^63 are possible"
         )
     return _on_grid(replace(volume, array=np.require(array, dtype, ["C", "W"])), grid, what)
@@ -272,7 +272,7 @@ def load_labelled(
     labels = load_labels(label_source, labels_role, image.grid if one_grid else None, image=image.grid)
     low = int(labels.array.min())
     if low < 0:
-        raise RegkitError(
+        raise InputError(
             f"{labels_role}, '{labels.name}': there is a label {low}; labels must be 0 or more, so give "
             f"{low} another number"
         )
@@ -287,7 +287,7 @@ def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
         if len(item) == 2:
             return item[0], item[1]
         found += f" of {len(item)}"
-    raise RegkitError(f"{role} must be a pair (image, label map), got {found}")
+    raise InputError(f"{role} must be a pair (image, label map), got {found}")
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
@@ -308,7 +308,7 @@ def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
     _refuse_not_finite(volume.array, what)
     inside = np.ascontiguousarray(volume.array > 0.5)
     if not inside.any():
-        raise RegkitError(f"{what} is empty: no voxel is above 0.5; leave it out or give another")
+        raise InputError(f"{what} is empty: no voxel is above 0.5; leave it out or give another")
     mask = replace(volume, array=inside)
     same = mask.grid.same_as(grid, _SAME_GRID_VOXELS)
     return replace(mask, grid=grid) if same else _taken_onto(mask, grid, what)
@@ -351,7 +351,7 @@ def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -
             series = _series_of(source, path, what, labels=True)
             return _dicom_segmentation(series, what, image) if series.is_labels else None
     except guard.ParserError as error:
-        raise RegkitError(_about(what, str(error))) from error
+        raise InputError(_about(what, str(error))) from error
     return None
 
 
@@ -378,23 +378,23 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
     if isinstance(source, SpatialImage):
         return _from_nibabel(source, what)
     if not isinstance(source, str | os.PathLike | dicom.DicomSeries):
-        raise RegkitError(
+        raise InputError(
             f"{what}: cannot read an image from a {type(source).__name__}; "
             "give a file, or wrap an array as regkit.Volume(array, grid)"
         )
     path = Path(source.folder if isinstance(source, dicom.DicomSeries) else source)
     # By os.path, which takes names that no system allows for names of nothing.
     if not os.path.exists(path):
-        raise RegkitError(f"{what} does not exist")
+        raise InputError(f"{what} does not exist")
     if not (os.path.isfile(path) or os.path.isdir(path)):
-        raise RegkitError(f"{what} is no file that can be read more than once; save it as one first")
+        raise InputError(f"{what} is no file that can be read more than once; save it as one first")
     if not os.access(path, os.R_OK):
-        raise RegkitError(f"{what} cannot be opened: no permission to read it")
+        raise InputError(f"{what} cannot be opened: no permission to read it")
     try:
         if os.path.isdir(path) or dicom.is_dicom(path):
             return _from_dicom(_series_of(source, path, what, labels), path, what, image)
         if isinstance(source, dicom.DicomSeries):
-            raise RegkitError(f"{what} is no DICOM, of which series '{source.series}' was asked for")
+            raise InputError(f"{what} is no DICOM, of which series '{source.series}' was asked for")
         if path.name.lower().endswith(nifti.SUFFIXES):
             return _from_nifti(path, what)
         with guard.open_image([path]) as file:
@@ -407,7 +407,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
         text = str(error)
         if "ImageIO" in text and "etermine" in text:
             text = "is not an image (NIfTI, MGH, NRRD, MetaImage, DICOM or another that ITK reads)"
-        raise RegkitError(_about(what, text)) from error
+        raise InputError(_about(what, text)) from error
 
 
 def _from_nifti(path: Path, what: str) -> Volume:
@@ -425,7 +425,7 @@ def _from_nifti(path: Path, what: str) -> Volume:
     except RegkitError as error:
         if str(error).startswith(what):
             raise
-        raise RegkitError(_about(what, str(error))) from error
+        raise InputError(_about(what, str(error))) from error
     return Volume(array.reshape(grid.size).transpose(2, 1, 0), grid, path.name)
 
 
@@ -448,7 +448,7 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
         # A slope may turn whole numbers into float64 as they are read.
         final, array = file.read(size * max(8, bytes_per_voxel))
     except guard.ParserError as error:
-        raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
+        raise InputError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
     origin, direction, spacing = final.origin, final.direction, final.spacing
     if header.format == "MINCImageIO":  # whose world is RAS, which ITK 5.4 takes for LPS
         axes = len(final.size)
@@ -468,7 +468,7 @@ def _series_of(source: ImageLike, path: Path, what: str, labels: bool) -> dicom.
     try:
         found = dicom.find_series(path)
     except RegkitError as error:
-        raise RegkitError(_about(what, str(error))) from error
+        raise InputError(_about(what, str(error))) from error
     return dicom.chosen_series(found, wanted, labels, what)
 
 
@@ -484,13 +484,13 @@ def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None)
     first = series.slices[0].path
     if series.slices[0].frames > 1:
         if len(series.slices) > 1:
-            raise RegkitError(
+            raise InputError(
                 f"{what} holds a DICOM series of {len(series.slices)} files of many frames; give one of them"
             )
         try:
             array, grid = dicomframes.read_image(first)
         except RegkitError as error:
-            raise RegkitError(_about(what, str(error))) from error
+            raise InputError(_about(what, str(error))) from error
         _volume_size(grid.size, what)
         return Volume(array, grid, path.name)
     names = dicom.stacked(series, what) if len(series.slices) > 1 else [str(first)]
@@ -507,7 +507,7 @@ def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None)
 
 def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> Segmentation:
     if len(series.slices) > 1:
-        raise RegkitError(
+        raise InputError(
             f"{what} holds a DICOM series of {len(series.slices)} segmentations or structure sets; give the "
             "file of one"
         )
@@ -521,9 +521,9 @@ def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> 
         except RegkitError:
             raise
         except Exception as error:  # numbers that are none, sequences that are shorter than they should be
-            raise RegkitError(f"cannot be read: its contours are damaged ({reason(error)})") from error
+            raise InputError(f"cannot be read: its contours are damaged ({reason(error)})") from error
     except RegkitError as error:
-        raise RegkitError(_about(what, str(error))) from error
+        raise InputError(_about(what, str(error))) from error
 
 
 def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmentation:
@@ -540,14 +540,14 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
         try:
             final, array = file.read(size * bytes_per_voxel)
         except guard.ParserError as error:
-            raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
+            raise InputError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
         spacing, origin = (tuple(odd.scale * v for v in values) for values in (final.spacing, final.origin))
         grid = grid_of(final.size, spacing, origin, final.direction, what)
         layers = [np.ascontiguousarray(array[..., k]) for k in range(header.components)]
     try:
         described = slicer_segments(nrrd_fields(path, lower=False))
     except RegkitError as error:
-        raise RegkitError(_about(what, str(error))) from error
+        raise InputError(_about(what, str(error))) from error
     if len({segment.label for _, segment in described}) == len(described):
         return Segmentation(layers, grid, tuple(segment for _, segment in described))
     # Layers number their segments each for itself; in one label map they need numbers of their own.
@@ -606,14 +606,14 @@ def _from_nibabel(image: SpatialImage, what: str) -> Volume:
     _refuse_not_scalar({"c": "complex", "V": "vector"}.get(kind, "scalar"), what)
     check_fits_memory(math.prod(size), what, 12)
     if image.affine is None:
-        raise RegkitError(f"{what} has no affine, so its place in the world is unknown; give it one")
+        raise InputError(f"{what} has no affine, so its place in the world is unknown; give it one")
     header = image.header
     unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
     affine = np.diag([{"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
     try:
         grid = _orthonormal(Grid.from_ras_affine(size, affine))
     except RegkitError as error:
-        raise RegkitError(f"{what}: {error}") from error
+        raise type(error)(f"{what}: {error}") from error
     return Volume(_nibabel_array(image, grid, what), grid, what)
 
 
@@ -622,21 +622,21 @@ def _nibabel_array(image: SpatialImage, grid: Grid, what: str) -> npt.NDArray[An
     try:
         return np.asanyarray(image.dataobj).reshape(grid.size).transpose(2, 1, 0)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise RegkitError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
+        raise InputError(f"{what}: its voxels cannot be read; it is truncated or damaged") from error
 
 
 def _volume_size(size: Sequence[int], what: str) -> tuple[int, int, int]:
     """The size (x, y, z) of a volume, without the trailing axes of one that NIfTI allows."""
     text = _by(size)
     if any(n != 1 for n in size[3:]):
-        raise RegkitError(f"{what} has {len(size)} dimensions ({text}); give one 3-D volume of it")
+        raise InputError(f"{what} has {len(size)} dimensions ({text}); give one 3-D volume of it")
     if len(size) < 3 or 1 in size[:3]:
-        raise RegkitError(
+        raise InputError(
             f"{what} is 2-D ({text}) and regkit takes volumes: for slices of one series give their folder; "
             "flat images are registered by SimpleITK, elastix (itk-elastix) or ANTs (antspyx)"
         )
     if min(size[:3]) < MIN_VOXELS:
-        raise RegkitError(f"{what} has only {text} voxels; at least {MIN_VOXELS} along every axis are needed")
+        raise InputError(f"{what} has only {text} voxels; at least {MIN_VOXELS} along every axis are needed")
     return size[0], size[1], size[2]
 
 
@@ -656,7 +656,7 @@ def grid_of(
     try:
         return _orthonormal(Grid(size, tuple(np.abs(step)), tuple(origin[:3]), tuple(axes.ravel())))  # type: ignore[arg-type]
     except RegkitError as error:
-        raise RegkitError(f"{what}: {error}") from error
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _orthonormal(grid: Grid) -> Grid:
@@ -678,7 +678,7 @@ def _on_grid(volume: Volume, grid: Grid | None, what: str) -> Volume:
     if volume.grid.same_as(grid, _SAME_GRID_VOXELS):
         return replace(volume, grid=grid)
     if not isinstance(volume, LabelledVolume):
-        raise RegkitError(
+        raise InputError(
             f"{what} does not lie on the voxels of its image: it has {_describe(volume.grid)}, the image "
             f"{_difference(volume.grid, grid)}; resample it onto the image with nearest neighbour "
             "interpolation"
@@ -701,7 +701,7 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
     )
     array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
     if not array.any():
-        raise RegkitError(f"{what} lies beside its image: they have no voxel in common")
+        raise InputError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(
         f"{what} lies on other voxels than its image and is taken onto them by nearest neighbour",
         stacklevel=3,
@@ -760,13 +760,13 @@ def _refuse_not_scalar(pixel: str, what: str) -> None:
     }
     kind = kinds.get(pixel.partition(" ")[0])
     if kind:
-        raise RegkitError(f"{what} has {kind}; give an image with one real number per voxel")
+        raise InputError(f"{what} has {kind}; give an image with one real number per voxel")
 
 
 def _refuse_not_finite(array: npt.NDArray[Any], what: str) -> None:
     broken = array.size - int(np.count_nonzero(np.isfinite(array)))
     if broken:
-        raise RegkitError(
+        raise InputError(
             f"{what} has {broken:,} voxels that are NaN, infinite or beyond 32-bit floats; "
             "set them to the background value first, such as with numpy.nan_to_num"
         )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
-from regkit.core.errors import RegkitError, reason
+from regkit.core.errors import FormatError, RegkitError, reason
 
 Float64 = npt.NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class NiftiFile:
         """
         needed = math.prod(self.shape) * self.voxels.dtype.itemsize
         if needed > self.most_bytes:  # before nibabel takes the memory for them
-            raise RegkitError(
+            raise FormatError(
                 "its voxels cannot be read: the file is too short for them; it is truncated or damaged"
             )
         try:
@@ -85,7 +85,7 @@ class NiftiFile:
                 array = np.asanyarray(self.voxels)
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
             said = " ".join(str(error).split()) or type(error).__name__
-            raise RegkitError(f"its voxels cannot be read ({said}); it is truncated or damaged") from error
+            raise FormatError(f"its voxels cannot be read ({said}); it is truncated or damaged") from error
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -108,7 +108,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
                 kind, header = _header(raw, path)
                 single = kind != "Analyze 7.5" and bytes(header["magic"])[:2] == b"n+"
                 if not single and voxel_path == header_path:
-                    raise RegkitError("is one half of a pair of files; name it .hdr, beside its .img")
+                    raise FormatError("is one half of a pair of files; name it .hdr, beside its .img")
                 offset = _offset(header, single)
                 extension = (raw + stream.read(max(0, offset - len(raw))))[len(header.binaryblock) : offset]
                 if not single:
@@ -120,7 +120,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
         except RegkitError:
             raise
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
-            raise RegkitError(f"cannot be read: it is truncated or damaged ({reason(error)})") from error
+            raise FormatError(f"cannot be read: it is truncated or damaged ({reason(error)})") from error
         yield found
 
 
@@ -136,7 +136,7 @@ def _files(path: Path) -> tuple[Path, Path]:
         partner = path.with_name(candidate)
         if partner.is_file():
             return (path, partner) if other == "img" else (partner, path)
-    raise RegkitError(f"is one of a pair of files, and '{stem}.{other}' is not beside it")
+    raise FormatError(f"is one of a pair of files, and '{stem}.{other}' is not beside it")
 
 
 def _opened(path: Path) -> Any:
@@ -160,14 +160,14 @@ def _header(raw: bytes, path: Path) -> tuple[str, Any]:
             return "Analyze 7.5", nibabel.Spm99AnalyzeImage.header_class(block, order, check=False)
     if 540 in sizes and len(raw) >= 540 and raw[4:7] in (b"n+2", b"ni2"):
         return "NIfTI-2", nibabel.Nifti2Header(raw[:540], sizes[540], check=False)
-    raise RegkitError("is not an image: it does not begin with a header of NIfTI or Analyze")
+    raise FormatError("is not an image: it does not begin with a header of NIfTI or Analyze")
 
 
 def _offset(header: Any, single: bool) -> int:
     offset = float(header["vox_offset"])
     least = len(header.binaryblock) if single else 0
     if not least <= offset <= _MOST_OFFSET:
-        raise RegkitError(f"is damaged: by its header the voxels begin at byte {offset:g}")
+        raise FormatError(f"is damaged: by its header the voxels begin at byte {offset:g}")
     return int(offset)
 
 
@@ -175,11 +175,11 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
     rank = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : rank + 1])
     if not 1 <= rank <= 7 or min(shape) < 1:
-        raise RegkitError(f"is damaged: by its header it has {rank} axes of {shape} voxels")
+        raise FormatError(f"is damaged: by its header it has {rank} axes of {shape} voxels")
     spacing = np.array([float(s) for s in header["pixdim"][1:4]])
     spacing[min(rank, 3) :] = 1.0
     if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise RegkitError(f"its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
+        raise FormatError(f"its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
     doubts = []
     if (spacing < 0).any():
         doubts.append("its pixdim is negative, which is ignored: axes run as its sform or qform says")
@@ -206,7 +206,7 @@ def _nifti(header: Any, kind: str, extension: bytes, stream: Any, offset: int) -
     slope, inter = header.get_slope_inter()
     dtype = header.get_data_dtype()
     if not dtype.itemsize:
-        raise RegkitError("is damaged: its header has a type of voxels that is unknown")
+        raise FormatError("is damaged: its header has a type of voxels that is unknown")
     spec = (shape, dtype, offset, 1.0 if slope is None else slope, inter or 0.0)
     voxels = ArrayProxy(stream, spec, mmap=False)
     step = step if rank > 3 and math.isfinite(step) and step > 0 else 0.0
@@ -235,18 +235,18 @@ def _affine(header: Any, spacing: Float64) -> tuple[Float64 | None, bool]:
     for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
         sform[row] = [float(value) for value in header[name]]
     if sform_code > 0 and not np.isfinite(sform).all():
-        raise RegkitError("its sform holds what is no finite number; correct the header")
+        raise FormatError("its sform holds what is no finite number; correct the header")
     qform = _qform(header, spacing)
     chosen = sform
     if (np.linalg.norm(sform[:3, :3], axis=0) == 0).any() and qform_code <= 0:
-        raise RegkitError("its sform is singular: a voxel has no extent along some axis")
+        raise FormatError("its sform is singular: a voxel has no extent along some axis")
     if qform_code > 0 and not _prefers_sform(sform, qform, sform_code):
         chosen = qform
     lengths = np.linalg.norm(chosen[:3, :3], axis=0)
     turn = chosen[:3, :3] / lengths
     straight = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3  # else the grid refuses it as sheared
     if chosen is sform and straight and not np.allclose(lengths, spacing, rtol=0.01):
-        raise RegkitError(
+        raise FormatError(
             f"its header says two things: spacing of {spacing.round(4).tolist()} in pixdim, "
             f"of {lengths.round(4).tolist()} in the sform; correct the header"
         )
@@ -304,11 +304,11 @@ _MGH_VOXELS = 284  # the byte at which they begin
 
 def _mgh(raw: bytes, stream: Any) -> NiftiFile:
     if len(raw) < _MGH_VOXELS:
-        raise RegkitError("is truncated or damaged: its header is not complete")
+        raise FormatError("is truncated or damaged: its header is not complete")
     fields = _MGH_HEADER.unpack(raw[: _MGH_HEADER.size])
     version, dims, code, placed, numbers = fields[0], fields[1:5], fields[5], fields[7], fields[8:]
     if version != 1 or code not in _MGH_TYPES or min(dims) < 1:
-        raise RegkitError("is not an image: it does not begin with a header of MGH, or is damaged")
+        raise FormatError("is not an image: it does not begin with a header of MGH, or is damaged")
     spacing, axes, centre = np.array(numbers[:3]), np.reshape(numbers[3:12], (3, 3)).T, numbers[12:]
     doubts = []
     if not placed:  # FreeSurfer's own default
@@ -318,7 +318,7 @@ def _mgh(raw: bytes, stream: Any) -> NiftiFile:
             "it does not say where it lies; it is taken for a coronal volume of 1 mm about (0, 0, 0)"
         )
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise RegkitError(f"its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
+        raise FormatError(f"its voxel spacing is {tuple(map(float, spacing))} mm; correct the header")
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing
     affine[:3, 3] = np.array(centre) - affine[:3, :3] @ (np.array(dims[:3]) / 2)

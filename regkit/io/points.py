@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import FormatError
 from regkit.io.atomic import atomic_path
 from regkit.io.outputs import check_output
 
@@ -106,7 +106,7 @@ def read_points(path: str | os.PathLike[str]) -> Float64:
     # Slicer keeps a row for points that are only planned, and a position with it.
     missing = [k for k in range(len(table.rows)) if k not in set(table.defined(path))]
     if missing:
-        raise RegkitError(f"points '{path}': point {missing[0] + 1} has no defined position")
+        raise FormatError(f"points '{path}': point {missing[0] + 1} has no defined position")
     return table.numbers(names, path) * _sign(system, path)
 
 
@@ -137,7 +137,7 @@ def write_points(path: str | os.PathLike[str], points: npt.ArrayLike, labels: Se
     path = check_output(path, POINT_SUFFIXES)
     array = np.asarray(points, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != 3:
-        raise RegkitError(f"points must have the shape (n, 3), got {array.shape}")
+        raise FormatError(f"points must have the shape (n, 3), got {array.shape}")
     rows = [[_decimal(value) for value in point] for point in array]
     named = any(labels)
     names = [name or f"F-{i}" for i, name in enumerate(labels or [""] * len(rows), start=1)]
@@ -178,11 +178,11 @@ def _read_text(path: Path) -> str:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
             return file.read()
     except FileNotFoundError as error:
-        raise RegkitError(f"points '{path}' do not exist") from error
+        raise FormatError(f"points '{path}' do not exist") from error
     except OSError as error:
-        raise RegkitError(f"points '{path}' cannot be read: {error.strerror or error}") from error
+        raise FormatError(f"points '{path}' cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise RegkitError(f"points '{path}' are not a text file") from error
+        raise FormatError(f"points '{path}' are not a text file") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +217,7 @@ class _Table:
             if line.strip(f" {separator}\r\n\t") and not line.lstrip().startswith("#")
         ]
         if not rows:
-            raise RegkitError(f"points '{path}' are empty")
+            raise FormatError(f"points '{path}' are empty")
         table = cls(lines, separator, [], rows)
         start = [table.value(cell) for cell in rows[0][1]]
         if header is not None:
@@ -228,17 +228,17 @@ class _Table:
         elif len(start) == len(names):
             columns = list(names)
         else:
-            raise RegkitError(
+            raise FormatError(
                 f"points '{path}' have {len(start)} columns and no header; "
                 f"give the {len(names)} columns {','.join(names)} or name them in a first line"
             )
         missing = [name for name in names if name not in columns]
         if missing:
-            raise RegkitError(
+            raise FormatError(
                 f"points '{path}' have no column {', '.join(missing)} among {', '.join(columns)}"
             )
         if not rows:
-            raise RegkitError(f"points '{path}' are empty below their header")
+            raise FormatError(f"points '{path}' are empty below their header")
         return cls(lines, separator, columns, rows)
 
     def value(self, cell: str) -> str:
@@ -260,7 +260,7 @@ class _Table:
                 value = None if cell is None else _number(cell)
                 if value is None or not math.isfinite(value):
                     found = "nothing" if cell is None else repr(cell)
-                    raise RegkitError(
+                    raise FormatError(
                         f"points '{path}', line {line + 1}: {found} for {name} is no finite number"
                     )
                 table[k, axis] = value
@@ -306,13 +306,13 @@ def _cells(line: str, separator: str) -> list[str]:
 def _table(path: Path) -> tuple[_Table, tuple[str, str, str], str]:
     """The table of a .csv or .fcsv, its columns of coordinates, and their system."""
     if path.suffix not in (".csv", ".fcsv"):
-        raise RegkitError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
+        raise FormatError(f"points '{path}': the name must end in {' or '.join(POINT_SUFFIXES)}")
     text = _read_text(path)
     if path.suffix == ".fcsv":
         system = re.search(r"^#\s*CoordinateSystem\s*=\s*(\w+)", text, re.MULTILINE)
         columns = re.search(r"^#\s*columns\s*=\s*(.+)$", text, re.MULTILINE)
         if not system:
-            raise RegkitError(
+            raise FormatError(
                 f"points '{path}' state no system; add a line '# CoordinateSystem = LPS' (or RAS)"
             )
         names = ("x", "y", "z")
@@ -337,20 +337,20 @@ def _markups(path: Path, most: int | None = None) -> tuple[dict[str, Any], list[
     try:
         content: Any = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise RegkitError(f"points '{path}' are not valid JSON: {error}") from error
+        raise FormatError(f"points '{path}' are not valid JSON: {error}") from error
     markups: Any = content.get("markups") if isinstance(content, dict) else None
     sound = isinstance(markups, list) and markups and all(isinstance(one, dict) for one in markups)
     if not sound or (most and len(markups) > most):
         count = "one entry" if most else "entries"
-        raise RegkitError(f"points '{path}' are not a point list of 3D Slicer with {count} in 'markups'")
+        raise FormatError(f"points '{path}' are not a point list of 3D Slicer with {count} in 'markups'")
     for one in markups:
         units = one.get("coordinateUnits", "mm")
         if (units[:1] if isinstance(units, list) else [units]) != [
             "mm"
         ]:  # a DICOM code is a list, code first
-            raise RegkitError(f"points '{path}' are not in mm but in {units}; convert them")
+            raise FormatError(f"points '{path}' are not in mm but in {units}; convert them")
         if not isinstance(one.get("controlPoints"), list) or not one["controlPoints"]:
-            raise RegkitError(f"points '{path}' are empty: no controlPoints")
+            raise FormatError(f"points '{path}' are empty: no controlPoints")
     return content, markups
 
 
@@ -372,7 +372,7 @@ def _read_json(path: Path) -> Float64:
     for number, point in enumerate(markups[0]["controlPoints"], start=1):
         position = _position(point)
         if position is None:
-            raise RegkitError(f"points '{path}': control point {number} has no defined position")
+            raise FormatError(f"points '{path}': control point {number} has no defined position")
         points.append(position)
     return np.array(points) * _sign(_system(markups[0]), path)
 
@@ -382,7 +382,7 @@ def _open_json(path: Path) -> PointFile:
     places, points, labels = [], [], []
     for one in markups:
         if one.get("type") in ("ROI", "Plane"):
-            raise RegkitError(
+            raise FormatError(
                 f"points '{path}' hold a {one['type']} of 3D Slicer's, which no warp keeps flat; export its "
                 "corners as a point list"
             )
@@ -393,7 +393,7 @@ def _open_json(path: Path) -> PointFile:
                 points.append(position * _sign(_system(one), path))
                 labels.append(str(point.get("label", "")))
     if not points:
-        raise RegkitError(f"points '{path}': no control point has a defined position")
+        raise FormatError(f"points '{path}': no control point has a defined position")
 
     def text(moved: Float64) -> str:
         for (one, point), new in zip(places, moved, strict=True):
@@ -414,5 +414,5 @@ def _system(markups: dict[str, Any]) -> str:
 def _sign(system: str, path: Path) -> Float64:
     """What coordinates in a system are multiplied by to be LPS, and LPS ones to be in the system."""
     if system.upper() not in _IS_RAS:
-        raise RegkitError(f"points '{path}' are in the system '{system}'; only LPS and RAS are known")
+        raise FormatError(f"points '{path}' are in the system '{system}'; only LPS and RAS are known")
     return np.array([-1.0, -1.0, 1.0] if _IS_RAS[system.upper()] else [1.0, 1.0, 1.0])

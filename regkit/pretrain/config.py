@@ -196,4 +196,4 @@ def load_config(path: Path) -> Config:
     try:
         return built(Config, values)
     except RegkitError as error:
-        raise RegkitError(f"'{path}': {error}") from error
+        raise type(error)(f"'{path}': {error}") from error

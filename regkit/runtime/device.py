@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import SimpleITK as sitk
 import torch
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import UsageError
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _threads(threads: int | None) -> Iterator[None]:
         yield
         return
     if threads < 1:
-        raise RegkitError(f"threads must be at least 1, got {threads}")
+        raise UsageError(f"threads must be at least 1, got {threads}")
     before = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
@@ -55,9 +55,9 @@ def torch_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise RegkitError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
+        raise UsageError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
     if device.type == "cuda" and not available:
-        raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
+        raise UsageError("torch finds no CUDA device here; use --device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RegkitError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
+        raise UsageError(f"there is no device {device}: torch finds {torch.cuda.device_count()} here")
     return device

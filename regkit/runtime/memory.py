@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 
-from regkit.core.errors import RegkitError
+from regkit.core.errors import MemoryLimitError
 from regkit.core.settings import Settings
 
 GB = 1e9
@@ -116,7 +116,7 @@ def fitting(
     least = peak(min(working, _FEWEST_VOXELS))
     there = f"{left / GB:.3g} GB are left" if allowed == left else f"it may take {allowed / GB:.3g} GB"
     hint = f"--memory {least / GB:.3g} does with a coarser grid; " if least < min(needed, left) else ""
-    raise RegkitError(
+    raise MemoryLimitError(
         f"this registration needs {needed / GB:.3g} GB of memory, and {there}: {hint}crop the images or "
         "resample them to larger voxels"
     )
@@ -187,7 +187,7 @@ def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
     """Raise RegkitError if so many voxels need more memory than may be taken."""
     needed, available = voxels * bytes_per_voxel, memory_left()
     if needed > available:
-        raise RegkitError(
+        raise MemoryLimitError(
             f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
             f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
         )
