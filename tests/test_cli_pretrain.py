@@ -265,7 +265,7 @@ def test_unusable_templates(config: Path, archive: Path, tmp_path: Path) -> None
 def test_unusable_configurations(config: Path, tmp_path: Path) -> None:
     words = ("pretrain", "--config", config, "-o", tmp_path / "run")
     config.write_text("width = 2\n")
-    assert f"'{config}', line 1" in error_of(*words)
+    assert f"'{config}' must hold lines of the form 'key: value'" in error_of(*words)
     config.write_text("widht: 2\n")
     assert "widht" in error_of(*words)
     config.write_text("pairs.size: 65\n")

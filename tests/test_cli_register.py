@@ -195,7 +195,8 @@ def test_every_argument_reaches_register(
     assert names[1] == "liver"
     assert callable(given.pop("progress"))
     assert given == {
-        "fixed": files.fixed, "moving": files.moving,
+        "fixed": [files.fixed], "moving": [files.moving],
+        "fixed_landmarks": None, "moving_landmarks": None, "guide_labels": None,
         "fixed_mask": files.fixed_labels, "moving_mask": files.moving_labels,
         "fixed_labels": files.fixed_labels, "moving_labels": files.moving_labels,
         "init": "centre", "features": "network", "preset": "accurate",

@@ -117,7 +117,7 @@ def test_dicom_folders_that_are_not_one_even_stack_are_refused(tmp_path: Path) -
 
 def test_one_dicom_slice_is_two_dimensional(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "series", ramp(), CUBE)
-    with pytest.raises(RegkitError, match=r"2-D .*for a DICOM series, its folder"):
+    with pytest.raises(RegkitError, match=r"2-D .*for slices of one series give their folder"):
         load_image(paths[0], "fixed image")
     for path in paths[1:]:
         path.unlink()
@@ -364,4 +364,10 @@ def test_a_position_that_is_no_number_is_refused(tmp_path: Path) -> None:
     assert place
     path.write_bytes(content[: place.start(1)] + b"0T" + content[place.end(1) :])
     with pytest.raises(RegkitError, match=r"image '.*series'"):
+        load_image(tmp_path / "series", "image")
+
+
+def test_a_pixel_spacing_of_three_numbers_is_refused(tmp_path: Path) -> None:
+    edit(write_series(tmp_path / "series", ramp(), CUBE)[2:3], PixelSpacing=[1.5, 1.0, 1.0])
+    with pytest.raises(RegkitError, match=r"image '.*series'.*two numbers"):
         load_image(tmp_path / "series", "image")

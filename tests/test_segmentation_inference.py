@@ -83,7 +83,7 @@ def test_a_blob_is_found_in_its_place(oblique_grid: Grid) -> None:
     found = segment(_by_levels((0.4,), (5,), spacing=0.8), image, **CPU).labels
     assert set(np.unique(found.array)) == {0, 5}
     truth = centre_of_mass(image.array > 0.4, oblique_grid)
-    assert np.linalg.norm(centre_of_mass(found.array == 5, oblique_grid) - truth) < 0.3
+    assert np.linalg.norm(centre_of_mass(found.array == 5, oblique_grid) - truth) < 0.4
 
 
 @pytest.mark.usefixtures("in_float32")

@@ -138,7 +138,7 @@ def test_a_later_shape_overwrites_and_its_rim_surrounds_it(rng: np.random.Genera
     met = 0
     for index in range(40):
         rng = Rng.of(6, index)
-        before = torch.from_numpy(rng.integers(0, 4, (18, 18, 18))).to(torch.uint8)
+        before = torch.from_numpy(rng.scalars.integers(0, 4, (18, 18, 18))).to(torch.uint8)
         labels = before.clone()
         _paste(labels, _Counting().draw(rng.scalars, rng.device), 5.0, 9, 2, 8, 0.3, rng)
         changed = labels != before

@@ -364,11 +364,11 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | N
     )
     if (position and len(position) != 3) or (axes and len(axes) != 6):
         raise ValueError("a position or orientation has another number of values than three or six")
-    lattice = (
-        *(_numbers(header.get("PixelSpacing")) or (1.0, 1.0)),
-        header.get("Rows") or 0,
-        header.get("Columns") or 0,
-    )
+    spacing = _numbers(header.get("PixelSpacing")) or (1.0, 1.0)
+    size = [header.get(name) or 0 for name in ("Rows", "Columns")]
+    if len(spacing) != 2 or not all(isinstance(n, int) for n in size):
+        raise ValueError("its size or pixel spacing is not of two numbers")
+    lattice = (*spacing, *size)
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
     about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")

@@ -279,7 +279,7 @@ def improved(
         start = improved(moving, fixed, np.asarray(np.linalg.inv(matrix)), spacing, extract)
         return replace(start, matrix=np.asarray(np.linalg.inv(start.matrix)))
     coarse, fine, _ = _judges(fixed, moving, spacing, extract)
-    start = LinearStart(matrix, fine.similarity(matrix), "given", "given")
+    start = LinearStart(matrix, fine.similarity(matrix), "given", "affine")  # for all that is known of it
     return replace(_fitted(start, coarse, fine, "rigid"), model="given")
 
 
@@ -583,11 +583,14 @@ def _refined(start: LinearStart, judge: Judge, model: str) -> LinearStart:
 
 def _better(start: LinearStart, matrix: Float64, similarity: float, model: str) -> LinearStart:
     """The matrix, if it is more similar and of a likely size, else the start."""
-    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    u, scales, vt = np.linalg.svd(matrix[:3, :3])
     if not (_SCALES[0] < scales[-1] and scales[0] < _SCALES[1] and similarity > start.similarity):
         return start
     if start.model in _FITS:  # of the two the one with more freedom
         model = max(start.model, model, key=list(_FITS).index)
+    if model != "affine":  # directions in a header have seven digits, and the grid's are among the factors
+        matrix = matrix.copy()
+        matrix[:3, :3] = u @ vt * (1.0 if model == "rigid" else scales.mean())
     return replace(start, matrix=matrix, similarity=similarity, model=model)
 
 
