@@ -172,7 +172,7 @@ def test_processes_end_with_the_benchmark(
         started = [int(pid) for pid in harness.log.read_text().split()]  # the worker and its command
         assert "another benchmark" in error_of(*words, "--resume")
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     if number is not signal.SIGKILL:
         assert process.returncode == 130
         assert b"interrupted" in said
