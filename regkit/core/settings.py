@@ -46,7 +46,7 @@ class Settings:
     ] = 1.0
     guide_weight: Annotated[
         float, Ge(0), "of a cell whose guide labels differ, where a cell of unlike features costs up to 1"
-    ] = 0.5
+    ] = 1.0
     linear_model: Annotated[LinearModel, "the most that the linear start may fit"] = "affine"
 
 
