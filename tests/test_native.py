@@ -634,6 +634,7 @@ def test_without_the_library_torch_does_the_work_and_one_warning_says_so(
     volume = torch.from_numpy(rng.normal(size=(2, 5, 6, 7))).float()
     expected = smooth(volume, 2)
     native._library.cache_clear()
+    monkeypatch.delenv("REGKIT_REQUIRE_KERNELS", raising=False)
     monkeypatch.setattr(native, "find_spec", lambda name: None)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -653,6 +654,7 @@ def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPat
     if not native.serves(torch.zeros(1)):
         pytest.skip("the kernels were not compiled")
     monkeypatch.setattr(native, "DIGEST", "of another table")
+    monkeypatch.delenv("REGKIT_REQUIRE_KERNELS", raising=False)
     native._library.cache_clear()
     with pytest.warns(UserWarning, match="another version"):
         assert not native.serves(torch.zeros(1))
