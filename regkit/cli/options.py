@@ -147,11 +147,12 @@ Weights = Annotated[
         help="Weights of the network, .safetensors or .pth, in place of those that come with regkit.",
     ),
 ]
+_PRESET_HELP = "Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'."
 Preset = Annotated[
     PresetName,
     typer.Option(
         rich_help_panel=_METHOD,
-        help="Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'.",
+        help=_PRESET_HELP,
     ),
 ]
 ChosenPreset = Annotated[
@@ -159,7 +160,7 @@ ChosenPreset = Annotated[
     typer.Option(
         show_default="default",
         rich_help_panel=_METHOD,
-        help="Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'.",
+        help=_PRESET_HELP,
     ),
 ]
 Config = Annotated[

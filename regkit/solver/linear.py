@@ -24,12 +24,12 @@ from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import index_grid
 from regkit.solver import gauss_newton
 from regkit.solver.costvolume import best_steps, known_slab
+from regkit.solver.lowres import EMPTY
 from regkit.solver.shifts import Shifts
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
 _LEAST_OVERLAP = 0.2  # of the smaller image
-_EMPTY = 0.04  # normalised intensity of air, below which there is nothing that could be missed
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
@@ -95,8 +95,8 @@ class Judge:
         self.mismatch = mismatch
         self.fixed_map = feature_map(fixed, np.eye(4), self.grid, extract)
         seen, weight = resample(fixed, np.eye(4), self.grid)
-        self.content = (weight * (seen > _EMPTY))[None]
-        moving_content = float((moving.image > _EMPTY).float().mean()) * _covered_mm3(moving) / spacing**3
+        self.content = (weight * (seen > EMPTY))[None]
+        moving_content = float((moving.image > EMPTY).float().mean()) * _covered_mm3(moving) / spacing**3
         self.full = max(min(float(self.content.sum()), moving_content), 1.0)
 
     def moving_map(self, matrix: Float64) -> FeatureMap:
@@ -124,7 +124,7 @@ class Judge:
         """
         image, weight = resample(self.moving, matrix, self.grid)
         moved, fixed = self.extract(image), self.fixed_map.values
-        shown = (self.content > 0) | (image > _EMPTY)
+        shown = (self.content > 0) | (image > EMPTY)
         counted = self.fixed_map.weight * weight * shown
         total = counted.sum().clamp_min(1e-6)
 
