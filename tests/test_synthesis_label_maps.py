@@ -16,7 +16,7 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.synthesis import label_maps as drawing
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.label_maps import LEGEND, LabelMaps, load_legend, load_maps

@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 
 from regkit.core.errors import RegkitError
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk

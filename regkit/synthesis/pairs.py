@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
 from regkit.synthesis.label_maps import LabelMaps

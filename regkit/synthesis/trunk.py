@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import COUCH, NUMBERS, anatomy_of
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pose import posed, sides
