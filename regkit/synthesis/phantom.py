@@ -2,9 +2,9 @@
 
 The anatomy (:mod:`regkit.synthesis.procedural_trunk`) lives in the world of the MR. The true map T takes a
 point of the MR to the CT. The MR shows ``anatomy(p)`` and the CT ``anatomy(T^-1(y))``, each evaluated at its
-own voxels, so that labels and landmarks correspond exactly and no voxel of one image was made from voxels of the
-other. As in a clinic, the two have other voxels, axes, fields of view and origins: by their headers, they lie
-60 mm apart. What the scanners add is drawn by the data engine (:mod:`regkit.synthesis.appearance`).
+own voxels. So labels and landmarks correspond exactly, and no voxel of one image is made from voxels of the
+other. As in a clinic, the two differ in voxel size, axes, field of view and origin. By their headers they lie
+60 mm apart. The data engine (:mod:`regkit.synthesis.appearance`) adds what scanners add.
 """
 
 from __future__ import annotations
