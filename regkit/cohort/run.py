@@ -86,7 +86,7 @@ def batch(
 
     Args:
         pairs: a table (:func:`regkit.cohort.pairs.read_table`), or a list of (fixed, moving), of mappings
-            with the table's columns as keys, or of :class:`regkit.cohort.Pair`.
+            with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
         folder: of all results; it is made.
         outputs: what to write of each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
         part: (i, n) does every n-th pair from the i-th on, 1 the first, for arrays of jobs.
