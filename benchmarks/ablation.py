@@ -78,7 +78,7 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     import torch
 
     from regkit.pretrain.config import load_config
-    from regkit.pretrain.train import Trainer, export, place, train
+    from regkit.pretrain.train import PretrainTrainer, export, place, train
     from regkit.synthesis.mixture import mixture
 
     torch.set_num_threads(1)
@@ -89,7 +89,7 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     config = load_config(file)
     found: list[tuple[float, int, Path]] = []
 
-    def keep(trainer: Trainer) -> None:
+    def keep(trainer: PretrainTrainer) -> None:
         path = folder / f"{trainer.step:07d}.safetensors"
         export(trainer, path, name)
         found.append(((time.monotonic() - began) / 60, trainer.step, path))

@@ -78,10 +78,10 @@ def readers() -> dict[str, Reader]:
     from regkit.io.formats import read_linear, write_linear, write_warp
     from regkit.io.images import load_image, load_labels, load_segmentation
     from regkit.io.labelnames import read_label_names
-    from regkit.io.outputs import save_segmentation
+    from regkit.io.outputs import save_slicer_segmentation
     from regkit.io.points import open_points, read_pairs, read_points, write_points
     from regkit.io.provenance import read_record
-    from regkit.io.segments import Segment, Segmentation
+    from regkit.io.segments import LayeredSegmentation, Segment
     from regkit.warp import Warp
 
     grid = Grid((8, 9, 10), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
@@ -167,7 +167,7 @@ def readers() -> dict[str, Reader]:
     def slicer(path: Path) -> None:
         layers = [(values > 500).astype(np.uint8), (values % 2 * 2).astype(np.uint8)]
         named = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
-        save_segmentation(Segmentation(layers, grid, named), path)
+        save_slicer_segmentation(LayeredSegmentation(layers, grid, named), path)
 
     def made_by(path: Path) -> Any:
         (path.with_suffix("")).write_text("")

@@ -25,7 +25,7 @@ from regkit.features.weights import bundled_weights
 from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomy import Anatomy
-from regkit.synthesis.label_maps import LabelMaps, load_maps
+from regkit.synthesis.label_maps import LabelMaps, load_label_maps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     how = load_config(ROOT / "models" / "regkit-small.yaml").pairs
     network = NetworkFeatures(arguments.weights or bundled_weights(), apart=True)
-    maps = load_maps(arguments.anatomies) if arguments.anatomies else None
+    maps = load_label_maps(arguments.anatomies) if arguments.anatomies else None
     trunks = [
         draw_trunk(Rng.of(_SEED, 0, number)).with_grain(Rng.of(_SEED, 2, number))
         for number in range(0 if maps else arguments.count)

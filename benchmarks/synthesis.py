@@ -25,12 +25,12 @@ from open_pairs import ROOT, setting, write_rows
 
 from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, load_config
-from regkit.pretrain.train import Place, Trainer
+from regkit.pretrain.train import Place, PretrainTrainer
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 
 DEFAULT = ROOT / "models" / "regkit-small.yaml"
 SIDES = (64, 128)
@@ -49,7 +49,7 @@ def seconds(work: Callable[[int], object], times: int, device: torch.device) -> 
     return (time.perf_counter() - began) / times
 
 
-def step_of_a_run(trainer: Trainer, workers: int) -> float:
+def step_of_a_run(trainer: PretrainTrainer, workers: int) -> float:
     """Seconds of a step of a run whose anatomies processes draw, once the first ones are there."""
     how = trainer.config.pairs
     first = 4 * how.bank // trainer.config.batch + 20 * workers
@@ -72,7 +72,7 @@ def _wait(device: torch.device) -> None:
 def cubes(
     pairs: Pairs,
     side: int,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     maps: Sequence[LabelMaps],
     device: torch.device,
 ) -> list[dict[str, Any]]:
@@ -91,13 +91,13 @@ def cubes(
 def steps(
     config: Config,
     bank: int,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     maps: Sequence[LabelMaps],
     workers: int,
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Rows for a step of a configuration: its drawing, its training, and with workers both in a run."""
-    trainer = Trainer(config, sources, Place(0, 1, device), maps=maps)
+    trainer = PretrainTrainer(config, sources, Place(0, 1, device), maps=maps)
     of = f"the {config.batch} pairs of a step"
     batch = trainer.batch(0)
     step = seconds(lambda k: trainer.advance(batch), 40, device)
@@ -112,7 +112,7 @@ def steps(
     rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
     if workers:
         whole = replace(config, pairs=replace(config.pairs, bank=bank))
-        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device), maps=maps), workers)
+        run = step_of_a_run(PretrainTrainer(whole, sources, Place(0, 1, device), maps=maps), workers)
         what = f"a step of a run, {workers} processes draw anatomies"
         rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
     return rows

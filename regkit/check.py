@@ -41,7 +41,7 @@ _RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Reading:
+class Interpretation:
     """One way to take the numbers of a file.
 
     Args:
@@ -76,14 +76,14 @@ class Check:
     """
 
     kind: str
-    stated: Reading | None
-    best: Reading
+    stated: Interpretation | None
+    best: Interpretation
     header: float
     right: bool
     folding_percent: float | None
     in_field: float | None
     answer: tuple[str, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[Interpretation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -131,14 +131,14 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
     return Check(kind, own, best, header.agreement, right, folding, in_field, answer, tuple(order))
 
 
-def _better(one: Reading, other: Reading) -> bool:
+def _better(one: Interpretation, other: Interpretation) -> bool:
     return 1 - one.agreement < _BETTER * (1 - other.agreement)
 
 
 def _answer(
-    own: Reading | None,
-    best: Reading,
-    header: Reading,
+    own: Interpretation | None,
+    best: Interpretation,
+    header: Interpretation,
     right: bool,
     folding: float | None,
     in_field: float | None,
@@ -177,7 +177,7 @@ def _answer(
         yield f"Of what the fixed image shows, {100 * best.covered:.0f} % lies in the moving one."
 
 
-def _tried(look: LowRes, candidate: _Candidate) -> Reading:
+def _tried(look: LowRes, candidate: _Candidate) -> Interpretation:
     points = look.grid.world_points()
     targets = candidate.map(points)
     agreement = covered = 0.0
@@ -190,7 +190,7 @@ def _tried(look: LowRes, candidate: _Candidate) -> Reading:
             difference = float((look.difference(seen) * shown).sum() / shown.sum()) / max(chance, 1e-9)
             # Where there is nothing to see, chance is all there is.
             agreement = covered * (1 - difference)
-    return Reading(candidate.name, candidate.text, candidate.advice, agreement, covered)
+    return Interpretation(candidate.name, candidate.text, candidate.advice, agreement, covered)
 
 
 def _plausible(points: Float64, targets: Float64) -> bool:

@@ -12,9 +12,9 @@ from regkit.core.errors import RegkitError
 from regkit.io.atomic import together
 from regkit.io.formats import LINEAR_SUFFIXES, write_linear, write_warp
 from regkit.io.images import LabelledVolume, load_image, load_labels
-from regkit.io.outputs import is_folder, save_image, save_segmentation
+from regkit.io.outputs import is_folder, save_image, save_slicer_segmentation
 from regkit.io.provenance import write_record
-from regkit.io.segments import SLICER, Segmentation, named
+from regkit.io.segments import SLICER, LayeredSegmentation, named
 from regkit.transforms import coarser
 
 if TYPE_CHECKING:
@@ -131,13 +131,15 @@ def save_volume(
         known = volume.segments if isinstance(volume, LabelledVolume) else ()
         labels = [int(v) for v in np.unique(volume.array) if v]
         save_segments(
-            Segmentation([volume.array], volume.grid, named(labels, names or {}, known)), path, fixed
+            LayeredSegmentation([volume.array], volume.grid, named(labels, names or {}, known)), path, fixed
         )
     else:
         save_image(volume.to_sitk(), path)
 
 
-def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike | None = None) -> None:
+def save_segments(
+    segmentation: LayeredSegmentation, path: str | Path, fixed: ImageLike | None = None
+) -> None:
     """Write a segmentation as .dcm or .seg.nrrd, each segment whole.
 
     Args:
@@ -149,9 +151,9 @@ def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike
     if str(path).lower().endswith(".dcm"):
         from regkit.io import dicomwrite
 
-        dicomwrite.save_segmentation(segmentation, Path(path), fixed)
+        dicomwrite.save_dicom_segmentation(segmentation, Path(path), fixed)
     else:
-        save_segmentation(segmentation, path)
+        save_slicer_segmentation(segmentation, path)
 
 
 def check_dicom(image: str | None, labels: Path | None, fixed: ImageLike | None) -> None:

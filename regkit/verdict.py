@@ -241,7 +241,7 @@ def _doubt(look: LowRes, seen: Seen) -> float:
 
 
 @dataclass(frozen=True)
-class Fit:
+class CopyFit:
     """Where a copy of the moving image fits best.
 
     Args:
@@ -271,7 +271,7 @@ def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
     }
 
 
-def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float]:
+def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, CopyFit], float]:
     """Where the moving image and its copies fit best after the same search and the same rigid fit of each.
 
     Args:
@@ -285,7 +285,7 @@ def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float
     seen, weight = resample(look.moving, matrix, lattice)
     shown = content(seen, weight)
     search = _Search(look, float(shown.sum()), lattice)
-    fits: dict[str, Fit] = {}
+    fits: dict[str, CopyFit] = {}
     start, judge = math.nan, None
     for name, axes in _COPIES.items():
         turned = Source(seen.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
@@ -338,7 +338,7 @@ class _Judge:
         missing = max(self.full - covered, 0.0)
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
-    def fitted(self, copy: Source, shift: Float64) -> Fit:
+    def fitted(self, copy: Source, shift: Float64) -> CopyFit:
         """After rigid block matching from a shift, LPS mm."""
         matrix = np.eye(4)
         matrix[:3, 3] = shift
@@ -359,7 +359,7 @@ class _Judge:
         inside = self.inner * _inner(seen.weight[0])
         count = float(inside.sum())
         within = float((self.differences(seen) * inside).sum()) / count if count >= _FEW else math.nan
-        return Fit(best, float(away), within)
+        return CopyFit(best, float(away), within)
 
 
 def _inner(shown: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from test_pretrain_train import CONFIG
 from regkit.core.errors import RegkitError
 from regkit.pretrain.batch_loader import _groups, batches
 from regkit.pretrain.run import _spare_cores
-from regkit.pretrain.train import Place, Trainer, train
-from regkit.synthesis.shape_sources import Procedural, Source
+from regkit.pretrain.train import Place, PretrainTrainer, train
+from regkit.synthesis.shape_sources import Procedural, ShapeSource
 from regkit.synthesis.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,8 +57,8 @@ def _send_half(self: Connection, message: bytes) -> None:
     os._exit(9)
 
 
-def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
-    return Trainer(TURNS, [(source or Procedural(), 1.0)], where)
+def _trainer(source: ShapeSource | None = None, where: Place = HERE) -> PretrainTrainer:
+    return PretrainTrainer(TURNS, [(source or Procedural(), 1.0)], where)
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -99,9 +99,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 def test_a_process_of_several_draws_its_own_share() -> None:
     config = replace(TURNS, batch=4, steps=2)
     where = Place(1, 2, HERE.device)
-    with batches(Trainer(config, [(Procedural(), 1.0)], where), 2) as received:
+    with batches(PretrainTrainer(config, [(Procedural(), 1.0)], where), 2) as received:
         batch = next(received)
-    whole = Trainer(config, [(Procedural(), 1.0)], HERE).batch(0)
+    whole = PretrainTrainer(config, [(Procedural(), 1.0)], HERE).batch(0)
     assert torch.equal(batch.images, whole.images[4:])
 
 
@@ -111,7 +111,7 @@ def test_an_error_in_drawing_comes_out() -> None:
 
 
 @pytest.mark.parametrize(("source", "workers"), [(Fatal(), 1), (Torn(), 1), (Torn(), 2)])
-def test_a_process_that_ends_is_an_error(source: Source, workers: int) -> None:
+def test_a_process_that_ends_is_an_error(source: ShapeSource, workers: int) -> None:
     message = "has ended, as for want of memory; take fewer with --workers"
     with pytest.raises(RegkitError, match=message), batches(_trainer(source), workers) as received:
         next(received)
@@ -119,7 +119,7 @@ def test_a_process_that_ends_is_an_error(source: Source, workers: int) -> None:
 
 
 def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
-    trainer = Trainer(replace(TURNS, steps=60), [(Procedural(), 1.0)], HERE)
+    trainer = PretrainTrainer(replace(TURNS, steps=60), [(Procedural(), 1.0)], HERE)
     with batches(trainer, 1) as received:
         next(received)
         for process in multiprocessing.active_children():

@@ -14,7 +14,7 @@ from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.forward_backward import Passes, Replayed, Work, passes_of
 from regkit.pretrain.step import Batch, Student
-from regkit.pretrain.train import Place, Trainer
+from regkit.pretrain.train import Place, PretrainTrainer
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs
@@ -52,8 +52,8 @@ class _Tape:
         return replay
 
 
-def _trainer(where: Place = HERE) -> Trainer:
-    return Trainer(CONFIG, [(Procedural(), 1.0)], where)
+def _trainer(where: Place = HERE) -> PretrainTrainer:
+    return PretrainTrainer(CONFIG, [(Procedural(), 1.0)], where)
 
 
 def _batches() -> Iterator[Batch]:
@@ -139,7 +139,7 @@ def test_steps_of_a_graph_are_those_that_are_launched() -> None:
     _assert_close(graphed, plain)
 
 
-def _assert_close(one: Trainer, other: Trainer) -> None:
+def _assert_close(one: PretrainTrainer, other: PretrainTrainer) -> None:
     for found, expected in zip(one.student.parameters(), other.student.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
 

@@ -210,7 +210,7 @@ def test_anchors_and_partners_of_the_local_contrast_belong_together(
         passed.append((anchors, partners, others, allowed))
         return anchors.sum()
 
-    monkeypatch.setattr("regkit.pretrain.step.local_contrast", note)
+    monkeypatch.setattr("regkit.pretrain.step.local_contrastive_loss", note)
     monkeypatch.setattr("regkit.pretrain.step.unit", lambda vectors, dim=1: vectors)
     axis = torch.arange(8.0)
     own = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.bench.method import Inputs, Outcome
+from regkit.bench.method import Inputs, MethodResult
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.formats import write_linear
 from regkit.io.images import load_grid
@@ -83,7 +83,7 @@ class External:
     def version(self) -> str:
         return shlex.join(self.words)
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         begin = time.perf_counter()
         case, folder = inputs.case, inputs.folder.resolve()
         grids = load_grid(case.fixed.image, "fixed image"), load_grid(case.moving.image, "moving image")
@@ -93,7 +93,7 @@ class External:
         ran = time.perf_counter()
         warp = Warp.load(_result(self.name, folder), *grids)
         seconds = {"load": loaded - begin, "register": ran - loaded, "warp": time.perf_counter() - ran}
-        return Outcome(warp, seconds, {"command": shlex.join(self.words)})
+        return MethodResult(warp, seconds, {"command": shlex.join(self.words)})
 
     def _filled(self, inputs: Inputs, folder: Path) -> list[str]:
         """The words with everything in its place, and the start and other files made."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regkit.bench.external import External
-from regkit.bench.method import Inputs, Method, Outcome
+from regkit.bench.method import Inputs, Method, MethodResult
 from regkit.bench.peers import PEERS
 from regkit.core.errors import RegkitError
 from regkit.core.version import __version__
@@ -56,13 +56,13 @@ class Regkit:
             seed=inputs.seed,
         )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         result = self.run(inputs)
         seconds = {stage: value for stage, value in result.timings.items() if stage != "total"}
         settings: dict[str, Any] = {
             k: v for k, v in result.settings.items() if k not in ("fixed", "moving", "init")
         }
-        return Outcome(result.warp, seconds, settings)
+        return MethodResult(result.warp, seconds, settings)
 
 
 LINEAR = Regkit("linear", "regkit's rigid and affine stages alone", preset="linear")

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.peer import Clock, Package, Pair
+from regkit.bench.method import Inputs, Method, MethodResult
+from regkit.bench.peer import Peer, PeerImages, StageTimer
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform
 from regkit.io.formats import from_learn2reg, read_linear, write_linear
@@ -28,7 +28,7 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CT = "a CT clipped to regkit's window"
 
 
-class Ants(Package):
+class Ants(Peer):
     """ANTs by antspyx: SyN with mutual information, after a rigid and an affine stage or a given start."""
 
     name, module, distribution = "ants", "ants", "antspyx"
@@ -39,11 +39,11 @@ class Ants(Package):
     iterations = (40, 20, 0)  # antspyx' default: at a quarter of the resolution, at half of it, at the full
     metric, sampling = "mattes", 32  # of SyN; sampling is the bins of a histogram, or for CC a radius
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import ants
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         fixed, moving, fixed_mask, moving_mask = (
             None if volume is None else _to_ants(ants, volume)
             for volume in (pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
@@ -80,7 +80,7 @@ class Ants(Package):
         warp = replace(warp.compose(linear), moving_grid=pair.moving.grid)
         clock.end("warp")
         settings = {"type_of_transform": kind, "iterations": self.iterations, "ct_window": pair.window}
-        return Outcome(warp, clock.seconds, settings)
+        return MethodResult(warp, clock.seconds, settings)
 
 
 def _to_ants(ants: Any, volume: Volume) -> Any:
@@ -90,7 +90,7 @@ def _to_ants(ants: Any, volume: Volume) -> Any:
     return ants.from_numpy(array, list(grid.origin), list(grid.spacing), direction)
 
 
-class Greedy(Package):
+class Greedy(Peer):
     """Greedy by picsl_greedy, with normalised mutual information.
 
     Its matrices are RAS, its warps LPS.
@@ -104,11 +104,11 @@ class Greedy(Package):
 
     metric = "NMI"
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         from picsl_greedy import Greedy3D
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         given: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
         images = f"-i fixed moving -m {self.metric} -threads {inputs.threads} -seed {inputs.seed} -V 0"
         for option, name, mask in (("-gm", "inside", pair.fixed_mask), ("-mm", "visible", pair.moving_mask)):
@@ -141,10 +141,10 @@ class Greedy(Package):
         )
         clock.end("warp")
         shown = [command.replace(str(inputs.folder), "{folder}") for command in commands]
-        return Outcome(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
+        return MethodResult(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
 
 
-class ConvexAdam(Package):
+class ConvexAdam(Peer):
     """convexAdam on MIND, with its defaults, on the voxels of the fixed image."""
 
     name, module, distribution = "convexadam", "convexAdam", "convexAdam"
@@ -154,14 +154,14 @@ class ConvexAdam(Package):
         f"smoothness anisotropic; {_CT}"
     )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import torch
 
         with warnings.catch_warnings():  # it silences the warnings of the whole process
             from convexAdam.convex_adam_MIND import convex_adam_pt
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         start = np.eye(4) if inputs.start is None else inputs.start
         grid = pair.fixed.grid
         if min(grid.size) < 12:
@@ -202,7 +202,9 @@ class ConvexAdam(Package):
             moving_grid=pair.moving.grid,
         )
         clock.end("warp")
-        return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
+        return MethodResult(
+            warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window}
+        )
 
 
 def _seen(volume: Volume, grid: Grid, start: Float64, how: int, border: float) -> npt.NDArray[np.float32]:
@@ -213,7 +215,7 @@ def _seen(volume: Volume, grid: Grid, start: Float64, how: int, border: float) -
     return sitk.GetArrayFromImage(image)
 
 
-class Elastix(Package):
+class Elastix(Peer):
     """elastix by itk-elastix: its default parameter maps."""
 
     name, module, distribution = "elastix", "itk", "itk-elastix"
@@ -224,13 +226,13 @@ class Elastix(Package):
         f"{_CT}"
     )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import itk
 
         itk.elastix_registration_method  # noqa: B018 - loads what takes seconds
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         fixed, moving = (_to_itk(itk, volume) for volume in (pair.fixed, pair.moving))
         maps = itk.ParameterObject.New()
         stages = ["bspline"] if inputs.start is not None else ["rigid", "affine", "bspline"]
@@ -284,7 +286,7 @@ class Elastix(Package):
         warp = Warp(itk.array_from_image(image), pair.fixed.grid, pair.moving.grid)
         clock.end("warp")
         settings = {"maps": stages, "iterations": self.iterations, "ct_window": pair.window}
-        return Outcome(warp, clock.seconds, settings)
+        return MethodResult(warp, clock.seconds, settings)
 
 
 def _to_itk(itk: Any, volume: Volume) -> Any:

@@ -25,7 +25,7 @@ _LIBRARIES = ("torch", "SimpleITK", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What all runs of a results folder have in common.
 
     Args:
@@ -47,7 +47,7 @@ class Options:
 def plan_results(
     folder: Path,
     dataset: str,
-    options: Options,
+    options: RunOptions,
     chosen: Mapping[str, Method],
     command: str,
     made_up: bool,

@@ -22,7 +22,7 @@ from threading import Event
 from regkit.bench.dataset import Case
 from regkit.bench.method import Method
 from regkit.bench.result_rows import Row, append_row, key, read_rows, read_run
-from regkit.bench.run_record import Options
+from regkit.bench.run_record import RunOptions
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import ROOT
@@ -32,7 +32,7 @@ _ERROR_LINES = 3  # of what a process that died said last
 
 
 @dataclass(frozen=True)
-class Job:
+class MethodJob:
     """One run: a case, and the method by its word on the command line; None finds the linear start."""
 
     case: Case
@@ -60,7 +60,7 @@ def run_cases(
         How many were run, and how many of them failed.
     """
     run = read_run(folder)
-    options = Options(**run["options"])
+    options = RunOptions(**run["options"])
     done = {key(row) for row in read_rows(folder)}
     todo = [
         (case, word)
@@ -80,7 +80,7 @@ def run_cases(
 
         def one(case: Case, word: str) -> Row:
             start, name = starts.get((case.name, case.direction)), chosen[word].name
-            found = start if isinstance(start, dict) else start_process(Job(case, word, start))
+            found = start if isinstance(start, dict) else start_process(MethodJob(case, word, start))
             return {
                 "dataset": run["dataset"],
                 "case": case.name,
@@ -99,18 +99,18 @@ def run_cases(
     return len(todo), failed
 
 
-def _linear_start(folder: Path, start_process: Callable[[Job], Row], case: Case) -> Path | Row:
+def _linear_start(folder: Path, start_process: Callable[[MethodJob], Row], case: Case) -> Path | Row:
     """The file of the linear start of a case, found unless it is there, or the row of a failure."""
     path = folder / f"{case.name}_{case.direction}.tfm"
     if path.exists():
         return path
     make_folder(folder)
-    found = start_process(Job(case, None, path))
+    found = start_process(MethodJob(case, None, path))
     return path if found["status"] == "ok" else {**found, "error": f"no linear start: {found['error']}"}
 
 
 @contextmanager
-def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[Job], Row]]]:
+def processes(options: RunOptions) -> Iterator[tuple[ThreadPoolExecutor, Callable[[MethodJob], Row]]]:
     """Threads that wait for processes, and what starts one and gives what came of it.
 
     Whatever ends the block early, such as Ctrl-C or a SIGTERM, ends the processes as well.
@@ -129,7 +129,7 @@ def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[
         pool.shutdown(cancel_futures=True)
 
 
-def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:
+def _run(job: MethodJob, options: RunOptions, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:
     try:
         with tempfile.TemporaryDirectory(prefix="regkit-bench-") as place:
             return _run_in(Path(place), job, options, running, stopped)
@@ -140,7 +140,7 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stop
 
 
 def _run_in(
-    place: Path, job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event
+    place: Path, job: MethodJob, options: RunOptions, running: set[subprocess.Popen[bytes]], stopped: Event
 ) -> Row:
     scratch, result, errors = place / "work", place / "result.json", place / "stderr"
     scratch.mkdir()

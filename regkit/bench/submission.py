@@ -10,8 +10,8 @@ from pathlib import Path
 
 from regkit.bench.dataset import Case
 from regkit.bench.methods import methods
-from regkit.bench.run_record import Options, fingerprint, versions
-from regkit.bench.runner import Job, processes
+from regkit.bench.run_record import RunOptions, fingerprint, versions
+from regkit.bench.runner import MethodJob, processes
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import to_json
 from regkit.io.atomic import atomic_path, make_folder
@@ -21,7 +21,7 @@ def submit(
     cases: Sequence[Case],
     folder: Path,
     word: str,
-    options: Options,
+    options: RunOptions,
     format: str = "npz",
     resume: bool = False,
     progress: Callable[[str, float], None] | None = None,
@@ -64,7 +64,8 @@ def submit(
     with processes(options) as (pool, start_process):
         report("starting", 0.0)
         running = {
-            pool.submit(start_process, Job(case, word, None, path, "l2r", False)): case for case, path in todo
+            pool.submit(start_process, MethodJob(case, word, None, path, "l2r", False)): case
+            for case, path in todo
         }
         for finished, future in enumerate(as_completed(running), start=1):
             case, found = running[future], future.result()

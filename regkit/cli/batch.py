@@ -188,7 +188,7 @@ def command(
 
 def _pairs(source: Path, moving: Path | None, bids_fixed: str | None, bids_moving: str | None) -> list[Pair]:
     """The pairs that the command line names."""
-    from regkit.cohort.pairs import matched_folders, read_table
+    from regkit.cohort.pairs import matched_folders, read_pairs_table
     from regkit.core.errors import RegkitError
 
     if bids_fixed or bids_moving:
@@ -207,7 +207,7 @@ def _pairs(source: Path, moving: Path | None, bids_fixed: str | None, bids_movin
             f"'{source}' is a folder; give a second one with the moving images, or, of a BIDS data set, "
             "--bids-fixed and --bids-moving"
         )
-    pairs, unknown = read_table(source)
+    pairs, unknown = read_pairs_table(source)
     if unknown:
         warn(f"columns of '{source}' that mean nothing here: {', '.join(unknown)}")
     return pairs

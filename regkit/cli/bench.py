@@ -122,7 +122,7 @@ def run(
     chosen = methods(method or ["regkit"])
     if pairing and dataset != "mmwhs":
         raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
-    options = run_record.Options(start, _threads(threads, jobs), device, seed, jobs)
+    options = run_record.RunOptions(start, _threads(threads, jobs), device, seed, jobs)
     names = [name for given in pairs or [] for name in given.split(",")]
     planned = run_record.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
     if baseline and baseline not in planned["methods"]:
@@ -190,11 +190,11 @@ def submit(
     Its direction is fixed: the CT moves onto the MR.
     """
     from regkit.bench.learn2reg import submission_cases
-    from regkit.bench.run_record import Options
+    from regkit.bench.run_record import RunOptions
     from regkit.bench.submission import submit as fields
 
     cases = submission_cases(data, split)
-    options = Options("own", _threads(threads, jobs), device, seed, jobs)
+    options = RunOptions("own", _threads(threads, jobs), device, seed, jobs)
     with progress(quiet) as told:
         files = fields(cases, output, method, options, format, resume, told)
     if not quiet:
@@ -285,8 +285,8 @@ def few_shot(
     """
     from regkit.bench import result_rows, run_record
     from regkit.bench.fewshot import layout as layouts
-    from regkit.bench.fewshot.report import summary, write_report
-    from regkit.bench.fewshot.run import ARMS, Options, run_arms
+    from regkit.bench.fewshot.report import summary, write_few_shot_report
+    from regkit.bench.fewshot.run import ARMS, FewShotOptions, run_arms
     from regkit.segmentation.monai_parts import check_installed
 
     check_installed()
@@ -294,7 +294,7 @@ def few_shot(
         raise typer.BadParameter(f"'{min(unknown)}' is none of {', '.join(ARMS)}", param_hint="--arm")
     chosen = layouts.load_layout(layout)
     counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
-    options = Options(steps or chosen.steps, minutes, weights, device, threads)
+    options = FewShotOptions(steps or chosen.steps, minutes, weights, device, threads)
     with progress(quiet) as report, run_record.scratch(output) as place, result_rows.locked(output):
         subjects = layouts.find_subjects(chosen, data, place)
         # Whatever is wrong with the data shows before the folder holds results to go on with.
@@ -308,7 +308,7 @@ def few_shot(
             result_rows.drop_failed(output)
         told = report or (lambda stage, done: None)
         ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, told)
-    path = write_report(output, chosen)
+    path = write_few_shot_report(output, chosen)
     if not quiet:
         print_table(*summary(result_rows.read_rows(output)))
         typer.echo(f"wrote {path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import number, print_facts, print_json
-from regkit.cli.files import load_grid, load_warp, warn_outside
+from regkit.cli.files import load_warp, optional_grid, warn_outside
 from regkit.cli.options import AsJson, FixedGrid, LabelNames, MovingGrid
 from regkit.cli.report import print_labels
 from regkit.io.labelnames import read_label_names
@@ -60,8 +60,8 @@ def command(
     pairs = _read_landmarks(landmarks, fixed_points, moving_points)
     field = None
     if warp is not None:
-        fixed_grid = load_grid(fixed, "fixed image") or (fixed_map.grid if fixed_map else None)
-        moving_grid = load_grid(moving, "moving image") or (moving_map.grid if moving_map else None)
+        fixed_grid = optional_grid(fixed, "fixed image") or (fixed_map.grid if fixed_map else None)
+        moving_grid = optional_grid(moving, "moving image") or (moving_map.grid if moving_map else None)
         field = load_warp(warp, fixed_grid, moving_grid)
 
     result: dict[str, Any] = {}

@@ -102,7 +102,7 @@ def in_series(path: Path, series: str | None) -> Path | DicomSeries:
     return DicomSeries(path, series)
 
 
-def load_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
+def optional_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
     """The grid of an image, whatever its voxels hold; None without one."""
     from regkit.io.images import load_grid
 

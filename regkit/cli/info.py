@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import print_facts, print_json, print_table
-from regkit.cli.files import in_series, load_grid, load_warp
+from regkit.cli.files import in_series, load_warp, optional_grid
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
 from regkit.core.errors import RegkitError
 
@@ -44,7 +44,10 @@ def command(
 ) -> None:
     """Tell what a file holds: grid, orientation, values, labels, displacements or matrix."""
     facts = _describe(
-        in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+        in_series(file, series),
+        file,
+        optional_grid(fixed, "fixed image"),
+        optional_grid(moving, "moving image"),
     )
     facts |= _made(file)
     if as_json:

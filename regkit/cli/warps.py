@@ -14,8 +14,8 @@ from regkit.cli.files import (
     WARPS,
     check_outputs,
     in_series,
-    load_grid,
     load_warp,
+    optional_grid,
     recorded,
 )
 from regkit.cli.options import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import FramesLike
     from regkit.io.images import ImageLike
-    from regkit.io.segments import Segmentation
+    from regkit.io.segments import LayeredSegmentation
     from regkit.warp import Warp
 
 _LINEAR = (".tfm", ".txt", ".mat")
@@ -157,10 +157,10 @@ def _apply_to_points(
     from regkit.io.points import open_points
     from regkit.transforms import outside, read_chain, through
 
-    grid = load_grid(moving, "moving image")
+    grid = optional_grid(moving, "moving image")
     file = open_mesh(points, space, grid) if is_mesh(points) else open_points(points)
     start = file.points
-    steps = read_chain(chain, load_grid(reference, "reference"), grid)
+    steps = read_chain(chain, optional_grid(reference, "reference"), grid)
     if left := outside(steps, start):
         warn(
             f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
@@ -183,11 +183,11 @@ def _apply_to_image(
     from regkit.results import check_dicom, save_volume
 
     if is_series(image):
-        _apply_to_series(chain, image, output, interpolation, load_grid(reference, "reference"), default)
+        _apply_to_series(chain, image, output, interpolation, optional_grid(reference, "reference"), default)
         return
     to_dicom = output.lower().endswith(".dcm")
     check_dicom(output, Path(output) if to_dicom else None, reference)
-    grid = load_grid(reference, "reference")
+    grid = optional_grid(reference, "reference")
     if interpolation in ("auto", "nearest", "label"):
         segmentation = load_segmentation(image, "image to warp")
         if segmentation is not None:
@@ -245,7 +245,7 @@ def _apply_to_series(
 
 def _apply_to_segments(
     chain: list[Path],
-    segmentation: Segmentation,
+    segmentation: LayeredSegmentation,
     output: str,
     interpolation: str,
     grid: Grid | None,
@@ -255,7 +255,7 @@ def _apply_to_segments(
     import numpy as np
 
     from regkit.io.images import LabelledVolume, Volume
-    from regkit.io.segments import SLICER, Segmentation
+    from regkit.io.segments import SLICER, LayeredSegmentation
     from regkit.results import save_segments, save_volume
 
     warp = _one_warp(chain, grid, segmentation.grid)
@@ -265,7 +265,9 @@ def _apply_to_segments(
         for layer in segmentation.layers
     ]
     kind = np.result_type(*layers)
-    moved = Segmentation([layer.astype(kind) for layer in layers], grid or warp.grid, segmentation.segments)
+    moved = LayeredSegmentation(
+        [layer.astype(kind) for layer in layers], grid or warp.grid, segmentation.segments
+    )
     _warn_empty(
         warp, moved.grid, segmentation.grid, np.stack([layer[::2, ::2, ::2] for layer in moved.layers])
     )
@@ -352,7 +354,7 @@ def jacobian(
     from regkit.io.outputs import save_image
     from regkit.ops.jacobian import folding_percent, sd_log_jacobian
 
-    field = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(moving, "moving image"))
+    field = load_warp(warp, optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image"))
     inside = None if mask is None else load_mask(mask, "mask", field.grid).array
     volume = field.jacobian()
     values = volume.array if inside is None else volume.array[inside]
@@ -403,7 +405,7 @@ def invert(
 ) -> None:
     """Compute the warp from the moving image back to the fixed one."""
     check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite, recorded=output)
-    forward = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(reference, "reference"))
+    forward = load_warp(warp, optional_grid(fixed, "fixed image"), optional_grid(reference, "reference"))
     inverse = forward.inverse()
     with recorded({"inverse": output}, {"warp": warp, "moving": reference, "fixed": fixed}):
         inverse.save(output)
@@ -449,7 +451,7 @@ def convert(
 
     if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
         raise typer.BadParameter("is of warps that have voxels of their own", param_hint="--warp-spacing")
-    grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+    grids = optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image")
     stored: dict[str, Any] = {}
     made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
     with recorded({"transform": output}, made_of, format=to):

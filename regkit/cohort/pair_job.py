@@ -32,7 +32,7 @@ _ONE_AT_A_TIME = Lock()  # threads and seeds are those of the whole process
 
 
 @dataclass(frozen=True)
-class Job:
+class PairJob:
     """A pair and how it is registered; it goes to other processes and machines.
 
     Args:
@@ -56,7 +56,7 @@ class Job:
     regkit: str = __version__
 
 
-def key_of(job: Job) -> str:
+def key_of(job: PairJob) -> str:
     """The hash of all that the results of a pair depend on: content of its files, settings, regkit's version.
 
     Raises:
@@ -71,7 +71,7 @@ def key_of(job: Job) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def register_pair(job: Job) -> Row:
+def register_pair(job: PairJob) -> Row:
     """Register a pair and write its results and its row, unless a row says that the same was done.
 
     Whatever fails is in the row. It may be called again, and by several at once: results are written whole,
@@ -93,12 +93,12 @@ def register_pair(job: Job) -> Row:
         return row
 
 
-def failed_row(job: Job, error: str) -> Row:
+def failed_row(job: PairJob, error: str) -> Row:
     """The row of a pair that could not be registered."""
     return _row(job, FAILED) | {"error": " ".join(error.split())}
 
 
-def _row(job: Job, status: str) -> Row:
+def _row(job: PairJob, status: str) -> Row:
     files = {"fixed": str(job.pair.fixed), "moving": str(job.pair.moving)}
     return {"pair": job.pair.name, "status": status, **files, "made_by": version(), "host": platform.node()}
 
@@ -111,7 +111,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _registered(job: Job) -> Row:
+def _registered(job: PairJob) -> Row:
     if job.regkit != __version__:
         raise RegkitError(
             f"regkit {job.regkit} sent this pair to a worker that has regkit {__version__}; install the same"
@@ -142,7 +142,9 @@ def _registered(job: Job) -> Row:
         return _written(job, places, key, warned)
 
 
-def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]) -> Row:
+def _written(
+    job: PairJob, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]
+) -> Row:
     """Register the pair of a job and write all that is to be written, its row last."""
     import torch
 

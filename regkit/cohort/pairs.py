@@ -86,7 +86,7 @@ class Pair:
         return {role: path for role, path in found.items() if path is not None}
 
 
-def read_table(path: Path) -> tuple[list[Pair], list[str]]:
+def read_pairs_table(path: Path) -> tuple[list[Pair], list[str]]:
     """The pairs of a table (.csv, separated by commas, semicolons or tabs).
 
     Paths are relative to the table's folder.

@@ -52,11 +52,11 @@ def in_processes(
         RegkitError: if a process cannot start.
     """
     todo = deque(jobs)
-    running: dict[Connection, _Process] = {}
+    running: dict[Connection, _WorkerProcess] = {}
     try:
         while todo or running:
             while todo and len(running) < workers:
-                process = _Process(work, threads)
+                process = _WorkerProcess(work, threads)
                 running[process.pipe] = process
             for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
@@ -86,7 +86,7 @@ def in_processes(
             process.kill()
 
 
-class _Process:
+class _WorkerProcess:
     """A process that waits for jobs, and the end of its pipe."""
 
     def __init__(self, work: Callable[[Any], Any], threads: int) -> None:

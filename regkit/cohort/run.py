@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from regkit.cohort.bids import describe_derivatives
 from regkit.cohort.html_page import level_of
-from regkit.cohort.pair_job import Job, failed_row, register_pair
-from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_table
+from regkit.cohort.pair_job import PairJob, failed_row, register_pair
+from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_pairs_table
 from regkit.cohort.processes import in_processes
 from regkit.cohort.result_rows import BEGUN, FAILED, STATE, Row, read_row, write_row
 from regkit.cohort.summary import write_summary
@@ -85,8 +85,8 @@ def batch(
     own, call it below ``if __name__ == "__main__":``, as other processes import the script.
 
     Args:
-        pairs: a table (:func:`regkit.cohort.pairs.read_table`), or a list of (fixed, moving), of mappings
-            with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
+        pairs: a table (:func:`regkit.cohort.pairs.read_pairs_table`), or a list of (fixed, moving), of
+            mappings with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
         folder: of all results; it is made.
         outputs: what to write of each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
         part: (i, n) does every n-th pair from the i-th on, 1 the first, for arrays of jobs.
@@ -122,7 +122,7 @@ def batch(
         workers, threads = _shared_out(chosen, settings, workers, threads, memory)
         memory = None if memory is None else memory / workers
     jobs = [
-        Job(_absolute(p), place, _kinds(p, outputs, settings), settings, threads, memory, command)
+        PairJob(_absolute(p), place, _kinds(p, outputs, settings), settings, threads, memory, command)
         for p in chosen
     ]
     try:
@@ -137,7 +137,7 @@ def batch(
 
 
 def _rows(
-    jobs: Sequence[Job], client: Client | None, workers: int, threads: int
+    jobs: Sequence[PairJob], client: Client | None, workers: int, threads: int
 ) -> Generator[Row, None, None]:
     if client is None:
         return in_processes(register_pair, jobs, workers, threads, _died)
@@ -146,7 +146,7 @@ def _rows(
     return on_cluster(register_pair, jobs, client, _died)
 
 
-def _sweep(jobs: Sequence[Job]) -> None:
+def _sweep(jobs: Sequence[PairJob]) -> None:
     """Finish or remove what processes that were stopped had begun to write."""
     for job in jobs:
         if read_row(job.folder, job.pair.name)["status"] == BEGUN:
@@ -155,7 +155,7 @@ def _sweep(jobs: Sequence[Job]) -> None:
             clean(job.folder / STATE)
 
 
-def _died(job: Job, error: str) -> Row:
+def _died(job: PairJob, error: str) -> Row:
     """The row of a pair whose process died, which could not write it."""
     row = failed_row(job, error)
     write_row(job.folder, row)
@@ -164,7 +164,7 @@ def _died(job: Job, error: str) -> Row:
 
 def _listed(pairs: str | os.PathLike[str] | Iterable[object]) -> list[Pair]:
     if isinstance(pairs, str | os.PathLike):
-        return read_table(Path(pairs))[0]
+        return read_pairs_table(Path(pairs))[0]
     return listed_pairs(pairs)
 
 

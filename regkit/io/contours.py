@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from regkit.core.errors import FormatError
 from regkit.core.geometry import Float64, Grid, transform_points
-from regkit.io.segments import Packing, Segment, Segmentation
+from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
 _IN_PLANE = 1.0  # mm of the voxels of a structure set without an image
 _MARGIN = 2  # voxels around the contours there
@@ -22,7 +22,7 @@ _MOST_VOXELS = 1 << 30
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
-def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
+def rasterise(dataset: Any, image: Grid | None) -> LayeredSegmentation:
     """The regions of a structure set as labels, which are their ROI numbers.
 
     A voxel belongs to a region if its centre lies inside an odd number of its contours in the plane nearest
@@ -62,7 +62,7 @@ def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
         packing.put(segment.label, parts)
     if not packing.layers:
         raise FormatError("is a structure set (RTSTRUCT) none of whose regions lies in the image")
-    return Segmentation(packing.layers, grid, tuple(segment for segment, _ in regions))
+    return LayeredSegmentation(packing.layers, grid, tuple(segment for segment, _ in regions))
 
 
 def fill(polygons: Sequence[Float64], shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from regkit.core.errors import FormatError, RegkitError, reason
 from regkit.core.geometry import Float64, Grid
 from regkit.io.dicom import DOSE, lenient, slice_order
-from regkit.io.segments import Packing, Segment, Segmentation
+from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
 _MOST_EMPTY = 200  # slices of a stack to one frame of a segmentation in it
 
@@ -32,7 +32,7 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], Grid]:
     return _read(path, _image)
 
 
-def read_segmentation(path: Path) -> Segmentation:
+def read_segmentation(path: Path) -> LayeredSegmentation:
     """The segments of one file, on a grid that ends where they do.
 
     Raises:
@@ -141,7 +141,7 @@ def _dose(dataset: Any, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Gri
     return array, _grid(array, positions[order[0]], axes, np.array(dataset.PixelSpacing, float), step)
 
 
-def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
+def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> LayeredSegmentation:
     """The frames of all segments, of which each has those only where it is."""
     kind = str(dataset.get("SegmentationType"))
     if kind not in ("BINARY", "LABELMAP"):
@@ -168,13 +168,13 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
     if kind == "LABELMAP":
         array = np.zeros(shape, pixels.dtype)
         array[place] = pixels
-        return Segmentation([array], _grid(array, first, axes, sides, step), segments)
+        return LayeredSegmentation([array], _grid(array, first, axes, sides, step), segments)
     numbers = np.array(groups.values("SegmentIdentificationSequence", "ReferencedSegmentNumber"), int)
     packing = Packing(shape, int(numbers.max()))
     for number in np.unique(numbers):
         packing.put(int(number), [(int(place[k]), pixels[k] != 0) for k in np.flatnonzero(numbers == number)])
     layers = packing.layers
-    return Segmentation(layers, _grid(layers[0], first, axes, sides, step), segments)
+    return LayeredSegmentation(layers, _grid(layers[0], first, axes, sides, step), segments)
 
 
 def _described(dataset: Any) -> tuple[Segment, ...]:

@@ -25,7 +25,7 @@ from regkit.io.atomic import atomic_folder, atomic_path
 from regkit.io.images import ImageLike, Volume
 from regkit.io.outputs import FOLDER, check_output
 from regkit.io.provenance import version
-from regkit.io.segments import Code, Segment, Segmentation, codes_of, colour_of, named
+from regkit.io.segments import Code, LayeredSegmentation, Segment, codes_of, colour_of, named
 from regkit.runtime.memory import check_fits_memory
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def save_series(
                 _save(one, sources, temporary / f"{number:04d}.dcm")
 
 
-def save_segmentation(segmentation: Segmentation, path: Path, fixed: ImageLike | None) -> None:
+def save_dicom_segmentation(segmentation: LayeredSegmentation, path: Path, fixed: ImageLike | None) -> None:
     """Write a DICOM segmentation (SEG, BINARY) that refers to the series of the fixed image.
 
     Segments are numbered from 1 on in the order of their labels, as DICOM wants it.
@@ -388,7 +388,7 @@ def _order(grid: Grid) -> list[int]:
     return order if np.linalg.det(np.reshape(grid.direction, (3, 3))) > 0 else order[::-1]
 
 
-def _frames(segmentation: Segmentation, labels: Sequence[int]) -> npt.NDArray[Any]:
+def _frames(segmentation: LayeredSegmentation, labels: Sequence[int]) -> npt.NDArray[Any]:
     """Segments by their numbers (z, y, x), or as masks (z, y, x, segment) where they overlap."""
     largest = max(int(layer.max()) for layer in segmentation.layers)
     if len(segmentation.layers) == 1 and largest < 1 << 20:

@@ -90,7 +90,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
         save_field(warp.field, warp.grid, path)
     elif format == "dispvect":
         ras = warp.field.transpose(2, 1, 0, 3) * _LPS_RAS
-        _write_nifti(ras[:, :, :, None], warp.grid, path, "displacement vector")
+        _save_with_nibabel(ras[:, :, :, None], warp.grid, path, "displacement vector")
     elif format == "h5":
         _write_transform(sitk.CompositeTransform([warp.to_sitk()]), path)
     elif path.suffix == ".npz":
@@ -98,7 +98,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, displacement)
     else:
-        _write_nifti(to_learn2reg(warp), warp.grid, path, None)
+        _save_with_nibabel(to_learn2reg(warp), warp.grid, path, None)
 
 
 def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
@@ -262,7 +262,7 @@ def checked_matrix(matrix: Float64, name: str) -> Float64:
     return matrix
 
 
-def _write_nifti(array: np.ndarray, grid: Grid, path: Path, intent: str | None) -> None:
+def _save_with_nibabel(array: np.ndarray, grid: Grid, path: Path, intent: str | None) -> None:
     image = nib.Nifti1Image(array, None)
     image.set_sform(grid.ras_affine, code=1)
     image.set_qform(grid.ras_affine, code=1)
@@ -377,7 +377,7 @@ def _is_hdf5(path: Path) -> bool:
     return _suffix(path) in (".h5", ".hdf5")
 
 
-def _read_parts(path: Path) -> list[guard.Part]:
+def _read_parts(path: Path) -> list[guard.TransformPart]:
     if _suffix(path) == ".mat":
         check_matlab(path)
     parts = guard.read_transform(path)
@@ -387,7 +387,7 @@ def _read_parts(path: Path) -> list[guard.Part]:
     return parts
 
 
-def _linear(parts: Sequence[guard.Part]) -> Float64:
+def _linear(parts: Sequence[guard.TransformPart]) -> Float64:
     matrices = []
     for part in parts:
         if part.matrix is None:
@@ -424,12 +424,12 @@ def _read_transform(
     return DisplacementField.from_transform(transform, fixed, moving)
 
 
-def _field_grid(part: guard.Part) -> Grid:
+def _field_grid(part: guard.TransformPart) -> Grid:
     size, origin, spacing, direction = np.split(np.array(part.fixed), [3, 6, 9])
     return Grid(tuple(size), tuple(spacing), tuple(origin), tuple(direction))
 
 
-def _to_sitk(part: guard.Part) -> sitk.Transform:
+def _to_sitk(part: guard.TransformPart) -> sitk.Transform:
     if part.matrix is not None:
         return affine_transform(part.matrix)
     if part.values is not None and part.name == "DisplacementFieldTransform":

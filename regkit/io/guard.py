@@ -107,7 +107,7 @@ def open_image(files: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TransformPart:
     """One transform of a file.
 
     Args:
@@ -127,7 +127,7 @@ class Part:
     order: int
 
 
-def read_transform(path: Path) -> list[Part]:
+def read_transform(path: Path) -> list[TransformPart]:
     """The transforms of an ITK file, in ITK's order: the last one acts on a point first.
 
     Raises:
@@ -155,7 +155,7 @@ def read_transform(path: Path) -> list[Part]:
                     shape = (*(int(n) for n in fixed[2::-1]), 3)
                 values = child.take(shape, "f8")
             order = int(facts.get("order", 0))
-            parts.append(Part(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
+            parts.append(TransformPart(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
         return parts
 
 

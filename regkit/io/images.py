@@ -31,7 +31,7 @@ from regkit.io import contours, dicom, dicomframes, guard, nifti
 from regkit.io.atomic import atomic_path
 from regkit.io.headers import nrrd_fields, quirks
 from regkit.io.outputs import IMAGE_SUFFIXES, check_output, save_image
-from regkit.io.segments import SLICER, Segment, Segmentation, slicer_segments
+from regkit.io.segments import SLICER, LayeredSegmentation, Segment, slicer_segments
 from regkit.runtime.memory import check_fits_memory
 
 __all__ = [
@@ -327,7 +327,7 @@ def load_grid(source: ImageLike, role: str) -> Grid:
     return _load(source, _what(source, role)).grid
 
 
-def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> Segmentation | None:
+def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> LayeredSegmentation | None:
     """The segments of a file that names them, each whole where they overlap; None of any other source.
 
     Args:
@@ -505,7 +505,7 @@ def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None)
     return replace(volume, name=path.name)
 
 
-def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> Segmentation:
+def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> LayeredSegmentation:
     if len(series.slices) > 1:
         raise InputError(
             f"{what} holds a DICOM series of {len(series.slices)} segmentations or structure sets; give the "
@@ -526,7 +526,7 @@ def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> 
         raise InputError(_about(what, str(error))) from error
 
 
-def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmentation:
+def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> LayeredSegmentation:
     """The segments of a file of 3D Slicer's, whose layers are the numbers of a voxel."""
     header = file.header
     if header.components == 1:
@@ -549,7 +549,7 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
     except RegkitError as error:
         raise InputError(_about(what, str(error))) from error
     if len({segment.label for _, segment in described}) == len(described):
-        return Segmentation(layers, grid, tuple(segment for _, segment in described))
+        return LayeredSegmentation(layers, grid, tuple(segment for _, segment in described))
     # Layers number their segments each for itself; in one label map they need numbers of their own.
     numbered = [np.zeros(layer.shape, np.uint16) for layer in layers]
     segments = []
@@ -557,10 +557,10 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
         if layer < len(layers):
             numbered[layer][layers[layer] == segment.label] = number
             segments.append(replace(segment, label=number))
-    return Segmentation(numbered, grid, tuple(segments))
+    return LayeredSegmentation(numbered, grid, tuple(segments))
 
 
-def _merged(segmentation: Segmentation, name: str, what: str) -> Volume:
+def _merged(segmentation: LayeredSegmentation, name: str, what: str) -> Volume:
     """One label map of segments."""
     array, shared = segmentation.merged()
     if shared:

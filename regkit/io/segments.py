@@ -52,7 +52,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class LayeredSegmentation:
     """Segments on a grid.
 
     Args:
@@ -141,7 +141,7 @@ def slicer_segments(fields: Mapping[str, str]) -> list[tuple[int, Segment]]:
     return segments
 
 
-def slicer_fields(segmentation: Segmentation) -> dict[str, str]:
+def slicer_fields(segmentation: LayeredSegmentation) -> dict[str, str]:
     """The entries of a NRRD header that tell 3D Slicer of its segments."""
     layer_of = {int(v): k for k, layer in enumerate(segmentation.layers) for v in np.unique(layer) if v}
     known = {segment.label for segment in segmentation.segments}

@@ -26,13 +26,13 @@ from regkit.pretrain.step import Batch
 from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 
 _AHEAD = 2  # anatomies for each process, beyond those that take turns
 
 
 class Drawing(Protocol):
-    """What is drawn for: :class:`regkit.pretrain.train.Trainer` says what each of these is."""
+    """What is drawn for: :class:`regkit.pretrain.train.PretrainTrainer` says what each of these is."""
 
     config: Config
     synthesiser: Synthesiser
@@ -58,7 +58,7 @@ def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """
     with ThreadPoolExecutor(1) as thread:
         if workers:
-            with _Workers(trainer, workers) as drawing:
+            with _AnatomyWorkers(trainer, workers) as drawing:
                 yield _in_turn(
                     thread, partial(trainer.batches, synthesiser=drawing.synthesiser), _groups(trainer)
                 )
@@ -90,7 +90,7 @@ def _in_turn(
         yield from drawn.result()
 
 
-class _Workers:
+class _AnatomyWorkers:
     """Processes that draw the anatomies of a run before they are asked for."""
 
     def __init__(self, trainer: Drawing, count: int) -> None:
@@ -99,8 +99,8 @@ class _Workers:
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
         self.drawn: dict[int, Future[bytes]] = {}
         how = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
-        self.processes = [_Process(*how) for _ in range(count)]
-        self.idle: SimpleQueue[_Process] = SimpleQueue()
+        self.processes = [_AnatomyProcess(*how) for _ in range(count)]
+        self.idle: SimpleQueue[_AnatomyProcess] = SimpleQueue()
         for process in self.processes:
             self.idle.put(process)
         self.threads = ThreadPoolExecutor(count)  # each waits for the answer of one process
@@ -108,7 +108,7 @@ class _Workers:
             config.pairs, drawn_here.sources, config.seed, trainer.device, self.anatomy
         )
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> _AnatomyWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -139,7 +139,7 @@ class _Workers:
             self.idle.put(process)
 
 
-class _Process:
+class _AnatomyProcess:
     """A process that draws one anatomy at a time.
 
     It has a pipe of its own, whose far end nobody else holds. When the process ends, even halfway through an
@@ -148,7 +148,7 @@ class _Process:
     """
 
     def __init__(
-        self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps]
+        self, how: Pairs, sources: Sequence[tuple[ShapeSource, float]], seed: int, maps: Sequence[LabelMaps]
     ) -> None:
         # Not a fork: this process has threads, and may have a GPU.
         context = multiprocessing.get_context("spawn")
@@ -179,7 +179,7 @@ class _Process:
 def _serve(
     pipe: Connection,
     how: Pairs,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     seed: int,
     maps: Sequence[LabelMaps],
 ) -> None:
@@ -195,7 +195,11 @@ def _serve(
 
 
 def _answer(
-    how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps], number: int
+    how: Pairs,
+    sources: Sequence[tuple[ShapeSource, float]],
+    seed: int,
+    maps: Sequence[LabelMaps],
+    number: int,
 ) -> Anatomy | Exception:
     try:
         return draw_anatomy(how, sources, seed, number, maps=maps)

@@ -47,7 +47,7 @@ def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.T
     return entropy + ((1 - rng) * present).sum() / present.sum().clamp_min(1)
 
 
-def label_contrast(
+def label_contrastive_loss(
     vectors: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Supervised multi-positive InfoNCE (Khosla et al., 2020; Dey et al., 2025).
@@ -72,7 +72,7 @@ def label_contrast(
     return losses.sum() / (count > 0).sum().clamp_min(1)
 
 
-def local_contrast(
+def local_contrastive_loss(
     anchors: torch.Tensor,
     partners: torch.Tensor,
     others: torch.Tensor,

@@ -21,8 +21,8 @@ from regkit.io.atomic import make_folder
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
 from regkit.pretrain.initial_weights import started
-from regkit.pretrain.train import Place, Trainer, export, place, train
-from regkit.pretrain.validation import Validation, load_maps
+from regkit.pretrain.train import Place, PretrainTrainer, export, place, train
+from regkit.pretrain.validation import Validation, load_validation_maps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture, readers_needed
 from regkit.training.checkpoint import checkpoints
@@ -34,7 +34,7 @@ _MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PretrainingResult:
     """What a run left.
 
     Args:
@@ -75,7 +75,7 @@ def pretrain(
     weights: Path | None = None,
     start: Path | None = None,
     validation: Path | None = None,
-) -> Outcome | None:
+) -> PretrainingResult | None:
     """Train, or go on with, the run in a folder, and export the network.
 
     Training ends with the configured steps, with ``minutes``, or with SIGTERM or Ctrl-C; in each case with a
@@ -112,7 +112,7 @@ def pretrain(
     maps = []
     if validation is not None:
         with readers_needed(validation):
-            maps = load_maps(validation)
+            maps = load_validation_maps(validation)
     if threads is not None:
         torch.set_num_threads(threads)
     origin = {
@@ -155,7 +155,7 @@ def pretrain(
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
     found = picture if drawn else None
-    return Outcome(trainer.step, settings.steps, target, found, trainer.interrupted)
+    return PretrainingResult(trainer.step, settings.steps, target, found, trainer.interrupted)
 
 
 def _spare_cores(where: Place) -> int:
@@ -174,7 +174,7 @@ class _Watch:
         self.log = run / "validation.csv"
         self.scores = {int(step): float(score) for step, score in read_table(self.log)[1:]}
 
-    def __call__(self, trainer: Trainer) -> None:
+    def __call__(self, trainer: PretrainTrainer) -> None:
         network, reading = trainer.average, trainer.config.reading
         # What an interrupted run scored beyond the step that it goes on from is scored again.
         before = {step: score for step, score in self.scores.items() if step < trainer.step}

@@ -20,8 +20,8 @@ from regkit.pretrain.losses import (
     distance_loss,
     draw,
     interpolated,
-    label_contrast,
-    local_contrast,
+    label_contrastive_loss,
+    local_contrastive_loss,
     rows,
     structure_loss,
 )
@@ -146,7 +146,7 @@ class Student(nn.Module):
             allowed = (place - centre).abs().amax(0) >= _NEAREST
             others = rows(first, _flat_index(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
             values.append(
-                local_contrast(
+                local_contrastive_loss(
                     rows(second, anchors),
                     unit(interpolated(first, flat[:, anchors])),
                     others,
@@ -176,7 +176,7 @@ class Student(nn.Module):
             numbers = numbers.view(len(vectors), -1)
             both_seen = seen.any(1).view(-1, 2).all(1)
             for vector, label, cell, usable in zip(vectors, drawn, numbers, both_seen):
-                values.append(usable * label_contrast(vector, label, cell, how.label_temperature))
+                values.append(usable * label_contrastive_loss(vector, label, cell, how.label_temperature))
         return torch.stack(values).mean()
 
 

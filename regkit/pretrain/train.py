@@ -28,7 +28,7 @@ from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Synthesiser
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 from regkit.synthesis.structures import STRUCTURES
 from regkit.training.checkpoint import (
     check_same_run,
@@ -82,7 +82,7 @@ def place(device: str = "auto") -> Iterator[Place]:
 _PAIRS_AT_ONCE = 8
 
 
-class Trainer:
+class PretrainTrainer:
     """The state of a run: student, averaged network, optimiser and the number of the next step.
 
     Everything random in a step comes from the step's number, so that this state is all that a run depends on.
@@ -101,7 +101,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        sources: Sequence[tuple[Source, float]],
+        sources: Sequence[tuple[ShapeSource, float]],
         where: Place,
         start: UNet | None = None,
         maps: Sequence[LabelMaps] = (),
@@ -168,7 +168,7 @@ class Trainer:
         _average_over_processes([p.grad for p in self.student.parameters() if p.grad is not None], self.where)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * schedule(self.step, config)
+            group["lr"] = config.learning_rate * learning_rate_share(self.step, config)
         self.optimiser.step()
         # A short memory at first, so that the random start is forgotten.
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -214,7 +214,7 @@ def check_same(theirs: Architecture, ours: Architecture) -> None:
         )
 
 
-def schedule(step: int, config: Config) -> float:
+def learning_rate_share(step: int, config: Config) -> float:
     """Share of the learning rate: a linear rise over the warm-up, then half a cosine."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
@@ -232,7 +232,7 @@ def _average_over_processes(gradients: list[torch.Tensor], where: Place) -> None
 
 def train(
     config: Config,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     run: Path,
     *,
     where: Place,
@@ -242,8 +242,8 @@ def train(
     workers: int = 0,
     save_every: float = 5.0,
     report: Report = lambda step, losses, done: None,
-    on_save: Callable[[Trainer], None] = lambda trainer: None,
-) -> Trainer:
+    on_save: Callable[[PretrainTrainer], None] = lambda trainer: None,
+) -> PretrainTrainer:
     """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
 
     Args:
@@ -258,7 +258,7 @@ def train(
     Raises:
         RegkitError: if the folder holds another run, or cannot be written.
     """
-    trainer = Trainer(config, sources, where, start, maps)
+    trainer = PretrainTrainer(config, sources, where, start, maps)
     found = checkpoints(run)
     if found:
         trainer.load(found[-1])
@@ -297,7 +297,7 @@ def train(
     return trainer
 
 
-def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | None = None) -> None:
+def export(trainer: PretrainTrainer, path: Path, name: str, origin: Mapping[str, Any] | None = None) -> None:
     """Write the averaged network as weights that ``regkit register`` reads, with what made it.
 
     Args:

@@ -84,7 +84,7 @@ class Validation:
         return Rng.of(*numbers, device=self.device)
 
 
-def load_maps(folder: Path) -> list[torch.Tensor]:
+def load_validation_maps(folder: Path) -> list[torch.Tensor]:
     """Label maps of a folder as :class:`Validation` takes them.
 
     Raises:

@@ -33,7 +33,7 @@ from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network
 from regkit.segmentation.monai_parts import check_installed, dice_loss
-from regkit.segmentation.patches import Patches, Seen
+from regkit.segmentation.patches import Patches, PreparedVolume
 from regkit.training.checkpoint import (
     check_same_run,
     checkpoints,
@@ -207,7 +207,7 @@ def finetune(
         seen = [_seen(*pair, task) for pair in learnt]
         del learnt  # of full resolution
         _check_kept(seen, task)
-        trainer = Trainer(settings, task, start, seen, where, origin)
+        trainer = FinetuneTrainer(settings, task, start, seen, where, origin)
         _begin(trainer, run)
         before = trainer.step
         finished = _train(trainer, run, held, minutes, report)
@@ -217,7 +217,7 @@ def finetune(
     return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, found, before)
 
 
-class Trainer:
+class FinetuneTrainer:
     """The state of a run: network, optimiser, the number of the next step, and what was best.
 
     Everything random in a step comes from its number, so that this state is all that a run depends on.
@@ -233,7 +233,7 @@ class Trainer:
         settings: Finetuning,
         task: Task,
         start: UNet,
-        volumes: Sequence[Seen],
+        volumes: Sequence[PreparedVolume],
         device: torch.device,
         origin: Mapping[str, Any],
     ) -> None:
@@ -284,7 +284,7 @@ class Trainer:
         torch.stack(list(losses.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * schedule(done)
+            group["lr"] = self.settings.learning_rate * learning_rate_share(done)
         self.optimiser.step()
         self.step += 1
         return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
@@ -310,12 +310,12 @@ class Trainer:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
 
 
-def schedule(done: float) -> float:
+def learning_rate_share(done: float) -> float:
     """Share of the learning rate at a share of the run: a linear rise, not from 0, then half a cosine."""
     return min(1.0, max(done, _FIRST) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _begin(trainer: Trainer, run: Path) -> None:
+def _begin(trainer: FinetuneTrainer, run: Path) -> None:
     """Go on with the run in a folder, or make the folder of a new one.
 
     Raises:
@@ -346,7 +346,7 @@ def _is_begun(run: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _train(
-    trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
+    trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
 ) -> bool:
     """Train until the steps or the minutes are over, or a signal comes; whether it was not a signal."""
     steps = trainer.settings.steps
@@ -394,7 +394,7 @@ def _train(
     return share >= 1
 
 
-def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) -> None:
+def _keep(trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volume]]) -> None:
     """Write the model if it is the best so far, or cannot be validated."""
     if not held:
         trainer.segmenter.save(run / FILE)
@@ -409,7 +409,7 @@ def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) ->
     write_table(log, [*before, [score.step, *values]])
 
 
-def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
+def _score(trainer: FinetuneTrainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
     task, segmenter = trainer.task, trainer.segmenter
     found = []
     for image, labels in held:
@@ -508,7 +508,7 @@ def _check_held_out(learnt: Iterable[str], held: Iterable[str]) -> None:
             )
 
 
-def _check_kept(seen: Sequence[Seen], task: Task) -> None:
+def _check_kept(seen: Sequence[PreparedVolume], task: Task) -> None:
     """Refuse a label that is so small that no voxel of the working grid has it."""
     for number, (label, name) in enumerate(zip(task.labels, task.names), 1):
         if not any((volume.labels == number).any() for volume in seen):
@@ -541,7 +541,7 @@ def _task(
     return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, given)
 
 
-def _seen(image: Volume, labels: Volume, task: Task) -> Seen:
+def _seen(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
     """A labelled volume on the working grid, its labels as classes."""
     voxels = math.prod(image.grid.working(task.spacing).size)
     check_fits_memory(voxels, f"training on '{image.name}'", _BYTES_PER_VOXEL)
@@ -551,4 +551,4 @@ def _seen(image: Volume, labels: Volume, task: Task) -> Seen:
         classes[labels.array == label] = number
     where = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
     found = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
-    return Seen(picture, found.to(torch.uint8))
+    return PreparedVolume(picture, found.to(torch.uint8))

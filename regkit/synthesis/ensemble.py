@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
 from regkit.synthesis.noise import Rng, onto, smooth_noise
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 from regkit.synthesis.shapes import Shape
 
 _SMALLEST = 8  # voxels
@@ -77,7 +77,7 @@ class Ensembles:
         return self.count[1] + self.details
 
 
-def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng) -> torch.Tensor:
+def draw_labels(how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> torch.Tensor:
     """One label map, (size, size, size) uint8.
 
     In thirds of the cases the shapes fill the volume, or lie in a body, or in a body with an envelope of
@@ -110,7 +110,7 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rn
 
 
 def draw_strays(
-    count: int, how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng
+    count: int, how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng
 ) -> tuple[Stray, ...]:
     """Details that single views have, and the anatomy has not."""
     endless = np.full(3, np.inf)
@@ -164,7 +164,7 @@ def paste_strays(
     labels.view(-1).index_fill_(0, at, _LAST_LABEL).scatter_reduce_(0, at, value, "amin")
 
 
-def _draw(sources: Sequence[tuple[Source, float]], rng: Rng) -> Shape:
+def _draw(sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> Shape:
     weights = np.array([weight for _, weight in sources])
     source = sources[rng.scalars.choice(len(sources), p=weights / weights.sum())][0]
     return source.draw(rng.scalars, rng.device)

@@ -115,7 +115,7 @@ class LabelMaps:
         return anatomy_of(_mixed(seen, self.legend.tissues, spacing, rng), structures, spacing)
 
 
-def load_maps(folder: Path) -> LabelMaps:
+def load_label_maps(folder: Path) -> LabelMaps:
     """Label maps of a folder (``NAME.nii.gz``), turned the patient's way by their headers, and their legend.
 
     Raises:

@@ -21,7 +21,7 @@ _MARGIN = 3.0  # mm from a surface, more than textures move it
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PaintBox:
     """A box of voxels being painted; its arrays are views into those of the whole image.
 
     Args:
@@ -49,7 +49,7 @@ class Part:
     slack: float = 0.0
     random: np.random.Generator = field(default_factory=np.random.default_rng)
 
-    def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
+    def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> PaintBox:
         """The smallest box, or little more, of voxels that holds all points between two corners, mm.
 
         Its ``box`` counts from this part's first voxel.
@@ -87,7 +87,7 @@ class Part:
         if label is not None:
             self.labels[surface < 0] = self.numbers[label] if label else 0
 
-    def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
+    def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> PaintBox:
         """As :meth:`within`, but with ``play``: what is drawn lies elsewhere and has another size.
 
         Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations,
@@ -176,11 +176,11 @@ class Part:
         return blocks[tuple(slice(n) for n in self.x.shape)]
 
 
-class Solid(Part):
+class Solid(PaintBox):
     """A part whose ``image`` holds tissues instead of intensities: each voxel is of the one painted last."""
 
     def paint(self, surface: Float, tissue: str, label: str | None = "", opacity: Float | float = 1) -> None:
-        """As :meth:`Part.paint`, without partial volume; less than half opaque, the tissue is not painted."""
+        """As :meth:`PaintBox.paint`, without partial volume. What is less than half opaque is not painted."""
         inside = surface < 0
         self.image[inside & (opacity > _HALF)] = self.tissues[tissue]
         if label is not None:
@@ -194,7 +194,7 @@ class Texture:
         lattice = gaussian_filter(random.standard_normal((48, 48, 48)), 1.3, mode="wrap")
         self._lattice = (lattice / lattice.std()).astype(np.float32)
 
-    def __call__(self, part: Part, length: float, shift: float = 0, near: Float | None = None) -> Float:
+    def __call__(self, part: PaintBox, length: float, shift: float = 0, near: Float | None = None) -> Float:
         """Noise at a part's voxels; ``length`` in mm, another ``shift`` gives independent noise.
 
         Args:

@@ -16,7 +16,7 @@ from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng, onto, random_turn, smooth_noises, splined_at
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 
 # Voxels of the views of a body, in its own: finer ones would show its voxels, coarser ones miss what is fine.
 _FINEST, _COARSEST = 0.88, 1.45
@@ -150,7 +150,7 @@ class Synthesiser:
     def __init__(
         self,
         how: Pairs,
-        sources: Sequence[tuple[Source, float]],
+        sources: Sequence[tuple[ShapeSource, float]],
         seed: int,
         device: torch.device,
         anatomies: Callable[[int], Anatomy] | None = None,
@@ -182,7 +182,7 @@ class Synthesiser:
 
 def draw_anatomy(
     how: Pairs,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     seed: int,
     number: int,
     maps: Sequence[LabelMaps] = (),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from regkit.synthesis.painting import (
     Float,
-    Part,
+    PaintBox,
     Solid,
     Texture,
     branches,
@@ -55,7 +55,7 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
     tissues = intensities(modality)
     image = np.full(coordinates.shape[1:], tissues["air"], np.float32)
     x, y, z = coordinates
-    part = Part(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, _NUMBERS, edge)
+    part = PaintBox(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, _NUMBERS, edge)
     _paint(part, np.random.default_rng(seed))
     part.labels[part.labels > max(NAMES)] = 0
     return image, part.labels
@@ -75,7 +75,7 @@ def draw_tissues(
         coordinates: (3, Z, Y, X) float32, anatomical x, y, z of each voxel, mm.
         edge: the longest side of a voxel, mm.
         play: mm, standard deviation of the places of organs
-            (:meth:`regkit.synthesis.painting.Part.organ`).
+            (:meth:`regkit.synthesis.painting.PaintBox.organ`).
         slack: by how much organs are smaller, as a logarithm; what they leave is fat.
         fatness: thickness of the fat under the skin, as a share of the usual one.
 
@@ -91,7 +91,7 @@ def draw_tissues(
     return tissues.astype(np.uint8), part.labels
 
 
-def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> None:
+def _paint(part: PaintBox, random: np.random.Generator, fatness: float = 1.0) -> None:
     texture = Texture(random)
     cavity = _walls(part, texture, fatness)
     dome = _diaphragm(part.x, part.y, -cavity)
@@ -133,7 +133,7 @@ def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
     return skin, fat, front + behind * (back - front)
 
 
-def _walls(part: Part, texture: Texture, fatness: float) -> Float:
+def _walls(part: PaintBox, texture: Texture, fatness: float) -> Float:
     """Skin, fat and muscle of the trunk; returns the distance to their inner face, negative inside."""
     skin, fat, muscle = _outline(part.x, part.y, part.z)
     cavity = skin + fat + muscle
@@ -153,7 +153,7 @@ def _walls(part: Part, texture: Texture, fatness: float) -> Float:
     return cavity
 
 
-def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
+def _muscles(part: PaintBox, cavity: Float, texture: Texture) -> None:
     for side in (-1, 1):
         back = part.within((side * 34 - 32, 40, -150), (side * 34 + 32, 95, 200))
         erector = back.ellipsoid((side * 33, 69, -40), (25, 16, 400))
@@ -174,7 +174,7 @@ def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
         box.paint(quadratus, "muscle", "muscles of the wall")
 
 
-def _bowel(part: Part, middle: Part, texture: Texture, random: np.random.Generator) -> None:
+def _bowel(part: PaintBox, middle: PaintBox, texture: Texture, random: np.random.Generator) -> None:
     axes = np.arange(-72.0, 76, 23), np.array([-57.0, -34, -11]), np.arange(-52.0, -150, -23)
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
@@ -231,13 +231,13 @@ def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
     return top - fall, 1 / np.sqrt(1 + (fall / 10) ** 2)
 
 
-def _below(part: Part, box: Part, cavity: Float, dome: tuple[Float, Float]) -> Float:
+def _below(part: PaintBox, box: PaintBox, cavity: Float, dome: tuple[Float, Float]) -> Float:
     """Distance to the roof and walls of the belly, two mm of play left to an organ."""
     height, factor = dome[0][box.box], dome[1][box.box]
     return cut(cavity[box.box] + 2, (part.z[box.box] - height) * factor + 5, 5)
 
 
-def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.random.Generator) -> None:
+def _chest(part: PaintBox, cavity: Float, dome: tuple[Float, Float], random: np.random.Generator) -> None:
     chest = part.within((-150, -110, -30), (150, 110, 200))
     wall = cavity[chest.box]
     above = (dome[0][chest.box] - chest.z) * dome[1][chest.box]  # negative above the diaphragm
@@ -260,7 +260,7 @@ def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.rand
 
 
 def _liver(
-    part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture, random: np.random.Generator
+    part: PaintBox, cavity: Float, dome: tuple[Float, Float], texture: Texture, random: np.random.Generator
 ) -> None:
     box = part.organ((-145, -95, -95), (80, 95, 95))
     underside = 0.62 * (box.x + 40) + 0.30 * box.y - 0.72 * (box.z + 20)
@@ -288,7 +288,7 @@ def _liver(
 
 
 def _upper_abdomen(
-    part: Part, middle: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture
+    part: PaintBox, middle: PaintBox, cavity: Float, dome: tuple[Float, Float], texture: Texture
 ) -> None:
     """Spleen, gallbladder and pancreas."""
     box = part.organ((35, -45, -85), (155, 105, 135))
@@ -336,7 +336,7 @@ def _upper_abdomen(
 
 
 def _kidney(
-    part: Part, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
+    part: PaintBox, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
 ) -> None:
     """One kidney, ``side`` +1 for the left, and the fat around it, of which its sinus is a part."""
     height += part.stray(18)
@@ -375,7 +375,7 @@ def _kidney(
     box.paint(ellipsoid(inward - 17, across, up, (16, 5 * wide, 9)), "urine", None)
 
 
-def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
+def _stomach(part: PaintBox, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
     box = part.organ((-60, -105, -75), (120, 70, 105))
     stomach = box.tube([part.bent([
         (54, 6, 48, 26), (58, -12, 34, 28), (58, -34, 8, 25), (46, -48, -18, 21), (20, -52, -22, 17),
@@ -391,7 +391,7 @@ def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Text
     box.paint(gullet, "gut wall", None)
 
 
-def _vessels(part: Part, random: np.random.Generator) -> None:
+def _vessels(part: PaintBox, random: np.random.Generator) -> None:
     box = part.within((-70, -70, -170), (95, 60, 200))
 
     def front(z: float, gap: float) -> float:
@@ -440,7 +440,7 @@ def _vessels(part: Part, random: np.random.Generator) -> None:
     box.paint(np.maximum(crura, -aorta - 0.5), "diaphragm", None)
 
 
-def _ribs(part: Part, cavity: Float) -> None:
+def _ribs(part: PaintBox, cavity: Float) -> None:
     bones, gristle = [], []
     for number, head in _RIB_HEADS.items():
         # The share of the way from the spine to the breastbone that is bone; 11 and 12 end free.
@@ -474,7 +474,7 @@ def _spine_y(z: Float | float) -> Float | float:
     return 34 + 0.05 * z + 0.0004 * z * z
 
 
-def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> None:
+def _vertebra(column: PaintBox, height: float, pitch: float, texture: Texture) -> None:
     """A vertebra, the disc below it and the canal behind it; ``pitch`` is the height of both, mm."""
     y0 = float(_spine_y(height))
     size = float(np.interp(height, [-118, 154], [1, 0.72]))
@@ -517,7 +517,7 @@ def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> No
         box.paint(dependent, "cord", None, 0.6 * roots)
 
 
-def _pelvis(part: Part) -> None:
+def _pelvis(part: PaintBox) -> None:
     """The iliac wings, with the muscles on both faces, as sheets of points that tubes thicken."""
     t, fall = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 75, 40))
     z = -84 - 136 * (t - 0.45) ** 2 - fall

@@ -21,7 +21,7 @@ _SIDE = 48  # voxels along the longest side of a template in memory
 _ARRAYS = ("bits", "offsets", "shapes", "names", "sources")
 
 
-class Source(Protocol):
+class ShapeSource(Protocol):
     """Gives shapes."""
 
     def draw(self, random: np.random.Generator, device: torch.device) -> Shape: ...

@@ -20,7 +20,7 @@ _DRAWS = 2000
 _SUBJECT = tuple[int, str]  # the seed, and the test volume
 
 
-def write_report(folder: Path, layout: Layout) -> Path:
+def write_few_shot_report(folder: Path, layout: Layout) -> Path:
     """Write ``report.md`` of a results folder over the one that is there.
 
     Raises:

@@ -35,7 +35,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class FewShotOptions:
     """What all arms have in common.
 
     Args:
@@ -73,7 +73,7 @@ def run_arms(
     names: dict[int, str],
     draws: Mapping[tuple[int, int], Draw],
     arms: Sequence[str],
-    options: Options,
+    options: FewShotOptions,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[int, int]:
     """Add a row to the results for each arm, number of volumes and seed that has none yet.
@@ -131,7 +131,7 @@ def _run(
     drawn: Draw,
     arm: str,
     seed: int,
-    options: Options,
+    options: FewShotOptions,
     report: Report,
 ) -> dict[str, Any]:
     """Seconds of training and of segmenting, and Dice of each test volume and label."""
@@ -172,7 +172,7 @@ def _labels_of(case: Labelled) -> npt.NDArray[np.integer[Any]]:
 
 
 def _segmented(
-    case: Labelled, model: Path, training: list[tuple[Path, Path]], arm: str, options: Options
+    case: Labelled, model: Path, training: list[tuple[Path, Path]], arm: str, options: FewShotOptions
 ) -> Volume:
     if arm == "propagate":
         atlases = [(image, labels) for image, labels in training]

@@ -431,7 +431,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelSignature:
     """A kernel: a function ``double (int64_t first, int64_t last, ...)``.
 
     Args:
@@ -576,8 +576,8 @@ class Kernel:
         raise ValueError(f"kernel {self.name}: it must be that {condition.text}{where}")
 
 
-def _parsed(table: str) -> dict[str, Kernel]:
-    kernels: dict[str, Kernel] = {}
+def _parsed(table: str) -> dict[str, KernelSignature]:
+    kernels: dict[str, KernelSignature] = {}
     for entry in table.strip().split("\n\n"):
         head, *lines = entry.splitlines()
         match = re.fullmatch(r"(\w+) over (.+?)(, one range a thread)?(?: if (\w+))?", head)
@@ -596,7 +596,7 @@ def _parsed(table: str) -> dict[str, Kernel]:
                 for word, axes, optional in re.findall(r"(\w+)\[([^\]]*)\]( or null)?", rest):
                     parameters.append(_array(word, type_, axes, kind in ("out", "update"), bool(optional)))
         ranges = 1 if single else _RANGES
-        kernels[name] = Kernel(
+        kernels[name] = KernelSignature(
             name, len(kernels), _Expression(over), ranges, needs, tuple(parameters), tuple(conditions)
         )
     return kernels
