@@ -39,7 +39,7 @@ import numpy as np
 
 from regkit.io.provenance import commit
 
-MOST_SECONDS = 10.0
+MAX_SECONDS = 10.0
 MEMORY = 4 << 30
 """Bytes of address space that a reader may take beyond what the process has once its libraries are in."""
 CANARY = "pickle-was-run"
@@ -494,7 +494,7 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     seconds = time.monotonic() - start
     if (folder / CANARY).exists():
         how, detail = "pickle run", ""
-    if seconds > MOST_SECONDS:
+    if seconds > MAX_SECONDS:
         how = "hang"
     return {"how": how, "detail": detail, "seconds": seconds}
 
@@ -555,7 +555,7 @@ def fuzz(
                     tally.add(name, found["how"], found["detail"], found["seconds"])
                     if tally.done == tally.cases:
                         report(tally.row(name))
-                timer = Timer(20 * MOST_SECONDS, end)
+                timer = Timer(20 * MAX_SECONDS, end)
                 timer.start()
             timer.cancel()
         if tally is not None and tally.started:
@@ -608,7 +608,7 @@ def _page(options: Any, slow: int, lines: list[str], faults: list[str], total: i
     text = (
         f"# Damaged files against every reader\n\n`{command}`, commit {commit()}, one thread: {total:,} "
         "cases. A case is one file with one to four things wrong with it; it has to be read or refused with "
-        f"one line, within {MOST_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
+        f"one line, within {MAX_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
         f"Faults: {len(faults)}.\n\n"
     )
     text += "\n".join(lines) + "\n"

@@ -30,7 +30,7 @@ from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
 _FIELD_MM = (160, 288, 336)
-_LARGEST = 280  # voxels along a side
+_MAX_SIDE = 280  # voxels along a side
 _FINER = 1.2  # voxels of label maps are so much finer than those of their views
 _SEED = 77  # no run's
 
@@ -55,7 +55,7 @@ def named(
     for number, anatomy in enumerate(anatomies):
         assert anatomy.spacing is not None
         field = field_mm or [n * anatomy.spacing for n in anatomy.labels.shape]
-        shape = tuple(min(_LARGEST, round(mm / spacing / 16) * 16) for mm in field)
+        shape = tuple(min(_MAX_SIDE, round(mm / spacing / 16) * 16) for mm in field)
         pair = cut_and_render([anatomy], how, [Rng.of(_SEED, 1, number)], shape)
         found.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
         truth.append(pair.structures[0][middle].flatten())

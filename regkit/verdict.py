@@ -33,16 +33,16 @@ from regkit.solver.shifts import Shifts
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
-_MANY = 3  # gates that warn are a FAIL together, of which those that see the same thing count once
+_MIN_WARNINGS = 3  # gates that warn are a FAIL together, of which those that see the same thing count once
 _ALIKE = {"inside": "copies"}
 # Cells of the low resolution over the smaller and over the larger field of view.
-_CELLS, _MOST_CELLS = 15_000, 75_000
-_CLOSE, _MOST_CLOSE = 100_000, 500_000  # the same where sides are told
-_FINEST = 1.5  # voxels of the coarser image along a cell of the low resolution, at least
+_CELLS, _MAX_CELLS = 15_000, 75_000
+_CLOSE, _MAX_CLOSE = 100_000, 500_000  # the same where sides are told
+_MIN_SPACING_VOXELS = 1.5  # of the coarser image along a low-resolution cell
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
-_FEWEST_BLOCKS = 32
-_REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
-_LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
+_MIN_BLOCKS = 32
+_REACH, _MIN_INSIDE = 2, 100  # cells from an outline that its features reach, and too few of them
+_MIN_OVERLAP = 0.2  # of what is to see in the smaller image
 # Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
 # to the patient's left, back and head, as nearly as they can.
 _COPIES: dict[str, tuple[int, ...]] = {
@@ -185,7 +185,7 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
             says = rule.unknown
         gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
     levels = [gate.level for gate in gates]
-    many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MANY
+    many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MIN_WARNINGS
     return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
 
 
@@ -202,7 +202,7 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     """
     # The voxels of the coarser image.
     voxel = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
-    spacing = max(_spacing(fixed, moving, _CELLS, _MOST_CELLS), _FINEST * voxel)
+    spacing = max(_spacing(fixed, moving, _CELLS, _MAX_CELLS), _MIN_SPACING_VOXELS * voxel)
     look = LowRes(fixed, moving, spacing)
     seen = look.through(points)
     sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
@@ -218,7 +218,7 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
         fixed, moving, matrix = moving, fixed, np.asarray(np.linalg.inv(matrix), np.float64)
         look = LowRes(fixed, moving, spacing)
-    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), voxel))
+    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MAX_CLOSE), voxel))
     return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 
 
@@ -332,7 +332,7 @@ class _Judge:
         """0 where the overlap is no better than at a random shift, 1 where it is perfect."""
         weight = (self.fixed.weight * seen.weight)[0]
         overlap, covered = float(weight.sum()), float((self.content * seen.weight[0]).sum())
-        if covered <= _LEAST_OVERLAP * self.full:
+        if covered <= _MIN_OVERLAP * self.full:
             return -math.inf
         difference = float((self.differences(seen) * weight).sum())
         missing = max(self.full - covered, 0.0)
@@ -346,7 +346,7 @@ class _Judge:
         best, grid = self.similarity(seen), self.grid
         for radius in _RADII:
             blocks, matches = block_match(self.fixed, seen, radius)
-            if blocks.shape[1] < _FEWEST_BLOCKS:
+            if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
             found = matrix @ grid.index_to_world @ step @ grid.world_to_index
@@ -358,7 +358,7 @@ class _Judge:
         away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
         inside = self.inner * _inner(seen.weight[0])
         count = float(inside.sum())
-        within = float((self.differences(seen) * inside).sum()) / count if count >= _FEW else math.nan
+        within = float((self.differences(seen) * inside).sum()) / count if count >= _MIN_INSIDE else math.nan
         return CopyFit(best, float(away), within)
 
 
@@ -396,7 +396,7 @@ class _Search:
         if self.full < 1 or copy.mask is None:
             return None
         difference, overlap = self.shifts(FeatureMap(mind_ssc(copy.image), copy.mask[None]))
-        possible = overlap >= _LEAST_OVERLAP * self.full
+        possible = overlap >= _MIN_OVERLAP * self.full
         if not possible.any():
             return None
         if math.isnan(self.mismatch):  # of the image itself, which comes first

@@ -229,7 +229,7 @@ def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
 
 
 def test_fine_voxels_show_a_box_around_a_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regkit.synthesis.pose.MOST_SIDE", 40)
+    monkeypatch.setattr("regkit.synthesis.pose.MAX_SIDE", 40)
     maps = load_label_maps(folder)
     shown = [_structures(maps.draw(Rng.of(seed), 0.8)) for seed in range(12)]
     assert all(max(box.shape) == 40 for box in shown)

@@ -19,7 +19,7 @@ from regkit.bench.result_rows import Row
 from regkit.core.errors import RegkitError
 
 UNREGISTERED = "unregistered"
-_FEWEST = 6  # of n differences the least two-sided p is 2 / 2^n: 0.0625 for five
+_MIN_DIFFERENCES = 6  # of n differences the least two-sided p is 2 / 2^n: 0.0625 for five
 _THIRTY = {"dice": 0.3, "hd95_voxels": 0.3, "sdlogj": 0.7}
 
 
@@ -211,7 +211,7 @@ def compare(one: Mapping[str, float], other: Mapping[str, float]) -> Comparison 
         return None
     signs = Counter(np.sign(differences).tolist())
     p = None
-    if signs[1] + signs[-1] >= _FEWEST:
+    if signs[1] + signs[-1] >= _MIN_DIFFERENCES:
         from scipy.stats import wilcoxon
 
         p = float(wilcoxon([difference for difference in differences if difference]).pvalue)

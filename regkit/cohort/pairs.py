@@ -36,8 +36,8 @@ SUMMARY, REPORT = "summary.csv", "report.html"
 """What tells of all pairs, in the cohort's folder."""
 
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm")
-_MOST_SHOWN = 5  # of the problems that one message lists
-_MOST_PARENTS = 6  # folders that a name may be made of
+_MAX_SHOWN = 5  # of the problems that one message lists
+_MAX_PARENTS = 6  # folders that a name may be made of
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
         if not os.path.exists(path)
     ]
     if missing:
-        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
+        more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
         count = "a file does" if len(missing) == 1 else f"{len(missing)} files do"
-        raise RegkitError(f"{count} not exist: {', '.join(missing[:_MOST_SHOWN])}{more}")
+        raise RegkitError(f"{count} not exist: {', '.join(missing[:_MAX_SHOWN])}{more}")
     return list(pairs)
 
 
@@ -254,7 +254,7 @@ def _pairs(entries: Sequence[tuple[str, Mapping[str, Any]]], root: Path) -> list
 def _names(images: Sequence[tuple[Path, Path]]) -> list[str]:
     """A name for each pair by those of its images, with as many of their folders as tell all apart."""
     names: list[str] = []
-    for parents in range(_MOST_PARENTS):
+    for parents in range(_MAX_PARENTS):
         names = [f"{_short(moving, parents)}_to_{_short(fixed, parents)}" for fixed, moving in images]
         if len({name.casefold() for name in names}) == len(names):
             break

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PROCESS = 0.5e9  # bytes of a process before it begins with a pair
 _SHARE = 0.8  # of the memory that is left
-_LARGEST = 20  # pairs whose headers are looked at for their memory
+_PAIRS_EXAMINED = 20  # pairs whose headers are looked at for their memory
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def usable_cores() -> int:
 def _need(pairs: Sequence[Pair], settings: Mapping[str, Any]) -> float:
     """Bytes of a process that registers the largest pairs."""
     by_size = sorted(pairs, key=lambda pair: -_bytes(pair.fixed) - _bytes(pair.moving))
-    return _PROCESS + max(_bytes_needed(pair, settings) for pair in by_size[:_LARGEST])
+    return _PROCESS + max(_bytes_needed(pair, settings) for pair in by_size[:_PAIRS_EXAMINED])
 
 
 def _bytes_needed(pair: Pair, settings: Mapping[str, Any]) -> float:

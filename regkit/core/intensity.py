@@ -10,7 +10,7 @@ import numpy as np
 CT_WINDOW = (-450.0, 450.0)
 CT_WINDOW_BOTH = (-1000.0, 450.0)
 _PERCENTILES = (0.5, 99.5)
-_SOME = 61  # of so many voxels one tells the range
+_SAMPLE_STEP = 61  # of so many voxels one tells the range
 _MARGIN = 1e-3  # of the range above the minimum: what is taken for it
 
 
@@ -37,7 +37,7 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
     # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down. One
     # with a trace of noise is a margin as well, or that trace would change the window.
     lowest, highest = float(array.min()), float(array.max())
-    near = _MARGIN * (float(np.percentile(array.reshape(-1)[::_SOME], _PERCENTILES[1])) - lowest)
+    near = _MARGIN * (float(np.percentile(array.reshape(-1)[::_SAMPLE_STEP], _PERCENTILES[1])) - lowest)
     inside = array[array > lowest + near]
     low, high = np.percentile(inside if inside.size else array, _PERCENTILES)
     if lowest >= -near:

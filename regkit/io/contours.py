@@ -18,7 +18,7 @@ from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
 _IN_PLANE = 1.0  # mm of the voxels of a structure set without an image
 _MARGIN = 2  # voxels around the contours there
-_MOST_VOXELS = 1 << 30
+_MAX_VOXELS = 1 << 30
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
@@ -159,7 +159,7 @@ def _own_grid(regions: Sequence[tuple[Segment, list[Float64]]]) -> Grid:
     high = np.array([*corners[:, :2].max(0) + _MARGIN * _IN_PLANE, heights[-1]])
     spacing = (_IN_PLANE, _IN_PLANE, step)
     size = tuple(max(4, math.ceil(round(float(n), 3)) + 1) for n in (high - low) / spacing)
-    if math.prod(size) > _MOST_VOXELS:
+    if math.prod(size) > _MAX_VOXELS:
         raise FormatError(f"is damaged: its contours span {' x '.join(map(str, size))} voxels")
     return Grid(size, spacing, tuple(turn @ low), tuple(turn.ravel()))  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from regkit.core.geometry import Float64, Grid
 from regkit.io.dicom import DOSE, lenient, slice_order
 from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
-_MOST_EMPTY = 200  # slices of a stack to one frame of a segmentation in it
+_MAX_EMPTY = 200  # slices of a stack to one frame of a segmentation in it
 
 
 def read_image(path: Path) -> tuple[npt.NDArray[Any], Grid]:
@@ -162,7 +162,7 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> LayeredSegmentation
     if apart > 0.2 * step:
         raise FormatError(f"is a segmentation whose slices do not stack evenly, up to {apart:.2f} mm off")
     shape = (int(place.max()) + 1, *pixels.shape[1:])
-    if math.prod(shape) > _MOST_EMPTY * pixels.size:
+    if math.prod(shape) > _MAX_EMPTY * pixels.size:
         raise FormatError(f"is damaged: its {len(pixels)} frames lie {shape[0]} slices apart")
     segments = _described(dataset)
     if kind == "LABELMAP":

@@ -49,7 +49,7 @@ _MR_UNKNOWN = {
     "ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "",
     "EchoTime": None, "EchoTrainLength": None,
 }  # fmt: skip
-_LARGEST = 32767
+_MAX_STORED = 32767
 _SOURCES = 0x00082112  # the tag of SourceImageSequence
 # Bytes of preamble, mark and FileMetaInformationGroupLength, whose last four count the bytes of the rest.
 _META = 144
@@ -84,10 +84,10 @@ def save_series(
             array = np.rint(array)
         largest = float(np.abs(array).max())
         slope = 1.0
-        if largest > _LARGEST or not (whole or common.SOPClassUID == dicom.CT):
-            slope = float(library.valuerep.DSfloat(largest / _LARGEST or 1.0, auto_format=True))
+        if largest > _MAX_STORED or not (whole or common.SOPClassUID == dicom.CT):
+            slope = float(library.valuerep.DSfloat(largest / _MAX_STORED or 1.0, auto_format=True))
         common.RescaleSlope = library.valuerep.DSfloat(slope, auto_format=True)
-        pixels = np.clip(np.rint(array / slope), -_LARGEST - 1, _LARGEST).astype("<i2")
+        pixels = np.clip(np.rint(array / slope), -_MAX_STORED - 1, _MAX_STORED).astype("<i2")
         sources = _sources(library, source)
         with atomic_folder(folder) as temporary:
             for number, k in enumerate(_order(volume.grid), start=1):

@@ -37,7 +37,7 @@ _NIFTYREG_OTHERS: dict[float, str] = {
 }
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LPS_RAS = np.array([-1.0, -1.0, 1.0])
-_MOST_TEXT = 1 << 20  # bytes of a file that holds a matrix as text
+_MAX_TEXT = 1 << 20  # bytes of a file that holds a matrix as text
 _OBLIQUE = 0.01  # of a direction's cosines: half a degree, above AFNI's own threshold of 0.01 degrees
 
 CONVENTIONS = ("fsl", "ras", "lps")
@@ -234,7 +234,7 @@ def text_matrix(
         RegkitError: if it is one and cannot be used; without its name.
     """
     with path.open("rb") as file:
-        content = file.read(_MOST_TEXT)
+        content = file.read(_MAX_TEXT)
     if content.startswith(b"MATLAB 5"):
         raise FormatError("is a file of MATLAB 5, such as SPM's, not of ITK; give an ITK transform")
     if b"\0" in content:
@@ -393,7 +393,7 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
     first = path.with_name(Path(before.replace("\\", "/")).name)
     if not os.path.isfile(first):
         raise FormatError(f"is preceded by '{first.name}' (InitialTransform), which is not beside it")
-    return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MOST_TEXT], first, depth + 1)
+    return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MAX_TEXT], first, depth + 1)
 
 
 def linear_matrix(transform: sitk.Transform) -> Float64:

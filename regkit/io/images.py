@@ -60,7 +60,7 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
-_MOST_LABELS = 1000  # the finest atlases have some 700
+_MAX_LABELS = 1000  # the finest atlases have some 700
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +194,9 @@ def load_labels(
     low, high = array.min(), array.max()
     if low == high == 0 and not empty:
         raise InputError(f"{what} holds no label: every voxel is 0")
-    if len(np.unique(array[::2, ::2, ::2])) > _MOST_LABELS:  # of an eighth of the voxels: sorting takes time
+    if len(np.unique(array[::2, ::2, ::2])) > _MAX_LABELS:  # of an eighth of the voxels: sorting takes time
         raise InputError(
-            f"{what} is no label map: it has more than {_MOST_LABELS:,} different values from {low:g} to "
+            f"{what} is no label map: it has more than {_MAX_LABELS:,} different values from {low:g} to "
             f"{high:g}, as an image has; give the map of its labels"
         )
     dtype = label_type(low, high)
@@ -244,7 +244,7 @@ def looks_like_labels(array: npt.NDArray[Any]) -> bool:
     few = array[::2, ::2, ::2]  # to tell most images in an eighth of the time
     if few.dtype.kind == "f" and not (few == np.rint(few)).all():
         return False
-    if len(np.unique(few)) > _MOST_LABELS or array.min() < 0:
+    if len(np.unique(few)) > _MAX_LABELS or array.min() < 0:
         return False
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         return False

@@ -35,8 +35,8 @@ SUFFIXES = (*_SINGLE, *_PAIR, *_MGH)
 
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's code of the unit of space
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # by NIfTI's code of the unit of time
-_MOST_GZIP = 1100  # bytes of content to one of gzip, whose best is 1032
-_MOST_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
+_MAX_GZIP_RATIO = 1100  # bytes of content to one of gzip, whose best is 1032
+_MAX_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
                     place = voxel_path
                     stream = stack.enter_context(_opened(voxel_path))
                 found = _nifti(header, kind, extension if single else b"", stream, offset)
-            inside = _MOST_GZIP if isinstance(stream, igzip.IGzipFile) else 1
+            inside = _MAX_GZIP_RATIO if isinstance(stream, igzip.IGzipFile) else 1
             found = replace(found, most_bytes=inside * place.stat().st_size)
         except RegkitError:
             raise
@@ -166,7 +166,7 @@ def _header(raw: bytes, path: Path) -> tuple[str, Any]:
 def _offset(header: Any, single: bool) -> int:
     offset = float(header["vox_offset"])
     least = len(header.binaryblock) if single else 0
-    if not least <= offset <= _MOST_OFFSET:
+    if not least <= offset <= _MAX_OFFSET:
         raise FormatError(f"is damaged: by its header the voxels begin at byte {offset:g}")
     return int(offset)
 

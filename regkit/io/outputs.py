@@ -31,7 +31,7 @@ FOLDER = "/"
 # made it.
 _HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
 _TIMES, _STEP = slice(48, 50), slice(92, 96)
-_MOST_THREADS = 4  # that compress
+_MAX_THREADS = 4  # that compress
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -181,7 +181,7 @@ def _stream_nifti(
     if times is not None:
         header[_TIMES], header[_STEP] = np.int16(times).tobytes(), np.float32(step).tobytes()
     header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
-    threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+    threads = min(_MAX_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
     try:
         with (

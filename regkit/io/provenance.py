@@ -31,7 +31,7 @@ KEY = "regkit"
 """The entry of a NRRD or MetaImage header that tells the version."""
 
 _MADE_BY = "made_by"
-_MOST_BYTES, _MOST_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
+_MAX_BYTES, _MAX_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
 _PAIRS = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -173,7 +173,7 @@ def read_record(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool] | N
     It is the one beside it, or one in the same folder that names it.
     """
     path = Path(path)
-    near = itertools.islice(sorted(path.parent.glob("*.json")), _MOST_RECORDS)
+    near = itertools.islice(sorted(path.parent.glob("*.json")), _MAX_RECORDS)
     for place in (record_path(path), *near):
         record = _read(place)
         outputs = record.get("outputs") if record else None
@@ -186,7 +186,7 @@ def read_record(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool] | N
 def _read(place: Path) -> dict[str, Any] | None:
     """A record, or None of any other file."""
     try:
-        if place.stat().st_size > _MOST_BYTES:
+        if place.stat().st_size > _MAX_BYTES:
             return None
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -18,7 +18,7 @@ _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, 
 # Of the voxels: how many make filling worth a look, and how many may lie between data along a line.
 _FILLING, _GAPS = 0.002, 0.002
 _FLAT, _FLAT_SHARE = 0.75, 0.9  # voxels off a plane, over a quarter of a side, and how much of it is as flat
-_LEAST_SIDE, _SIDE = 8, 64  # voxels along a side that are looked at
+_MIN_SIDE, _SIDE = 8, 64  # voxels along a side that are looked at
 _ALIKE = 1e-4  # of the range of an image: values so close are one, whatever noise of arithmetic is on them
 _NEAR_FILLING = 3  # voxels beside filling in which features see it
 
@@ -99,7 +99,7 @@ def _turned_box(image: np.ndarray, alike: float) -> np.ndarray | None:
     Returns:
         (Z, Y, X) bool, or None if it is no such image.
     """
-    if min(image.shape) < _LEAST_SIDE:
+    if min(image.shape) < _MIN_SIDE:
         return None
     corners = image[np.ix_((0, -1), (0, -1), (0, -1))].ravel()
     value = float(max(corners, key=lambda one: np.count_nonzero(abs(corners - float(one)) <= alike)))

@@ -30,7 +30,7 @@ from regkit.training.log import read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import step_progress
 
-_MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
+_MAX_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _spare_cores(where: Place) -> int:
     if where.device.type == "cpu":
         return 0
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
+    return min(_MAX_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
 
 
 class _Watch:

@@ -58,7 +58,7 @@ _CLIP = 1.0
 _VALIDATIONS = 10  # in a run
 _SAVE_EVERY = 300.0  # seconds, between checkpoints
 _REPORT_EVERY = 10  # steps
-_MOST_LABELS = 255  # classes are bytes
+_MAX_LABELS = 255  # classes are bytes
 _BYTES_PER_VOXEL = 64  # of the working grid, while the labels are brought onto it
 _CONFIG, _LOG, _SCORES, _PICTURE = "config.json", "log.csv", "validation.csv", "loss.png"
 
@@ -480,9 +480,9 @@ def _chosen(
     names = {label: names[label] for label in sorted(names) if label}
     if not names:
         raise RegkitError("there is no label to learn: name at least one other than 0")
-    if len(names) > _MOST_LABELS:
+    if len(names) > _MAX_LABELS:
         raise RegkitError(
-            f"{len(names)} labels are too many to learn, at most {_MOST_LABELS}; choose some by name"
+            f"{len(names)} labels are too many to learn, at most {_MAX_LABELS}; choose some by name"
         )
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:

@@ -21,10 +21,10 @@ from regkit.synthesis.noise import Rng, onto, smooth_noise
 from regkit.synthesis.shape_sources import ShapeSource
 from regkit.synthesis.shapes import Shape
 
-_SMALLEST = 8  # voxels
+_MIN_SIZE = 8  # voxels
 _LAST_LABEL = 255
 _AXES = np.arange(3)[None]
-MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
+MAX_SHAPES = 240  # shapes: labels are uint8, and cells, rims and the body need some
 _COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
 
 Stray = npt.NDArray[np.int16]
@@ -55,16 +55,16 @@ class Ensembles:
     bend: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.size < _SMALLEST:
-            raise RegkitError(f"size of ensembles must be at least {_SMALLEST}, got {self.size}")
+        if self.size < _MIN_SIZE:
+            raise RegkitError(f"size of ensembles must be at least {_MIN_SIZE}, got {self.size}")
         if not 0 <= self.count[0] <= self.count[1] or self.details < 0:
             raise RegkitError(
                 f"ensembles cannot have {self.count[0]} to {self.count[1]} shapes and {self.details} details"
             )
-        if self.most > MOST:
+        if self.max_shapes > MAX_SHAPES:
             raise RegkitError(
-                f"count and details of ensembles must not exceed {MOST} together, got {self.count[1]} and "
-                f"{self.details}"
+                f"count and details of ensembles must not exceed {MAX_SHAPES} together, got "
+                f"{self.count[1]} and {self.details}"
             )
         for name in ("radius", "detail_radius"):
             low, high = getattr(self, name)
@@ -72,7 +72,7 @@ class Ensembles:
                 raise RegkitError(f"{name} of ensembles must be positive and rising, got {low} to {high}")
 
     @property
-    def most(self) -> int:
+    def max_shapes(self) -> int:
         """Shapes, at most."""
         return self.count[1] + self.details
 

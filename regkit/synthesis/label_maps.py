@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 LEGEND = "anatomies.json"
 """The file beside the maps that says what their labels are."""
 
-_MOST_LABELS = 255
+_MAX_LABELS = 255
 _TURN = 20.0  # degrees
 _MARGIN = 1.2  # an anatomy is so much larger than its map: bent and turned, bodies still lie within it
 _STRUCTURE_NUMBERS = {name: number for number, name in STRUCTURES.items()}
 _ALONE, _MISSING = 0.2, 0.3  # probabilities
-_MOST_DISPLACED = 5  # structures of an anatomy
-_LARGEST_MISSING = 0.04  # share of the body: what is larger is never missing
+_MAX_DISPLACED = 5  # structures of an anatomy
+_MAX_MISSING = 0.04  # share of the body: what is larger is never missing
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _legend(content: Any) -> Legend:
         name = value.get("structure")
         number = 0 if name is None else _STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", key)]
         of_id[int(key)] = number, tissues
-    if len(of_id) > _MOST_LABELS:
-        raise ValueError(f"there are {len(of_id)} labels, and may be {_MOST_LABELS}")
+    if len(of_id) > _MAX_LABELS:
+        raise ValueError(f"there are {len(of_id)} labels, and may be {_MAX_LABELS}")
     kept = content.get("alone", [])
     if not isinstance(kept, list):
         raise ValueError('"alone" must be a list of structures')
@@ -257,7 +257,7 @@ def _displace(
 ) -> None:
     """Move and resize some structures against the rest, what is around them following; in place."""
     numbers = np.setdiff1d(structures[np.unique(labels)], [0])
-    count = int(rng.scalars.integers(min(_MOST_DISPLACED, len(numbers)) + 1))
+    count = int(rng.scalars.integers(min(_MAX_DISPLACED, len(numbers)) + 1))
     to_world = np.linalg.inv(of.to_index)[:3]
     for number in rng.scalars.choice(numbers, count, replace=False) if count else ():
         index = np.argwhere((structures == number)[labels])[::7, ::-1]
@@ -294,7 +294,7 @@ def _without_one(
 
     sizes = np.bincount(structures.ravel(), minlength=2)
     sizes[0] = 0
-    small = np.flatnonzero((sizes > 0) & (sizes < _LARGEST_MISSING * sizes.sum()))
+    small = np.flatnonzero((sizes > 0) & (sizes < _MAX_MISSING * sizes.sum()))
     if not len(small):
         return labels, structures
     gone = structures == small[rng.one_of(len(small))]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from regkit.core.errors import RegkitError
 from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
-from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
+from regkit.synthesis.ensemble import MAX_SHAPES, Ensembles, draw_labels, draw_strays, paste_strays
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng, onto, random_turn, smooth_noises, splined_at
 from regkit.synthesis.shape_sources import ShapeSource
@@ -77,10 +77,10 @@ class Pairs:
                 f"ensembles of {self.ensembles.size} voxels are too small for pairs of {self.size} with an "
                 f"offset of {self.offset}; make them {self.size + self.offset} or larger"
             )
-        if self.strays < 0 or self.ensembles.most + self.strays > MOST:
+        if self.strays < 0 or self.ensembles.max_shapes + self.strays > MAX_SHAPES:
             raise RegkitError(
-                f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
-                f"{self.strays}"
+                f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MAX_SHAPES}, "
+                f"got {self.strays}"
             )
         for name in ("trunks", "anatomies", "thick"):
             if not 0 <= getattr(self, name) <= 1:

@@ -40,7 +40,7 @@ from regkit.io.labelnames import read_label_names
 from regkit.segmentation.files import Labelled, matched
 
 _FOLDER = Path(__file__).with_name("layouts")
-_MOST_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
+_MAX_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Dra
     remedy = "give more volumes, or fewer --shots"
     if shots > len(pool):
         raise RegkitError(f"{there}, {len(pool)} left to train on, but {shots} needed; {remedy}")
-    if comb(len(pool), shots) <= _MOST_LISTED:
+    if comb(len(pool), shots) <= _MAX_LISTED:
         ways = list(combinations(pool, shots))
         training = ways[np.random.default_rng([0, shots]).permutation(len(ways))[seed % len(ways)]]
     else:
