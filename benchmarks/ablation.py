@@ -87,18 +87,18 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     file = folder / "config.yaml"
     file.write_text(configuration(VARIANTS[name]))
     config = load_config(file)
-    found: list[tuple[float, int, Path]] = []
+    checkpoints: list[tuple[float, int, Path]] = []
 
     def keep(trainer: PretrainTrainer) -> None:
         path = folder / f"{trainer.step:07d}.safetensors"
         export(trainer, path, name)
-        found.append(((time.monotonic() - began) / 60, trainer.step, path))
+        checkpoints.append(((time.monotonic() - began) / 60, trainer.step, path))
 
     sources = mixture(config.procedural, config.templates, [TEMPLATES] if config.templates else [])
     with place("cpu") as where:
         began = time.monotonic()
         train(config, sources, folder, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
-    return found
+    return checkpoints
 
 
 def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str], Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Local(nn.Module):
         z, y, x = (n // 2 for n in shape)
         cells = images.view(count, z, 2, y, 2, x, 2).permute(0, 2, 4, 6, 1, 3, 5).reshape(count, 8, z, y, x)
         first, second = cells.mean(1, keepdim=True), cells.square().mean(1, keepdim=True)
-        found = []
+        tensors = []
         for radius in self.radii:
             mean, square = (
                 F.avg_pool3d(F.pad(moment, (radius,) * 6, mode="replicate"), 2 * radius + 1, 1)
@@ -80,8 +80,8 @@ class Local(nn.Module):
             )
             deviation = (square - mean * mean).clamp_min(1e-8).sqrt()
             floor = 0.15 * deviation.mean((2, 3, 4), keepdim=True) + 1e-4
-            found.append((cells - mean) / (deviation + floor))
-        return torch.cat(found, 1)
+            tensors.append((cells - mean) / (deviation + floor))
+        return torch.cat(tensors, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         first, second, last = self.layers
@@ -183,12 +183,12 @@ def through_random_layers(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Mixed with what random convolutions make of it (Ouyang et al., IEEE TMI 2023)."""
     side = int(rng.scalars.choice([1, 3]))
     padded = F.pad(image[None, None], (side // 2,) * 6, mode="replicate")
-    found = F.conv3d(padded, rng.normal(4, 1, side, side, side))
+    values = F.conv3d(padded, rng.normal(4, 1, side, side, side))
     shift = 0.3 * rng.normal(4).view(4, 1, 1, 1)
-    found = F.leaky_relu((found - found.mean()) / (found.std() + 1e-4) + shift, 0.1)
-    found = (found[0] * rng.normal(4, 1, 1, 1)).sum(0)
-    found = (found - found.mean()) / (found.std() + 1e-4) * image.std() + image.mean()
-    return image.lerp(found, rng.uniform(0, 1))
+    values = F.leaky_relu((values - values.mean()) / (values.std() + 1e-4) + shift, 0.1)
+    values = (values[0] * rng.normal(4, 1, 1, 1)).sum(0)
+    values = (values - values.mean()) / (values.std() + 1e-4) * image.std() + image.mean()
+    return image.lerp(values, rng.uniform(0, 1))
 
 
 def at(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -252,11 +252,11 @@ def draw_pair(anatomy: Anatomy, rng: Rng) -> Pair:
     # Where the cells of the first lie in the second, by iteration: y = T^-1 (x - shift - bend(y)).
     back = torch.from_numpy(np.linalg.inv(matrix)).float()
     cells = 4 * about_the_middle(SIDE // 2) - shift
-    found = torch.einsum("ij,jzyx->izyx", back, cells)
+    mapped = torch.einsum("ij,jzyx->izyx", back, cells)
     for _ in range(8):
-        found = torch.einsum("ij,jzyx->izyx", back, cells - at(bend, found + (_FINE - 1) / 2))
+        mapped = torch.einsum("ij,jzyx->izyx", back, cells - at(bend, mapped + (_FINE - 1) / 2))
     mind = torch.stack([mind_ssc(image, stride=2) for image in images])
-    return Pair(images.half(), found / 2 + (SIDE - 1) / 2, mind.half())
+    return Pair(images.half(), mapped / 2 + (SIDE - 1) / 2, mind.half())
 
 
 _STEPS = torch.stack(
@@ -322,11 +322,11 @@ def train(arguments: argparse.Namespace) -> None:
         batch = [new, *(pairs[rng.one_of(len(pairs))] for _ in range(3))]
         images = torch.cat([pair.images for pair in batch])[:, None].float()
         with torch.autocast("cpu", torch.bfloat16):
-            found = network(images).float()
+            output = network(images).float()
         # As the solver adds them up: means over the channels of each part, the network's four times.
-        found = found * math.sqrt(4 / found.shape[1])
+        output = output * math.sqrt(4 / output.shape[1])
         mind = torch.cat([pair.mind for pair in batch]).float() / math.sqrt(_MIND_CHANNELS)
-        features = torch.cat([found, mind], 1)
+        features = torch.cat([output, mind], 1)
         total, every = torch.zeros(()), []
         for level, weight in enumerate((1.0, 0.5)):
             far = 2**level
@@ -379,8 +379,8 @@ def part(path: Path, weight: float) -> Part:
         z, y, x = (n % 2 for n in image.shape)
         padded = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
         with torch.autocast("cpu", torch.bfloat16):
-            found: torch.Tensor = network(padded)[0].float().contiguous()
-        return found
+            output: torch.Tensor = network(padded)[0].float().contiguous()
+        return output
 
     return Part(extract, 2, weight, "local")
 
@@ -399,9 +399,9 @@ def measure(arguments: argparse.Namespace) -> None:
                 with patch("regkit.registration.feature_parts", lambda *_, f=features, p=parts: (f, p, None)):
                     rows = [run(name, direction, {"init": start, "threads": 1}) for start in starts]
                 reference = reference or rows
-                found = gain(rows, reference)
-                gains += [found] if rows is not reference else []
-                lines.append(line(found))
+                result = gain(rows, reference)
+                gains += [result] if rows is not reference else []
+                lines.append(line(result))
                 every += rows
                 print(lines[-1], flush=True)
     print(summary(gains))

@@ -186,7 +186,7 @@ def readers() -> dict[str, Reader]:
     )
     rows = "\n".join(" ".join(map(str, row)) for row in matrix)
     pair = "fx,fy,fz,mx,my,mz\n1,2,3,4,5,6\n7,8,9,10,11,12\n"
-    found = {
+    by_name = {
         "NIfTI-1": Reader("a.nii", nifti(nib.Nifti1Image), image),
         "NIfTI-1, gzip": Reader("a.nii.gz", nifti(nib.Nifti1Image), image),
         "NIfTI-2": Reader("a.nii", nifti(nib.Nifti2Image), image),
@@ -242,8 +242,8 @@ def readers() -> dict[str, Reader]:
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        return found
-    return found | {
+        return by_name
+    return by_name | {
         "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image),
         "DICOM segments": Reader("s.dcm", lambda p: _frames(p, values > 500, segments=True), labels),
         "DICOM regions": Reader("r.dcm", _regions, lambda p: load_labels(p, "labels", grid)),
@@ -361,9 +361,9 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
         at = int(rng.integers(0, max(1, end)))
         kind = rng.integers(0, 8)
         if text and rng.random() < 0.5:
-            found = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
-            if found:
-                hit = found[rng.integers(len(found))]
+            matches = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
+            if matches:
+                hit = matches[rng.integers(len(matches))]
                 data[hit.start() : hit.end()] = _NUMBERS[rng.integers(len(_NUMBERS))]
             continue
         if kind == 0:
@@ -471,11 +471,11 @@ def work(seed: int, jobs: list[tuple[str, int, int]], fresh: bool = False) -> No
                 as_it_is = case == 0 and name == _HOSTILE
                 path.write_bytes(whole if as_it_is else damage(whole, rng, reader.text))
                 say(name=name, start=case)
-                found = _one(reader, path, Path(folder))
+                outcome = _one(reader, path, Path(folder))
                 for _ in range(2):  # a busy machine makes everything slow, but not three times
-                    if found["how"] == "hang":
-                        found = _one(reader, path, Path(folder))
-                say(name=name, case=case, **found)
+                    if outcome["how"] == "hang":
+                        outcome = _one(reader, path, Path(folder))
+                say(name=name, case=case, **outcome)
 
 
 def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
@@ -546,13 +546,13 @@ def fuzz(
             timer.start()
             for line in child.stdout:
                 timer.cancel()
-                found = json.loads(line)
-                name = found["name"]
+                outcome = json.loads(line)
+                name = outcome["name"]
                 tally = tallies[name]
-                if "start" in found:
+                if "start" in outcome:
                     tally.started = True
                 else:
-                    tally.add(name, found["how"], found["detail"], found["seconds"])
+                    tally.add(name, outcome["how"], outcome["detail"], outcome["seconds"])
                     if tally.done == tally.cases:
                         report(tally.row(name))
                 timer = Timer(20 * MAX_SECONDS, end)

@@ -51,15 +51,15 @@ def named(
     """Mean Dice over the structures, all anatomies together, and the share of them called nothing."""
     how = replace(how, spacing=(spacing, spacing), strays=0, offset=0)
     middle = (slice(network.stride // 2, None, network.stride),) * 3
-    found, truth = [], []
+    recognised, truth = [], []
     for number, anatomy in enumerate(anatomies):
         assert anatomy.spacing is not None
         field = field_mm or [n * anatomy.spacing for n in anatomy.labels.shape]
         shape = tuple(min(_MAX_SIDE, round(mm / spacing / 16) * 16) for mm in field)
         pair = cut_and_render([anatomy], how, [Rng.of(_SEED, 1, number)], shape)
-        found.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
+        recognised.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
         truth.append(pair.structures[0][middle].flatten())
-    likely, there = (torch.cat(maps).numpy() for maps in (found, truth))
+    likely, there = (torch.cat(maps).numpy() for maps in (recognised, truth))
     # What is nowhere found scores 0, since it is there.
     numbers = [number for number in range(1, STRUCTURE_CHANNELS) if (there == number).any()]
     scores = dice(there, likely, numbers, moving_labels=there)

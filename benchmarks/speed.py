@@ -129,8 +129,8 @@ def empty(threads: int | None) -> dict[str, float]:
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
-    found = list(values)
-    return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})"
+    listed = list(values)
+    return f"{statistics.median(listed):.{digits}f} ({min(listed):.{digits}f} to {max(listed):.{digits}f})"
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -180,8 +180,8 @@ does before its first stage, and ends; *write* is what remains, with the end of 
 def peer_version(python: str, package: str, imports: str) -> str | None:
     """Of a package that can be imported, which also brings it into memory before it is timed."""
     asked = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
-    found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
-    return None if found.returncode else found.stdout.split()[-1]
+    process = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    return None if process.returncode else process.stdout.split()[-1]
 
 
 def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
@@ -196,11 +196,11 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         else:
             missing.append(f"{name} is skipped: it is not in the environment of --peer-python.")
             print(missing[-1], flush=True)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(arguments.runs):
         for name, command in commands.items():
-            found[name].append(measure(command, arguments.threads)[0])
-            print(name, *(f"{value:.1f}" for value in found[name][-1].values()), flush=True)
+            seconds[name].append(measure(command, arguments.threads)[0])
+            print(name, *(f"{value:.1f}" for value in seconds[name][-1].values()), flush=True)
             warps = list(folder.glob("*Warp.nii.gz"))
             if not warps:
                 raise SystemExit(f"{name} wrote no warp")
@@ -210,20 +210,20 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     columns = ["program", "seconds, median (range)", "CPU seconds", "peak MB"]
     columns += [f"seconds / {name}'s, run by run" for name in references]
     rows = []
-    for name, runs in found.items():
+    for name, runs in seconds.items():
         cells = [spread(run[what] for run in runs) for what in ("seconds", "cpu_seconds")]
         cells.append(f"{max(run['peak_mb'] for run in runs):.0f}")
         for reference in references:
-            ratios = (run["seconds"] / other["seconds"] for run, other in zip(runs, found[reference]))
+            ratios = (run["seconds"] / other["seconds"] for run, other in zip(runs, seconds[reference]))
             cells.append("" if name == reference else spread(ratios, 2))
         rows.append([name, *cells])
-    return {"runs": found, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
+    return {"runs": seconds, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
 
 
 def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     apart(write_pair, folder, arguments.shape, SPACING)
-    found = apart(warm_runs, folder, arguments.runs)
-    runs, rates, settings = found["runs"], found["ceilings"], found["settings"]
+    warm = apart(warm_runs, folder, arguments.runs)
+    runs, rates, settings = warm["runs"], warm["ceilings"], warm["settings"]
     counted = apart(needs, settings, math.prod(arguments.shape))
     rows = []
     for stage in STAGES[1:-1]:
@@ -231,12 +231,12 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
         own = own if stage != "warp" else []  # which is made on the CPU
         limit = 1e3 * sum(least for _, least, _ in own)
-        busy = found["busy"].get(stage, 0.0)
+        busy = warm["busy"].get(stage, 0.0)
         share = [f"{limit:.2f}", f"{100 * limit / busy:.0f} %"] if own else ["", ""]
         rows.append([stage, f"{median:.0f}", f"{busy:.1f}", *share])
     columns = ["stage", "ms, median", "of them the GPU works", "at its ceiling", "share of the limit reached"]
     totals = [
-        [name, spread((run[what] for run in runs), 3), f"{found['first'][what]:.1f}"]
+        [name, spread((run[what] for run in runs), 3), f"{warm['first'][what]:.1f}"]
         for what, name in (
             ("seconds", "files in, warp in memory"),
             ("plain", "and written as .nii"),
@@ -250,8 +250,8 @@ GPU memory at its peak: {max(run["gpu_mb"] for run in runs):.0f} MB. By stage:
 {markdown(columns, rows)}
 
 Ceilings: copying {rates["memory"] / 1e9:.0f} GB/s (read and written), products of float32 matrices
-{rates["float32"] / 1e12:.0f}, in TF32 {rates["tf32"] / 1e12:.0f} * 10^12 operations/s. {found["gpu"]}."""
-    return {**found, "needs": counted}, text
+{rates["float32"] / 1e12:.0f}, in TF32 {rates["tf32"] / 1e12:.0f} * 10^12 operations/s. {warm["gpu"]}."""
+    return {**warm, "needs": counted}, text
 
 
 def warm_runs(folder: Path, count: int) -> dict[str, Any]:
@@ -331,8 +331,8 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
             print(side, *(f"{value:.1f}" for value in run.values()), flush=True)
         settings = json.loads(said)["settings"]
         coarsened = settings["working_spacing_mm"] > 1.001 * FIELD_OF_VIEW / side
-        found = {"runs": runs, "coarsened": coarsened, "settings": settings}
-        rows.append({"side": side, **medians(runs), **found})
+        fitted = {"runs": runs, "coarsened": coarsened, "settings": settings}
+        rows.append({"side": side, **medians(runs), **fitted})
     fits = {
         "seconds": ("seconds", 0.0),
         "seconds above those of an empty process": ("seconds", base["seconds"]),
@@ -347,7 +347,7 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         numbers = (f"{row['side'] ** 3 / 1e6:.2f}", f"{working:.2f}", seconds, f"{row['cpu_seconds']:.1f}")
         cells.append([f"{row['side']}^3 of {spacing:.2f} mm", *numbers, f"{row['peak_mb']:.0f}"])
     columns = ("voxels", "10^6", "working grid, mm", "seconds, median (range)", "CPU seconds", "peak MB")
-    powers = [[name, *(f"{a:.2f}" for a in found)] for name, found in exponents.items()]
+    powers = [[name, *(f"{a:.2f}" for a in fitted)] for name, fitted in exponents.items()]
     text = f"""{markdown(columns, cells)}
 
 The exponent a of voxels^a, by least squares of the logarithms:
@@ -419,13 +419,13 @@ def main() -> None:
     arguments = parser.parse_args()
     empty(None)  # what all processes read from the disk is in memory from here on
     with tempfile.TemporaryDirectory() as name:
-        found, text = arguments.work(arguments, Path(name))
+        result, text = arguments.work(arguments, Path(name))
     used = f"python benchmarks/speed.py {arguments.command} --runs {arguments.runs}"
     for option in ("threads", "shape", "sizes"):
         value = getattr(arguments, option, None)
         if value and value not in (list(SHAPE), list(SIZES)):
             used += f" --{option} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value))
-    write_rows(found, arguments.output, f"`{used}`, {setting()}\n\n{text}")
+    write_rows(result, arguments.output, f"`{used}`, {setting()}\n\n{text}")
     print(text)
 
 

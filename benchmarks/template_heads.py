@@ -67,15 +67,15 @@ def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Imag
     turn = Rotation.from_euler("xyz", random.uniform(-8, 8, 3), degrees=True)
     # The head's axes, whatever they are in the file, are those of the grid: all files are alike.
     pose = rigid(turn, centre + random.uniform(-5, 5, 3), np.zeros(3))
-    found = []
+    paths = []
     for volume, kind in ((image, sitk.sitkLinear), (names[ids], sitk.sitkNearestNeighbor)):
-        found.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
-    seen = sitk.GetArrayFromImage(found[0])
+        paths.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
+    seen = sitk.GetArrayFromImage(paths[0])
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in seen.shape), indexing="ij")
     slope = random.uniform(-0.15, 0.15, 3)
     seen = seen * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(size=seen.shape)
     scanned = own.to_sitk((random.uniform(500, 1500) * seen).astype(np.float32))
-    return scanned, sitk.Cast(found[1], sitk.sitkUInt8)
+    return scanned, sitk.Cast(paths[1], sitk.sitkUInt8)
 
 
 def agreement(labels: list[sitk.Image], transforms: list[sitk.Transform], grid: Grid) -> np.ndarray:

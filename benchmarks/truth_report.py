@@ -46,10 +46,10 @@ def report(rows: list[Row]) -> str:
 
 
 def grouped(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
+        groups.setdefault(row[key], []).append(row)
+    return groups
 
 
 def common(rows: list[Row]) -> list[Row]:
@@ -76,8 +76,8 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def values(rows: list[Row], region: str, stage: str, what: str) -> list[float]:
     """What the cases have of a measure; fewer than there are rows where some have none."""
-    found = (row[region].get(stage) for row in done(rows))
-    return [summary[what] for summary in found if summary is not None]
+    numbers = (row[region].get(stage) for row in done(rows))
+    return [summary[what] for summary in numbers if summary is not None]
 
 
 def average(numbers: list[float]) -> str:
@@ -90,11 +90,11 @@ def overview(rows: list[Row]) -> str:
     for method, own in grouped(rows, "method").items():
         measured = [row for row in done(own) if row["body"]["after"] is not None]
         worst = max(measured, key=lambda row: row["body"]["after"]["mean"], default=None)
-        found = sum(row["body"]["after"]["mean"] < 1 for row in measured)
+        below = sum(row["body"]["after"]["mean"] < 1 for row in measured)
         lines.append(
             [
                 f"{method} ({', '.join(grouped(own, 'version'))})",
-                str(len(own)), str(len(own) - len(done(own))), str(found),
+                str(len(own)), str(len(own) - len(done(own))), str(below),
                 average(values(own, "body", "linear", "mean")),
                 *(average(values(own, "body", "after", what)) for what in ("mean", "p95", "max")),
                 "" if worst is None else f"{worst['body']['after']['mean']:.2f}, {worst['case']}",
@@ -135,8 +135,8 @@ def cell(row: Row | None, region: str = "body") -> str:
         return ""
     if row["error"] is not None:
         return "failed"
-    found = row[region]["after"]
-    return "no voxel" if found is None else " / ".join(f"{found[k]:.2f}" for k in ("mean", "p95", "max"))
+    after = row[region]["after"]
+    return "no voxel" if after is None else " / ".join(f"{after[k]:.2f}" for k in ("mean", "p95", "max"))
 
 
 def imaged(rows: list[Row]) -> str:

@@ -109,7 +109,7 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         pair = row["name"].partition(", start")[0]
         if row["kind"] == "real" and "dice" in row["truth"]:
             best[pair] = max(best.get(pair, 0.0), row["truth"]["dice"])
-    found = {}
+    counts = {}
     for name, row in rows.items():
         truth = row.get("truth") or {}
         lost = truth.get("error", 0.0) > RIGHT_ERROR
@@ -118,11 +118,11 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         if row["kind"] == "painted heads":
             lost |= truth["dice"] < 0.2
         if row["right"]:
-            found[name] = "went wrong by itself" if lost or "error" in row else "right"
+            counts[name] = "went wrong by itself" if lost or "error" in row else "right"
         else:
             near = row["kind"] == "start 60 mm off" and truth.get("error", 1.0) < RECOVERED
-            found[name] = "recovered" if near else "wrong"
-    return found
+            counts[name] = "recovered" if near else "wrong"
+    return counts
 
 
 def level_of(row: dict[str, Any]) -> str:

@@ -201,18 +201,18 @@ def by_labels(folder: str, exchanged: bool, rigid: Float64) -> Truth | None:
     back = np.linalg.inv(rigid)
 
     def measure(result: regkit.Registration) -> dict[str, float]:
-        found = {}
+        scores = {}
         if manifest["landmarks"]:
             pairs = dict(zip(("fixed", "moving"), regkit.read_pairs(PAIRS / folder / manifest["landmarks"])))
             mapped = transform_points(back, result.warp.transform_points(pairs[sides[0]]))
-            found["error_mm"] = float(np.linalg.norm(mapped - pairs[sides[1]], axis=1).mean())
-            found["error"] = found["error_mm"] / float(np.prod(result.warp.grid.extent) ** (1 / 3))
+            scores["error_mm"] = float(np.linalg.norm(mapped - pairs[sides[1]], axis=1).mean())
+            scores["error"] = scores["error_mm"] / float(np.prod(result.warp.grid.extent) ** (1 / 3))
         if manifest["fixed_labels"]:
             one, other = (
                 regkit.load_labels(PAIRS / folder / manifest[f"{side}_labels"], "labels") for side in sides
             )
-            found["dice"] = mean_dice(one, posed(other, rigid), result)
-        return found
+            scores["dice"] = mean_dice(one, posed(other, rigid), result)
+        return scores
 
     return measure
 

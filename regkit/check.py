@@ -204,12 +204,12 @@ def _plausible(points: Float64, targets: Float64) -> bool:
 def _sources(fixed: Volume, moving: Volume) -> tuple[Source, Source]:
     """Both images normalised as for a registration without masks."""
     ct = [is_ct(volume.array) for volume in (fixed, moving)]
-    found = []
+    sources = []
     for volume, is_hu in zip((fixed, moving), ct):
         window = window_of(volume.array, default_ct_window(ct) if is_hu else None)
         image = torch.from_numpy(normalise(volume.array, window))
-        found.append(Source(image, None, volume.grid).without_filling(volume.array))
-    return found[0], found[1]
+        sources.append(Source(image, None, volume.grid).without_filling(volume.array))
+    return sources[0], sources[1]
 
 
 _LPS, _LEARN2REG = "LPS mm", "Learn2Reg"
@@ -261,15 +261,15 @@ def _candidates(
 def _is_learn2reg(file: Path) -> bool:
     if not file.name.lower().endswith(SUFFIXES):
         return False
-    with open_nifti(file) as found:
-        return len(found.shape) == 4 and found.intent[0] == 0
+    with open_nifti(file) as header:
+        return len(header.shape) == 4 and header.intent[0] == 0
 
 
 def _positions(file: Path) -> Warp | None:
     """The vectors of a file as they stand in it; None where they cannot be read so."""
     if file.name.lower().endswith(SUFFIXES):
-        with open_nifti(file) as found:
-            vectors, affine, shape = foreign._vectors(found), found.affine, found.shape[:3]
+        with open_nifti(file) as file_header:
+            vectors, affine, shape = foreign._vectors(file_header), file_header.affine, file_header.shape[:3]
         return Warp(np.ascontiguousarray(vectors), Grid.from_ras_affine(shape, affine))
     with guard.open_image([file]) as image:
         header = image.header
@@ -327,8 +327,8 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
         targets = placed(values)
         if not np.isfinite(targets).all():
             continue
-        found = Warp((targets - here).astype(np.float32), raw.grid)
-        yield _Candidate(name, text, advice, found.transform_points)
+        warp = Warp((targets - here).astype(np.float32), raw.grid)
+        yield _Candidate(name, text, advice, warp.transform_points)
         if not _plausible(here, targets):
             continue
         also = f" Besides, it is {text}. {advice}" if name != stated else ""
@@ -336,7 +336,7 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
             f"inverse of {name}",
             "the warp the other way, from MOVING to FIXED",
             _SWAP + also,
-            Inverter(found),
+            Inverter(warp),
         )
 
 
@@ -380,5 +380,5 @@ def _of_matrix(matrix: Float64, fixed: Grid, moving: Grid, stated: str) -> Itera
         ("inverse of voxels", "a matrix between voxel indices, moving to fixed", f"Invert it. {rewrite}",
          moving.index_to_world @ inverse @ fixed.world_to_index),
     ]  # fmt: skip
-    for own, text, advice, found in ways:
-        yield _Candidate(own, text, advice, partial(transform_points, found))
+    for own, text, advice, warp in ways:
+        yield _Candidate(own, text, advice, partial(transform_points, warp))

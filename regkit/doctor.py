@@ -236,10 +236,10 @@ def self_test(progress: Progress | None = None) -> SelfTest:
     """Register the phantom with coarse voxels and compare with its known warp. Nothing is raised."""
     start = time.perf_counter()
     try:
-        found = _registered(progress)
+        outcome = _registered(progress)
     except Exception as error:  # whatever it is, it is what the user wants to know
-        found = {"problems": (f"registration failed: {type(error).__name__}: {reason(error)}",)}
-    return SelfTest(seconds=time.perf_counter() - start, **found)
+        outcome = {"problems": (f"registration failed: {type(error).__name__}: {reason(error)}",)}
+    return SelfTest(seconds=time.perf_counter() - start, **outcome)
 
 
 def _registered(progress: Progress | None) -> dict[str, Any]:
@@ -315,11 +315,13 @@ def _packages() -> tuple[dict[str, str | None], tuple[Extra, ...], list[str]]:
     extras = []
     for extra in names:
         of_it = [r for r in needed if _wanted(r, extra) and not _wanted(r, "")]
-        found = {r.name: _version(r.name) for r in of_it}
+        installed = {r.name: _version(r.name) for r in of_it}
         old = [
-            r.name for r in of_it if (v := found[r.name]) and not r.specifier.contains(v, prereleases=True)
+            r.name
+            for r in of_it
+            if (v := installed[r.name]) and not r.specifier.contains(v, prereleases=True)
         ]
-        extras.append(Extra(extra, found, tuple(old), WITHOUT.get(extra, "what needs them does not run")))
+        extras.append(Extra(extra, installed, tuple(old), WITHOUT.get(extra, "what needs them does not run")))
     return versions, tuple(extras), problems
 
 

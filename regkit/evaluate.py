@@ -93,15 +93,15 @@ def hd95(
         raise InputError(f"surface distances need 3-D label maps, got shape {fixed.shape}")
     in_fixed, in_moved = _counts(fixed), _counts(moved)
     findable = _findable(in_moved, moving_labels)
-    found: dict[int, float] = {}
+    distances: dict[int, float] = {}
     for label in _chosen(labels, in_fixed):
         if label not in in_fixed or label not in findable:
-            found[label] = float("nan")
+            distances[label] = float("nan")
         elif label not in in_moved:
-            found[label] = float("inf")
+            distances[label] = float("inf")
         else:
-            found[label] = _hd95(fixed == label, moved == label, spacing_xyz[::-1])
-    return found
+            distances[label] = _hd95(fixed == label, moved == label, spacing_xyz[::-1])
+    return distances
 
 
 def target_registration_error(mapped: npt.ArrayLike, moving: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -135,10 +135,14 @@ def summarise(values: Iterable[float]) -> float:
 
 def summarise_errors(errors: npt.ArrayLike) -> dict[str, float]:
     """``mean``, ``median`` and ``max`` of distances, NaN if there are none."""
-    found = np.asarray(errors, dtype=np.float64)
-    if not found.size:
+    distances = np.asarray(errors, dtype=np.float64)
+    if not distances.size:
         return dict.fromkeys(("mean", "median", "max"), float("nan"))
-    return {"mean": float(found.mean()), "median": float(np.median(found)), "max": float(found.max())}
+    return {
+        "mean": float(distances.mean()),
+        "median": float(np.median(distances)),
+        "max": float(distances.max()),
+    }
 
 
 def compare_labels(

@@ -139,7 +139,7 @@ def propagate(
         compare = None
         if fusion == "similarity" and count > 1:
             compare = _Comparison(image, features, weights, preset, torch_device(device))
-        found: list[_Atlas] = []
+        registered: list[_Atlas] = []
         differences: list[torch.Tensor] = []
         measures: list[dict[str, Any]] = []
         for k, (moving, labels) in enumerate(loaded, 1):
@@ -151,18 +151,18 @@ def propagate(
                 )  # fmt: skip
             except RegkitError as error:
                 raise type(error)(f"atlas {k} of {count}, '{moving.name}': {error}") from error
-            found.append(_Atlas(labels, moving.grid, result.warp))
+            registered.append(_Atlas(labels, moving.grid, result.warp))
             if compare:
                 differences.append(compare(result))
             measures.append({"image": moving.name, "labels": labels.name, **result.to_dict()})
 
-        shares = np.stack([atlas.covers() for atlas in found]).astype(np.float32)
+        shares = np.stack([atlas.covers() for atlas in registered]).astype(np.float32)
         if compare:
             _weigh(shares, torch.cat(differences), compare.cells, image.grid)
         if not shares.any():
             raise RegkitError("no atlas covers any part of the target after registration")
         step = partial(_report_fusion, report)
-        labels_of_target, confidence = _fuse(found, shares, step)
+        labels_of_target, confidence = _fuse(registered, shares, step)
     total = float(shares.sum(dtype=np.float64))
     for row, share in zip(measures, shares):
         row["votes"] = float(share.sum(dtype=np.float64)) / total
@@ -246,10 +246,10 @@ def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) 
     to_cells = cells.world_to_index @ grid.index_to_world
     for first, last in slabs(grid):
         where = transform_points(to_cells, slab_index(grid, first, last)).astype(np.float32)
-        found = sample(differences, torch.from_numpy(where).movedim(-1, 0)).numpy()
+        sampled = sample(differences, torch.from_numpy(where).movedim(-1, 0)).numpy()
         part = shares[:, first:last]
-        best = np.where(part > 0, found, np.inf).min(axis=0)
-        part *= np.exp(np.minimum(best - found, 0) / np.maximum(best, 1e-6))
+        best = np.where(part > 0, sampled, np.inf).min(axis=0)
+        part *= np.exp(np.minimum(best - sampled, 0) / np.maximum(best, 1e-6))
 
 
 def _fuse(
@@ -263,18 +263,18 @@ def _fuse(
     """
     held = [np.unique(atlas.labels.array) for atlas in atlases]
     labels = np.unique(np.concatenate([[0], *held]))  # ascending: of equal votes, the smallest label's win
-    found = np.zeros(shares.shape[1:], np.result_type(*[atlas.labels.array for atlas in atlases]))
-    most = np.zeros(found.shape)
+    fused = np.zeros(shares.shape[1:], np.result_type(*[atlas.labels.array for atlas in atlases]))
+    most = np.zeros(fused.shape)
     for k, label in enumerate(labels, 1):
-        votes = np.zeros(found.shape)
+        votes = np.zeros(fused.shape)
         for atlas, share, own in zip(atlases, shares, held):
             if label == 0 or label in own:
                 votes += share * atlas.votes(int(label))
         better = votes > most
-        found[better] = label
+        fused[better] = label
         most[better] = votes[better]
         on_step(k / len(labels))
-    return found, (most / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
+    return fused, (most / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
 
 
 def _load(number: int, atlas: object) -> tuple[Volume, Volume]:

@@ -289,14 +289,14 @@ class _Aligner:
 
     def moved(self, maps: Sequence[Float64 | Warp], interpolator: int) -> npt.NDArray[np.float32]:
         """(t, z, y, x), every frame as if nothing had moved."""
-        grid, found = self.frames.grid, np.empty(self.frames.array.shape, np.float32)
+        grid, moved = self.frames.grid, np.empty(self.frames.array.shape, np.float32)
         onto = grid.blank(sitk.sitkUInt8)
         for k, one in enumerate(maps):
             image = grid.to_sitk(np.ascontiguousarray(self.frames.array[k], dtype=np.float32))
             transform = one.to_sitk() if isinstance(one, Warp) else affine_transform(one)
             seen = sitk.Resample(image, onto, transform, interpolator, self.default, sitk.sitkFloat32)
-            found[k] = sitk.GetArrayViewFromImage(seen)
-        return found
+            moved[k] = sitk.GetArrayViewFromImage(seen)
+        return moved
 
     def mean(self, maps: Sequence[Float64 | Warp]) -> Volume:
         """The mean of the moved frames."""
@@ -318,15 +318,15 @@ def _warps(
     frames: Frames, mean: Volume, matrices: list[Float64], options: dict[str, Any], report: Progress
 ) -> list[Warp]:
     """Of each frame the warp from the mean of average shape to it."""
-    found = []
+    warps = []
     for k, matrix in enumerate(matrices):
         done = register(mean, frames.volume(k), init=matrix, **options)
-        found.append(Warp(done.warp.field, frames.grid, frames.grid))
+        warps.append(Warp(done.warp.field, frames.grid, frames.grid))
         report(f"deformable, frame {k + 1} of {len(frames)}", (k + 1) / len(frames))
     # Where a point of the mean lies on average, but for the rigid motion.
-    shape = average([warp.compose(np.linalg.inv(matrix)) for warp, matrix in zip(found, matrices)])
+    shape = average([warp.compose(np.linalg.inv(matrix)) for warp, matrix in zip(warps, matrices)])
     back = shape.inverse(frames.grid)
-    return [replace(back.compose(warp), moving_grid=frames.grid) for warp in found]
+    return [replace(back.compose(warp), moving_grid=frames.grid) for warp in warps]
 
 
 def _report_round(report: Progress, number: int, rounds: int, stage: str, done: float) -> None:

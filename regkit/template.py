@@ -220,7 +220,7 @@ class _Builder:
         """Register all images to the template, take the bias out, and make the next template."""
         stage, count = self.stages[k], len(self.images)
         options = self.options | ({"preset": "linear"} if stage == "affine" else {})
-        failed, found = [], []
+        failed, mapped = [], []
         for n in range(count):
             done = place / "found" / f"{n}.json"
             if not done.exists():
@@ -232,39 +232,39 @@ class _Builder:
                     _write(done, {"linear": result.linear.tolist(), "level": result.verdict.level})
             known = _read(done)
             # The warp starts from the affine map, but the pose may have been improved on the way.
-            found.append(np.array(known["linear"]) if stage == "affine" else matrices[n])
+            mapped.append(np.array(known["linear"]) if stage == "affine" else matrices[n])
             if known["level"] == FAIL:
                 failed.append(self.images[n].name)
             share = (k + (n + 1) / count) / len(self.stages)
             self.report(f"round {k + 1} of {len(self.stages)}, image {n + 1} of {count}", share)
         if stage == "affine":
-            found, bias = without_mean_stretch(found, self.grid)
-            mean = self._mean(affine_transform(matrix) for matrix in found)
+            mapped, bias = without_mean_stretch(mapped, self.grid)
+            mean = self._mean(affine_transform(matrix) for matrix in mapped)
         else:
-            bias = self._take_out(place, found)
+            bias = self._take_out(place, mapped)
             mean = self._mean(Warp.load(file).to_sitk() for file in self._files(place, stage))
         told = [
             *told,
             {"stage": stage, "sharpness": sharpness(mean), "displacement_mm": bias, "failed": failed},
         ]
         with together():
-            for file, matrix in zip(self._files(place, "affine"), found):
+            for file, matrix in zip(self._files(place, "affine"), mapped):
                 write_linear(matrix, file)
             save_image(mean.to_sitk(), place / TEMPLATE)
             if stage == "affine":
                 save_image(mean.to_sitk(), self.folder / AFFINE_MEAN)
-            _write(place / ROUNDS, {"rounds": told, "matrices": [matrix.tolist() for matrix in found]})
-        return told, found
+            _write(place / ROUNDS, {"rounds": told, "matrices": [matrix.tolist() for matrix in mapped]})
+        return told, mapped
 
     def _take_out(self, place: Path, matrices: list[Float64]) -> float:
         """Write the warps of a round without their mean displacement; its mean length, mm."""
-        found = [place / "found" / f"{n}.nii.gz" for n in range(len(matrices))]
+        paths = [place / "found" / f"{n}.nii.gz" for n in range(len(matrices))]
         total = np.zeros((*self.grid.shape, 3))
-        for file, matrix in zip(found, matrices):
+        for file, matrix in zip(paths, matrices):
             total += Warp.load(file, self.grid).compose(np.linalg.inv(matrix)).field
-        shape = Warp((total / len(found)).astype(np.float32), self.grid)
+        shape = Warp((total / len(paths)).astype(np.float32), self.grid)
         back = shape.inverse(self.grid)
-        for file, own in zip(found, self._files(place, "deformable")):
+        for file, own in zip(paths, self._files(place, "deformable")):
             write_warp(back.compose(Warp.load(file, self.grid)), own)
         return float(np.linalg.norm(shape.field, axis=-1).mean())
 

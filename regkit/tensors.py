@@ -75,7 +75,7 @@ class TensorRegistration:
         places = self.moving_affine if affine is None else _affines(affine, count, "the affine")
         kind = images.dtype
         values = images if images.is_floating_point() else images.to(torch.float64)
-        found = []
+        warped = []
         for image, warp, own, place in zip(values, self.displacement, self.fixed_affine, places):
             here = index_grid(tuple(warp.shape[1:]), warp.device).flip(0).double()  # components (i, j, k)
             world = map_index(own.numpy(), here) + warp
@@ -84,10 +84,10 @@ class TensorRegistration:
             size = torch.tensor(image.shape[1:], device=index.device).view(3, 1, 1, 1)
             inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=0)
             value = default if default is not None else 0.0 if mode == "nearest" else image.min()
-            found.append(
+            warped.append(
                 torch.where(inside, seen, torch.as_tensor(value, dtype=seen.dtype, device=seen.device))
             )
-        moved = torch.stack(found)
+        moved = torch.stack(warped)
         return (
             moved.to(kind)
             if mode == "nearest"
@@ -223,14 +223,16 @@ def _batch(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def _affines(affine: torch.Tensor | np.ndarray, count: int, name: str) -> torch.Tensor:
     """(B, 4, 4), float64, on the CPU."""
-    found = torch.as_tensor(np.asarray(affine.cpu() if isinstance(affine, torch.Tensor) else affine)).double()
-    if found.shape == (4, 4):
-        found = found.expand(count, 4, 4)
-    if found.shape != (count, 4, 4) or not torch.isfinite(found).all():
+    matrices = torch.as_tensor(
+        np.asarray(affine.cpu() if isinstance(affine, torch.Tensor) else affine)
+    ).double()
+    if matrices.shape == (4, 4):
+        matrices = matrices.expand(count, 4, 4)
+    if matrices.shape != (count, 4, 4) or not torch.isfinite(matrices).all():
         raise RegkitError(
-            f"{name} must be finite, of shape (4, 4) or ({count}, 4, 4), got {tuple(found.shape)}"
+            f"{name} must be finite, of shape (4, 4) or ({count}, 4, 4), got {tuple(matrices.shape)}"
         )
-    return found
+    return matrices
 
 
 def _report(progress: Progress, number: int, count: int, stage: str, done: float) -> None:

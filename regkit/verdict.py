@@ -233,9 +233,9 @@ def _doubt(look: LowRes, seen: Seen) -> float:
     fixed = FeatureMap(look.fixed.features, look.content[None])
     moved = FeatureMap(seen.features, seen.weight[None])
     nowhere = torch.zeros(3, *look.content.shape).to(look.content)
-    found = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
+    doubts = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
     some = look.content[::2, ::2, ::2] * seen.weight[::2, ::2, ::2]
-    known = found[(some > 0.5) & (found < MOST_DOUBT)]
+    known = doubts[(some > 0.5) & (doubts < MOST_DOUBT)]
     body = float(look.content.sum()) ** (1 / 3)
     return 100 * float(known.median()) / body if len(known) else math.nan
 
@@ -349,12 +349,12 @@ class _Judge:
             if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
-            found = matrix @ grid.index_to_world @ step @ grid.world_to_index
-            there = self.seen(copy, found)
+            candidate = matrix @ grid.index_to_world @ step @ grid.world_to_index
+            there = self.seen(copy, candidate)
             similarity = self.similarity(there)
             if similarity <= best:
                 break
-            matrix, seen, best = found, there, similarity
+            matrix, seen, best = candidate, there, similarity
         away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
         inside = self.inner * _inner(seen.weight[0])
         count = float(inside.sum())

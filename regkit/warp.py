@@ -263,17 +263,17 @@ class Inverter:
     def __call__(self, points: Float64) -> Float64:
         """For points y of the moving image, LPS mm (..., 3), the x with T(x) = y."""
         flat = points.reshape(-1, 3)
-        found = np.empty_like(flat)
+        inverse = np.empty_like(flat)
         spacing = torch.tensor(self._grid.spacing)
         for first in range(0, len(flat), _BLOCK):
             target = _tensor(transform_points(self._to_target, flat[first : first + _BLOCK]))
             index, converged = _solve(self._residual, target, spacing, 1e-3 * min(self._grid.spacing))
             source = transform_points(self._grid.index_to_world, index.numpy())
-            found[first : first + _BLOCK] = source
+            inverse[first : first + _BLOCK] = source
             here = contains(self._grid, source)
             self._inside += int(here.sum())
             self._failed += int((here & ~converged.numpy()).sum())
-        return found.reshape(points.shape)
+        return inverse.reshape(points.shape)
 
     def warn(self) -> None:
         """Warn if some of the points so far that came into the fixed image did not converge."""
@@ -339,8 +339,8 @@ def _solve(
         error = u + _sample(residual, u) - goal
         return error, (error * spacing).norm(dim=1)
 
-    found = target.clone()
-    error, size = error_at(found, target)
+    solution = target.clone()
+    error, size = error_at(solution, target)
     length = torch.ones_like(size)
     for round_ in range(100):
         active = (size > tolerance).nonzero()[:, 0]
@@ -350,14 +350,16 @@ def _solve(
         if round_ == 8:
             length[:] = 1
         if round_ >= 8:
-            step = torch.linalg.solve_ex(_derivative(residual, found[active]), step[:, :, None])[0][:, :, 0]
-        trial = found[active] - length[active, None] * step
+            step = torch.linalg.solve_ex(_derivative(residual, solution[active]), step[:, :, None])[0][
+                :, :, 0
+            ]
+        trial = solution[active] - length[active, None] * step
         trial_error, trial_size = error_at(trial, target[active])
         better = trial_size < size[active]  # False for the NaN of a singular derivative
         taken = active[better]
-        found[taken], error[taken], size[taken] = trial[better], trial_error[better], trial_size[better]
+        solution[taken], error[taken], size[taken] = trial[better], trial_error[better], trial_size[better]
         length[active] = torch.where(better, (2 * length[active]).clamp(max=1), length[active] / 2)
-    return found, size <= tolerance
+    return solution, size <= tolerance
 
 
 def _derivative(residual: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -93,9 +93,9 @@ def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
     """
     missing = sorted(set(labels) - set(np.unique(volume.array).tolist()))
     if len(missing) == len(labels):
-        found = ", ".join(str(n) for n in np.unique(volume.array)[:10])
+        present = ", ".join(str(n) for n in np.unique(volume.array)[:10])
         raise RegkitError(
-            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {found}; "
+            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {present}; "
             "put the right file in its place"
         )
     if missing:

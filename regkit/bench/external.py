@@ -114,10 +114,10 @@ class External:
                 raise RegkitError(f"the command of '{self.name}' wants {{{key}}}, but the case has none")
         write_linear(np.eye(4) if inputs.start is None else inputs.start, folder / "start.tfm")
 
-        def value(found: re.Match[str]) -> str:
-            if found[1] != "warp":
-                return values[found[1]]
-            ends = found.end() == len(found.string)
+        def value(match: re.Match[str]) -> str:
+            if match[1] != "warp":
+                return values[match[1]]
+            ends = match.end() == len(match.string)
             return str(folder / ("warp.nii.gz" if ends else "warp"))
 
         program, *rest = self.words

@@ -101,13 +101,13 @@ def _listed(content: dict[str, Any], key: str, root: Path) -> tuple[str, ...]:
     numbers: list[str] = []
     for pair in content[key] if isinstance(content[key], list) else [None]:
         ends = [pair.get("fixed"), pair.get("moving")] if isinstance(pair, dict) else []
-        found = {match[1] for end in ends if isinstance(end, str) and (match := pattern.search(end))}
-        if len(found) != 1:
+        of_pair = {match[1] for end in ends if isinstance(end, str) and (match := pattern.search(end))}
+        if len(of_pair) != 1:
             raise RegkitError(
                 f"'{root / _JSON}' is damaged: '{key}' must list the two images of each patient as "
                 f"{{fixed, moving}}, but there is {pair!r}; get the archive again from {_SOURCE}"
             )
-        numbers += found
+        numbers += of_pair
     return tuple(numbers)
 
 

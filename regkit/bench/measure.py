@@ -31,21 +31,21 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
             f"fixed image ({fixed_grid.size} of {fixed_grid.spacing} mm)"
         )
     determinant = jacobian_determinant(warp.field, warp.grid)
-    found: dict[str, Any] = {
+    measures: dict[str, Any] = {
         "folding_percent": folding_percent(determinant),
         "sd_log_jacobian": sd_log_jacobian(determinant),
     }
     if case.labels and case.fixed.labels and case.moving.labels:
-        found |= _of_labels(case, warp)
+        measures |= _of_labels(case, warp)
     if case.landmarks:
         fixed, moving = read_pairs(case.landmarks)
         if case.exchanged:
             fixed, moving = moving, fixed
-        found["tre_mm"] = {
+        measures["tre_mm"] = {
             "before": float(target_registration_error(fixed, moving).mean()),
             "after": float(target_registration_error(warp.transform_points(fixed), moving).mean()),
         }
-    return found
+    return measures
 
 
 def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
         compare_labels(fixed, resample_labels(moving, fixed.grid, transform), case.labels, moving)
         for transform in states.values()
     )
-    found: dict[str, Any] = {
+    measures: dict[str, Any] = {
         "mean_dice": {
             state: summarise(s.dice for s in scores) for state, scores in zip(states, (before, after))
         },
@@ -79,11 +79,11 @@ def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
     # The challenge's images have one shape, and it looks at no header.
     if moving.grid.size == fixed.grid.size and min(fixed.grid.size) >= 5:
         mask = None if case.fixed.mask is None else load_mask(case.fixed.mask, "fixed mask", fixed.grid)
-        found["learn2reg"] = learn2reg_measures(
+        measures["learn2reg"] = learn2reg_measures(
             fixed.array.T,
             moving.array.T,
             to_learn2reg(Warp(warp.field, warp.grid, moving.grid)),
             case.labels,
             None if mask is None else mask.array.T,
         )
-    return found
+    return measures

@@ -82,14 +82,16 @@ def methods(words: Sequence[str]) -> dict[str, Method]:
     Raises:
         RegkitError: if a name is unknown, given twice, or a command is malformed.
     """
-    found: dict[str, Method] = {}
+    by_word: dict[str, Method] = {}
     for word in words:
         if "=" not in word and word not in METHODS:
             raise RegkitError(
                 f"no method named '{word}'; there is: {', '.join(METHODS)}, and NAME=COMMAND for any other"
             )
         method: Method = External.parse(word) if "=" in word else METHODS[word]
-        if method.name in [other.name for other in found.values()] or method.name in METHODS.keys() - {word}:
+        if method.name in [other.name for other in by_word.values()] or method.name in METHODS.keys() - {
+            word
+        }:
             raise RegkitError(f"two methods are named '{method.name}'; give one of them another name")
-        found[word] = method
-    return found
+        by_word[word] = method
+    return by_word

@@ -111,12 +111,12 @@ def _cases(request: Request) -> list[Case]:
     folder = request.scratch / f"mmwhs-{pairing.spacing_mm:g}mm"
     make_folder(folder)
     sides = {subject: _prepared(data, folder, *subject, pairing.spacing_mm) for subject in subjects}
-    found = []
+    cases = []
     for name in names:
         mr, ct = (sides[subject] for subject in drawn[name])
         ends = {"mr2ct": (ct, mr), "ct2mr": (mr, ct)}
-        found += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
-    return found
+        cases += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
+    return cases
 
 
 def _files(data: Path, modality: str, subject: int) -> tuple[Path, Path]:

@@ -56,11 +56,11 @@ def load_pairs(data: Path, request: Request, default_directions: int) -> list[Ca
     if not known:
         where = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
         raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {where}")
-    found = []
+    cases = []
     for name in chosen(request.pairs, known, len(known), f"pair in '{data}' named"):
         given = _read(data / name)
-        found += [given if direction == "given" else _exchanged(given) for direction in directions]
-    return found
+        cases += [given if direction == "given" else _exchanged(given) for direction in directions]
+    return cases
 
 
 def _exchanged(case: Case) -> Case:

@@ -55,7 +55,7 @@ class Ants(Peer):
         clock.end("load")
         # The seed alone: the deterministic mode refuses SyN with mutual information. One thread repeats.
         ants.config.set_ants_deterministic(False, inputs.seed)
-        found = ants.registration(
+        transforms = ants.registration(
             fixed,
             moving,
             kind,
@@ -70,7 +70,7 @@ class Ants(Peer):
         )
         clock.end("register")
         linear, warp = np.eye(4), None
-        for path in found["fwdtransforms"]:  # in the order in which they act on a point
+        for path in transforms["fwdtransforms"]:  # in the order in which they act on a point
             if path.endswith(".mat"):
                 linear = read_linear(path) @ linear
             else:
@@ -189,7 +189,7 @@ class ConvexAdam(Peer):
                 masks[f"path_{role}_mask"] = path
         clock.end("load")
         gpu = inputs.device != "cpu" and torch.cuda.is_available()
-        found = convex_adam_pt(
+        displacement = convex_adam_pt(
             *(np.ascontiguousarray(image) for image in images),
             dtype=torch.float16 if gpu else torch.float32,
             device=torch.device("cuda" if gpu else "cpu"),
@@ -198,7 +198,7 @@ class ConvexAdam(Peer):
         clock.end("register")
         x, y, z = grid.size
         warp = replace(
-            Warp.of(from_learn2reg(found[:x, :y, :z], grid, grid)).compose(start),
+            Warp.of(from_learn2reg(displacement[:x, :y, :z], grid, grid)).compose(start),
             moving_grid=pair.moving.grid,
         )
         clock.end("warp")

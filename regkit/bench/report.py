@@ -198,12 +198,12 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
     if any(mean_dice(row) is not None for row in here):
         cells = [[case, *(_dice_cell(by_key.get((case, method))) for method in methods)] for case in cases]
         parts += ["### Dice of each pair", table(["pair", *methods], cells)]
-    found: dict[tuple[str, str], list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = {}
     for row in filter(finished, here):
         for name, value in label_dice(row).items():
-            found.setdefault((name, row["method"]), []).extend([] if value is None else [value])
-    if names := distinct(name for name, _ in found):
-        cells = [[name, *(_mean(found.get((name, m), ())) for m in methods)] for name in names]
+            values.setdefault((name, row["method"]), []).extend([] if value is None else [value])
+    if names := distinct(name for name, _ in values):
+        cells = [[name, *(_mean(values.get((name, m), ())) for m in methods)] for name in names]
         parts += ["### Mean Dice of each label, over the pairs that a method finished"]
         parts += [table(["label", *methods], cells)]
     return parts
@@ -330,15 +330,15 @@ def _joined(one: str, other: str) -> str:
     return _NONE if one == other == _NONE else f"{one} / {other}"
 
 
-def _quartiles(found: Spread | None, digits: int) -> str:
-    if found is None:
+def _quartiles(spread: Spread | None, digits: int) -> str:
+    if spread is None:
         return _NONE
-    return f"{found.median:.{digits}f} [{found.lower:.{digits}f}, {found.upper:.{digits}f}]"
+    return f"{spread.median:.{digits}f} [{spread.lower:.{digits}f}, {spread.upper:.{digits}f}]"
 
 
-def _deviation(found: Spread | None, digits: int) -> str:
-    return _NONE if found is None else f"{found.mean:.{digits}f} \u00b1 {found.std:.{digits}f}"
+def _deviation(spread: Spread | None, digits: int) -> str:
+    return _NONE if spread is None else f"{spread.mean:.{digits}f} \u00b1 {spread.std:.{digits}f}"
 
 
-def _thirty(found: Spread | None, digits: int) -> str:
-    return _NONE if found is None else f"{found.mean:.{digits}f} ({found.thirty:.{digits}f})"
+def _thirty(spread: Spread | None, digits: int) -> str:
+    return _NONE if spread is None else f"{spread.mean:.{digits}f} ({spread.thirty:.{digits}f})"

@@ -59,9 +59,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{path}' cannot be read: {error}") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-        found = run.get("schema") if isinstance(run, dict) else None
+        schema = run.get("schema") if isinstance(run, dict) else None
         raise RegkitError(
-            f"'{folder}' holds results of another version of regkit (format {found}, this one writes "
+            f"'{folder}' holds results of another version of regkit (format {schema}, this one writes "
             f"{SCHEMA}); give another folder, or read it with the regkit that made it"
         )
     return run

@@ -152,8 +152,8 @@ def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> None:
         RegkitError: if a case that was run before has other files now; nothing is changed then.
     """
     files = {f"{case.name} {case.direction}": fingerprint(case) for case in cases}
-    for name, found in files.items():
-        if run["files"].get(name, found) != found:
+    for name, digest in files.items():
+        if run["files"].get(name, digest) != digest:
             raise RegkitError(
                 f"the files of pair {name} are others than those that '{folder}' has results of; "
                 "give another folder"
@@ -163,14 +163,14 @@ def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> None:
 
 def fingerprint(case: Case) -> str:
     """Of all that a case is: the content of its files, and what is scored."""
-    found = hashlib.sha256(repr((sorted(case.labels.items()), case.exchanged)).encode())
+    digest = hashlib.sha256(repr((sorted(case.labels.items()), case.exchanged)).encode())
     for path in (*vars(case.fixed).values(), *vars(case.moving).values(), case.landmarks):
         if path is None:
-            found.update(b"none")
+            digest.update(b"none")
         else:
             with path.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()[:16]
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -80,14 +80,14 @@ def run_cases(
 
         def one(case: Case, word: str) -> Row:
             start, name = starts.get((case.name, case.direction)), chosen[word].name
-            found = start if isinstance(start, dict) else start_process(MethodJob(case, word, start))
+            outcome = start if isinstance(start, dict) else start_process(MethodJob(case, word, start))
             return {
                 "dataset": run["dataset"],
                 "case": case.name,
                 "direction": case.direction,
                 "method": name,
                 "versions": {**run["versions"], "method": run["methods"][name]},
-                **found,
+                **outcome,
             }
 
         running = [pool.submit(one, case, word) for case, word in todo]
@@ -105,8 +105,8 @@ def _linear_start(folder: Path, start_process: Callable[[MethodJob], Row], case:
     if path.exists():
         return path
     make_folder(folder)
-    found = start_process(MethodJob(case, None, path))
-    return path if found["status"] == "ok" else {**found, "error": f"no linear start: {found['error']}"}
+    row = start_process(MethodJob(case, None, path))
+    return path if row["status"] == "ok" else {**row, "error": f"no linear start: {row['error']}"}
 
 
 @contextmanager
@@ -178,8 +178,8 @@ def _run_in(
         _kill(process)  # what it left running
         running.discard(process)
     if result.exists():
-        found: Row = json.loads(result.read_text(encoding="utf-8"))
-        return found
+        row: Row = json.loads(result.read_text(encoding="utf-8"))
+        return row
     return {"status": "failed", "error": _died(code, errors.read_text(encoding="utf-8", errors="replace"))}
 
 

@@ -94,13 +94,13 @@ class Summary:
 
 def summary(rows: Sequence[Row], baseline: str) -> list[Summary]:
     """Each direction and method, in the order of first appearance, directions together."""
-    found = []
+    summaries = []
     for direction in distinct(row["direction"] for row in rows):
         here = [row for row in rows if row["direction"] == direction]
-        found += corrected(
+        summaries += corrected(
             [_summary(here, method, baseline) for method in distinct(r["method"] for r in here)]
         )
-    return found
+    return summaries
 
 
 def unregistered(rows: Sequence[Row], direction: str) -> Summary:
@@ -109,16 +109,16 @@ def unregistered(rows: Sequence[Row], direction: str) -> Summary:
     for row in rows:
         if row["direction"] == direction and ("mean_dice" in row or "tre_mm" in row):
             cases.setdefault(row["case"], row)
-    found = list(cases.values())
-    dice = _known(found, lambda row: mean_dice(row, "before"))
+    each = list(cases.values())
+    dice = _known(each, lambda row: mean_dice(row, "before"))
     return Summary(
         direction,
         UNREGISTERED,
-        len(found),
+        len(each),
         dice=spread(dice),
-        hd95=spread(_known(found, lambda row: mean_hd95(row, "before"))),
+        hd95=spread(_known(each, lambda row: mean_hd95(row, "before"))),
         before=_median(dice),
-        tre=_median(_known(found, lambda row: measure(row, "tre_mm", "before"))),
+        tre=_median(_known(each, lambda row: measure(row, "tre_mm", "before"))),
     )
 
 
@@ -153,10 +153,10 @@ def learn2reg(row: Row, name: str) -> float | None:
 
 def measure(row: Row, *path: str) -> float | None:
     """A number of a row; None if it is absent, null or not a number."""
-    found: object = row
+    value: object = row
     for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return None if not isinstance(found, int | float) or math.isnan(found) else float(found)
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if not isinstance(value, int | float) or math.isnan(value) else float(value)
 
 
 def label_dice(row: Row) -> dict[str, float | None]:
@@ -220,11 +220,11 @@ def compare(one: Mapping[str, float], other: Mapping[str, float]) -> Comparison 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction of several p values, in their order."""
-    found, largest = [0.0] * len(p), 0.0
+    adjusted, largest = [0.0] * len(p), 0.0
     for rank, at in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
         largest = max(largest, (len(p) - rank) * p[at])
-        found[at] = min(1.0, largest)
-    return found
+        adjusted[at] = min(1.0, largest)
+    return adjusted
 
 
 def corrected(summaries: Sequence[Summary]) -> list[Summary]:
@@ -261,7 +261,7 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         float(np.mean(folding)) if folding else None,
         max(folding, default=None),
         _median(_known(ok, lambda row: measure(row, "sd_log_jacobian"))),
-        {name: found for name, found in official.items() if found},
+        {name: summarised for name, summarised in official.items() if summarised},
         _median(_known(ok, lambda row: measure(row, "tre_mm", "after"))),
         _median(_known(ok, lambda row: measure(row, "seconds", "total"))),
         max(_known(ok, lambda row: measure(row, "peak_mb")), default=None),
@@ -273,10 +273,10 @@ def _with_failures(rows: Sequence[Row], mine: Sequence[Row]) -> float | None:
     """Rows: all of one direction, since only what has finished has measured the headers alone."""
     before = {row["case"]: dice for row in rows if (dice := mean_dice(row, "before")) is not None}
     failed = [row["case"] for row in mine if not finished(row)]
-    found = _known([row for row in mine if finished(row)], mean_dice)
-    if not failed or not (found or before):
+    values = _known([row for row in mine if finished(row)], mean_dice)
+    if not failed or not (values or before):
         return None
-    return float(np.mean([*found, *(before.get(case, 0.0) for case in failed)]))
+    return float(np.mean([*values, *(before.get(case, 0.0) for case in failed)]))
 
 
 def _by_case(rows: Iterable[Row], method: str) -> dict[str, float]:
@@ -296,6 +296,6 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _distance(row: Row, part: str, name: str, dice: float | None) -> float | None:
-    found = measure(row, part, name)
-    lost = found is None and dice is not None and name in (row.get(part) or {})
-    return math.inf if lost else found
+    distance = measure(row, part, name)
+    lost = distance is None and dice is not None and name in (row.get(part) or {})
+    return math.inf if lost else distance

@@ -68,9 +68,9 @@ def submit(
             for case, path in todo
         }
         for finished, future in enumerate(as_completed(running), start=1):
-            case, found = running[future], future.result()
-            if found["status"] != "ok":
-                raise RegkitError(f"pair {case.name}: {found['error']}")
+            case, row = running[future], future.result()
+            if row["status"] != "ok":
+                raise RegkitError(f"pair {case.name}: {row['error']}")
             report(case.name, finished / len(todo))
     return files
 
@@ -92,6 +92,6 @@ def _same(record: Path, made_by: Mapping[str, object], inputs: dict[str, str]) -
         raise RegkitError(
             f"the fields that are there were made otherwise, as '{record}' says; give another folder"
         )
-    if any(files.get(name, found) != found for name, found in inputs.items()):
+    if any(files.get(name, digest) != digest for name, digest in inputs.items()):
         raise RegkitError("the fields that are there were made of other images; give another folder")
     return {**files, **inputs}

@@ -135,8 +135,12 @@ def _score(
             row["hd95_mm" if state == "after" else f"hd95_{state}_mm"] = score.hd95
         rows.append(row)
     return {
-        "mean_dice": {state: summarise(s.dice for s in found) for state, found in scores.items()},
-        "mean_hd95_mm": {state: summarise(s.hd95 for s in found) for state, found in scores.items()},
+        "mean_dice": {
+            state: summarise(s.dice for s in state_scores) for state, state_scores in scores.items()
+        },
+        "mean_hd95_mm": {
+            state: summarise(s.hd95 for s in state_scores) for state, state_scores in scores.items()
+        },
         "labels": rows,
     }
 
@@ -144,15 +148,15 @@ def _score(
 def _landmark_errors(fixed: Float64, moving: Float64, warp: Warp | None) -> dict[str, Any]:
     from regkit.evaluate import summarise_errors, target_registration_error
 
-    found: dict[str, Any] = {
+    measures: dict[str, Any] = {
         "count": len(fixed),
         "tre_before_mm": summarise_errors(target_registration_error(fixed, moving)),
     }
     if warp is not None:
         mapped = warp.transform_points(fixed)
-        found["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
-        found["tre_mm"] = summarise_errors(target_registration_error(mapped, moving))
-    return found
+        measures["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
+        measures["tre_mm"] = summarise_errors(target_registration_error(mapped, moving))
+    return measures
 
 
 def _smoothness(warp: Warp) -> dict[str, Any]:
@@ -160,11 +164,14 @@ def _smoothness(warp: Warp) -> dict[str, Any]:
     from regkit.ops.jacobian import folding_percent, learn2reg_sdlogj, sd_log_jacobian
 
     determinant = warp.jacobian().array
-    found = {"folding_percent": folding_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}
+    measures = {
+        "folding_percent": folding_percent(determinant),
+        "sd_log_jacobian": sd_log_jacobian(determinant),
+    }
     # Without the moving grid there are no voxels to count in, and the challenge crops two on each side.
     if warp.moving_grid is not None and min(warp.grid.size) >= 5:
-        found["learn2reg_sdlogj"] = learn2reg_sdlogj(to_learn2reg(warp))
-    return found
+        measures["learn2reg_sdlogj"] = learn2reg_sdlogj(to_learn2reg(warp))
+    return measures
 
 
 def _print(result: dict[str, Any]) -> None:

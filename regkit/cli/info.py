@@ -86,9 +86,9 @@ def _made(file: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     name = file.name.lower()
     if name.endswith(nifti.SUFFIXES):
-        with nifti.open_nifti(file) as found:
-            if found.description.startswith("regkit "):
-                made["made_by"] = found.description
+        with nifti.open_nifti(file) as header:
+            if header.description.startswith("regkit "):
+                made["made_by"] = header.description
     elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
         made["made_by"] = said
     found_record = provenance.read_record(file)
@@ -164,10 +164,10 @@ def _several(folder: Path) -> dict[str, Any] | None:
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(folder)
+        series = dicom.find_series(folder)
     except RegkitError:
         return None  # which reading it will raise again, with the name
-    if sum(one.is_volume or one.is_labels for one in found) < 2:
+    if sum(one.is_volume or one.is_labels for one in series) < 2:
         return None
     listed = [
         {
@@ -179,9 +179,9 @@ def _several(folder: Path) -> dict[str, Any] | None:
             "files": len(one.slices),
             "read_as": "labels" if one.is_labels else "image" if one.is_volume else "-",
         }
-        for one in found
+        for one in series
     ]
-    return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
+    return {"kind": f"folder of {len(series)} DICOM series", "series": listed}
 
 
 def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
@@ -189,14 +189,14 @@ def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[st
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(file)
+        series = dicom.find_series(file)
     except RegkitError:
         return None
     wanted = source.series if isinstance(source, dicom.DicomSeries) else None
-    found = [one for one in found if wanted in (None, one.number, one.uid)]
-    if len(found) != 1 or found[0].is_volume or found[0].is_labels:  # those that fail are refused
+    series = [one for one in series if wanted in (None, one.number, one.uid)]
+    if len(series) != 1 or series[0].is_volume or series[0].is_labels:  # those that fail are refused
         return None
-    (one,) = found
+    (one,) = series
     facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
     facts |= {"modality": one.modality, "number": one.number}
     facts |= {"description": one.description, "slices": one.count, "not_to_register": problem}
@@ -232,11 +232,13 @@ class _Header:
             return None
         try:
             if file.name.lower().endswith(nifti.SUFFIXES):
-                with nifti.open_nifti(file) as found:
-                    spacing = tuple(map(float, np.linalg.norm(found.affine[:3, :3], axis=0)))
-                    dtype = found.voxels.dtype
+                with nifti.open_nifti(file) as content:
+                    spacing = tuple(map(float, np.linalg.norm(content.affine[:3, :3], axis=0)))
+                    dtype = content.voxels.dtype
                     components = len(dtype.names or "x")
-                    return cls(found.kind, found.shape, spacing, str(dtype), components, found.intent[0])
+                    return cls(
+                        content.kind, content.shape, spacing, str(dtype), components, content.intent[0]
+                    )
             with guard.open_image([file]) as image:
                 header = image.header
                 name = header.format.removesuffix("ImageIO")
@@ -286,12 +288,12 @@ class _Header:
 def _points(file: Path) -> dict[str, Any]:
     from regkit.io.points import open_points
 
-    found = open_points(file)
-    points = found.points
+    file_points = open_points(file)
+    points = file_points.points
     return {
         "kind": "points, LPS mm",
         "count": len(points),
-        **({"names": list(found.labels)} if any(found.labels) else {}),
+        **({"names": list(file_points.labels)} if any(file_points.labels) else {}),
         "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
         "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
     }

@@ -101,7 +101,7 @@ def command(
     from regkit.series import align_series
 
     with progress(quiet) as report:
-        found = align_series(
+        aligned = align_series(
             series,
             model=model,
             rounds=rounds,
@@ -115,21 +115,21 @@ def command(
             seed=seed,
             progress=report,
         )
-    result = found.to_dict()
+    result = aligned.to_dict()
     files = {"series": output, "mean": mean, "table": table}
     with recorded(files, {"series": series, "mask": mask}, **result["settings"]):
-        found.frames.save(output)
+        aligned.frames.save(output)
         if mean is not None:
-            save_image(found.mean.to_sitk(), mean)
+            save_image(aligned.mean.to_sitk(), mean)
         if table is not None:
             with atomic_path(table) as temporary:
-                text = found.table("\t" if table.suffix == ".tsv" else ",")
+                text = aligned.table("\t" if table.suffix == ".tsv" else ",")
                 temporary.write_text(text, encoding="utf-8")
         if transforms is not None:
             with atomic_folder(transforms) as folder:
-                for k, matrix in enumerate(found.matrices):
-                    if found.warps:
-                        write_warp(found.warps[k], folder / f"frame-{k:04d}.nii.gz")
+                for k, matrix in enumerate(aligned.matrices):
+                    if aligned.warps:
+                        write_warp(aligned.warps[k], folder / f"frame-{k:04d}.nii.gz")
                     else:
                         write_linear(matrix, folder / f"frame-{k:04d}.tfm")
     written = {**files, "transforms": transforms}

@@ -169,19 +169,19 @@ def _written(
         outputs=[kind for kind in ("moved", "inverse") if kind in places],
         **arguments,
     )
-    found = without_nan(result.to_dict())
+    measures = without_nan(result.to_dict())
     row = _row(job, OK) | {
         "key": key,
         "outputs": {kind: pair.place(kind) for kind in places},
-        "verdict": found["verdict"],
-        "metrics": found["metrics"],
-        "seconds": found["seconds"],
-        "peak_mb": found["memory_mb"]["peak"],
+        "verdict": measures["verdict"],
+        "metrics": measures["metrics"],
+        "seconds": measures["seconds"],
+        "peak_mb": measures["memory_mb"]["peak"],
     }
     if landmarks is not None:
         row["landmarks"] = without_nan(_landmark_errors(result, *landmarks))
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
-    record = record_of(files, found["settings"], job.command)
+    record = record_of(files, measures["settings"], job.command)
     with together():
         write_results(
             result,

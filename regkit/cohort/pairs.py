@@ -82,8 +82,8 @@ class Pair:
     @property
     def files(self) -> dict[str, Path]:
         """All files that are read, by their roles."""
-        found = {role: getattr(self, role) for role in ("fixed", "moving", *FILES)}
-        return {role: path for role, path in found.items() if path is not None}
+        paths = {role: getattr(self, role) for role in ("fixed", "moving", *FILES)}
+        return {role: path for role, path in paths.items() if path is not None}
 
 
 def read_pairs_table(path: Path) -> tuple[list[Pair], list[str]]:
@@ -163,19 +163,19 @@ def matched_folders(fixed: Path, moving: Path) -> list[Pair]:
     """
     sides = {}
     for side, folder in (("fixed", fixed), ("moving", moving)):
-        found = defaultdict(list)
+        by_name = defaultdict(list)
         try:
             for path in sorted(folder.iterdir()):
                 stem = _stem(path)
                 if not path.name.startswith(".") and (path.is_dir() or stem != path.name):
-                    found[stem].append(path)
+                    by_name[stem].append(path)
         except OSError as error:
             raise RegkitError(f"'{folder}' cannot be read: {error.strerror or error}") from error
-        if not found:
+        if not by_name:
             raise RegkitError(f"'{folder}' holds no images (files {' '.join(_IMAGES)}, or folders of DICOM)")
-        if several := next((paths for paths in found.values() if len(paths) > 1), None):
+        if several := next((paths for paths in by_name.values() if len(paths) > 1), None):
             raise RegkitError(f"'{several[0]}' and '{several[1]}' have one name; leave one of them")
-        sides[side] = {stem: paths[0] for stem, paths in found.items()}
+        sides[side] = {stem: paths[0] for stem, paths in by_name.items()}
     if alone := sorted(sides["fixed"].keys() ^ sides["moving"].keys()):
         others = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
         where, lacking = (fixed, moving) if alone[0] in sides["fixed"] else (moving, fixed)
@@ -295,7 +295,7 @@ def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
 
     Those of the solver go under "settings", as :func:`regkit.register` takes them.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     try:
         if isinstance(value, Mapping):
             items = {str(key): item for key, item in value.items()}
@@ -303,17 +303,17 @@ def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
             items = read_assignments([part for part in str(value).split(";") if part.strip()])
         for key, item in items.items():
             if key in SETTINGS:
-                found[key] = SETTINGS[key](item, root)
+                settings[key] = SETTINGS[key](item, root)
             elif key in SOLVER:
-                found.setdefault("settings", {})[key] = item
+                settings.setdefault("settings", {})[key] = item
             else:
                 raise unknown(key, [*SETTINGS, *SOLVER], "setting")
-        changed_settings(found.get("preset", "default"), found.get("settings"))
+        changed_settings(settings.get("preset", "default"), settings.get("settings"))
     except RegkitError as error:
         raise type(error)(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
         raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
-    return found
+    return settings
 
 
 def _preset(value: Any, root: Path) -> str:

@@ -103,19 +103,19 @@ def batch(
     Raises:
         RegkitError: if the pairs, the folder or the settings cannot be used; nothing is done then.
     """
-    found = _listed(pairs)
+    all_pairs = _listed(pairs)
     place = Path(folder).absolute()
-    chosen = found[_index(part) :: part[1]]
+    chosen = all_pairs[_index(part) :: part[1]]
     if not chosen:
-        raise RegkitError(f"part {part[0]} of {part[1]} has no pairs: there are {len(found)}")
+        raise RegkitError(f"part {part[0]} of {part[1]} has no pairs: there are {len(all_pairs)}")
     if (workers is not None and workers < 1) or (threads is not None and threads < 1):
         raise RegkitError("workers and threads must be at least 1")
     _check_settings(settings)
     _check_outputs(outputs)
-    _check_folder(found, place)
+    _check_folder(all_pairs, place)
     make_folder(place / STATE)
     clean(place / STATE)
-    if any(pair.places for pair in found):
+    if any(pair.places for pair in all_pairs):
         describe_derivatives(place, version())
 
     if client is None:
@@ -133,7 +133,7 @@ def batch(
     except BaseException:
         _sweep(jobs)
         raise
-    return Cohort(place, write_summary(place, [pair.name for pair in found]))
+    return Cohort(place, write_summary(place, [pair.name for pair in all_pairs]))
 
 
 def _rows(
@@ -289,8 +289,8 @@ def _voxels(path: Path) -> int:
 
     with suppress(RegkitError):
         if path.name.lower().endswith(nifti.SUFFIXES):
-            with nifti.open_nifti(path) as found:
-                return math.prod(found.shape)
+            with nifti.open_nifti(path) as header:
+                return math.prod(header.shape)
         if path.is_file():
             with guard.open_image([path]) as image:
                 return math.prod(image.header.size)

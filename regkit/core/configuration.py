@@ -31,7 +31,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RegkitError(f"cannot read the configuration '{path}': {error}") from error
-    values = {} if (found := _parsed(text, f"'{path}'")) is None else found
+    values = {} if (content := _parsed(text, f"'{path}'")) is None else content
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RegkitError(f"'{path}' must hold lines of the form 'key: value'")
     return values
@@ -116,8 +116,8 @@ def _loader() -> Any:
                     problem = f"{key.value} is given twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 names.add(str(key.value))
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
 
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

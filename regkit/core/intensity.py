@@ -48,7 +48,7 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
 def normalise(array: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Clip to the window and scale it to [0, 1], float32."""
     low, high = window
-    found = np.clip(array, low, high, dtype=np.result_type(array, np.float32))
-    found -= low
-    found /= high - low
-    return found.astype(np.float32, copy=False)
+    scaled = np.clip(array, low, high, dtype=np.result_type(array, np.float32))
+    scaled -= low
+    scaled /= high - low
+    return scaled.astype(np.float32, copy=False)

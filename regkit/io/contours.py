@@ -94,7 +94,7 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
     names = {
         int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in dataset.get("StructureSetROISequence", [])
     }
-    found = []
+    regions = []
     for roi in dataset.get("ROIContourSequence", []):
         contours = []
         for contour in roi.get("ContourSequence", None) or []:
@@ -107,8 +107,8 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
         if contours and 0 < number < 1 << 32:
             colour = [float(v) / 255 for v in roi.get("ROIDisplayColor", None) or []]
             triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None
-            found.append((Segment(number, names.get(number) or f"ROI {number}", triple), contours))
-    return found
+            regions.append((Segment(number, names.get(number) or f"ROI {number}", triple), contours))
+    return regions
 
 
 def _parallel(regions: Sequence[tuple[Segment, list[Float64]]], grid: Grid) -> bool:

@@ -177,7 +177,7 @@ def find_series(place: Path) -> list[Series]:
     Raises:
         RegkitError: if a DICOM file is damaged, or pydicom is missing; without the name of the place.
     """
-    found: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
+    slices: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
     with lenient() as library:
         for path in [place] if os.path.isfile(place) else _files(place):
             try:
@@ -190,12 +190,12 @@ def find_series(place: Path) -> list[Series]:
             if read is None and path == place:
                 raise FormatError("is no DICOM image: its header names no SOP class")
             if read:
-                found.setdefault(read[1][0], []).append(read)
-    series = [_series(entries) for entries in found.values()]
+                slices.setdefault(read[1][0], []).append(read)
+    series = [_series(entries) for entries in slices.values()]
     return sorted(series, key=lambda one: (len(one.number), one.number, one.uid))
 
 
-def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, what: str) -> Series:
+def chosen_series(candidates: Sequence[Series], wanted: str | None, labels: bool, what: str) -> Series:
     """The series that is meant.
 
     Args:
@@ -207,22 +207,22 @@ def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, wha
         RegkitError: if none is meant or several are, and if it is of a kind that cannot be read.
     """
     if wanted is not None:
-        asked = [one for one in found if wanted.strip() in (one.number, one.uid)]
+        asked = [one for one in candidates if wanted.strip() in (one.number, one.uid)]
         if len(asked) != 1:
             count = "no" if not asked else str(len(asked))
-            raise FormatError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(found)}")
+            raise FormatError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(candidates)}")
         return _readable(asked[0], what)
     for of_kind in ("is_labels", "is_volume") if labels else ("is_volume", "is_labels"):
-        choice = [one for one in found if getattr(one, of_kind)]
+        choice = [one for one in candidates if getattr(one, of_kind)]
         images = [one for one in choice if one.storage != DOSE]  # a dose comes beside its image
         choice = images or choice
         if len(choice) > 1:
             raise FormatError(f"{what} holds {len(choice)} DICOM series; {_listed(choice)}")
         if choice:
             return choice[0]
-    if not found:
+    if not candidates:
         raise FormatError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
-    return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
+    return _readable(max(candidates, key=lambda one: one.storage in _CLASSIC), what)
 
 
 def storage_name(series: Series) -> str:
@@ -392,8 +392,10 @@ def _series(entries: Sequence[tuple[Slice, tuple[str, ...]]]) -> Series:
     return Series(uid, number, description, modality, first.storage, tuple(slices))
 
 
-def _listed(found: Sequence[Series]) -> str:
-    text = ", ".join(map(str, found[:20])) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+def _listed(candidates: Sequence[Series]) -> str:
+    text = ", ".join(map(str, candidates[:20])) + (
+        f" and {len(candidates) - 20} more" if len(candidates) > 20 else ""
+    )
     return f"choose one by its number or UID (--fixed-series, --moving-series): {text}"
 
 

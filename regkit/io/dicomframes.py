@@ -179,7 +179,7 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> LayeredSegmentation
 
 def _described(dataset: Any) -> tuple[Segment, ...]:
     """What the file says of its segments."""
-    found = []
+    segments = []
     for item in dataset.get("SegmentSequence", None) or []:
         number = int(item.SegmentNumber)
         codes = tuple(
@@ -188,7 +188,7 @@ def _described(dataset: Any) -> tuple[Segment, ...]:
             if (code := item.get(name))
         )
         lab = item.get("RecommendedDisplayCIELabValue")
-        found.append(
+        segments.append(
             Segment(
                 number,
                 str(item.get("SegmentLabel") or f"segment {number}"),
@@ -196,7 +196,7 @@ def _described(dataset: Any) -> tuple[Segment, ...]:
                 (codes[0], codes[1]) if len(codes) == 2 else None,
             )
         )
-    return tuple(found)
+    return tuple(segments)
 
 
 def _srgb(lab: Any) -> tuple[float, float, float] | None:

@@ -394,8 +394,8 @@ def _frames(segmentation: LayeredSegmentation, labels: Sequence[int]) -> npt.NDA
     if len(segmentation.layers) == 1 and largest < 1 << 20:
         numbers = np.zeros(largest + 1, np.uint8 if len(labels) < 256 else np.uint16)
         numbers[labels] = np.arange(1, len(labels) + 1)
-        found: npt.NDArray[Any] = numbers[segmentation.layers[0]]
-        return found
+        labels_present: npt.NDArray[Any] = numbers[segmentation.layers[0]]
+        return labels_present
     voxels = int(np.prod(segmentation.grid.shape))
     check_fits_memory(voxels, "the DICOM segmentation", 2 * len(labels))
     masks = np.zeros((*segmentation.grid.shape, len(labels)), np.uint8)

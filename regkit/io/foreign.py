@@ -319,8 +319,8 @@ def _lta_volume(text: str, name: str) -> Float64:
     block = text[text.index(f"{name} volume info") :]
 
     def values(field: str) -> Float64:
-        found = re.search(rf"^\s*{field}\s*=([^\n]*)", block, re.MULTILINE)
-        return _numbers(found[1] if found else "", 3)
+        match = re.search(rf"^\s*{field}\s*=([^\n]*)", block, re.MULTILINE)
+        return _numbers(match[1] if match else "", 3)
 
     valid = re.search(r"^\s*valid\s*=\s*(\d)", block, re.MULTILINE)
     if not valid or valid[1] != "1":
@@ -353,8 +353,8 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
     elastix manual 5.1, sections 2.6 and 4; its parameter files name the one that acts first.
     """
     fields = {
-        found[1]: found[2].replace('"', "").split()
-        for found in re.finditer(r"^\s*\((\w+)\s+([^\n]*?)\)\s*(?://[^\n]*)?$", text, re.MULTILINE)
+        match[1]: match[2].replace('"', "").split()
+        for match in re.finditer(r"^\s*\((\w+)\s+([^\n]*?)\)\s*(?://[^\n]*)?$", text, re.MULTILINE)
     }
 
     def word(name: str, default: str = "") -> str:

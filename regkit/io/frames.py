@@ -106,11 +106,11 @@ def load_frames(source: FramesLike, role: str) -> Frames:
     """
     what = f"{role} '{os.fspath(source)}'" if isinstance(source, str | os.PathLike) else role
     if isinstance(source, Frames):
-        found = source
+        frames = source
     elif isinstance(source, sitk.Image):
         _check(source.GetSize(), source.GetNumberOfComponentsPerPixel(), what)
         array = sitk.GetArrayFromImage(source)
-        found = _placed(array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what)
+        frames = _placed(array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what)
     elif isinstance(source, SpatialImage):
         _check(source.shape, 1, what)
         grid = _grid(source.shape, source.affine, what)
@@ -118,17 +118,17 @@ def load_frames(source: FramesLike, role: str) -> Frames:
         zooms = source.header.get_zooms()
         step = float(zooms[3]) * _SECONDS.get(units[1], 1.0) if len(zooms) > 3 else 0.0
         array = np.asanyarray(source.dataobj).reshape((*grid.size, -1)).T
-        found = Frames(array, grid, step if math.isfinite(step) and step > 0 else 0.0, what)
+        frames = Frames(array, grid, step if math.isfinite(step) and step > 0 else 0.0, what)
     elif isinstance(source, str | os.PathLike):
-        found = _from_file(Path(source), what)
+        frames = _from_file(Path(source), what)
     else:
         raise InputError(f"{what}: cannot read a 4-D image from a {type(source).__name__}; give a file")
-    if found.array.dtype.kind == "f" and not np.isfinite(found.array).all():
-        broken = found.array.size - int(np.count_nonzero(np.isfinite(found.array)))
+    if frames.array.dtype.kind == "f" and not np.isfinite(frames.array).all():
+        broken = frames.array.size - int(np.count_nonzero(np.isfinite(frames.array)))
         raise InputError(
             f"{what} has {broken:,} voxels that are NaN or infinite; set them to the background value first"
         )
-    return found
+    return frames
 
 
 def _from_file(path: Path, what: str) -> Frames:

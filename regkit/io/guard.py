@@ -160,8 +160,8 @@ def read_transform(path: Path) -> list[TransformPart]:
 
 
 def _header(facts: dict[str, Any]) -> Header:
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-    return Header(**found)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return Header(**fields)
 
 
 class _Child:

@@ -280,14 +280,14 @@ def load_labelled(
 
 
 def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
-    found = f"a {type(item).__name__}"
+    given = f"a {type(item).__name__}"
     if isinstance(item, str | os.PathLike):
-        found = f"'{os.fspath(item)}'"
+        given = f"'{os.fspath(item)}'"
     elif isinstance(item, Sequence):
         if len(item) == 2:
             return item[0], item[1]
-        found += f" of {len(item)}"
-    raise InputError(f"{role} must be a pair (image, label map), got {found}")
+        given += f" of {len(item)}"
+    raise InputError(f"{role} must be a pair (image, label map), got {given}")
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
@@ -413,15 +413,15 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
 def _from_nifti(path: Path, what: str) -> Volume:
     try:
         file = nifti.open_nifti(path)
-        with file as found:
-            kind = np.dtype(found.voxels.dtype).kind
-            vectors = len(found.shape) == 5 and found.shape[3] == 1 and found.intent[0] in (1006, 1007)
+        with file as header:
+            kind = np.dtype(header.voxels.dtype).kind
+            vectors = len(header.shape) == 5 and header.shape[3] == 1 and header.intent[0] in (1006, 1007)
             _refuse_not_scalar("vector" if vectors else {"c": "complex", "V": "vector"}.get(kind, ""), what)
-            size = _volume_size(found.shape, what)
-            check_fits_memory(math.prod(size), what, 4 + _bytes_of(found.voxels.dtype))
-            grid = _orthonormal(Grid.from_ras_affine(size, found.affine))
-            _warn_doubts(found.doubts, what)
-            array = found.read()
+            size = _volume_size(header.shape, what)
+            check_fits_memory(math.prod(size), what, 4 + _bytes_of(header.voxels.dtype))
+            grid = _orthonormal(Grid.from_ras_affine(size, header.affine))
+            _warn_doubts(header.doubts, what)
+            array = header.read()
     except RegkitError as error:
         if str(error).startswith(what):
             raise
@@ -466,10 +466,10 @@ def _series_of(source: ImageLike, path: Path, what: str, labels: bool) -> dicom.
     """The DICOM series that is meant by a file or a folder."""
     wanted = str(source.series) if isinstance(source, dicom.DicomSeries) else None
     try:
-        found = dicom.find_series(path)
+        candidates = dicom.find_series(path)
     except RegkitError as error:
         raise InputError(_about(what, str(error))) from error
-    return dicom.chosen_series(found, wanted, labels, what)
+    return dicom.chosen_series(candidates, wanted, labels, what)
 
 
 def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None) -> Volume:

@@ -86,18 +86,18 @@ def open_mesh(path: str | os.PathLike[str], space: str | None = None, moving: Gr
     if not os.path.isfile(path):
         raise RegkitError(f"'{path}' does not exist")
     if suffix in _MESHIO:
-        found = _open_meshio(path, suffix, space)
+        mesh = _open_meshio(path, suffix, space)
     else:
         if space == "lps":
             raise RegkitError(
                 f"'{path}': coordinates of {suffix} are RAS mm by definition; leave the space out"
             )
-        found = _open_gifti(path) if suffix == ".gii" else _open_streamlines(path, suffix, moving)
-    if not len(found.points):
+        mesh = _open_gifti(path) if suffix == ".gii" else _open_streamlines(path, suffix, moving)
+    if not len(mesh.points):
         raise RegkitError(f"'{path}' holds no points")
-    if not np.isfinite(found.points).all():
+    if not np.isfinite(mesh.points).all():
         raise RegkitError(f"'{path}' holds points that are infinite or not a number")
-    return found
+    return mesh
 
 
 def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:

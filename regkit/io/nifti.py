@@ -103,7 +103,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
             stream = stack.enter_context(_opened(header_path))
             raw = stream.read(544)
             if path.name.lower().endswith(_MGH):
-                found = _mgh(raw, stream)
+                image = _mgh(raw, stream)
             else:
                 kind, header = _header(raw, path)
                 single = kind != "Analyze 7.5" and bytes(header["magic"])[:2] == b"n+"
@@ -114,14 +114,14 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
                 if not single:
                     place = voxel_path
                     stream = stack.enter_context(_opened(voxel_path))
-                found = _nifti(header, kind, extension if single else b"", stream, offset)
+                image = _nifti(header, kind, extension if single else b"", stream, offset)
             inside = _MAX_GZIP_RATIO if isinstance(stream, igzip.IGzipFile) else 1
-            found = replace(found, most_bytes=inside * place.stat().st_size)
+            image = replace(image, most_bytes=inside * place.stat().st_size)
         except RegkitError:
             raise
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
             raise FormatError(f"cannot be read: it is truncated or damaged ({reason(error)})") from error
-        yield found
+        yield image
 
 
 def _files(path: Path) -> tuple[Path, Path]:

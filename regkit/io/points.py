@@ -259,9 +259,9 @@ class _Table:
                 cell = self.value(cells[column]) if column < len(cells) else None
                 value = None if cell is None else _number(cell)
                 if value is None or not math.isfinite(value):
-                    found = "nothing" if cell is None else repr(cell)
+                    text = "nothing" if cell is None else repr(cell)
                     raise FormatError(
-                        f"points '{path}', line {line + 1}: {found} for {name} is no finite number"
+                        f"points '{path}', line {line + 1}: {text} for {name} is no finite number"
                     )
                 table[k, axis] = value
         return table
@@ -300,7 +300,7 @@ def _cells(line: str, separator: str) -> list[str]:
     """The cells of a line as they stand there; a separator between quotes is none."""
     sign = re.escape(separator)
     cell = rf'(?:\s*"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*)'
-    return [found[0] for found in re.finditer(rf"(?:(?<={sign})|^){cell}", line)]
+    return [match[0] for match in re.finditer(rf"(?:(?<={sign})|^){cell}", line)]
 
 
 def _table(path: Path) -> tuple[_Table, tuple[str, str, str], str]:

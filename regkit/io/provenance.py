@@ -119,8 +119,8 @@ def _input(source: object) -> dict[str, str]:
 
         with contextlib.suppress(RegkitError):
             if series := dicom.series_of(source):
-                found = _together(sorted(one.path for one in series.slices))
-                return {"file": os.fspath(place), "series": series.uid, "sha256": found}
+                digest = _together(sorted(one.path for one in series.slices))
+                return {"file": os.fspath(place), "series": series.uid, "sha256": digest}
     return {"file": os.fspath(place), "sha256": sha256(place)}
 
 

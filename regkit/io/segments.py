@@ -121,13 +121,13 @@ def slicer_segments(fields: Mapping[str, str]) -> list[tuple[int, Segment]]:
     Raises:
         RegkitError: if a number is none; without the file's name.
     """
-    found: dict[int, dict[str, str]] = {}
+    raw_fields: dict[int, dict[str, str]] = {}
     for name, value in fields.items():
         entry = _ENTRY.fullmatch(name) or re.fullmatch(_ENTRY.pattern, name, re.IGNORECASE)
         if entry:
-            found.setdefault(int(entry[1][:9]), {})[entry[2]] = value
+            raw_fields.setdefault(int(entry[1][:9]), {})[entry[2]] = value
     segments = []
-    for number, entries in sorted(found.items()):
+    for number, entries in sorted(raw_fields.items()):
         own = {name.lower(): value for name, value in entries.items()}
         try:
             label, layer = int(own.get("labelvalue", number + 1)), int(own.get("layer", 0))
@@ -181,8 +181,8 @@ def named(
 ) -> tuple[Segment, ...]:
     """Segments of labels: those that are known, under names of one's own where they are given."""
     of = {segment.label: segment for segment in known}
-    found = [of.get(label, Segment(label, f"label {label}")) for label in labels]
-    return tuple(replace(one, name=names.get(one.label, one.name)) for one in found)
+    segments = [of.get(label, Segment(label, f"label {label}")) for label in labels]
+    return tuple(replace(one, name=names.get(one.label, one.name)) for one in segments)
 
 
 def codes_of(segment: Segment) -> tuple[Code, Code]:

@@ -69,8 +69,8 @@ class Replayed(Passes):
 
     def _work(self, batch: Batch, rng: Rng) -> Losses:
         losses = self.student.losses(batch, rng)
-        found = torch.autograd.grad(self.student.total(losses), self.parameters)
-        torch._foreach_copy_(self.gradients, found)
+        gradients = torch.autograd.grad(self.student.total(losses), self.parameters)
+        torch._foreach_copy_(self.gradients, gradients)
         return {name: value.detach() for name, value in losses.items()}
 
 

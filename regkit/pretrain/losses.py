@@ -19,9 +19,9 @@ def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) ->
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 
-def distance_loss(found: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
+def distance_loss(predicted: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
     """Mean squared error of the distance channels over cells that are seen."""
-    losses = (found - targets.distance).square().mean(1)
+    losses = (predicted - targets.distance).square().mean(1)
     return (losses * seen).sum() / seen.sum().clamp_min(1)
 
 
@@ -38,10 +38,10 @@ def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.T
     looked_at = seen[:, None]
     truth = looked_at & (structures[:, None] == numbers)
     logarithms = logits.log_softmax(1)
-    found = logarithms.exp()
+    probabilities = logarithms.exp()
     cells = (0, 2, 3, 4)
-    sizes, hits = truth.sum(cells), (found * truth).sum(cells)
-    rng = (2 * hits + 1) / ((found * looked_at).sum(cells) + sizes + 1)
+    sizes, hits = truth.sum(cells), (probabilities * truth).sum(cells)
+    rng = (2 * hits + 1) / ((probabilities * looked_at).sum(cells) + sizes + 1)
     present = sizes > 0
     entropy = -(logarithms * truth).sum() / sizes.sum().clamp_min(1)
     return entropy + ((1 - rng) * present).sum() / present.sum().clamp_min(1)

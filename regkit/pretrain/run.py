@@ -118,8 +118,8 @@ def pretrain(
     origin = {
         "templates": [path.name for path in templates],
         "anatomies": [
-            {"folder": path.name, "maps": len(found.maps), "source": found.legend.source}
-            for path, found in zip(anatomies, bodies)
+            {"folder": path.name, "maps": len(label_maps.maps), "source": label_maps.legend.source}
+            for path, label_maps in zip(anatomies, bodies)
         ],
         "start": None if start is None else {"file": start.name, "sha256": sha256(start), "new": new},
     }
@@ -154,8 +154,8 @@ def pretrain(
         export(trainer, target, config.stem, origin)
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
-    found = picture if drawn else None
-    return PretrainingResult(trainer.step, settings.steps, target, found, trainer.interrupted)
+    label_maps = picture if drawn else None
+    return PretrainingResult(trainer.step, settings.steps, target, label_maps, trainer.interrupted)
 
 
 def _spare_cores(where: Place) -> int:

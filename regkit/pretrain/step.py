@@ -101,21 +101,21 @@ class Student(nn.Module):
         groups = self.config.reading.channels
         values = output.float().split([group.count for group in groups], dim=1)
         parts = {group.name: part for group, part in zip(groups, values)}
-        found = {}
+        losses = {}
         if how.affinity or how.distance or how.local:
             targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
         if how.affinity:
-            found["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
+            losses["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
         if how.distance:
-            found["distance"] = distance_loss(parts["distance"], targets, batch.seen)
+            losses["distance"] = distance_loss(parts["distance"], targets, batch.seen)
         if how.local:
             nearness = 0.1 + targets.distance[1::2, 1]
-            found["local"] = self._local(parts["embedding"], nearness, batch, rng)
+            losses["local"] = self._local(parts["embedding"], nearness, batch, rng)
         if how.label:
-            found["label"] = self._label([*levels[1:], parts["embedding"]], batch, rng)
+            losses["label"] = self._label([*levels[1:], parts["embedding"]], batch, rng)
         if how.structure:
-            found["structure"] = structure_loss(parts["structure"], batch.structures, batch.seen)
-        return found
+            losses["structure"] = structure_loss(parts["structure"], batch.structures, batch.seen)
+        return losses
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum."""

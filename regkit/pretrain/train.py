@@ -259,9 +259,9 @@ def train(
         RegkitError: if the folder holds another run, or cannot be written.
     """
     trainer = PretrainTrainer(config, sources, where, start, maps)
-    found = checkpoints(run)
-    if found:
-        trainer.load(found[-1])
+    existing = checkpoints(run)
+    if existing:
+        trainer.load(existing[-1])
     if where.first:
         try:
             run.mkdir(parents=True, exist_ok=True)

@@ -96,8 +96,10 @@ def apply(
         with in_bfloat16(device):
             return network(window.to(memory_format=order)).float()
 
-    found = in_windows(image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done))
-    probabilities = found.softmax(0)
+    scores_of = in_windows(
+        image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done)
+    )
+    probabilities = scores_of.softmax(0)
     labels, confidence = _onto(probabilities, grid, volume.grid, task.labels)
     report("segmentation", 1.0)
     return Segmentation(
@@ -116,12 +118,12 @@ def _onto(
         probabilities: (C, Z, Y, X) on the grid ``seen``; background first, then the labels.
     """
     numbers = np.array([0, *labels])
-    found = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
+    label_map = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
     confidence = np.empty(grid.shape, np.float32)
     matrix = seen.world_to_index @ grid.index_to_world
     for first, last in slabs(grid, _POINTS // len(numbers)):
         where = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
         best = sample(probabilities, torch.from_numpy(where).movedim(-1, 0)).max(0)
-        found[first:last] = numbers[best.indices.numpy()]
+        label_map[first:last] = numbers[best.indices.numpy()]
         np.minimum(best.values.numpy(), 1, out=confidence[first:last])  # sums of weights are rounded
-    return found, confidence
+    return label_map, confidence

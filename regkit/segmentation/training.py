@@ -142,8 +142,8 @@ class Finetuned:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        found = asdict(self)
-        return found | {"model": str(self.model), "picture": self.picture and str(self.picture)}
+        values = asdict(self)
+        return values | {"model": str(self.model), "picture": self.picture and str(self.picture)}
 
 
 def finetune(
@@ -213,8 +213,8 @@ def finetune(
         finished = _train(trainer, run, held, minutes, report)
     picture = run / _PICTURE
     drawn = plot_losses(run / _LOG, picture, ("dice",))
-    found = picture if drawn else None
-    return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, found, before)
+    loss_picture = picture if drawn else None
+    return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, loss_picture, before)
 
 
 class FinetuneTrainer:
@@ -261,10 +261,10 @@ class FinetuneTrainer:
 
     def config(self) -> dict[str, Any]:
         """What the run is, ready for JSON."""
-        found: dict[str, Any] = json.loads(
+        content: dict[str, Any] = json.loads(
             json.dumps({"settings": asdict(self.settings), "task": asdict(self.task), "origin": self.origin})
         )
-        return found
+        return content
 
     def advance(self, done: float) -> dict[str, torch.Tensor]:
         """One step, at a share ``done`` of the run; the losses stay on the device."""
@@ -323,8 +323,8 @@ def _begin(trainer: FinetuneTrainer, run: Path) -> None:
     """
     make_folder(run)
     config = run / _CONFIG
-    if found := checkpoints(run):
-        trainer.load(found[-1])
+    if saved := checkpoints(run):
+        trainer.load(saved[-1])
     elif (run / FILE).exists() or not _is_begun(run, trainer.config()):
         raise RegkitError(
             f"'{run}' holds a model or something else, and no checkpoint to go on from; give another folder"
@@ -411,26 +411,26 @@ def _keep(trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volu
 
 def _score(trainer: FinetuneTrainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
     task, segmenter = trainer.task, trainer.segmenter
-    found = []
+    scores = []
     for image, labels in held:
         guess = apply(segmenter, image, trainer.device).labels.array
-        found.append(dice(labels.array, guess, task.labels, moving_labels=labels.array))
-    means = {name: summarise(row[label] for row in found) for label, name in zip(task.labels, task.names)}
+        scores.append(dice(labels.array, guess, task.labels, moving_labels=labels.array))
+    means = {name: summarise(row[label] for row in scores) for label, name in zip(task.labels, task.names)}
     return Score(trainer.step, summarise(means.values()), means)
 
 
 def _loaded(pairs: Sequence[Pair], role: str) -> list[tuple[Volume, Volume]]:
     """Images and their label maps, on one grid each."""
-    found = []
+    volumes = []
     for number, item in enumerate(pairs, 1):
         roles = f"{role} item {number}", f"{role} image {number}", f"labels of {role} image {number}"
-        found.append(load_labelled(item, *roles, one_grid=True))
-        if len(np.unique(found[-1][1].array)) == 1:
+        volumes.append(load_labelled(item, *roles, one_grid=True))
+        if len(np.unique(volumes[-1][1].array)) == 1:
             raise RegkitError(
-                f"labels of {role} image {number}, '{found[-1][1].name}': every voxel is "
-                f"{found[-1][1].array.flat[0]}; there must be background (0) as well"
+                f"labels of {role} image {number}, '{volumes[-1][1].name}': every voxel is "
+                f"{volumes[-1][1].array.flat[0]}; there must be background (0) as well"
             )
-    return found
+    return volumes
 
 
 def _identity(image: Volume, labels: Volume) -> str:
@@ -445,7 +445,7 @@ def _by_number(names: object) -> dict[int, str]:
     like = "such as {1: 'liver', 2: 'spleen'}"
     if not isinstance(names, Mapping):
         raise RegkitError(f"label names must be a dict {like}, got a {type(names).__name__}")
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
     for key, name in names.items():
         whole = int(key) if isinstance(key, float) and key.is_integer() else key
         text = str(whole).strip()
@@ -454,14 +454,14 @@ def _by_number(names: object) -> dict[int, str]:
                 f"label names must be a dict {like}: the key {key!r} is no whole number from 0 on"
             )
         label = int(text)
-        if label in found:
+        if label in by_number:
             raise RegkitError(
                 f"label names: {label} is there twice, as a number and as a string; name it once"
             )
         if label and not (isinstance(name, str) and name.strip()):
             raise RegkitError(f"label names: label {label} must have a name, got {name!r}")
-        found[label] = name
-    return found
+        by_number[label] = name
+    return by_number
 
 
 def _chosen(
@@ -550,5 +550,5 @@ def _seen(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
     for number, label in enumerate(task.labels, 1):
         classes[labels.array == label] = number
     where = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
-    found = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
-    return PreparedVolume(picture, found.to(torch.uint8))
+    class_map = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
+    return PreparedVolume(picture, class_map.to(torch.uint8))

@@ -55,11 +55,11 @@ def anatomies(share: float, folders: Sequence[Path]) -> list[LabelMaps]:
             "the configuration draws no whole label maps: leave --anatomies out, or give them a share in it, "
             "such as 'pairs.anatomies: 0.4'"
         )
-    found = []
+    maps = []
     for folder in folders:
         with readers_needed(folder):
-            found.append(load_label_maps(folder))
-    return found
+            maps.append(load_label_maps(folder))
+    return maps
 
 
 def load_templates(path: Path) -> Templates:

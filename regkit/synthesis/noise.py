@@ -110,8 +110,8 @@ def smooth_noises(
     values = drawn.index_select(0, onto(drawn.device, np.concatenate(boxes), np.int32))
     matrices = [_splines(tuple(shape), size, max(most)) for size in sizes for _ in range(channels)]
     parts = onto(drawn.device, matrices).split(tuple(shape), dim=1)
-    found = _product(values.view(-1, *most), [part[..., :k] for part, k in zip(parts, most)])
-    return found.unflatten(0, (len(sizes), channels))
+    values_at = _product(values.view(-1, *most), [part[..., :k] for part, k in zip(parts, most)])
+    return values_at.unflatten(0, (len(sizes), channels))
 
 
 @lru_cache(maxsize=512)

@@ -153,15 +153,15 @@ class PaintBox:
         tree = cKDTree(samples[:, :3] * scale)
         reach = _MARGIN + 1.2 * self.edge
         limit = samples[:, 3].max() + reach
-        found = np.full(self.x.shape, reach, np.float32)
-        if not found.size:
-            return found
+        surface = np.full(self.x.shape, reach, np.float32)
+        if not surface.size:
+            return surface
         near = self._near(tree, limit, scale)
         points = np.stack([self.x[near], self.y[near], self.z[near]], axis=-1) * scale
         distance, nearest = tree.query(points, distance_upper_bound=limit)
         # A point without a sample in the limit gets distance inf and the index one past the last.
-        found[near] = np.minimum(distance - np.append(samples[:, 3], 0)[nearest], reach)
-        return found
+        surface[near] = np.minimum(distance - np.append(samples[:, 3], 0)[nearest], reach)
+        return surface
 
     def _near(self, tree: cKDTree, limit: float, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which voxels may have a sample within ``limit``, judged by one voxel of each 4 x 4 x 4 block."""

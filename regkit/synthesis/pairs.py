@@ -267,8 +267,8 @@ def cut_and_render(
     where = (partner * scale).add_(origin)  # of the second views, in the anatomies
     labels = torch.empty((count, 2, *shape), dtype=torch.uint8, device=device)
     cells = torch.stack([_upright_cells(cuts, shape, device), _cells(where, last, strides)], dim=1)
-    for anatomy, theirs, found in zip(anatomies, cells, labels):
-        torch.index_select(anatomy.labels.view(-1), 0, theirs.view(-1), out=found.view(-1))
+    for anatomy, theirs, label in zip(anatomies, cells, labels):
+        torch.index_select(anatomy.labels.view(-1), 0, theirs.view(-1), out=label.view(-1))
     labels = labels.flatten(0, 1)
     views = [(anatomy, d) for anatomy, d in zip(anatomies, rng) for _ in range(2)]
     of_views = [d for _, d in views]

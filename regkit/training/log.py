@@ -95,9 +95,9 @@ def finite(losses: Mapping[str, torch.Tensor], step: int) -> dict[str, float]:
     """
     numbers = {name: float(value) for name, value in losses.items()}
     if not all(map(math.isfinite, numbers.values())):
-        found = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        text = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
         raise RegkitError(
-            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start "
+            f"the losses of step {step} are not finite ({text}); earlier checkpoints are kept; start "
             "another run with a lower learning rate"
         )
     return numbers

@@ -52,22 +52,22 @@ def write_report(
     if record is None:
         record = result.provenance(fixed=fixed)
     planes, scales = render(result, load_image(fixed, "fixed image"))
-    found = result.to_dict()
-    settings = found["settings"]
+    measures = result.to_dict()
+    settings = measures["settings"]
     page = template("regkit.viz", _TEMPLATE).render(
         colours={"ink": INK, "pale": PALE, "dim": DIM, "scale": _scale()},
         command=record.get("command", ""),
         fixed=settings["fixed"],
         inputs=record["inputs"],
-        metrics=found["metrics"],
+        metrics=measures["metrics"],
         moving=settings["moving"],
-        memory=found["memory_mb"],
+        memory=measures["memory_mb"],
         planes=planes,
         scales=scales,
-        seconds=found["seconds"],
+        seconds=measures["seconds"],
         settings=list(_flat({k: v for k, v in settings.items() if k not in (*_PROGRAMS, *_NAMES)})),
         slices=without_nan({p.plane.name: p.pictures for p in planes}),
-        verdict=found["verdict"],
+        verdict=measures["verdict"],
         versions={name: settings[name] for name in _PROGRAMS},
     )
     # A file name may hold bytes that are no text.

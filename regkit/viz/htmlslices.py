@@ -88,9 +88,9 @@ def render(result: Registration, fixed: Volume) -> tuple[list[Slices], Scales]:
 def values_at(array: npt.NDArray[Any], index: Float64) -> Picture:
     """Trilinear values at index coordinates (..., 3: x, y, z); NaN beyond half a voxel from the last one."""
     inside = np.all((index >= -0.5) & (index <= np.asarray(array.shape[::-1]) - 0.5), axis=-1)
-    found = map_coordinates(array, np.moveaxis(index[..., ::-1], -1, 0), np.float32, order=1, mode="nearest")
-    found[~inside] = np.nan
-    return found
+    values = map_coordinates(array, np.moveaxis(index[..., ::-1], -1, 0), np.float32, order=1, mode="nearest")
+    values[~inside] = np.nan
+    return values
 
 
 def jacobian_at(field: npt.NDArray[np.float32], grid: Grid, index: Float64) -> Picture:
@@ -111,9 +111,9 @@ def jacobian_at(field: npt.NDArray[np.float32], grid: Grid, index: Float64) -> P
         ends = [field[at[:, 2], at[:, 1], at[:, 0]].astype(np.float64) for at in (low, high)]
         step = np.maximum(high[:, axis] - low[:, axis], 1)[:, None]
         columns.append(matrix[:, axis] + (ends[1] - ends[0]) / step)
-    found = np.full(index.shape[:-1], np.nan, np.float32)
-    found[inside] = triple_product(*columns) / np.linalg.det(matrix)
-    return found
+    values = np.full(index.shape[:-1], np.nan, np.float32)
+    values[inside] = triple_product(*columns) / np.linalg.det(matrix)
+    return values
 
 
 def edges_of(picture: Picture) -> npt.NDArray[np.bool_]:
@@ -140,10 +140,10 @@ def lattice_of(right: Float64, down: Float64, step: float) -> npt.NDArray[np.boo
 
 def _steps(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Pixels whose value is not that of the next one to the right or below."""
-    found = np.zeros(values.shape, bool)
-    found[:, :-1] |= values[:, :-1] != values[:, 1:]
-    found[:-1] |= values[:-1] != values[1:]
-    return found
+    steps = np.zeros(values.shape, bool)
+    steps[:, :-1] |= values[:, :-1] != values[:, 1:]
+    steps[:-1] |= values[:-1] != values[1:]
+    return steps
 
 
 class _Painter:

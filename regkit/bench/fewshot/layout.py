@@ -132,13 +132,13 @@ def find_subjects(layout: Layout, data: Path, scratch: Path) -> list[Labelled]:
             f"the data of {layout.name}: '{data}' is not a folder; to be had from {layout.source}"
         )
     if layout.subjects:
-        found = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
-        missing = [path for case in found for path in (case.image, case.labels) if not path.is_file()]
+        subjects = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
+        missing = [path for case in subjects for path in (case.image, case.labels) if not path.is_file()]
         if missing:
             raise RegkitError(
                 f"'{missing[0]}' does not exist; {layout.name} is to be had from {layout.source}"
             )
-        return found
+        return subjects
     labels = _files(data, layout.labels, layout)
     if layout.rendered:
         return render_heads(labels, label_names(layout, data), scratch)
@@ -190,7 +190,7 @@ def draws(
 
 
 def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:
-    found = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
-    if not found:
+    files = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
+    if not files:
         raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is to be had from {layout.source}")
-    return found
+    return files

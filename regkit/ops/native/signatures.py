@@ -405,9 +405,9 @@ class Array:
         if isinstance(value, torch.Tensor):
             if value.dtype is not of_torch or not value.is_cpu:
                 on = "" if value.is_cpu else f" on {value.device.type}"
-                found = str(value.dtype).removeprefix("torch.")
+                dtype = str(value.dtype).removeprefix("torch.")
                 raise TypeError(
-                    f"kernel {kernel}: {self.name} must be {self.type} on the CPU, not {found}{on}"
+                    f"kernel {kernel}: {self.name} must be {self.type} on the CPU, not {dtype}{on}"
                 )
             in_order, address = value.is_contiguous(), value.data_ptr()
             steps: Sequence[int] = value.stride() if self.steps else ()
