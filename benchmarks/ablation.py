@@ -78,7 +78,7 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     import torch
 
     from regkit.pretrain.config import load_config
-    from regkit.pretrain.train import PretrainTrainer, export, place, train
+    from regkit.pretrain.train import PretrainTrainer, distributed_context, export, train
     from regkit.synthesis.mixture import mixture
 
     torch.set_num_threads(1)
@@ -95,9 +95,9 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
         checkpoints.append(((time.monotonic() - began) / 60, trainer.step, path))
 
     sources = mixture(config.procedural, config.templates, [TEMPLATES] if config.templates else [])
-    with place("cpu") as where:
+    with distributed_context("cpu") as context:
         began = time.monotonic()
-        train(config, sources, folder, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
+        train(config, sources, folder, context=context, minutes=minutes, save_every=minutes / 4, on_save=keep)
     return checkpoints
 
 

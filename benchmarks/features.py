@@ -62,14 +62,14 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
     return starts
 
 
-def kept_starts(kept: Path | None, name: str, direction: str, count: int) -> list[np.ndarray]:
+def kept_starts(path: Path | None, name: str, direction: str, count: int) -> list[np.ndarray]:
     """:func:`linear_starts`, from a JSON file where it has them; what it lacks is added to it."""
-    known = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    known = json.loads(path.read_text()) if path and path.exists() else {}
     key = f"{name}, {direction}"
     if len(known.get(key, ())) < count:
         known[key] = [start.tolist() for start in linear_starts(name, direction, count)]
-        if kept:
-            kept.write_text(json.dumps(known))
+        if path:
+            path.write_text(json.dumps(known))
     return [np.array(start) for start in known[key][:count]]
 
 
@@ -147,10 +147,10 @@ def line(one: Gain) -> str:
             cells += [""] * 3
         if measure == "dice":
             cells.append(f"{one.worst[0]:+.3f} {one.worst[1]}" if one.worst[1] else "")
-    told = one.row["metrics"]["evidence"]
-    several = len(told) > 1
+    evidence = one.row["metrics"]["evidence"]
+    several = len(evidence) > 1
     cells.append(
-        ", ".join(f"{k} {v['blur_of_match']:.2f}: {v['share']:.2f}" for k, v in told.items() if several)
+        ", ".join(f"{k} {v['blur_of_match']:.2f}: {v['share']:.2f}" for k, v in evidence.items() if several)
     )
     seconds = [f"{one.row['seconds'][stage]:.1f}" for stage in ("features", "coarse", "fine")]
     cells += [f"{one.row['metrics']['folding_percent']:.4f}", *seconds]

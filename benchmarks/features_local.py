@@ -191,15 +191,15 @@ def through_random_layers(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return image.lerp(values, rng.uniform(0, 1))
 
 
-def at(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def at(volume: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """Channels (C, Z, Y, X) at (z, y, x) coordinates (3, ...), beyond the border as there."""
     last = torch.tensor(volume.shape[1:]).view(3, 1, 1, 1) - 1
-    ratios = (where / last * 2 - 1).flip(0).movedim(0, -1)
+    ratios = (coordinates / last * 2 - 1).flip(0).movedim(0, -1)
     return F.grid_sample(volume[None], ratios[None], padding_mode="border", align_corners=True)[0]
 
 
-def nearest(labels: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    z, y, x = (axis.round().clamp(0, n - 1).long() for axis, n in zip(where, labels.shape))
+def nearest(labels: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    z, y, x = (axis.round().clamp(0, n - 1).long() for axis, n in zip(coordinates, labels.shape))
     return labels[z, y, x]
 
 
@@ -224,10 +224,10 @@ def draw_pair(anatomy: Anatomy, rng: Rng) -> Pair:
         if len(labels[tuple(box)].unique()) > 2:
             break
     turn = torch.from_numpy(random_turn(rng, 25) * zoom).float()
-    where = torch.einsum("ij,jzyx->izyx", turn, about_the_middle(block))
-    labels = nearest(labels, where + torch.from_numpy(middle).float().view(3, 1, 1, 1))
-    chances, most = (0.7, 0.4, 0.4), (0.28, 0.8, 1.2)
-    shared = [rng.uniform(0, m) if rng.chance(c) else 0.0 for c, m in zip(chances, most)]
+    coordinates = torch.einsum("ij,jzyx->izyx", turn, about_the_middle(block))
+    labels = nearest(labels, coordinates + torch.from_numpy(middle).float().view(3, 1, 1, 1))
+    chances, limits = (0.7, 0.4, 0.4), (0.28, 0.8, 1.2)
+    shared = [rng.uniform(0, m) if rng.chance(c) else 0.0 for c, m in zip(chances, limits)]
     own = [rng.uniform(0.2, 0.8) * s for s in shared] if rng.chance(0.35) else [0.0] * 3
 
     matrix = random_turn(rng, 12) * np.exp(random.uniform(-0.12, 0.12, 3))
@@ -278,8 +278,8 @@ def matching_loss(
         partner: (3, Z, Y, X), components (z, y, x), cells.
     """
     shape = first.shape[1:]
-    where = partner.reshape(3, -1)
-    near = where.round().long() + torch.from_numpy(rng.scalars.integers(-1, 2, where.shape))
+    coordinates = partner.reshape(3, -1)
+    near = coordinates.round().long() + torch.from_numpy(rng.scalars.integers(-1, 2, coordinates.shape))
     sides = torch.tensor(shape).view(3, 1)
     inside = ((near >= _RADIUS) & (near < sides - _RADIUS)).all(0).nonzero()[:, 0]
     if len(inside) < 16:
@@ -289,7 +289,7 @@ def matching_loss(
     flat = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
     others = second.flatten(1).index_select(1, flat.flatten()).view(len(second), *flat.shape)
     costs = (first.flatten(1)[:, inside, None] - others).square().sum(0)
-    away = (cells - where[:, inside, None]).square().sum(0)
+    away = (cells - coordinates[:, inside, None]).square().sum(0)
     target = torch.softmax(away / (-2 * _TARGET**2), 1)
     return -(target * torch.log_softmax(-sharpness * costs, 1)).sum(1).mean()
 
@@ -299,15 +299,15 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     network = load(arguments.start) if arguments.start else Local()
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    kept, sharpness = copy.deepcopy(network), nn.Parameter(torch.full((2,), math.log(12)))
+    average, sharpness = copy.deepcopy(network), nn.Parameter(torch.full((2,), math.log(12)))
     groups: list[dict[str, Any]] = [
         {"params": network.parameters()},
         {"params": [sharpness], "weight_decay": 0},
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    how = Pairs(trunks=0.25, anatomies=0.5, spacing=(0.6, 3.8), strays=0)
+    settings = Pairs(trunks=0.25, anatomies=0.5, spacing=(0.6, 3.8), strays=0)
     draw = partial(
-        draw_anatomy, how, mixture(1, 0, []), arguments.seed, maps=anatomies(0.5, arguments.anatomies)
+        draw_anatomy, settings, mixture(1, 0, []), arguments.seed, maps=anatomies(0.5, arguments.anatomies)
     )
     bank: list[Anatomy] = []
     pairs: list[Pair] = []
@@ -347,13 +347,13 @@ def train(arguments: argparse.Namespace) -> None:
         step += 1
         keep = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(kept.parameters()), list(network.parameters()), 1 - keep)
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
         losses.append([float(np.mean(every))])
         if step % 50 == 0:
             print(f"{step} steps, {100 * done:.0f} %, loss {np.mean(losses[-50:]):.4f}", flush=True)
         if step % 500 == 0:
-            save(kept, arguments.file, step)
-    save(kept, arguments.file, step)
+            save(average, arguments.file, step)
+    save(average, arguments.file, step)
 
 
 def save(network: Local, path: Path, step: int) -> None:
@@ -388,14 +388,14 @@ def part(path: Path, weight: float) -> Part:
 def measure(arguments: argparse.Namespace) -> None:
     """MIND, the default features, and these with the descriptor, as features.py compares them."""
     added = part(arguments.file, arguments.weight)
-    asked = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
-    asked["local+network+mind"] = (added, *asked["network+mind"])
+    parts_of = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
+    parts_of["local+network+mind"] = (added, *parts_of["network+mind"])
     lines, gains, every = [HEAD], [], []
     for name in chosen(arguments.pairs):
         for direction in DIRECTIONS:
             starts = kept_starts(arguments.known, name, direction, arguments.starts)
             reference: list[dict[str, Any]] = []
-            for features, parts in asked.items():
+            for features, parts in parts_of.items():
                 with patch("regkit.registration.feature_parts", lambda *_, f=features, p=parts: (f, p, None)):
                     rows = [run(name, direction, {"init": start, "threads": 1}) for start in starts]
                 reference = reference or rows

@@ -166,8 +166,8 @@ def readers() -> dict[str, Reader]:
 
     def slicer(path: Path) -> None:
         layers = [(values > 500).astype(np.uint8), (values % 2 * 2).astype(np.uint8)]
-        named = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
-        save_slicer_segmentation(LayeredSegmentation(layers, grid, named), path)
+        two_segments = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
+        save_slicer_segmentation(LayeredSegmentation(layers, grid, two_segments), path)
 
     def made_by(path: Path) -> Any:
         (path.with_suffix("")).write_text("")
@@ -410,11 +410,11 @@ class _Forked:
             theirs.close()
             type(self).server = ours
         assert self.server
-        asked, answer = os.pipe(), os.pipe()
-        socket.send_fds(self.server, [b"x"], [asked[0], answer[1]])
-        os.close(asked[0])
+        question, answer = os.pipe(), os.pipe()
+        socket.send_fds(self.server, [b"x"], [question[0], answer[1]])
+        os.close(question[0])
         os.close(answer[1])
-        self.stdin, self.stdout = os.fdopen(asked[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
+        self.stdin, self.stdout = os.fdopen(question[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
         self.pid = int(self.server.recv(32))
         self._code: int | None = None
 
@@ -485,18 +485,18 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     start, detail = time.monotonic(), ""
     try:
         reader.read(path)
-        how = "read"
+        outcome = "read"
     except RegkitError as error:
-        how = "refused" if "\n" not in str(error) else "more than one line"
-        detail = "" if how == "refused" else str(error)[:200]
+        outcome = "refused" if "\n" not in str(error) else "more than one line"
+        detail = "" if outcome == "refused" else str(error)[:200]
     except BaseException as error:
-        how, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        outcome, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     seconds = time.monotonic() - start
     if (folder / CANARY).exists():
-        how, detail = "pickle run", ""
+        outcome, detail = "pickle run", ""
     if seconds > MAX_SECONDS:
-        how = "hang"
-    return {"how": how, "detail": detail, "seconds": seconds}
+        outcome = "hang"
+    return {"how": outcome, "detail": detail, "seconds": seconds}
 
 
 class Tally:
@@ -508,12 +508,12 @@ class Tally:
         self.faults: list[str] = []
         self.seconds: list[float] = []
 
-    def add(self, name: str, how: str, detail: str = "", seconds: float = 0.0) -> None:
+    def add(self, name: str, outcome: str, detail: str = "", seconds: float = 0.0) -> None:
         """Count a case."""
-        self.counts[how] += 1
+        self.counts[outcome] += 1
         self.seconds.append(seconds)
-        if how not in ("read", "refused"):
-            self.faults.append(f"{name}, case {self.done}: {how} {detail}".strip())
+        if outcome not in ("read", "refused"):
+            self.faults.append(f"{name}, case {self.done}: {outcome} {detail}".strip())
         self.done += 1
         self.started = False
 

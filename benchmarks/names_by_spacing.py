@@ -44,19 +44,19 @@ def of_maps(maps: LabelMaps, count: int, spacing: float) -> list[Anatomy]:
 def named(
     network: NetworkFeatures,
     anatomies: Sequence[Anatomy],
-    how: Pairs,
+    settings: Pairs,
     spacing: float,
     field_mm: Sequence[float] | None,
 ) -> tuple[float, float]:
     """Mean Dice over the structures, all anatomies together, and the share of them called nothing."""
-    how = replace(how, spacing=(spacing, spacing), strays=0, offset=0)
+    settings = replace(settings, spacing=(spacing, spacing), strays=0, offset=0)
     middle = (slice(network.stride // 2, None, network.stride),) * 3
     recognised, truth = [], []
     for number, anatomy in enumerate(anatomies):
         assert anatomy.spacing is not None
         field = field_mm or [n * anatomy.spacing for n in anatomy.labels.shape]
         shape = tuple(min(_MAX_SIDE, round(mm / spacing / 16) * 16) for mm in field)
-        pair = cut_and_render([anatomy], how, [Rng.of(_SEED, 1, number)], shape)
+        pair = cut_and_render([anatomy], settings, [Rng.of(_SEED, 1, number)], shape)
         recognised.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
         truth.append(pair.structures[0][middle].flatten())
     likely, there = (torch.cat(maps).numpy() for maps in (recognised, truth))
@@ -78,7 +78,7 @@ def main() -> None:
         "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "names_by_spacing"
     )
     arguments = parser.parse_args()
-    how = load_config(ROOT / "models" / "regkit-small.yaml").pairs
+    settings = load_config(ROOT / "models" / "regkit-small.yaml").pairs
     network = NetworkFeatures(arguments.weights or bundled_weights(), apart=True)
     maps = load_label_maps(arguments.anatomies) if arguments.anatomies else None
     trunks = [
@@ -89,7 +89,7 @@ def main() -> None:
     lines = ["| voxels mm | Dice | called nothing |", "|--:|--:|--:|"]
     for spacing in arguments.spacings:
         drawn = of_maps(maps, arguments.count, spacing) if maps else trunks
-        score, nothing = named(network, drawn, how, spacing, None if maps else _FIELD_MM)
+        score, nothing = named(network, drawn, settings, spacing, None if maps else _FIELD_MM)
         rows.append({"spacing_mm": spacing, "dice": score, "called_nothing": nothing})
         lines.append(f"| {spacing:g} | {score:.3f} | {100 * nothing:.0f} % |")
         print(lines[-1], flush=True)

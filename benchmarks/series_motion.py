@@ -74,10 +74,10 @@ def moving_head(
         shown = gaussian_filter((table[labels] * texture).astype(np.float32), blur)
         turn = Rotation.from_rotvec(random.normal(size=3) * degrees / 2 * (k > 0), degrees=True)
         matrix = rigid(turn, random.normal(size=3) * mm / 2 * (k > 0), centre)
-        seen = sitk.Resample(
+        resampled = sitk.Resample(
             grid.to_sitk(shown), own.blank(), affine_transform(np.linalg.inv(matrix)), sitk.sitkLinear
         )
-        array = sitk.GetArrayFromImage(seen)
+        array = sitk.GetArrayFromImage(resampled)
         array = np.hypot(
             array + noise * random.normal(size=array.shape), noise * random.normal(size=array.shape)
         )

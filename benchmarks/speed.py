@@ -91,8 +91,8 @@ def write_pair(folder: Path, shape: Sequence[int], spacing: float) -> None:
     sides = (("fixed", phantom.fixed, sitk.Transform()), ("moving", phantom.moving, shift))
     for name, volume, transform in sides:
         image, background = volume.to_sitk(), float(volume.array.min())
-        seen = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
-        sitk.WriteImage(seen, str(folder / f"{name}.nii.gz"))
+        resampled = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
+        sitk.WriteImage(resampled, str(folder / f"{name}.nii.gz"))
 
 
 def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, float], str]:
@@ -100,13 +100,13 @@ def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, floa
     # Each library that counts threads reads one of these.
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
+        output.seek(0)
         errors.seek(0)
         if status:
             raise SystemExit(f"{' '.join(command[:4])} failed:\n{errors.read()[-2000:]}")
@@ -114,7 +114,7 @@ def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, floa
             "seconds": seconds,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-        }, said.read()
+        }, output.read()
 
 
 def regkit(folder: Path, *options: str) -> list[str]:
@@ -145,8 +145,8 @@ def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     rates: dict[str, float] = {}
     for _ in range(arguments.runs):
         start = empty(arguments.threads)["seconds"]
-        whole, said = measure(regkit(folder), arguments.threads)
-        result = json.loads(said)
+        whole, output = measure(regkit(folder), arguments.threads)
+        result = json.loads(output)
         settings, seconds = result["settings"], {"start": start, **result["seconds"]}
         seconds["write"] = whole["seconds"] - start - seconds.pop("total")
         runs.append({**whole, "stages": seconds})
@@ -158,12 +158,12 @@ def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     for stage in STAGES:
         median = statistics.median(run["stages"][stage] for run in runs)
         own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
-        limit = sum(least for _, least, _ in own)
+        limit = sum(seconds_min for _, seconds_min, _ in own)
         share = [f"{limit:.2f}", f"{100 * limit / median:.0f} %"] if own else ["", ""]
         rows.append([stage, f"{median:.2f}", "", "", "", *share])
-        for need, least, which in own:
+        for need, seconds_min, which in own:
             work = [f"{need['bytes'] / 1e9:.2f}", f"{need['operations'] / 1e9:.1f} {need['kind']}", which]
-            rows.append([f"- {need['part']}", "", *work, f"{least:.2f}", ""])
+            rows.append([f"- {need['part']}", "", *work, f"{seconds_min:.2f}", ""])
     rows.append(["whole process", spread((run["seconds"] for run in runs), 2), *[""] * 5])
     columns = ["stage", "seconds, median", "needs GB", "10^9 operations", "its ceiling", "seconds there"]
     reached = ", ".join(
@@ -179,8 +179,8 @@ does before its first stage, and ends; *write* is what remains, with the end of 
 
 def peer_version(python: str, package: str, imports: str) -> str | None:
     """Of a package that can be imported, which also brings it into memory before it is timed."""
-    asked = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
-    process = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    program = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
+    process = subprocess.run([python, "-c", program], capture_output=True, text=True)
     return None if process.returncode else process.stdout.split()[-1]
 
 
@@ -230,7 +230,7 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         median = 1e3 * statistics.median(run["stages"][stage] for run in runs)
         own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
         own = own if stage != "warp" else []  # which is made on the CPU
-        limit = 1e3 * sum(least for _, least, _ in own)
+        limit = 1e3 * sum(seconds_min for _, seconds_min, _ in own)
         busy = warm["busy"].get(stage, 0.0)
         share = [f"{limit:.2f}", f"{100 * limit / busy:.0f} %"] if own else ["", ""]
         rows.append([stage, f"{median:.0f}", f"{busy:.1f}", *share])
@@ -326,10 +326,10 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         apart(write_pair, folder, (side,) * 3, FIELD_OF_VIEW / side)
         runs = []
         for _ in range(arguments.runs):
-            run, said = measure(regkit(folder), arguments.threads)
+            run, output = measure(regkit(folder), arguments.threads)
             runs.append(run)
             print(side, *(f"{value:.1f}" for value in run.values()), flush=True)
-        settings = json.loads(said)["settings"]
+        settings = json.loads(output)["settings"]
         coarsened = settings["working_spacing_mm"] > 1.001 * FIELD_OF_VIEW / side
         fitted = {"runs": runs, "coarsened": coarsened, "settings": settings}
         rows.append({"side": side, **medians(runs), **fitted})
@@ -338,8 +338,8 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         "seconds above those of an empty process": ("seconds", base["seconds"]),
         "peak MB above that of an empty process": ("peak_mb", base["peak_mb"]),
     }
-    kept = [row for row in rows if not row["coarsened"]]
-    exponents = {name: (exponent(rows, *fit), exponent(kept, *fit)) for name, fit in fits.items()}
+    full_grid = [row for row in rows if not row["coarsened"]]
+    exponents = {name: (exponent(rows, *fit), exponent(full_grid, *fit)) for name, fit in fits.items()}
     cells = [["an empty process", "", "", *(f"{value:.1f}" for value in base.values())]]
     for row in rows:
         spacing, working = FIELD_OF_VIEW / row["side"], row["settings"]["working_spacing_mm"]

@@ -70,11 +70,13 @@ def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Imag
     paths = []
     for volume, kind in ((image, sitk.sitkLinear), (names[ids], sitk.sitkNearestNeighbor)):
         paths.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
-    seen = sitk.GetArrayFromImage(paths[0])
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in seen.shape), indexing="ij")
+    noisy = sitk.GetArrayFromImage(paths[0])
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noisy.shape), indexing="ij")
     slope = random.uniform(-0.15, 0.15, 3)
-    seen = seen * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(size=seen.shape)
-    scanned = own.to_sitk((random.uniform(500, 1500) * seen).astype(np.float32))
+    noisy = noisy * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(
+        size=noisy.shape
+    )
+    scanned = own.to_sitk((random.uniform(500, 1500) * noisy).astype(np.float32))
     return scanned, sitk.Cast(paths[1], sitk.sitkUInt8)
 
 
@@ -90,9 +92,9 @@ def agreement(labels: list[sitk.Image], transforms: list[sitk.Transform], grid: 
     votes = np.stack([(moved == k).sum(0) for k in range(count)]).astype(np.int16)
     rows = []
     for one in moved:
-        most = (votes - np.stack([one == k for k in range(count)])).argmax(0)
+        majority = (votes - np.stack([one == k for k in range(count)])).argmax(0)
         dice = [
-            2 * ((one == k) & (most == k)).sum() / ((one == k).sum() + (most == k).sum())
+            2 * ((one == k) & (majority == k)).sum() / ((one == k).sum() + (majority == k).sum())
             for k in range(1, count)
         ]
         rows.append(dice)
@@ -133,7 +135,7 @@ def main() -> None:
         sitk.WriteImage(image, str(files[-1]))
         labels.append(label_map)
 
-    def told(stage: str, done: float) -> None:
+    def report(stage: str, done: float) -> None:
         print(f"{100 * done:3.0f} % {stage}", flush=True)
 
     made = build_template(
@@ -141,7 +143,7 @@ def main() -> None:
         options.output / "template",
         affine_rounds=options.affine_rounds,
         rounds=options.rounds,
-        progress=told,
+        progress=report,
     )
     grid = made.image.grid
     affine = [affine_transform(read_linear(file)) for file in made.affine]

@@ -156,17 +156,17 @@ def measure(case: Case, result: Found, reference: Found | None = None) -> dict[s
             truths["linear"] = case.truth(transform_points(reference.linear, points))
     voxel = float(np.prod(grid.spacing) ** (1 / 3))
     deep = inside(grid, points, BORDER) & inside(moving, maps["truth"], BORDER)
-    seen = inside(moving, maps["truth"], 0)
-    where = {"body": case.body & deep, "border": case.body & seen & ~deep}
+    visible = inside(moving, maps["truth"], 0)
+    regions = {"body": case.body & deep, "border": case.body & visible & ~deep}
     errors = {stage: distance(maps[stage], truths[stage]) / voxel for stage in truths if stage in maps}
     row: dict[str, Any] = {"voxel_mm": voxel}
-    for region, mask in where.items():
+    for region, mask in regions.items():
         row[region] = {"voxels": int(mask.sum())}
         row[region] |= {stage: summary(error[mask]) for stage, error in errors.items()}
     row["imaged"] = {stage: float(contains(moving, mapped).mean()) for stage, mapped in maps.items()}
     row["doubt"] = None
-    if result.doubt is not None and reference is None and where["body"].any():
-        mask = where["body"]
+    if result.doubt is not None and reference is None and regions["body"].any():
+        mask = regions["body"]
         row["doubt"] = doubt_against_error(result.doubt[mask] / voxel, errors["after"][mask])
     return row
 
@@ -255,8 +255,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run what the output already has as well")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "truth")
     arguments = parser.parse_args()
-    kept = arguments.output.with_suffix(".json")
-    rows = {(r["case"], r["method"]): r for r in json.loads(kept.read_text())} if kept.exists() else {}
+    table = arguments.output.with_suffix(".json")
+    rows = {(r["case"], r["method"]): r for r in json.loads(table.read_text())} if table.exists() else {}
     for case in cases(arguments.groups, arguments.cases):
         for name in arguments.methods:
             old = rows.get((case.name, name))

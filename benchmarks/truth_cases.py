@@ -90,11 +90,11 @@ class Case:
     threads: int | None = None
 
 
-def cases(groups: tuple[str, ...] = ("identity",), wanted: str = "") -> Iterator[Case]:
-    """All cases of some groups whose name contains ``wanted``; none is made before it is asked for."""
+def cases(groups: tuple[str, ...] = ("identity",), pattern: str = "") -> Iterator[Case]:
+    """All cases of some groups whose name contains ``pattern``; none is made before it is asked for."""
     for group in groups:
         for name, make in MAKERS[group]().items():
-            if wanted.lower() in name.lower():
+            if pattern.lower() in name.lower():
                 yield make()
 
 

@@ -34,13 +34,13 @@ def report(rows: list[Row]) -> str:
     cropped = [row for row in done(rows) if row["kind"] == "cropped"]
     if cropped:
         parts += ["## Cropped: % of the fixed voxels that land in the moving field of view", imaged(cropped)]
-    told = [row for row in done(rows) if row["doubt"] is not None]
-    if told:
+    with_doubt = [row for row in done(rows) if row["doubt"] is not None]
+    if with_doubt:
         parts += [
             "## Stated doubt",
-            doubt_overview(told),
+            doubt_overview(with_doubt),
             "In bins of equally many places:",
-            doubt_bins(told),
+            doubt_bins(with_doubt),
         ]
     return "\n\n".join(parts)
 
@@ -154,9 +154,9 @@ def doubt_overview(rows: list[Row]) -> str:
     for group, own in grouped(rows, "group").items():
         for method, mine in grouped(own, "method").items():
             right = [row["doubt"]["right_where_sure"] for row in mine]
-            told = [share for share in right if share is not None]
+            known = [share for share in right if share is not None]
             cells = [f"{100 * np.mean([row['doubt']['sure'] for row in mine]):.1f}"]
-            cells += [f"{100 * f:.1f}" for f in (np.mean(told), min(told))] if told else ["", ""]
+            cells += [f"{100 * f:.1f}" for f in (np.mean(known), min(known))] if known else ["", ""]
             lines.append([f"{group}, {method}", str(len(mine)), *cells])
     return markdown(["", "cases", "% that say under 1", "% of those that are", "in the worst case"], lines)
 
@@ -186,9 +186,9 @@ def draw(rows: list[Row], picture: Path) -> None:
     from regkit.io.atomic import atomic_path
     from regkit.viz.colours import DIM, INK, PALE
 
-    told = [row for row in done(rows) if row["doubt"] is not None]
+    with_doubt = [row for row in done(rows) if row["doubt"] is not None]
     groups = grouped(rows, "group")
-    panels = len(groups) + bool(told)
+    panels = len(groups) + bool(with_doubt)
     tallest = max(len(grouped(own, "kind")) for own in groups.values())
     figure = Figure((5 * panels, 1.5 + 0.22 * tallest), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)
@@ -208,9 +208,9 @@ def draw(rows: list[Row], picture: Path) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_yticks(range(len(kinds)), kinds)
         ax.set_xlabel("mean error in the body, voxels")
-    if told:
+    if with_doubt:
         ax = axes[-1]
-        for method, own in grouped(told, "method").items():
+        for method, own in grouped(with_doubt, "method").items():
             parts = binned(own)
             doubt = [part.mean() for part, _ in parts]
             for what, style in ((np.mean, "-"), (lambda e: np.percentile(e, 95), ":")):

@@ -22,14 +22,14 @@ _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     todo = [_in_repository(file.src_uri) for file in files.documentation_pages()] + list(FROM_NAVIGATION)
-    seen = set(todo)
+    visited = set(todo)
     for path in todo:
         if not path.startswith("docs/"):
             files.append(File.generated(config, _in_site(path), abs_src_path=str(ROOT / path)))
         if path.endswith(".md"):
             targets = _targets(path, (ROOT / path).read_text(encoding="utf-8"))
-            todo += sorted(targets - seen)
-            seen |= targets
+            todo += sorted(targets - visited)
+            visited |= targets
     return files
 
 

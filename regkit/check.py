@@ -182,12 +182,12 @@ def _tried(look: LowRes, candidate: _Candidate) -> Interpretation:
     targets = candidate.map(points)
     agreement = covered = 0.0
     if np.isfinite(targets).all() and _plausible(points, targets):
-        seen = look.through(lambda _: targets)
-        shown = look.content * seen.weight
-        covered = look.covered(seen)
-        chance = look.chance(seen)
+        moved = look.through(lambda _: targets)
+        shown = look.content * moved.weight
+        covered = look.covered(moved)
+        chance = look.chance(moved)
         if covered > 0.02 and np.isfinite(chance):
-            difference = float((look.difference(seen) * shown).sum() / shown.sum()) / max(chance, 1e-9)
+            difference = float((look.difference(moved) * shown).sum() / shown.sum()) / max(chance, 1e-9)
             # Where there is nothing to see, chance is all there is.
             agreement = covered * (1 - difference)
     return Interpretation(candidate.name, candidate.text, candidate.advice, agreement, covered)

@@ -339,30 +339,30 @@ def _wanted(requirement: Requirement, extra: str) -> bool:
 
 def _problem(requirement: Requirement, version: str | None) -> str | None:
     """What is wrong with a package that regkit needs, and what to do."""
-    name, wanted = requirement.name, f"'{requirement.name}{requirement.specifier}'"
+    name, specifier = requirement.name, f"'{requirement.name}{requirement.specifier}'"
     if version is None:
-        return f"{name} is missing: pip install {wanted}"
+        return f"{name} is missing: pip install {specifier}"
     if not requirement.specifier.contains(version, prereleases=True):
-        return f"{name} {version} is not supported: pip install {wanted}"
+        return f"{name} {version} is not supported: pip install {specifier}"
     try:
         import_module(_MODULES.get(name.lower(), name))
     except Exception as error:  # a library of C that does not load, a module of another version
         why = reason(error)
-        return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {wanted}"
+        return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {specifier}"
     return None
 
 
 def _compiler() -> str | None:
     """The first line of what the compiler that setuptools would call says of itself."""
-    named = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    for word in (named.split()[0], "gcc", "clang", "cl"):
+    command_line = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    for word in (command_line.split()[0], "gcc", "clang", "cl"):
         path = shutil.which(word)
         if path is None:
             continue
         with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
-            lines = (said.stdout or said.stderr).strip().splitlines()
-            if said.returncode == 0 and lines:
+            process = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
+            lines = (process.stdout or process.stderr).strip().splitlines()
+            if process.returncode == 0 and lines:
                 return lines[0]
     return None
 
@@ -390,8 +390,8 @@ def _device() -> Device:
     import torch
 
     if torch.cuda.is_available():
-        seen = torch.cuda.get_device_properties(0)
-        return Device("cuda", seen.name, seen.total_memory, find_spec("triton") is not None)
+        properties = torch.cuda.get_device_properties(0)
+        return Device("cuda", properties.name, properties.total_memory, find_spec("triton") is not None)
     if sys.platform == "darwin":
         return Device("cpu", "regkit computes on GPUs of NVIDIA's alone")
     if torch.version.cuda is None:

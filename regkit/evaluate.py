@@ -190,13 +190,13 @@ def _label_maps(fixed: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[Labels, Lab
 
 
 def _whole(labels: npt.ArrayLike, which: str) -> Labels:
-    given = np.asarray(labels)
-    if given.dtype.kind in "ui":
-        whole = given
+    array = np.asarray(labels)
+    if array.dtype.kind in "ui":
+        whole = array
     else:
         with np.errstate(invalid="ignore"):
-            whole = given.astype(np.int64)
-        if (whole != given).any():
+            whole = array.astype(np.int64)
+        if (whole != array).any():
             raise InputError(
                 f"the {which} labels are not whole numbers: resample label maps with nearest neighbour"
             )

@@ -206,11 +206,11 @@ class _Comparison:
         transform = result.warp.to_sitk()
         image, reference = source.grid.to_sitk(source.image.cpu().numpy()), self.grid.blank()
         pixel, at_border = sitk.sitkFloat32, True  # continued by its border values, as in the registration
-        seen = (
+        maps = (
             sitk.Resample(image, reference, transform, sitk.sitkLinear, 0.0, pixel, at_border),
             sitk.Resample(source.grid.blank() + 1, reference, transform, sitk.sitkNearestNeighbor),
         )
-        moved, weight = (torch.from_numpy(sitk.GetArrayFromImage(i)).to(self.device) for i in seen)
+        moved, weight = (torch.from_numpy(sitk.GetArrayFromImage(i)).to(self.device) for i in maps)
         return local_difference(self._of_target(fixed), self._cells(moved, weight)).cpu()
 
     def _features_of_target(self, window: tuple[float, float]) -> FeatureMap:
@@ -245,8 +245,8 @@ def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) 
     """
     to_cells = cells.world_to_index @ grid.index_to_world
     for first, last in slabs(grid):
-        where = transform_points(to_cells, slab_index(grid, first, last)).astype(np.float32)
-        sampled = sample(differences, torch.from_numpy(where).movedim(-1, 0)).numpy()
+        index = transform_points(to_cells, slab_index(grid, first, last)).astype(np.float32)
+        sampled = sample(differences, torch.from_numpy(index).movedim(-1, 0)).numpy()
         part = shares[:, first:last]
         best = np.where(part > 0, sampled, np.inf).min(axis=0)
         part *= np.exp(np.minimum(best - sampled, 0) / np.maximum(best, 1e-6))
@@ -264,17 +264,17 @@ def _fuse(
     held = [np.unique(atlas.labels.array) for atlas in atlases]
     labels = np.unique(np.concatenate([[0], *held]))  # ascending: of equal votes, the smallest label's win
     fused = np.zeros(shares.shape[1:], np.result_type(*[atlas.labels.array for atlas in atlases]))
-    most = np.zeros(fused.shape)
+    highest = np.zeros(fused.shape)
     for k, label in enumerate(labels, 1):
         votes = np.zeros(fused.shape)
         for atlas, share, own in zip(atlases, shares, held):
             if label == 0 or label in own:
                 votes += share * atlas.votes(int(label))
-        better = votes > most
+        better = votes > highest
         fused[better] = label
-        most[better] = votes[better]
+        highest[better] = votes[better]
         on_step(k / len(labels))
-    return fused, (most / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
+    return fused, (highest / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
 
 
 def _load(number: int, atlas: object) -> tuple[Volume, Volume]:

@@ -55,11 +55,11 @@ def write_results(
     warp, inverse = result.warp, result.warp.inverse() if "inverse" in files else None
     stored: dict[str, Any] = {}
     if warp_spacing is not None:
-        least = coarser(warp, warp_spacing)
-        warp, stored["warp"] = least.warp, least.to_dict()
+        coarse = coarser(warp, warp_spacing)
+        warp, stored["warp"] = coarse.warp, coarse.to_dict()
         if inverse is not None:
-            least = coarser(inverse, warp_spacing)
-            inverse, stored["inverse"] = least.warp, least.to_dict()
+            coarse = coarser(inverse, warp_spacing)
+            inverse, stored["inverse"] = coarse.warp, coarse.to_dict()
         record = None if record is None else {**record, "stored": stored}
     volumes: dict[str, Volume] = {}
     if "moved" in files:
@@ -81,12 +81,12 @@ def write_results(
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
             save_volume(volume, files[name], fixed, moving, label_names)
-        seen = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
-        if "figure" in files and seen is not None:
+        fixed_image = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
+        if "figure" in files and fixed_image is not None:
             from regkit.viz.figure import registration_figure
 
             registration_figure(
-                seen,
+                fixed_image,
                 result.moving,
                 result.moved,
                 files["figure"],
@@ -95,10 +95,10 @@ def write_results(
                 result.moved_labels,
                 result.warp.jacobian(),
             )
-        if "report" in files and seen is not None:
+        if "report" in files and fixed_image is not None:
             from regkit.viz.htmlreport import write_report
 
-            write_report(result, files["report"], seen, record)
+            write_report(result, files["report"], fixed_image, record)
         if record is not None:
             write_record(next(iter(files.values())), record, files)
     return stored

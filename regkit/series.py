@@ -189,7 +189,7 @@ def align_series(
         raise RegkitError(f"interpolation '{interpolation}' is unknown: use linear, bspline or nearest")
     if rounds < 1:
         raise RegkitError(f"rounds must be at least 1, got {rounds}")
-    where = torch_device(device)
+    compute_device = torch_device(device)
     report = progress or (lambda stage, done: None)
     frames = load_frames(series, "series")
     size = frames.array.size
@@ -198,7 +198,7 @@ def align_series(
     inside = None if mask is None else load_mask(mask, "mask", frames.grid).array
     with reproducible(threads, seed):
         share = 1.0 if model == "rigid" else _RIGID_SHARE
-        aligner = _Aligner(frames, inside, where)
+        aligner = _Aligner(frames, inside, compute_device)
         fits, searched = aligner.rigid(rounds, lambda stage, done: report(stage, share * done))
         matrices, warps = [fit.matrix for fit in fits], []
         if model == "deformable":
@@ -224,7 +224,7 @@ def align_series(
             "model": model,
             "rounds": rounds,
             "interpolation": interpolation,
-            "device": str(where),
+            "device": str(compute_device),
             "threads": torch.get_num_threads(),
             "seed": seed,
             **({"features": features, "preset": preset} if model == "deformable" else {}),
@@ -294,8 +294,8 @@ class _Aligner:
         for k, one in enumerate(maps):
             image = grid.to_sitk(np.ascontiguousarray(self.frames.array[k], dtype=np.float32))
             transform = one.to_sitk() if isinstance(one, Warp) else affine_transform(one)
-            seen = sitk.Resample(image, onto, transform, interpolator, self.default, sitk.sitkFloat32)
-            moved[k] = sitk.GetArrayViewFromImage(seen)
+            resampled = sitk.Resample(image, onto, transform, interpolator, self.default, sitk.sitkFloat32)
+            moved[k] = sitk.GetArrayViewFromImage(resampled)
         return moved
 
     def mean(self, maps: Sequence[Float64 | Warp]) -> Volume:

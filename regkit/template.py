@@ -158,13 +158,13 @@ class _Builder:
         """All that is not done yet."""
         if not (self.folder / TEMPLATE).exists():
             self._rounds()
-        told = _read(self.folder / ROUNDS)
+        rounds = _read(self.folder / ROUNDS)
         return Template(
             load_image(self.folder / TEMPLATE, "template"),
             load_image(self.folder / AFFINE_MEAN, "mean of the affine rounds"),
             tuple(self._files(self.folder, self.stages[-1])),
             tuple(self._files(self.folder, "affine")),
-            tuple(told),
+            tuple(rounds),
             self.settings,
         )
 
@@ -196,26 +196,26 @@ class _Builder:
     def _rounds(self) -> None:
         template = load_image(self.start, "reference")
         template = replace(template, array=_brought(template.array, _window(template), self.window))
-        told: list[dict[str, Any]] = []
+        rounds: list[dict[str, Any]] = []
         matrices: list[Float64] = []
         for k, stage in enumerate(self.stages):
             place = self.folder / f"round-{k + 1}"
             if (place / ROUNDS).exists():
                 known = _read(place / ROUNDS)
-                told, matrices = known["rounds"], [np.array(matrix) for matrix in known["matrices"]]
+                rounds, matrices = known["rounds"], [np.array(matrix) for matrix in known["matrices"]]
             else:
                 for folder in (AFFINE, WARPS, "found"):
                     make_folder(place / folder)
-                told, matrices = self._round(k, place, template, matrices, told)
+                rounds, matrices = self._round(k, place, template, matrices, rounds)
             template = load_image(place / TEMPLATE, f"template of round {k + 1}")
             if stage == "affine":
                 affine_mean = template
             if k:  # what the next one needs is here
                 shutil.rmtree(self.folder / f"round-{k}", ignore_errors=True)
-        self._finish(place, template, affine_mean, told)
+        self._finish(place, template, affine_mean, rounds)
 
     def _round(
-        self, k: int, place: Path, template: Volume, matrices: list[Float64], told: list[dict[str, Any]]
+        self, k: int, place: Path, template: Volume, matrices: list[Float64], rounds: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], list[Float64]]:
         """Register all images to the template, take the bias out, and make the next template."""
         stage, count = self.stages[k], len(self.images)
@@ -243,8 +243,8 @@ class _Builder:
         else:
             bias = self._take_out(place, mapped)
             mean = self._mean(Warp.load(file).to_sitk() for file in self._files(place, stage))
-        told = [
-            *told,
+        rounds = [
+            *rounds,
             {"stage": stage, "sharpness": sharpness(mean), "displacement_mm": bias, "failed": failed},
         ]
         with together():
@@ -253,8 +253,8 @@ class _Builder:
             save_image(mean.to_sitk(), place / TEMPLATE)
             if stage == "affine":
                 save_image(mean.to_sitk(), self.folder / AFFINE_MEAN)
-            _write(place / ROUNDS, {"rounds": told, "matrices": [matrix.tolist() for matrix in mapped]})
-        return told, mapped
+            _write(place / ROUNDS, {"rounds": rounds, "matrices": [matrix.tolist() for matrix in mapped]})
+        return rounds, mapped
 
     def _take_out(self, place: Path, matrices: list[Float64]) -> float:
         """Write the warps of a round without their mean displacement; its mean length, mm."""
@@ -280,8 +280,8 @@ class _Builder:
         for n, transform in enumerate(transforms):
             image = self._image(n)
             inside = image.grid.blank(sitk.sitkUInt8) + 1
-            seen = sitk.Resample(inside, onto, transform, sitk.sitkNearestNeighbor, 0.0)
-            here = sitk.GetArrayFromImage(seen) > 0
+            covered = sitk.Resample(inside, onto, transform, sitk.sitkNearestNeighbor, 0.0)
+            here = sitk.GetArrayFromImage(covered) > 0
             moved = sitk.Resample(image.to_sitk(), onto, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
             total[here] += sitk.GetArrayViewFromImage(moved)[here]
             count += here
@@ -289,7 +289,9 @@ class _Builder:
         mean = np.where(count > 0, total / np.maximum(count, 1), min(low, self.window[0]))
         return Volume(mean.astype(np.float32), self.grid, "template")
 
-    def _finish(self, place: Path, template: Volume, affine_mean: Volume, told: list[dict[str, Any]]) -> None:
+    def _finish(
+        self, place: Path, template: Volume, affine_mean: Volume, rounds: list[dict[str, Any]]
+    ) -> None:
         """Put the results where they stay; the template comes last, and with it the run is done."""
         for folder in [AFFINE] + [WARPS] * (self.stages[-1] == "deformable"):
             if not os.path.isdir(self.folder / folder):
@@ -297,7 +299,7 @@ class _Builder:
         with together():
             save_image(affine_mean.to_sitk(), self.folder / AFFINE_MEAN)
             save_image(template.to_sitk(), self.folder / TEMPLATE)
-            _write(self.folder / ROUNDS, told)
+            _write(self.folder / ROUNDS, rounds)
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -80,12 +80,14 @@ class TensorRegistration:
             here = index_grid(tuple(warp.shape[1:]), warp.device).flip(0).double()  # components (i, j, k)
             world = map_index(own.numpy(), here) + warp
             index = map_index(np.linalg.inv(place.numpy()), world).to(image.dtype)
-            seen = sample(image, index.flip(0), mode=_MODES[mode])
+            sampled = sample(image, index.flip(0), mode=_MODES[mode])
             size = torch.tensor(image.shape[1:], device=index.device).view(3, 1, 1, 1)
             inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=0)
             value = default if default is not None else 0.0 if mode == "nearest" else image.min()
             warped.append(
-                torch.where(inside, seen, torch.as_tensor(value, dtype=seen.dtype, device=seen.device))
+                torch.where(
+                    inside, sampled, torch.as_tensor(value, dtype=sampled.dtype, device=sampled.device)
+                )
             )
         moved = torch.stack(warped)
         return (
@@ -153,7 +155,7 @@ def register_tensors(
     if isinstance(init, list | tuple) and len(init) != count:
         raise RegkitError(f"init is a list of {len(init)} for {count} pairs")
     starts: list[Any] = list(init) if isinstance(init, list | tuple) else [init] * count
-    where = fixed.device if device is None else device
+    compute_device = fixed.device if device is None else device
     results = []
     for k in range(count):
         sides: dict[str, Any] = {}
@@ -165,7 +167,7 @@ def register_tensors(
         results.append(
             register(
                 **sides, init=starts[k], features=features, weights=weights, preset=preset,
-                ct_window=ct_window, device=where, threads=threads, seed=seed, progress=report,
+                ct_window=ct_window, device=compute_device, threads=threads, seed=seed, progress=report,
             )
         )  # fmt: skip
     displacement = torch.stack([displacement_of(result.warp) for result in results]).to(fixed.device)

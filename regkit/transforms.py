@@ -238,10 +238,10 @@ def coarser(warp: Warp, spacing: float) -> Coarser:
     grid = Grid(tuple(size), tuple(sides), old.origin, old.direction)  # type: ignore[arg-type]
     still = Warp(np.zeros((*grid.shape, 3), np.float32), grid)
     warp_on_grid = Warp(still.compose(warp).field, grid, warp.moving_grid)
-    total, most = 0.0, 0.0
+    total, largest = 0.0, 0.0
     for first, last in slabs(old):
         here = transform_points(old.index_to_world, slab_index(old, first, last))
         off = warp_on_grid.transform_points(here) - here - warp.field[first:last]
         distance = np.linalg.norm(off, axis=-1)
-        total, most = total + float(distance.sum()), max(most, float(distance.max()))
-    return Coarser(warp_on_grid, total / warp.field[..., 0].size, most)
+        total, largest = total + float(distance.sum()), max(largest, float(distance.max()))
+    return Coarser(warp_on_grid, total / warp.field[..., 0].size, largest)

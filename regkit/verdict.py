@@ -204,15 +204,15 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     voxel = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
     spacing = max(_spacing(fixed, moving, _CELLS, _MAX_CELLS), _MIN_SPACING_VOXELS * voxel)
     look = LowRes(fixed, moving, spacing)
-    seen = look.through(points)
+    moved = look.through(points)
     sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
     left, scales, right = np.linalg.svd(np.asarray(matrix)[:3, :3])
     values = {
-        "overlap": 100 * look.covered(seen),
+        "overlap": 100 * look.covered(moved),
         "size": max(sides) / min(sides),
         "scale": float(max(scales.max(), 1 / scales.min())),
         "turn": float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))),
-        "doubt": _doubt(look, seen),
+        "doubt": _doubt(look, moved),
     }
     # What follows says the same whichever image is fixed, and faster where that is the smaller one.
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
@@ -222,19 +222,19 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 
 
-def _spacing(fixed: Source, moving: Source, cells: int, most: int) -> float:
+def _spacing(fixed: Source, moving: Source, cells: int, max_cells: int) -> float:
     """mm, for so many cells over the smaller field of view, and at most so many over the larger."""
     small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
-    return max((small / cells) ** (1 / 3), (large / most) ** (1 / 3))
+    return max((small / cells) ** (1 / 3), (large / max_cells) ** (1 / 3))
 
 
-def _doubt(look: LowRes, seen: Seen) -> float:
+def _doubt(look: LowRes, moved_image: Seen) -> float:
     """Median of how far off the warp may be, as far as the features at low resolution tell: % of the body."""
     fixed = FeatureMap(look.fixed.features, look.content[None])
-    moved = FeatureMap(seen.features, seen.weight[None])
+    moved = FeatureMap(moved_image.features, moved_image.weight[None])
     nowhere = torch.zeros(3, *look.content.shape).to(look.content)
     doubts = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
-    some = look.content[::2, ::2, ::2] * seen.weight[::2, ::2, ::2]
+    some = look.content[::2, ::2, ::2] * moved_image.weight[::2, ::2, ::2]
     known = doubts[(some > 0.5) & (doubts < MOST_DOUBT)]
     body = float(look.content.sum()) ** (1 / 3)
     return 100 * float(known.median()) / body if len(known) else math.nan
@@ -282,19 +282,19 @@ def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, CopyFit], f
         The fits by name, none where there is nothing to compare, and the similarity under the linear start.
     """
     lattice = _lattice(look.moving.grid, matrix, look.grid)
-    seen, weight = resample(look.moving, matrix, lattice)
-    shown = content(seen, weight)
+    moving_image, weight = resample(look.moving, matrix, lattice)
+    shown = content(moving_image, weight)
     search = _Search(look, float(shown.sum()), lattice)
     fits: dict[str, CopyFit] = {}
     start, judge = math.nan, None
     for name, axes in _COPIES.items():
-        turned = Source(seen.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
+        turned = Source(moving_image.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
         shift = search(turned)
         if shift is None:
             return {}, math.nan
         if judge is None:
             judge = _Judge(look, turned, search.mismatch)
-            start = judge.similarity(judge.seen(turned, np.eye(4)))
+            start = judge.similarity(judge.moved_features(turned, np.eye(4)))
         fits[name] = judge.fitted(turned, shift)
     return fits, start
 
@@ -320,21 +320,21 @@ class _Judge:
         self.full = max(min(float(self.content.sum()), shown), 1.0)
         self.inner = _inner(look.content)
 
-    def seen(self, copy: Source, matrix: Float64) -> FeatureMap:
+    def moved_features(self, copy: Source, matrix: Float64) -> FeatureMap:
         image, weight = resample(copy, matrix, self.grid)
         return FeatureMap(mind_ssc(image), weight[None])
 
-    def differences(self, seen: FeatureMap) -> torch.Tensor:
+    def differences(self, moved: FeatureMap) -> torch.Tensor:
         """Mean squared differences of the features, (Z, Y, X)."""
-        return (seen.values - self.fixed.values).square_().mean(0)
+        return (moved.values - self.fixed.values).square_().mean(0)
 
-    def similarity(self, seen: FeatureMap) -> float:
+    def similarity(self, moved: FeatureMap) -> float:
         """0 where the overlap is no better than at a random shift, 1 where it is perfect."""
-        weight = (self.fixed.weight * seen.weight)[0]
-        overlap, covered = float(weight.sum()), float((self.content * seen.weight[0]).sum())
+        weight = (self.fixed.weight * moved.weight)[0]
+        overlap, covered = float(weight.sum()), float((self.content * moved.weight[0]).sum())
         if covered <= _MIN_OVERLAP * self.full:
             return -math.inf
-        difference = float((self.differences(seen) * weight).sum())
+        difference = float((self.differences(moved) * weight).sum())
         missing = max(self.full - covered, 0.0)
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
@@ -342,23 +342,23 @@ class _Judge:
         """After rigid block matching from a shift, LPS mm."""
         matrix = np.eye(4)
         matrix[:3, 3] = shift
-        seen = self.seen(copy, matrix)
-        best, grid = self.similarity(seen), self.grid
+        moved = self.moved_features(copy, matrix)
+        best, grid = self.similarity(moved), self.grid
         for radius in _RADII:
-            blocks, matches = block_match(self.fixed, seen, radius)
+            blocks, matches = block_match(self.fixed, moved, radius)
             if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
             candidate = matrix @ grid.index_to_world @ step @ grid.world_to_index
-            there = self.seen(copy, candidate)
+            there = self.moved_features(copy, candidate)
             similarity = self.similarity(there)
             if similarity <= best:
                 break
-            matrix, seen, best = candidate, there, similarity
+            matrix, moved, best = candidate, there, similarity
         away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
-        inside = self.inner * _inner(seen.weight[0])
+        inside = self.inner * _inner(moved.weight[0])
         count = float(inside.sum())
-        within = float((self.differences(seen) * inside).sum()) / count if count >= _MIN_INSIDE else math.nan
+        within = float((self.differences(moved) * inside).sum()) / count if count >= _MIN_INSIDE else math.nan
         return CopyFit(best, float(away), within)
 
 

@@ -290,8 +290,8 @@ def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Vo
 
     The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
     """
-    seen = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
-    return replace(labels, array=sitk.GetArrayFromImage(seen), grid=grid)
+    resampled = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
+    return replace(labels, array=sitk.GetArrayFromImage(resampled), grid=grid)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
@@ -430,8 +430,8 @@ def apply_to_frames(
     moved = np.empty((len(frames), *grid.shape), dtype)
     for k, frame in enumerate(frames.array):
         source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
-        seen = sitk.Resample(
+        resampled = sitk.Resample(
             source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
         )
-        moved[k] = sitk.GetArrayViewFromImage(seen)
+        moved[k] = sitk.GetArrayViewFromImage(resampled)
     return replace(frames, array=moved, grid=grid)

@@ -21,13 +21,13 @@ from test_pretrain_train import CONFIG
 from regkit.core.errors import RegkitError
 from regkit.pretrain.batch_loader import _groups, batches
 from regkit.pretrain.run import _spare_cores
-from regkit.pretrain.train import Place, PretrainTrainer, train
+from regkit.pretrain.train import DistributedContext, PretrainTrainer, train
 from regkit.synthesis.shape_sources import Procedural, ShapeSource
 from regkit.synthesis.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TURNS = replace(CONFIG, steps=12, pairs=replace(CONFIG.pairs, bank=3))
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 class Failing(Procedural):
@@ -57,7 +57,7 @@ def _send_half(self: Connection, message: bytes) -> None:
     os._exit(9)
 
 
-def _trainer(source: ShapeSource | None = None, where: Place = HERE) -> PretrainTrainer:
+def _trainer(source: ShapeSource | None = None, where: DistributedContext = HERE) -> PretrainTrainer:
     return PretrainTrainer(TURNS, [(source or Procedural(), 1.0)], where)
 
 
@@ -87,10 +87,10 @@ def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     sources = [(Procedural(), 1.0)]
-    whole = train(TURNS, sources, tmp_path / "whole", where=HERE)
-    stopped = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=2, minutes=1e-6)
+    whole = train(TURNS, sources, tmp_path / "whole", context=HERE)
+    stopped = train(TURNS, sources, tmp_path / "cut", context=HERE, workers=2, minutes=1e-6)
     assert stopped.step == 1
-    cut = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=1)
+    cut = train(TURNS, sources, tmp_path / "cut", context=HERE, workers=1)
     assert cut.step == whole.step == TURNS.steps
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, cut.student.state_dict()[name]), name
@@ -98,7 +98,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 def test_a_process_of_several_draws_its_own_share() -> None:
     config = replace(TURNS, batch=4, steps=2)
-    where = Place(1, 2, HERE.device)
+    where = DistributedContext(1, 2, HERE.device)
     with batches(PretrainTrainer(config, [(Procedural(), 1.0)], where), 2) as received:
         batch = next(received)
     whole = PretrainTrainer(config, [(Procedural(), 1.0)], HERE).batch(0)
@@ -131,7 +131,7 @@ def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
 
 def test_how_many_processes_draw_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """None beside a CPU; beside a GPU the cores that are left, shared with the other processes here."""
-    gpu = Place(0, 1, torch.device("cuda"))
+    gpu = DistributedContext(0, 1, torch.device("cuda"))
     assert _spare_cores(HERE) == 0
     for cores, processes, expected in ((16, "1", 14), (64, "1", 16), (64, "8", 6), (1, "1", 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)

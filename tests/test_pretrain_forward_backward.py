@@ -14,7 +14,7 @@ from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.forward_backward import Passes, Replayed, Work, passes_of
 from regkit.pretrain.step import Batch, Student
-from regkit.pretrain.train import Place, PretrainTrainer
+from regkit.pretrain.train import DistributedContext, PretrainTrainer
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs
@@ -32,7 +32,7 @@ CONFIG = Config(
     pairs=Pairs(16, 3, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (2, 4), (4.0, 8.0), 1, (2.0, 3.0)), shapes=SHAPES),
     loss=Loss(local=0.0, label=0.0, structure=1.0, offsets=(2, 4)),
 )
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 class _Tape:
@@ -52,7 +52,7 @@ class _Tape:
         return replay
 
 
-def _trainer(where: Place = HERE) -> PretrainTrainer:
+def _trainer(where: DistributedContext = HERE) -> PretrainTrainer:
     return PretrainTrainer(CONFIG, [(Procedural(), 1.0)], where)
 
 
@@ -127,7 +127,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @cuda
 def test_steps_of_a_graph_are_those_that_are_launched() -> None:
     """Recorded while another thread draws on the device; bfloat16 and the order of sums differ."""
-    where = Place(0, 1, torch.device("cuda"))
+    where = DistributedContext(0, 1, torch.device("cuda"))
     graphed, plain = _trainer(where), _trainer(where)
     assert type(graphed.passes) is Replayed
     plain.passes = Passes(plain.student)
@@ -146,7 +146,7 @@ def _assert_close(one: PretrainTrainer, other: PretrainTrainer) -> None:
 
 @cuda
 def test_losses_do_not_wait_for_the_device() -> None:
-    trainer = _trainer(Place(0, 1, torch.device("cuda")))
+    trainer = _trainer(DistributedContext(0, 1, torch.device("cuda")))
     passes, batch = Passes(trainer.student), trainer.batch(0)
     passes(batch, Rng.of(0))
     with warnings.catch_warnings():

@@ -22,7 +22,14 @@ from regkit.core.errors import RegkitError
 from regkit.features.weights import load_network, reading
 from regkit.pretrain import train as training
 from regkit.pretrain.config import Config, Loss
-from regkit.pretrain.train import Place, PretrainTrainer, export, learning_rate_share, place, train
+from regkit.pretrain.train import (
+    DistributedContext,
+    PretrainTrainer,
+    distributed_context,
+    export,
+    learning_rate_share,
+    train,
+)
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.shape_sources import Procedural
@@ -41,15 +48,15 @@ CONFIG = Config(
 )
 # Without clipping the size of a gradient shows in the moments.
 PAIRED = replace(CONFIG, steps=6, clip=1e9)
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
-def _trainer(config: Config = CONFIG, where: Place = HERE) -> PretrainTrainer:
+def _trainer(config: Config = CONFIG, where: DistributedContext = HERE) -> PretrainTrainer:
     return PretrainTrainer(config, [(Procedural(), 1.0)], where)
 
 
 def _train(run: Path, config: Config = CONFIG, **options: object) -> PretrainTrainer:
-    return train(config, [(Procedural(), 1.0)], run, where=HERE, **options)  # type: ignore[arg-type]
+    return train(config, [(Procedural(), 1.0)], run, context=HERE, **options)  # type: ignore[arg-type]
 
 
 def _state(trainer: PretrainTrainer) -> dict[str, torch.Tensor]:
@@ -321,7 +328,7 @@ def test_trainers_of_one_seed_are_alike_and_leave_the_global_generator_alone(see
 def test_processes_share_the_pairs_of_a_step() -> None:
     config = replace(CONFIG, batch=4)
     whole = _trainer(config).batch(2)
-    halves = [_trainer(config, Place(rank, 2, HERE.device)).batch(2) for rank in range(2)]
+    halves = [_trainer(config, DistributedContext(rank, 2, HERE.device)).batch(2) for rank in range(2)]
     for name in ("images", "labels", "seen", "partner"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
 
@@ -340,17 +347,20 @@ def test_steps_that_are_drawn_at_once_get_their_own_pairs() -> None:
 
 def test_pairs_that_do_not_divide_among_the_processes() -> None:
     with pytest.raises(RegkitError, match="a batch of 2 pairs does not divide among 3 processes"):
-        _trainer(where=Place(0, 3, HERE.device))
+        _trainer(context=DistributedContext(0, 3, HERE.device))
 
 
 def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with place() as where:
+    with distributed_context() as where:
         assert where == HERE
-    with pytest.raises(RegkitError, match="no device named 'tpu'; there is: auto, cpu, cuda"), place("tpu"):
+    with (
+        pytest.raises(RegkitError, match="no device named 'tpu'; there is: auto, cpu, cuda"),
+        distributed_context("tpu"),
+    ):
         pass
-    with pytest.raises(RegkitError, match="no CUDA device"), place("cuda"):
+    with pytest.raises(RegkitError, match="no CUDA device"), distributed_context("cuda"):
         pass
 
 
@@ -378,7 +388,7 @@ import test_pretrain_train as here
 
 torch.set_num_threads(1)
 run = Path(sys.argv[1])
-with here.place("cpu") as where:
+with here.distributed_context("cpu") as where:
     assert (where.rank, where.world) == (int(os.environ["RANK"]), 2)
     states = []
     for stop in (3, None):
@@ -389,7 +399,7 @@ with here.place("cpu") as where:
             return plain(self, batch)
         here.PretrainTrainer.advance = advance
         trainer = here.train(
-            here.PAIRED, [(here.Procedural(), 1.0)], run, where=where, save_every=1e9
+            here.PAIRED, [(here.Procedural(), 1.0)], run, context=where, save_every=1e9
         )
         here.PretrainTrainer.advance = plain
         states.append((trainer.step, here._state(trainer)))
@@ -448,13 +458,13 @@ def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.Mon
                 assert torch.equal(one[name], other[name]), name
 
     # The same in one process: both shares, and the mean of their gradients.
-    trainers = [_trainer(PAIRED, Place(rank, 2, HERE.device)) for rank in range(2)]
+    trainers = [_trainer(PAIRED, DistributedContext(rank, 2, HERE.device)) for rank in range(2)]
     waiting: list[list[torch.Tensor]] = []
 
-    def keep(gradients: list[torch.Tensor], where: Place) -> None:
+    def keep(gradients: list[torch.Tensor], where: DistributedContext) -> None:
         waiting.append([gradient.clone() for gradient in gradients])
 
-    def mean(gradients: list[torch.Tensor], where: Place) -> None:
+    def mean(gradients: list[torch.Tensor], where: DistributedContext) -> None:
         for gradient, other in zip(gradients, waiting.pop(), strict=True):
             gradient.add_(other).div_(2)
 

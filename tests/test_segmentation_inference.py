@@ -51,7 +51,7 @@ def test_on_the_grid_of_the_network_nothing_is_lost() -> None:
     """Classes by intensity, in windows that overlap: the labels are those intensities, voxel by voxel."""
     volume = Volume(texture(GRID), GRID)
     segmenter = _by_levels((0.4, 0.6), (9, 4))
-    seen, grid = segmenter.task.seen(volume)
+    seen, grid = segmenter.task.network_input(volume)
     assert grid.same_as(GRID)
     result = segment(segmenter, volume, **CPU)
     clear = (abs(seen - 0.4) > 0.01) & (abs(seen - 0.6) > 0.01)

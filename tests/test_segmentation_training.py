@@ -548,7 +548,7 @@ def test_the_rate_rises_and_follows_half_a_cosine() -> None:
 
 
 def test_the_rate_of_a_step_is_that_of_its_share() -> None:
-    seen = [training._seen(*pair, task()) for pair in LEARNT]
+    seen = [training._prepared(*pair, task()) for pair in LEARNT]
     trainer = FinetuneTrainer(SETTINGS, task(), tiny_network(), seen, torch.device("cpu"), {})
     for share in (0.0, 0.01, 0.5, 0.99):
         trainer.advance(share)
@@ -613,8 +613,8 @@ def test_labels_are_seen_where_their_image_is(oblique_grid: Grid) -> None:
     image = Volume(rng.random(oblique_grid.shape, np.float32), oblique_grid)
     labels = Volume(rng.choice(np.array([0, 2, 7, 30], np.uint8), oblique_grid.shape), oblique_grid)
     given = task(spacing=1.3)
-    found = training._seen(image, labels, given)
-    picture, grid = given.seen(image)
+    found = training._prepared(image, labels, given)
+    picture, grid = given.network_input(image)
     assert torch.equal(found.image, picture)
     classes = np.select([labels.array == 2, labels.array == 7], [1, 2], 0).astype(np.uint8)
     expected = sitk.GetArrayFromImage(sitk.Resample(

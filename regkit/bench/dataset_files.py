@@ -36,7 +36,7 @@ def data_folder(request: Request, title: str, source: str) -> Path:
     return request.data
 
 
-def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
+def chosen(names: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
     """The names asked for, each once, or the first ``default`` ones if none is.
 
     Args:
@@ -45,11 +45,11 @@ def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) 
     Raises:
         RegkitError: if a name is unknown.
     """
-    for name in asked:
+    for name in names:
         if name not in known:
             listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
             raise RegkitError(f"no {what} '{name}'; there is: {listed}")
-    return list(dict.fromkeys(asked)) or list(known[:default])
+    return list(dict.fromkeys(names)) or list(known[:default])
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def _run(name: str, words: list[str], folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{name}' cannot be run: {error}") from error
     if done.returncode:
-        said = last_lines((done.stderr.strip() or done.stdout).decode("utf-8", "replace"), _ERROR_LINES)
-        raise RegkitError(f"'{name}' ended with code {done.returncode}: {said or 'it said nothing'}")
+        output = last_lines((done.stderr.strip() or done.stdout).decode("utf-8", "replace"), _ERROR_LINES)
+        raise RegkitError(f"'{name}' ended with code {done.returncode}: {output or 'it said nothing'}")
 
 
 def _result(name: str, folder: Path) -> Path:

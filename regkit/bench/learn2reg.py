@@ -70,8 +70,8 @@ def submission_cases(data: Path, split: str) -> list[Case]:
     (split,) = chosen([split], SPLITS, 0, f"split of {_TITLE}")
     root, content = _open(data_folder(Request(data, (), (), data), _TITLE, _SOURCE))
     numbers = _TRAINING if split == "train" else _listed(content, f"registration_{split}", root)
-    where = "Ts" if split == "test" else "Tr"
-    pairs = [[_side(root, where, n, kind) for kind in (_MR, _CT)] for n in numbers]
+    suffix = "Ts" if split == "test" else "Tr"
+    pairs = [[_side(root, suffix, n, kind) for kind in (_MR, _CT)] for n in numbers]
     if split == "test":
         pairs = [[_without_missing(side) for side in pair] for pair in pairs]
     _check(pairs, root)
@@ -121,9 +121,9 @@ def _names(content: dict[str, Any]) -> dict[int, str]:
     return names
 
 
-def _side(root: Path, where: str, number: str, kind: str) -> Side:
+def _side(root: Path, suffix: str, number: str, kind: str) -> Side:
     name = f"AbdomenMRCT_{number}_{kind}.nii.gz"
-    return Side(*(root / f"{what}{where}" / name for what in ("images", "labels", "masks")))
+    return Side(*(root / f"{what}{suffix}" / name for what in ("images", "labels", "masks")))
 
 
 def _without_missing(side: Side) -> Side:

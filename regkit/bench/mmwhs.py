@@ -143,12 +143,12 @@ def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: fl
         values = np.where(known, structures.array, 0).astype(np.uint16)
         grid = cubic(volume.grid, spacing)
         smooth = Source(torch.from_numpy(volume.array), None, volume.grid).smoothed_for(spacing)
-        for array, how, path in (
+        for array, interpolator, path in (
             (values, sitk.sitkNearestNeighbor, labels),
             (smooth.image.numpy(), sitk.sitkLinear, image),
         ):
             before, border = volume.grid.to_sitk(array), float(array.min())
-            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), how, border), path)
+            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), interpolator, border), path)
     return Side(image, labels)
 
 

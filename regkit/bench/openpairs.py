@@ -54,12 +54,12 @@ def load_pairs(data: Path, request: Request, default_directions: int) -> list[Ca
     directions = chosen(request.directions, DIRECTIONS, default_directions, "direction")
     known = sorted(path.parent.name for path in data.glob(f"[!.]*/{MANIFEST}"))
     if not known:
-        where = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
-        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {where}")
+        hint = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
+        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {hint}")
     cases = []
     for name in chosen(request.pairs, known, len(known), f"pair in '{data}' named"):
-        given = _read(data / name)
-        cases += [given if direction == "given" else _exchanged(given) for direction in directions]
+        case = _read(data / name)
+        cases += [case if direction == "given" else _exchanged(case) for direction in directions]
     return cases
 
 

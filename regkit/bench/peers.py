@@ -109,11 +109,11 @@ class Greedy(Peer):
 
         clock = StageTimer()
         pair = PeerImages.load(inputs.case)
-        given: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
+        arguments: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
         images = f"-i fixed moving -m {self.metric} -threads {inputs.threads} -seed {inputs.seed} -V 0"
         for option, name, mask in (("-gm", "inside", pair.fixed_mask), ("-mm", "visible", pair.moving_mask)):
             if mask is not None:
-                given[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
+                arguments[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
                 images += f" {option} {name}"
         greedy = Greedy3D()
         clock.end("load")
@@ -124,7 +124,7 @@ class Greedy(Peer):
                 f"{images} -a -dof 6 -ia-image-centers -n {levels} -o rigid",
                 f"{images} -a -dof 12 -ia rigid -n {levels} -o linear",
             ]
-            greedy.execute(commands[0], rigid=None, **given)
+            greedy.execute(commands[0], rigid=None, **arguments)
             greedy.execute(commands[1], linear=None)
             matrix, path = np.asarray(greedy["linear"]), "linear"
         else:
@@ -133,7 +133,7 @@ class Greedy(Peer):
             np.savetxt(inputs.folder / "start.mat", matrix)
         # -wp 0, because it would round the warp to tenths of voxels.
         commands.append(f"{images} -it {path} -n {levels} -wp 0 -o warp")
-        greedy.execute(commands[-1], warp=None, **given)
+        greedy.execute(commands[-1], warp=None, **arguments)
         clock.end("register")
         array = sitk.GetArrayFromImage(greedy["warp"])
         warp = replace(
@@ -166,10 +166,10 @@ class ConvexAdam(Peer):
         grid = pair.fixed.grid
         if min(grid.size) < 12:
             raise RegkitError(f"convexAdam needs 12 voxels along every axis; the fixed image has {grid.size}")
-        seen = _seen(pair.moving, grid, start, sitk.sitkLinear, float(pair.moving.array.min()))
-        images = [pair.fixed.array.T, seen.T]
+        resampled = _resampled(pair.moving, grid, start, sitk.sitkLinear, float(pair.moving.array.min()))
+        images = [pair.fixed.array.T, resampled.T]
         masks: dict[str, Any] = {}
-        if seen.min() == seen.max():
+        if resampled.min() == resampled.max():
             raise RegkitError(
                 "convexAdam has no linear stage, and the images do not overlap: give it a start"
             )
@@ -179,7 +179,7 @@ class ConvexAdam(Peer):
             if pair.fixed_mask:
                 inside[0] = pair.fixed_mask.array.astype(np.float32)
             if pair.moving_mask:
-                inside[1] = _seen(pair.moving_mask, grid, start, sitk.sitkNearestNeighbor, 0)
+                inside[1] = _resampled(pair.moving_mask, grid, start, sitk.sitkNearestNeighbor, 0)
             odd = [(0, n % 2) for n in grid.size]
             images = [np.pad(image, odd, mode="edge") for image in images]
             masks = {"use_mask": True}
@@ -207,10 +207,12 @@ class ConvexAdam(Peer):
         )
 
 
-def _seen(volume: Volume, grid: Grid, start: Float64, how: int, border: float) -> npt.NDArray[np.float32]:
+def _resampled(
+    volume: Volume, grid: Grid, start: Float64, interpolator: int, border: float
+) -> npt.NDArray[np.float32]:
     """What a moving image shows on a fixed grid after the start, (z, y, x)."""
     image = sitk.Resample(
-        volume.to_sitk(), grid.blank(), affine_transform(start), how, border, sitk.sitkFloat32
+        volume.to_sitk(), grid.blank(), affine_transform(start), interpolator, border, sitk.sitkFloat32
     )
     return sitk.GetArrayFromImage(image)
 
@@ -273,9 +275,9 @@ class Elastix(Peer):
             elastix.UpdateLargestPossibleRegion()
         except RuntimeError as error:
             log = (inputs.folder / "elastix.log").read_text(encoding="utf-8", errors="replace")
-            said = [line for line in log.splitlines() if line.startswith("Description:")]
+            messages = [line for line in log.splitlines() if line.startswith("Description:")]
             raise RegkitError(
-                f"elastix failed: {reason(RuntimeError(said[0][13:]) if said else error)}"
+                f"elastix failed: {reason(RuntimeError(messages[0][13:]) if messages else error)}"
             ) from None
         clock.end("register")
         image = itk.transformix_deformation_field(

@@ -291,8 +291,8 @@ def _check(folder: Path, run: Mapping[str, Any], rows: Sequence[Row]) -> None:
             f"the rows in '{folder}' are of different versions of regkit and cannot be compared: "
             f"{', '.join(sorted(name or 'unknown' for name in made_by))}"
         )
-    seen = Counter(key(row) for row in rows)
-    (twice, count) = seen.most_common(1)[0]
+    counts = Counter(key(row) for row in rows)
+    (twice, count) = counts.most_common(1)[0]
     if count > 1:
         raise RegkitError(f"'{folder}' has {count} rows of {' '.join(twice)}; delete all but one")
 

@@ -105,9 +105,9 @@ def read_rows(folder: Path) -> list[Row]:
 
 def drop_failed(folder: Path) -> None:
     """Take the rows of failures out, so that they are run again."""
-    kept = [json.dumps(row) + "\n" for row in read_rows(folder) if row["status"] == "ok"]
+    lines = [json.dumps(row) + "\n" for row in read_rows(folder) if row["status"] == "ok"]
     with atomic_path(folder / ROWS) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager

@@ -202,10 +202,10 @@ def _environment(threads: int) -> dict[str, str]:
     return os.environ | counts | {"PYTHONPATH": os.pathsep.join(places)}
 
 
-def _died(code: int, said: str) -> str:
-    said = last_lines(said, _ERROR_LINES)
+def _died(code: int, output: str) -> str:
+    output = last_lines(output, _ERROR_LINES)
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; memory may have run out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}{f': {said}' if said else ''}"
-    return f"its process ended with code {code}: {said}"
+        return f"its process was ended by {name}{hint}{f': {output}' if output else ''}"
+    return f"its process ended with code {code}: {output}"

@@ -123,7 +123,7 @@ def run(
     if pairing and dataset != "mmwhs":
         raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
     options = run_record.RunOptions(start, _threads(threads, jobs), device, seed, jobs)
-    names = [name for given in pairs or [] for name in given.split(",")]
+    names = [name for group in pairs or [] for name in group.split(",")]
     planned = run_record.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
     if baseline and baseline not in planned["methods"]:
         raise UsageError(f"'{baseline}' is none of the methods that are run, to compare with")
@@ -195,8 +195,8 @@ def submit(
 
     cases = submission_cases(data, split)
     options = RunOptions("own", _threads(threads, jobs), device, seed, jobs)
-    with progress(quiet) as told:
-        files = fields(cases, output, method, options, format, resume, told)
+    with progress(quiet) as report:
+        files = fields(cases, output, method, options, format, resume, report)
     if not quiet:
         for path in files:
             typer.echo(f"wrote {path}")
@@ -306,8 +306,8 @@ def few_shot(
         )
         if resume:
             result_rows.drop_failed(output)
-        told = report or (lambda stage, done: None)
-        ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, told)
+        on_progress = report or (lambda stage, done: None)
+        ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, on_progress)
     path = write_few_shot_report(output, chosen)
     if not quiet:
         print_table(*summary(result_rows.read_rows(output)))

@@ -63,13 +63,13 @@ def command(
         print_table(["series", "modality", "slices", "read as"], rows)
     if labels is not None:
         typer.echo()
-        named = any("name" in row for row in labels)
+        has_names = any("name" in row for row in labels)
         print_table(
-            ["label", *(["name"] if named else []), "ml", "voxels"],
+            ["label", *(["name"] if has_names else []), "ml", "voxels"],
             [
                 [
                     str(row["label"]),
-                    *([row.get("name", "")] if named else []),
+                    *([row.get("name", "")] if has_names else []),
                     f"{row['ml']:.2f}",
                     f"{row['voxels']:,}",
                 ]
@@ -89,8 +89,8 @@ def _made(file: Path) -> dict[str, Any]:
         with nifti.open_nifti(file) as header:
             if header.description.startswith("regkit "):
                 made["made_by"] = header.description
-    elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
-        made["made_by"] = said
+    elif name.endswith(".nrrd") and (recorded := nrrd_fields(file).get(provenance.KEY)):
+        made["made_by"] = recorded
     found_record = provenance.read_record(file)
     if found_record:
         record, same = found_record
@@ -192,8 +192,8 @@ def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[st
         series = dicom.find_series(file)
     except RegkitError:
         return None
-    wanted = source.series if isinstance(source, dicom.DicomSeries) else None
-    series = [one for one in series if wanted in (None, one.number, one.uid)]
+    requested = source.series if isinstance(source, dicom.DicomSeries) else None
+    series = [one for one in series if requested in (None, one.number, one.uid)]
     if len(series) != 1 or series[0].is_volume or series[0].is_labels:  # those that fail are refused
         return None
     (one,) = series

@@ -228,12 +228,12 @@ def chosen_settings(
     changes: dict[str, Any] = {}
     if config is not None:
         changes = read_yaml(config)
-        named = str(changes.pop("preset", "default"))
+        file_preset = str(changes.pop("preset", "default"))
         try:
-            changed_settings(named, changes)
+            changed_settings(file_preset, changes)
         except RegkitError as error:
             raise type(error)(f"'{config}': {error}") from error
-        preset = preset or named
+        preset = preset or file_preset
     changes |= read_assignments(assignments or ())
     return preset or "default", changes, changed_settings(preset or "default", changes)
 

@@ -259,8 +259,8 @@ def command(
     moving_image = in_series(moving_images[0], moving_series)
     ours, theirs = [fixed_image, *fixed_images[1:]], [moving_image, *moving_images[1:]]
     if not quiet:
-        told = (",".join(map(str, images)) for images in (fixed_images, moving_images))
-        typer.echo("fixed={} moving={}".format(*told), err=True)
+        names_given = (",".join(map(str, images)) for images in (fixed_images, moving_images))
+        typer.echo("fixed={} moving={}".format(*names_given), err=True)
 
     from regkit.runtime.process import import_torch, tune
 
@@ -297,7 +297,7 @@ def command(
             seed=seed,
             progress=on_progress,
             memory=memory,
-            outputs=[name for name, asked in kinds.items() if asked],
+            outputs=[name for name, requested in kinds.items() if requested],
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
     roles = {

@@ -44,11 +44,11 @@ def print_stored(stored: Mapping[str, Any]) -> None:
     Args:
         stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
     """
-    for name, told in stored.items():
-        sides = " x ".join(f"{side:.3g}" for side in told["spacing_mm"])
+    for name, change in stored.items():
+        sides = " x ".join(f"{side:.3g}" for side in change["spacing_mm"])
         typer.echo(
-            f"the {name} has voxels of {sides} mm, which moves points by {told['mean_mm']:.3f} mm on average "
-            f"and {told['max_mm']:.2f} mm at most; apply it with --reference"
+            f"the {name} has voxels of {sides} mm, which moves points by {change['mean_mm']:.3f} mm on "
+            f"average and {change['max_mm']:.2f} mm at most; apply it with --reference"
         )
 
 

@@ -76,14 +76,14 @@ def command(
     paths = templates or []
     if config is None:
         settings = Config(templates=float(bool(paths)))
-        how = _drawn(replace(settings.pairs, anatomies=float(bool(anatomies))), size or _SIZE)
+        pair_settings = _drawn(replace(settings.pairs, anatomies=float(bool(anatomies))), size or _SIZE)
     else:
         settings = load_config(config)
-        how = _drawn(settings.pairs, size or settings.pairs.size)
+        pair_settings = _drawn(settings.pairs, size or settings.pairs.size)
     sources = mixture(settings.procedural, settings.templates, paths)
-    maps = whole_maps(how.anatomies, anatomies or [])
-    synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"), maps=maps)
-    grid = Grid((how.size,) * 3)
+    maps = whole_maps(pair_settings.anatomies, anatomies or [])
+    synthesiser = Synthesiser(pair_settings, sources, seed, torch.device("cpu"), maps=maps)
+    grid = Grid((pair_settings.size,) * 3)
     shown = []
     with progress(quiet) as report:
         for k, files in enumerate(names):
@@ -102,8 +102,8 @@ def command(
         typer.echo(f"wrote {sheet}")
 
 
-def _drawn(how: Pairs, size: int) -> Pairs:
+def _drawn(pair_settings: Pairs, size: int) -> Pairs:
     """The settings at another size: cubes, each pair of an anatomy of its own."""
-    offset = min(how.offset, size // 2)
-    ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + offset))
-    return replace(how, size=size, shapes=(), reuse=1, bank=1, offset=offset, ensembles=ensembles)
+    offset = min(pair_settings.offset, size // 2)
+    ensembles = replace(pair_settings.ensembles, size=max(pair_settings.ensembles.size, size + offset))
+    return replace(pair_settings, size=size, shapes=(), reuse=1, bank=1, offset=offset, ensembles=ensembles)

@@ -90,8 +90,8 @@ def command(
         )
     elif not quiet:
         rows = [
-            [str(k), told["stage"], number(told["sharpness"], 4), number(told["displacement_mm"], 2)]
-            for k, told in enumerate(made.rounds, start=1)
+            [str(k), row["stage"], number(row["sharpness"], 4), number(row["displacement_mm"], 2)]
+            for k, row in enumerate(made.rounds, start=1)
         ]
         print_table(["round", "stage", "sharpness", "bias taken out, mm"], rows)
         typer.echo(f"wrote {output}")

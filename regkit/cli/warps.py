@@ -259,9 +259,9 @@ def _apply_to_segments(
     from regkit.results import save_segments, save_volume
 
     warp = _one_warp(chain, grid, segmentation.grid)
-    how = "label" if interpolation == "auto" else interpolation
+    method = "label" if interpolation == "auto" else interpolation
     layers = [
-        warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=how, reference=grid).array
+        warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=method, reference=grid).array
         for layer in segmentation.layers
     ]
     kind = np.result_type(*layers)
@@ -460,8 +460,8 @@ def convert(
         else:
             warp = Warp.load(source, *grids)
             if warp_spacing is not None:
-                least = coarser(warp, warp_spacing)
-                warp, stored["warp"] = least.warp, least.to_dict()
+                coarse = coarser(warp, warp_spacing)
+                warp, stored["warp"] = coarse.warp, coarse.to_dict()
             warp.save(output, to)
     typer.echo(f"wrote {output}")
     print_stored(stored)

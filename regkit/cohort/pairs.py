@@ -178,10 +178,10 @@ def matched_folders(fixed: Path, moving: Path) -> list[Pair]:
         sides[side] = {stem: paths[0] for stem, paths in by_name.items()}
     if alone := sorted(sides["fixed"].keys() ^ sides["moving"].keys()):
         others = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
-        where, lacking = (fixed, moving) if alone[0] in sides["fixed"] else (moving, fixed)
+        folder_of, lacking = (fixed, moving) if alone[0] in sides["fixed"] else (moving, fixed)
         raise RegkitError(
-            f"'{alone[0]}'{others} of '{where}' has no partner of its name in '{lacking}'; list the pairs in "
-            "a table, with columns fixed,moving"
+            f"'{alone[0]}'{others} of '{folder_of}' has no partner of its name in '{lacking}'; list the "
+            "pairs in a table, with columns fixed,moving"
         )
     return checked(
         [Pair(_folder_name(stem), path, sides["moving"][stem]) for stem, path in sides["fixed"].items()]
@@ -196,7 +196,7 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
     """
     if not pairs:
         raise RegkitError("there are no pairs to register")
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for number, pair in enumerate(pairs, start=1):
         if not re.fullmatch(r"\w[\w.+-]*", pair.name) or pair.name in (SUMMARY, REPORT):
             raise RegkitError(
@@ -204,7 +204,7 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
             )
         # Some systems take names that differ in case for the same.
         for place in {pair.name, *pair.places.values()}:
-            other = seen.setdefault(os.path.normpath(place).casefold(), number)
+            other = counts.setdefault(os.path.normpath(place).casefold(), number)
             if other != number:
                 raise RegkitError(
                     f"pairs {other} and {number} would both write '{place}'; give each pair a name of its "
@@ -226,22 +226,22 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
 def _pairs(entries: Sequence[tuple[str, Mapping[str, Any]]], root: Path) -> list[Pair]:
     """Pairs of rows, each with where it stands for messages."""
     made = []
-    for where, row in entries:
+    for location, row in entries:
         for name in COLUMNS[:2]:
             if not row.get(name):
-                raise RegkitError(f"{where} names no {name} image")
+                raise RegkitError(f"{location} names no {name} image")
         paths = {role: root / row[role] for role in ("fixed", "moving", *FILES) if row.get(role)}
-        start = _start(row["start"], root, where) if row.get("start") else None
-        settings = _settings(row.get("settings") or {}, root, where)
+        start = _start(row["start"], root, location) if row.get("start") else None
+        settings = _settings(row.get("settings") or {}, root, location)
         labels = [role for role in ("fixed_labels", "moving_labels") if role in paths]
         if labels == ["fixed_labels"]:
-            raise RegkitError(f"{where} has fixed_labels, which need moving_labels to be compared with")
+            raise RegkitError(f"{location} has fixed_labels, which need moving_labels to be compared with")
         made.append((str(row.get("name", "")), paths, start, settings))
-    given = [bool(name) for name, *_ in made]
-    if any(given) and not all(given):
-        raise RegkitError(f"{entries[given.index(False)][0]} has no name, but other pairs have one")
+    has_name = [bool(name) for name, *_ in made]
+    if any(has_name) and not all(has_name):
+        raise RegkitError(f"{entries[has_name.index(False)][0]} has no name, but other pairs have one")
     names = [name for name, *_ in made]
-    if not any(given):
+    if not any(has_name):
         names = _names([(paths["fixed"], paths["moving"]) for _, paths, *_ in made])
     return checked(
         [
@@ -277,7 +277,7 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "pair"
 
 
-def _start(value: object, root: Path, where: str) -> str:
+def _start(value: object, root: Path, location: str) -> str:
     """A word of ``--init``, or a file that is there, as an absolute name."""
     from regkit.registration import INITS
 
@@ -286,11 +286,11 @@ def _start(value: object, root: Path, where: str) -> str:
         return text
     convention, file = split_convention(Path(text))
     if not os.path.isfile(root / file):
-        raise RegkitError(f"{where}: the start '{text}' is none of {', '.join(INITS)}, and no file")
+        raise RegkitError(f"{location}: the start '{text}' is none of {', '.join(INITS)}, and no file")
     return f"{convention}:{root / file}" if convention else str(root / file)
 
 
-def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
+def _settings(value: object, root: Path, location: str) -> dict[str, Any]:
     """Settings of one pair: ``preset=fast; search_range=16; ct_window=-450 450``, or a mapping.
 
     Those of the solver go under "settings", as :func:`regkit.register` takes them.
@@ -310,9 +310,9 @@ def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
                 raise unknown(key, [*SETTINGS, *SOLVER], "setting")
         changed_settings(settings.get("preset", "default"), settings.get("settings"))
     except RegkitError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{location}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
+        raise RegkitError(f"{location}: '{item}' cannot be the setting '{key}'") from error
     return settings
 
 

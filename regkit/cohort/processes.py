@@ -62,7 +62,7 @@ def in_processes(
                 assert isinstance(pipe, Connection)
                 process = running[pipe]
                 try:
-                    said = pipe.recv()
+                    message = pipe.recv()
                 except (EOFError, OSError):  # it died
                     del running[pipe]
                     reason = process.ended()
@@ -80,7 +80,7 @@ def in_processes(
                     del running[pipe]
                     process.ended()
                 if finished:
-                    yield said
+                    yield message
     finally:
         for process in running.values():
             process.kill()

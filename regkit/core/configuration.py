@@ -92,7 +92,7 @@ def unknown(name: str, there: Sequence[str], what: str) -> RegkitError:
     return RegkitError(f"no {what} {name}; {meant}there is: {', '.join(there)}")
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, location: str) -> Any:
     import yaml
 
     try:
@@ -101,7 +101,7 @@ def _parsed(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is no YAML"
-        raise RegkitError(f"{where}{line}: {problem}") from error
+        raise RegkitError(f"{location}{line}: {problem}") from error
 
 
 def _loader() -> Any:

@@ -39,9 +39,9 @@ def install(extra: str) -> str:
     return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
-def last_lines(said: str, most: int) -> str:
+def last_lines(output: str, count: int) -> str:
     """What a program said last before it failed, in one line."""
-    return " / ".join(line.strip() for line in said.strip().splitlines()[-most:])
+    return " / ".join(line.strip() for line in output.strip().splitlines()[-count:])
 
 
 def reason(error: Exception) -> str:

@@ -195,23 +195,23 @@ def find_series(place: Path) -> list[Series]:
     return sorted(series, key=lambda one: (len(one.number), one.number, one.uid))
 
 
-def chosen_series(candidates: Sequence[Series], wanted: str | None, labels: bool, what: str) -> Series:
+def chosen_series(candidates: Sequence[Series], requested: str | None, labels: bool, what: str) -> Series:
     """The series that is meant.
 
     Args:
-        wanted: its number or its UID.
+        requested: its number or its UID.
         labels: whether segments or regions are looked for first.
         what: the role and name of the place, for messages.
 
     Raises:
         RegkitError: if none is meant or several are, and if it is of a kind that cannot be read.
     """
-    if wanted is not None:
-        asked = [one for one in candidates if wanted.strip() in (one.number, one.uid)]
-        if len(asked) != 1:
-            count = "no" if not asked else str(len(asked))
-            raise FormatError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(candidates)}")
-        return _readable(asked[0], what)
+    if requested is not None:
+        matching = [one for one in candidates if requested.strip() in (one.number, one.uid)]
+        if len(matching) != 1:
+            count = "no" if not matching else str(len(matching))
+            raise FormatError(f"{what} holds {count} DICOM series '{requested}'; {_listed(candidates)}")
+        return _readable(matching[0], what)
     for of_kind in ("is_labels", "is_volume") if labels else ("is_volume", "is_labels"):
         choice = [one for one in candidates if getattr(one, of_kind)]
         images = [one for one in choice if one.storage != DOSE]  # a dose comes beside its image
@@ -234,14 +234,14 @@ def storage_name(series: Series) -> str:
 
 def series_of(source: object) -> Series | None:
     """The series of images that a source of :func:`regkit.io.images.load_image` names, if it is DICOM."""
-    wanted = source.series if isinstance(source, DicomSeries) else None
+    requested = source.series if isinstance(source, DicomSeries) else None
     place = source.folder if isinstance(source, DicomSeries) else source
     if not isinstance(place, str | os.PathLike):
         return None
     path = Path(place)
     if not (os.path.isdir(path) or is_dicom(path)):
         return None
-    return chosen_series(find_series(path), wanted, False, f"'{path}'")
+    return chosen_series(find_series(path), requested, False, f"'{path}'")
 
 
 def stacked(series: Series, what: str) -> list[str]:
@@ -372,8 +372,8 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | N
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
     about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
-    named = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
-    return Slice(path, storage, position, axes, lattice, frames, scout), named
+    description = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
+    return Slice(path, storage, position, axes, lattice, frames, scout), description
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

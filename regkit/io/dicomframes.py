@@ -52,10 +52,14 @@ def _read(path: Path, make: Callable[[Any, npt.NDArray[Any]], Any]) -> Any:
             ) from error
         try:
             pixels = pixels if pixels.ndim == 3 else pixels[None]
-            wanted = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
-            if pixels.shape != wanted:
+            expected_shape = (
+                int(dataset.get("NumberOfFrames") or 1),
+                int(dataset.Rows),
+                int(dataset.Columns),
+            )
+            if pixels.shape != expected_shape:
                 raise FormatError(
-                    f"is damaged: {wanted[0]} frames were promised, and the array is {pixels.shape}"
+                    f"is damaged: {expected_shape[0]} frames were promised, and the array is {pixels.shape}"
                 )
             return make(dataset, pixels)
         except RegkitError:

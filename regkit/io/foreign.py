@@ -177,10 +177,10 @@ def _fsl_field(values: npt.NDArray[np.float32], fixed: Grid, moving: Grid) -> np
     convertwarp also writes the place itself ("absolute") with the same intent; it grows as coordinates do.
     """
     to_fsl = fsl_matrix(fixed)
-    where, some = _samples(values)
+    positions, some = _samples(values)
     if not np.isfinite(some).all():
         raise FormatError("has values that are infinite or not a number")
-    slope = float(np.trace(_slopes(transform_points(to_fsl, where), some))) / 3
+    slope = float(np.trace(_slopes(transform_points(to_fsl, positions), some))) / 3
     if 0.35 < slope < 0.65:
         raise FormatError(
             "is a field of FSL's that may be relative or absolute; write it with 'convertwarp --relout'"

@@ -171,11 +171,11 @@ class _Child:
         self.seconds = HEADER_SECONDS
         self._late = False
         spec = importlib.util.find_spec("SimpleITK")
-        where = str(Path(str(spec and spec.origin)).parents[1])
+        folder = str(Path(str(spec and spec.origin)).parents[1])
         script = Path(__file__).with_name("itkchild.py")
         # Neither the user's site-packages nor the environment's have a say: -I; -S saves their time, too.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), where],
+            [sys.executable, "-I", "-S", str(script), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -206,10 +206,10 @@ class _Child:
         assert self._process.stdout
         with self._watched():
             self.send(line)
-            said = self._process.stdout.readline()
-        if not said.endswith(b"\n"):
+            reply = self._process.stdout.readline()
+        if not reply.endswith(b"\n"):
             raise self._gone()
-        answer: dict[str, Any] = json.loads(said)
+        answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             raise ParserError(f"cannot be read ({reason(Exception(answer['error']))})")
         return answer

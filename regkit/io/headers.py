@@ -140,12 +140,12 @@ def _is_of_patient(space: str) -> bool:
 def _unit(fields: dict[str, str]) -> float:
     """mm in the unit of a NRRD's spacing."""
     text = fields.get("space units") or fields.get("units", "")
-    named = {word.strip().lower() for word in text.replace('" "', '"|"').replace('"', "").split("|")}
-    named -= {"", "???", "none"}
-    if not named:
+    units = {word.strip().lower() for word in text.replace('" "', '"|"').replace('"', "").split("|")}
+    units -= {"", "???", "none"}
+    if not units:
         return 1.0
-    scales = {_IN_MM.get(unit) for unit in named}
+    scales = {_IN_MM.get(unit) for unit in units}
     if None in scales or len(scales) > 1:
-        raise FormatError(f"its header gives lengths in {', '.join(sorted(named))}, not in one known unit")
+        raise FormatError(f"its header gives lengths in {', '.join(sorted(units))}, not in one known unit")
     (scale,) = scales
     return float(scale or 1.0)

@@ -221,11 +221,11 @@ def warn_other_names(one: Volume, other: Volume) -> None:
         return
     names = {segment.label: segment.name for segment in other.segments}
     for segment in one.segments:
-        named = names.get(segment.label, segment.name)
-        if named.casefold().strip() != segment.name.casefold().strip():
+        other_name = names.get(segment.label, segment.name)
+        if other_name.casefold().strip() != segment.name.casefold().strip():
             warnings.warn(
-                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{named}' in '{other.name}'; "
-                "labels are compared by their numbers",
+                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{other_name}' in "
+                f"'{other.name}'; labels are compared by their numbers",
                 stacklevel=3,
             )
 
@@ -280,14 +280,14 @@ def load_labelled(
 
 
 def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
-    given = f"a {type(item).__name__}"
+    description = f"a {type(item).__name__}"
     if isinstance(item, str | os.PathLike):
-        given = f"'{os.fspath(item)}'"
+        description = f"'{os.fspath(item)}'"
     elif isinstance(item, Sequence):
         if len(item) == 2:
             return item[0], item[1]
-        given += f" of {len(item)}"
-    raise InputError(f"{role} must be a pair (image, label map), got {given}")
+        description += f" of {len(item)}"
+    raise InputError(f"{role} must be a pair (image, label map), got {description}")
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
@@ -464,12 +464,12 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
 
 def _series_of(source: ImageLike, path: Path, what: str, labels: bool) -> dicom.Series:
     """The DICOM series that is meant by a file or a folder."""
-    wanted = str(source.series) if isinstance(source, dicom.DicomSeries) else None
+    requested = str(source.series) if isinstance(source, dicom.DicomSeries) else None
     try:
         candidates = dicom.find_series(path)
     except RegkitError as error:
         raise InputError(_about(what, str(error))) from error
-    return dicom.chosen_series(candidates, wanted, labels, what)
+    return dicom.chosen_series(candidates, requested, labels, what)
 
 
 def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None) -> Volume:
@@ -696,10 +696,10 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
         )
         return padded
     source = replace(volume, array=volume.array.astype(np.uint8)) if volume.array.dtype == bool else volume
-    seen = sitk.Resample(
+    resampled = sitk.Resample(
         source.to_sitk(), grid.blank(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0.0
     )
-    array = sitk.GetArrayFromImage(seen).astype(volume.array.dtype)
+    array = sitk.GetArrayFromImage(resampled).astype(volume.array.dtype)
     if not array.any():
         raise InputError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(

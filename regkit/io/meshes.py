@@ -106,22 +106,22 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
     except ImportError as error:
         raise RegkitError(f"'{path}': {suffix} needs meshio: {install('meshes')}") from error
     with open(path, "rb") as stream:
-        named = _SLICER.search(stream.read(_HEADER))
-    said = named[1].decode().lower() if named else None
-    if said is None and space is None:
+        match = _SLICER.search(stream.read(_HEADER))
+    stated = match[1].decode().lower() if match else None
+    if stated is None and space is None:
         raise RegkitError(
             f"'{path}' does not say whether its coordinates are LPS or RAS: give --space lps (ITK, DICOM) or "
             "--space ras (nibabel, FreeSurfer)"
         )
-    if said and space and said != space:
-        raise RegkitError(f"'{path}' says that it is {said.upper()}; leave out --space {space}")
+    if stated and space and stated != space:
+        raise RegkitError(f"'{path}' says that it is {stated.upper()}; leave out --space {space}")
     # meshio looks whether an STL is binary by a product that may overflow.
     with _told(path, "read"), np.errstate(over="ignore"):
         mesh = meshio.read(path)
     points = np.asarray(mesh.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3:
         raise RegkitError(f"'{path}' is no mesh in three dimensions")
-    sign = _SIGN[said or space or "lps"]
+    sign = _SIGN[stated or space or "lps"]
 
     def write(moved: Float64, place: Path) -> None:
         mesh.points = (moved * sign).astype(
@@ -136,8 +136,8 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
             ]:
                 del table[name]
         mesh.write(place)
-        if said:
-            _say_space(place, suffix, said)
+        if stated:
+            _say_space(place, suffix, stated)
 
     return MeshFile(points * sign, suffix, write)
 

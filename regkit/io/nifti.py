@@ -84,8 +84,8 @@ class NiftiFile:
             with np.errstate(all="ignore"):
                 array = np.asanyarray(self.voxels)
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise FormatError(f"its voxels cannot be read ({said}); it is truncated or damaged") from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise FormatError(f"its voxels cannot be read ({message}); it is truncated or damaged") from error
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -165,8 +165,8 @@ def _header(raw: bytes, path: Path) -> tuple[str, Any]:
 
 def _offset(header: Any, single: bool) -> int:
     offset = float(header["vox_offset"])
-    least = len(header.binaryblock) if single else 0
-    if not least <= offset <= _MAX_OFFSET:
+    minimum = len(header.binaryblock) if single else 0
+    if not minimum <= offset <= _MAX_OFFSET:
         raise FormatError(f"is damaged: by its header the voxels begin at byte {offset:g}")
     return int(offset)
 

@@ -134,10 +134,10 @@ def slicer_segments(fields: Mapping[str, str]) -> list[tuple[int, Segment]]:
             colour = tuple(float(v) for v in own.get("color", "").split())
         except ValueError:
             raise FormatError(f"is damaged: segment {number} has what is no number") from None
-        kept = {name: value for name, value in entries.items() if name.lower() not in _OWN}
+        others = {name: value for name, value in entries.items() if name.lower() not in _OWN}
         name = own.get("name") or own.get("id") or f"Segment_{number + 1}"
         triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None
-        segments.append((layer, Segment(label, name, triple, _codes(own.get("tags", "")), kept)))
+        segments.append((layer, Segment(label, name, triple, _codes(own.get("tags", "")), others)))
     return segments
 
 

@@ -175,13 +175,13 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         labels 1 everywhere.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
-    where = map_index(to_source, index_grid(grid.shape, source.image.device))
-    image = sample(source.image[None], where, mode="nearest" if source.labels else "bilinear")[0]
+    index = map_index(to_source, index_grid(grid.shape, source.image.device))
+    image = sample(source.image[None], index, mode="nearest" if source.labels else "bilinear")[0]
     weight = torch.ones_like(image)
     for axis, n in enumerate(source.grid.size):
-        weight *= (where[axis] >= -0.5) & (where[axis] <= n - 0.5)
+        weight *= (index[axis] >= -0.5) & (index[axis] <= n - 0.5)
     if source.mask is not None:
-        weight *= sample(source.mask[None], where, mode="nearest")[0]
+        weight *= sample(source.mask[None], index, mode="nearest")[0]
     return (image * weight, torch.ones_like(weight)) if source.labels else (image, weight)
 
 

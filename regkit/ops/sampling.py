@@ -44,8 +44,10 @@ def sample(
     last = torch.tensor(
         [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
     )
-    where = coordinates.movedim(0, -1) * (2 / last) - 1
-    return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
+    normalised = coordinates.movedim(0, -1) * (2 / last) - 1
+    return F.grid_sample(volume[None], normalised[None], mode=mode, padding_mode=outside, align_corners=True)[
+        0
+    ]
 
 
 def _sampled_by_c(

@@ -98,8 +98,8 @@ class _AnatomyWorkers:
         self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
         self.drawn: dict[int, Future[bytes]] = {}
-        how = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
-        self.processes = [_AnatomyProcess(*how) for _ in range(count)]
+        drawing = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
+        self.processes = [_AnatomyProcess(*drawing) for _ in range(count)]
         self.idle: SimpleQueue[_AnatomyProcess] = SimpleQueue()
         for process in self.processes:
             self.idle.put(process)
@@ -148,12 +148,16 @@ class _AnatomyProcess:
     """
 
     def __init__(
-        self, how: Pairs, sources: Sequence[tuple[ShapeSource, float]], seed: int, maps: Sequence[LabelMaps]
+        self,
+        settings: Pairs,
+        sources: Sequence[tuple[ShapeSource, float]],
+        seed: int,
+        maps: Sequence[LabelMaps],
     ) -> None:
         # Not a fork: this process has threads, and may have a GPU.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, how, sources, seed, maps))
+        self.process = context.Process(target=_serve, args=(theirs, settings, sources, seed, maps))
         self.process.start()
         theirs.close()
 
@@ -178,7 +182,7 @@ class _AnatomyProcess:
 
 def _serve(
     pipe: Connection,
-    how: Pairs,
+    settings: Pairs,
     sources: Sequence[tuple[ShapeSource, float]],
     seed: int,
     maps: Sequence[LabelMaps],
@@ -189,20 +193,20 @@ def _serve(
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the process that trains has ended
         while True:
-            answer = _answer(how, sources, seed, maps, pipe.recv())
+            answer = _answer(settings, sources, seed, maps, pipe.recv())
             # Bytes, because tensors would travel in shared memory, of which there may be little.
             pipe.send_bytes(pickle.dumps(answer))
 
 
 def _answer(
-    how: Pairs,
+    settings: Pairs,
     sources: Sequence[tuple[ShapeSource, float]],
     seed: int,
     maps: Sequence[LabelMaps],
     number: int,
 ) -> Anatomy | Exception:
     try:
-        return draw_anatomy(how, sources, seed, number, maps=maps)
+        return draw_anatomy(settings, sources, seed, number, maps=maps)
     except Exception as error:
         error.add_note(traceback.format_exc())
         return error

@@ -76,9 +76,9 @@ class Replayed(Passes):
 
 def passes_of(student: Student) -> Passes:
     """Those that are quickest where the student lies."""
-    how = student.config.loss
+    loss = student.config.loss
     # Contrast draws its anchors, asks the device how many it has, and keeps statistics in its projections.
-    if how.local or how.label or next(student.parameters()).device.type != "cuda":
+    if loss.local or loss.label or next(student.parameters()).device.type != "cuda":
         return Passes(student)
     return Replayed(student, partial(_graph, pool=torch.cuda.graph_pool_handle()))
 

@@ -21,7 +21,7 @@ from regkit.io.atomic import make_folder
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
 from regkit.pretrain.initial_weights import started
-from regkit.pretrain.train import Place, PretrainTrainer, export, place, train
+from regkit.pretrain.train import DistributedContext, PretrainTrainer, distributed_context, export, train
 from regkit.pretrain.validation import Validation, load_validation_maps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture, readers_needed
@@ -123,25 +123,25 @@ def pretrain(
         ],
         "start": None if start is None else {"file": start.name, "sha256": sha256(start), "new": new},
     }
-    with place(device) as where:
-        if new and where.first and not checkpoints(run):
+    with distributed_context(device) as context:
+        if new and context.first and not checkpoints(run):
             words = f"{len(new)} structures that '{start}' does not know begin at random: {', '.join(new)}"
             print(words, file=sys.stderr, flush=True)
         watch = None
-        if maps and where.first:
-            scored = Validation(maps, settings.stride, where.device)
+        if maps and context.first:
+            scored = Validation(maps, settings.stride, context.device)
             watch = _Watch(run, scored, config.stem, origin)
         try:
-            with step_progress(settings.steps, quiet=not where.first) as report:
+            with step_progress(settings.steps, quiet=not context.first) as report:
                 trainer = train(
                     settings,
                     sources,
                     run,
-                    where=where,
+                    context=context,
                     start=begin,
                     maps=bodies,
                     minutes=minutes,
-                    workers=_spare_cores(where) if workers is None else workers,
+                    workers=_spare_cores(context) if workers is None else workers,
                     report=report,
                     on_save=watch or (lambda trainer: None),
                 )
@@ -149,7 +149,7 @@ def pretrain(
             raise RegkitError(
                 "out of memory on the GPU: take a smaller batch, width or pairs.size in the configuration"
             ) from error
-        if not where.first:
+        if not context.first:
             return None
         export(trainer, target, config.stem, origin)
     picture = run / "loss.png"
@@ -158,9 +158,9 @@ def pretrain(
     return PretrainingResult(trainer.step, settings.steps, target, label_maps, trainer.interrupted)
 
 
-def _spare_cores(where: Place) -> int:
+def _spare_cores(context: DistributedContext) -> int:
     """How many processes draw anatomies for this one, whose two threads keep a core each, if a GPU trains."""
-    if where.device.type == "cpu":
+    if context.device.type == "cpu":
         return 0
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MAX_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))

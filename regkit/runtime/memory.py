@@ -50,7 +50,7 @@ def registration_bytes(
         outputs: what is made of the result: "moved", "inverse", "h5".
         further: voxels of further images and of label maps that guide; ``channels``: of their features.
     """
-    kept = _KEPT * (fixed + moving + further)
+    images = _KEPT * (fixed + moving + further)
     per_voxel = _PER_WORKING_VOXEL + _PER_CHANNEL * channels
     warp = (_FIELD + (_LABELS if labels else 0)) * fixed
     # Labels and the inverse are held while the others are made.
@@ -60,9 +60,9 @@ def registration_bytes(
         late.append(_AFTER[name] * (fixed + moving if name == "inverse" else fixed) + held)
     return max(
         _READ * (fixed + moving) + _FIXED_PART,
-        kept + per_voxel * working + _FIXED_PART,
-        kept + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
-        kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
+        images + per_voxel * working + _FIXED_PART,
+        images + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
+        images + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
     )
 
 
@@ -113,9 +113,9 @@ def fitting(
         )
         # Sides are rounded up to whole steps of the search.
         return replace(settings, max_voxels=int(_ROUNDING * fewer)), peak(fewer)
-    least = peak(min(working, _MIN_VOXELS))
+    minimum = peak(min(working, _MIN_VOXELS))
     there = f"{left / GB:.3g} GB are left" if allowed == left else f"it may take {allowed / GB:.3g} GB"
-    hint = f"--memory {least / GB:.3g} does with a coarser grid; " if least < min(needed, left) else ""
+    hint = f"--memory {minimum / GB:.3g} does with a coarser grid; " if minimum < min(needed, left) else ""
     raise MemoryLimitError(
         f"this registration needs {needed / GB:.3g} GB of memory, and {there}: {hint}crop the images or "
         "resample them to larger voxels"

@@ -86,7 +86,7 @@ def apply(
 ) -> Segmentation:
     """:func:`segment`, of what is loaded already."""
     task = segmenter.task
-    image, grid = task.seen(volume)
+    image, grid = task.network_input(volume)
     classes = 1 + len(task.labels)
     check_fits_memory(image.numel(), f"the segmentation into {classes} classes", 4 * (3 * classes + 4))
     network = Segmenter(fused(segmenter.network).to(device), task, {})
@@ -110,20 +110,20 @@ def apply(
 
 
 def _onto(
-    probabilities: torch.Tensor, seen: Grid, grid: Grid, labels: Sequence[int]
+    probabilities: torch.Tensor, network_grid: Grid, grid: Grid, labels: Sequence[int]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """The most probable label at each voxel of ``grid``, and how probable it is; linearly interpolated.
 
     Args:
-        probabilities: (C, Z, Y, X) on the grid ``seen``; background first, then the labels.
+        probabilities: (C, Z, Y, X) on the grid ``network_grid``; background first, then the labels.
     """
     numbers = np.array([0, *labels])
     label_map = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
     confidence = np.empty(grid.shape, np.float32)
-    matrix = seen.world_to_index @ grid.index_to_world
+    matrix = network_grid.world_to_index @ grid.index_to_world
     for first, last in slabs(grid, _POINTS // len(numbers)):
-        where = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
-        best = sample(probabilities, torch.from_numpy(where).movedim(-1, 0)).max(0)
+        index = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
+        best = sample(probabilities, torch.from_numpy(index).movedim(-1, 0)).max(0)
         label_map[first:last] = numbers[best.indices.numpy()]
         np.minimum(best.values.numpy(), 1, out=confidence[first:last])  # sums of weights are rounded
     return label_map, confidence

@@ -87,8 +87,8 @@ def recoloured(image: torch.Tensor, dice: np.random.Generator) -> torch.Tensor:
 def _continued(volume: PreparedVolume, shape: tuple[int, ...]) -> PreparedVolume:
     """The volume, its borders going on until it is no smaller than a patch."""
     pads: list[int] = []
-    for side, least in zip(reversed(volume.labels.shape), reversed(shape)):
-        missing = max(0, least - side)
+    for side, minimum in zip(reversed(volume.labels.shape), reversed(shape)):
+        missing = max(0, minimum - side)
         pads += [missing // 2, missing - missing // 2]
     image, labels = (
         F.pad(t[None, None].float(), pads, mode="replicate")[0, 0] for t in (volume.image, volume.labels)

@@ -188,26 +188,26 @@ def finetune(
     check_installed()
     if not minutes > 0:
         raise RegkitError(f"minutes must be above 0, got {minutes:g}")
-    wanted = None if label_names is None else _by_number(label_names)
+    names_by_label = None if label_names is None else _by_number(label_names)
     run = Path(output)
     path = Path(bundled_weights() if weights is None else weights)
     start, provenance = load_network(path)
     learnt, held = _loaded(training, "training"), _loaded(validation, "validation")
-    names = _chosen(learnt, held, wanted)
-    where = torch_device(device)
+    names = _chosen(learnt, held, names_by_label)
+    compute_device = torch_device(device)
     with reproducible(threads, settings.seed):
-        given = reading(provenance, start.architecture.out_channels).input
-        task = _task(learnt, names, settings, start, given)
+        network_input = reading(provenance, start.architecture.out_channels).input
+        task = _task(learnt, names, settings, start, network_input)
         origin = {
             "weights": {"file": path.name, "sha256": sha256(path)},
             "training": [_identity(*pair) for pair in learnt],
             "validation": [_identity(*pair) for pair in held],
         }
         _check_held_out(origin["training"], origin["validation"])
-        seen = [_seen(*pair, task) for pair in learnt]
+        prepared = [_prepared(*pair, task) for pair in learnt]
         del learnt  # of full resolution
-        _check_kept(seen, task)
-        trainer = FinetuneTrainer(settings, task, start, seen, where, origin)
+        _check_kept(prepared, task)
+        trainer = FinetuneTrainer(settings, task, start, prepared, compute_device, origin)
         _begin(trainer, run)
         before = trainer.step
         finished = _train(trainer, run, held, minutes, report)
@@ -334,8 +334,8 @@ def _begin(trainer: FinetuneTrainer, run: Path) -> None:
     # What an interrupted run scored beyond the step that it goes on from is scored again.
     log = run / _SCORES
     if rows := read_table(log):
-        kept = [row for row in rows[1:] if int(row[0]) <= trainer.step]
-        write_table(log, [rows[0], *kept])
+        rows_before = [row for row in rows[1:] if int(row[0]) <= trainer.step]
+        write_table(log, [rows[0], *rows_before])
 
 
 def _is_begun(run: Path, config: Mapping[str, Any]) -> bool:
@@ -508,10 +508,10 @@ def _check_held_out(learnt: Iterable[str], held: Iterable[str]) -> None:
             )
 
 
-def _check_kept(seen: Sequence[PreparedVolume], task: Task) -> None:
+def _check_kept(prepared: Sequence[PreparedVolume], task: Task) -> None:
     """Refuse a label that is so small that no voxel of the working grid has it."""
     for number, (label, name) in enumerate(zip(task.labels, task.names), 1):
-        if not any((volume.labels == number).any() for volume in seen):
+        if not any((volume.labels == number).any() for volume in prepared):
             raise RegkitError(
                 f"'{name}' (label {label}) has no voxel left at a spacing of {task.spacing:g} mm; give a "
                 "finer spacing, or leave the label out of the label names"
@@ -523,32 +523,32 @@ def _task(
     names: Mapping[int, str],
     settings: Finetuning,
     start: UNet,
-    given: str,
+    network_input: str,
 ) -> Task:
     spacing = settings.spacing
     if spacing is None:
         voxels = [float(np.prod(image.grid.spacing)) ** (1 / 3) for image, _ in learnt]
         spacing = max(_FINEST, round(float(np.median(voxels)), 2))
     step = start.architecture.multiple
-    least = 2 * step  # reflection, and a norm over each volume, need two cells at the lowest level
-    if settings.patch < least:
-        raise RegkitError(f"patch must be at least {least} voxels for this network, got {settings.patch}")
+    minimum = 2 * step  # reflection, and a norm over each volume, need two cells at the lowest level
+    if settings.patch < minimum:
+        raise RegkitError(f"patch must be at least {minimum} voxels for this network, got {settings.patch}")
     largest = np.max([image.grid.working(spacing).shape for image, _ in learnt], axis=0)
     z, y, x = (
-        max(least, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
+        max(minimum, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
     )
     window = default_ct_window(is_ct(image.array) for image, _ in learnt)
-    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, given)
+    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, network_input)
 
 
-def _seen(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
+def _prepared(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
     """A labelled volume on the working grid, its labels as classes."""
     voxels = math.prod(image.grid.working(task.spacing).size)
     check_fits_memory(voxels, f"training on '{image.name}'", _BYTES_PER_VOXEL)
-    picture, grid = task.seen(image)
+    picture, grid = task.network_input(image)
     classes = np.zeros(labels.array.shape, np.float32)
     for number, label in enumerate(task.labels, 1):
         classes[labels.array == label] = number
-    where = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
-    class_map = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
+    index = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
+    class_map = sample(torch.from_numpy(classes)[None], index, mode="nearest")[0]
     return PreparedVolume(picture, class_map.to(torch.uint8))

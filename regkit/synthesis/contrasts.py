@@ -59,8 +59,8 @@ def anatomy_of(tissues: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8]
 def _intensities(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of tissues, their intensities in a kind of image, and those without contrast medium."""
     values = intensities(kind)
-    least = [float(_ENHANCED.get(name, mean)) for name, mean in values.items()]
-    return np.array([NUMBERS[name] for name in values]), np.array(list(values.values())), np.array(least)
+    lowest = [float(_ENHANCED.get(name, mean)) for name, mean in values.items()]
+    return np.array([NUMBERS[name] for name in values]), np.array(list(values.values())), np.array(lowest)
 
 
 def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
@@ -76,8 +76,8 @@ def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
     if kind == "ct":
         low, high = random.uniform(-600, -120), random.uniform(200, 500)
         medium = 0.0 if rng.chance(0.4) else rng.uniform(0, 1.6)  # contrast medium: none, little or much
-        numbers, most, least = _intensities("ct")
-        units = least + medium * (most - least)
+        numbers, highest, lowest = _intensities("ct")
+        units = lowest + medium * (highest - lowest)
         soft = np.flatnonzero((units > -200) & (units < 350))
         units[soft] += random.normal(0, 14, len(soft))
         tissue[numbers] = (units - low) / (high - low)

@@ -77,7 +77,7 @@ class Ensembles:
         return self.count[1] + self.details
 
 
-def draw_labels(how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> torch.Tensor:
+def draw_labels(settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> torch.Tensor:
     """One label map, (size, size, size) uint8.
 
     In thirds of the cases the shapes fill the volume, or lie in a body, or in a body with an envelope of
@@ -86,23 +86,25 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rn
     Args:
         sources: of shapes, and their weights.
     """
-    shape = (how.size,) * 3
+    shape = (settings.size,) * 3
     labels = torch.zeros(shape, dtype=torch.uint8, device=rng.device)
     used = 0
     if rng.chance(0.3):
-        labels, used = _cells(how.size, rng)
+        labels, used = _cells(settings.size, rng)
     rim_label = used + 1  # one tissue lies around all the organs that have a rim
     used += 1
-    count = int(rng.scalars.integers(how.count[0], how.count[1] + 1))
-    details = int(rng.scalars.integers(how.details + 1))
-    sizes = np.concatenate([_sizes(how.radius, count, rng), _sizes(how.detail_radius, details, rng)])
+    count = int(rng.scalars.integers(settings.count[0], settings.count[1] + 1))
+    details = int(rng.scalars.integers(settings.details + 1))
+    sizes = np.concatenate(
+        [_sizes(settings.radius, count, rng), _sizes(settings.detail_radius, details, rng)]
+    )
     # Small shapes mostly come later, or hardly one of them would be left.
     order = np.argsort(-sizes * np.exp(rng.scalars.normal(0, 0.5, len(sizes))))
     rims = rng.chance(0.5)
     for radius in sizes[order]:
         used += 1
         rim = int(rng.scalars.integers(1, 3)) if rims and rng.chance(0.6) else 0
-        _paste(labels, _draw(sources, rng), radius, used, rim, rim_label, how.bend, rng)
+        _paste(labels, _draw(sources, rng), radius, used, rim, rim_label, settings.bend, rng)
     body = int(rng.scalars.integers(3))
     if body:
         labels = _in_a_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
@@ -110,21 +112,23 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rn
 
 
 def draw_strays(
-    count: int, how: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng
+    count: int, settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng
 ) -> tuple[Stray, ...]:
     """Details that single views have, and the anatomy has not."""
     endless = np.full(3, np.inf)
     strays = []
-    for radius in _sizes(how.detail_radius, count, rng):
-        first, inside = _inside(_draw(sources, rng), radius, np.zeros(3), (-endless, endless), how.bend, rng)
+    for radius in _sizes(settings.detail_radius, count, rng):
+        first, inside = _inside(
+            _draw(sources, rng), radius, np.zeros(3), (-endless, endless), settings.bend, rng
+        )
         strays.append((inside.nonzero().cpu().numpy() + first).astype(np.int16))
     return tuple(strays)
 
 
 def paste_strays(
-    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], most: int, rng: Sequence[Rng]
+    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], max_count: int, rng: Sequence[Rng]
 ) -> None:
-    """Write up to ``most`` strays into each of several label maps, each somewhere and turned somehow.
+    """Write up to ``max_count`` strays into each of several label maps, each somewhere and turned somehow.
 
     Args:
         labels: (V, Z, Y, X) uint8; changed.
@@ -137,7 +141,7 @@ def paste_strays(
     for v, (those, d) in enumerate(zip(strays, rng, strict=True)):
         if not those:
             continue
-        random, count = d.scalars, int(d.scalars.integers(most + 1))
+        random, count = d.scalars, int(d.scalars.integers(max_count + 1))
         which = random.integers(len(those), size=count)
         axes = random.permuted(_AXES.repeat(count, 0), axis=1)
         signs = (1 - 2 * random.integers(2, size=(count, 3))).astype(np.int16)
@@ -241,11 +245,11 @@ def _inside(
         for a, b, c in zip(first.tolist(), last.tolist(), centre.tolist())
     )
     y, z = y[:, None], z[:, None, None]
-    where = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
-    where += smooth_noise(rng, 3, where.shape[1:], max(where.shape[1:]) / rng.uniform(1.5, 5)) * (
-        bend * rng.uniform(0, 1)
-    )
-    level = shape(where)
+    coordinates = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
+    coordinates += smooth_noise(
+        rng, 3, coordinates.shape[1:], max(coordinates.shape[1:]) / rng.uniform(1.5, 5)
+    ) * (bend * rng.uniform(0, 1))
+    level = shape(coordinates)
     if step > 1:
         size = (last - first).tolist()
         level = F.interpolate(level[None, None], size=size, mode="trilinear", align_corners=True)[0, 0]
@@ -279,12 +283,12 @@ def _in_a_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.
     quarter = size // 4
     grid = torch.linspace(-1, 1, quarter, device=labels.device)
     z, y, x = torch.meshgrid(grid, grid, grid, indexing="ij")
-    where = torch.stack([x, y, z]) - torch.from_numpy(
+    coordinates = torch.stack([x, y, z]) - torch.from_numpy(
         rng.scalars.uniform(-0.35, 0.35, (3, 1, 1, 1)).astype(np.float32)
     ).to(labels.device)
-    where += 0.2 * smooth_noise(rng, 3, where.shape[1:], quarter / rng.uniform(1.5, 4))
+    coordinates += 0.2 * smooth_noise(rng, 3, coordinates.shape[1:], quarter / rng.uniform(1.5, 4))
     radii = rng.scalars.uniform(0.7, 1.4, 3)
-    level = sum((component / r).square() for component, r in zip(where, radii.tolist()))
+    level = sum((component / r).square() for component, r in zip(coordinates, radii.tolist()))
     assert isinstance(level, torch.Tensor)
     # Voxels to the surface, about.
     depth = (1 - level.sqrt()) * float(radii.mean()) * size / 2

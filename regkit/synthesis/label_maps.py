@@ -105,14 +105,14 @@ class LabelMaps:
         middle = _middle(labels, chosen, shape, spacing, rng)
         points = posed(rng, shape, spacing, middle, _TURN)
         _displace(points, labels, chosen, self.legend.structures, rng)
-        seen = _looked_up(labels, chosen.to_index, points)
-        structures = self.legend.structures[seen]
+        labels_seen = _looked_up(labels, chosen.to_index, points)
+        structures = self.legend.structures[labels_seen]
         if self.legend.alone.any() and rng.chance(_ALONE):
-            kept = self.legend.alone[seen]
-            seen, structures = np.where(kept, seen, 0), np.where(kept, structures, 0)
+            remaining = self.legend.alone[labels_seen]
+            labels_seen, structures = np.where(remaining, labels_seen, 0), np.where(remaining, structures, 0)
         if rng.chance(_MISSING):
-            seen, structures = _without_one(seen, structures, rng)
-        return anatomy_of(_mixed(seen, self.legend.tissues, spacing, rng), structures, spacing)
+            labels_seen, structures = _without_one(labels_seen, structures, rng)
+        return anatomy_of(_mixed(labels_seen, self.legend.tissues, spacing, rng), structures, spacing)
 
 
 def load_label_maps(folder: Path) -> LabelMaps:
@@ -175,13 +175,13 @@ def _legend(content: Any) -> Legend:
         of_id[int(key)] = number, tissues
     if len(of_id) > _MAX_LABELS:
         raise ValueError(f"there are {len(of_id)} labels, and may be {_MAX_LABELS}")
-    kept = content.get("alone", [])
-    if not isinstance(kept, list):
+    alone = content.get("alone", [])
+    if not isinstance(alone, list):
         raise ValueError('"alone" must be a list of structures')
-    numbers = [_STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", "alone")] for name in kept]
+    numbers = [_STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", "alone")] for name in alone]
     ids = sorted(of_id)
     structures = np.array([of_id[label][0] for label in ids], np.uint8)
-    for name, number in zip(kept, numbers):
+    for name, number in zip(alone, numbers):
         if number not in structures:
             raise ValueError(f'"alone" names "{name}", which no label is part of')
     return Legend(
@@ -198,8 +198,8 @@ def _known(name: Any, names: Collection[str], kind: str, label: str) -> str:
         return name
     close = difflib.get_close_matches(str(name), names, 1)
     hint = f', perhaps "{close[0]}"' if close else f"; there is: {', '.join(names)}"
-    where = label if label == "alone" else f"label {label}"
-    raise ValueError(f'{where}: no {kind} named "{name}"{hint}')
+    location = label if label == "alone" else f"label {label}"
+    raise ValueError(f'{location}: no {kind} named "{name}"{hint}')
 
 
 def packed(volume: Volume, legend: Legend) -> PackedMap:
@@ -298,8 +298,8 @@ def _without_one(
     if not len(small):
         return labels, structures
     gone = structures == small[rng.one_of(len(small))]
-    where = [np.flatnonzero(gone.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    box = tuple(slice(max(0, int(w[0]) - 1), int(w[-1]) + 2) for w in where)
+    extents = [np.flatnonzero(gone.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = tuple(slice(max(0, int(w[0]) - 1), int(w[-1]) + 2) for w in extents)
     if gone[box].all():
         return labels, structures
     nearest = distance_transform_edt(gone[box], return_distances=False, return_indices=True)
@@ -312,14 +312,14 @@ def _mixed(
     labels: npt.NDArray[np.uint8], tissues: Sequence[Sequence[int]], spacing: float, rng: Rng
 ) -> npt.NDArray[np.uint8]:
     """The tissue of each voxel: where a label has several, they take turns over some millimetres."""
-    most = max(map(len, tissues))
-    table = np.zeros((len(tissues), most), np.uint8)
+    max_tissues = max(map(len, tissues))
+    table = np.zeros((len(tissues), max_tissues), np.uint8)
     for row, of_label in zip(table, tissues):
-        row[:] = [of_label[k * len(of_label) // most] for k in range(most)]
-    if most == 1:
+        row[:] = [of_label[k * len(of_label) // max_tissues] for k in range(max_tissues)]
+    if max_tissues == 1:
         return table[labels, 0]
     scale = float(np.exp(rng.uniform(np.log(4), np.log(20)))) / spacing
     noise = smooth_noise(rng, 1, labels.shape, max(scale, 2.0))[0].numpy()
-    ends = [NormalDist().inv_cdf(k / most) for k in range(1, most)]
+    ends = [NormalDist().inv_cdf(k / max_tissues) for k in range(1, max_tissues)]
     kind = np.digitize(noise, np.array(ends) + rng.scalars.normal(0, 0.6))
     return table[labels, kind]

@@ -77,9 +77,9 @@ class _Template:
         self.stretch = [max(shape) / n for n in reversed(shape)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        where = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
+        coordinates = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
         volume = self.occupancy.to(x.dtype)[None, None]
-        return F.grid_sample(volume, where[None], align_corners=False)[0, 0] - 0.5
+        return F.grid_sample(volume, coordinates[None], align_corners=False)[0, 0] - 0.5
 
 
 def _reduced(mask: npt.NDArray[np.bool_]) -> torch.Tensor:

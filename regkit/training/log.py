@@ -29,12 +29,12 @@ class Log:
 
     def __enter__(self) -> Log:
         if self.active:
-            kept = self._before()
+            before = self._before()
             with self._errors():
                 self.stream = self.path.open("w", encoding="utf-8", newline="")
-                csv.writer(self.stream).writerows(kept)
+                csv.writer(self.stream).writerows(before)
                 self.stream.flush()
-            self.headed = bool(kept)
+            self.headed = bool(before)
         return self
 
     def _before(self) -> list[list[str]]:

@@ -123,10 +123,10 @@ def edges_of(picture: Picture) -> npt.NDArray[np.bool_]:
     return _steps(bent) & (slope > max(_EDGE_SHARE * float(np.percentile(slope, 99)), 0.005))
 
 
-def round_step(least: float) -> float:
+def round_step(minimum: float) -> float:
     """The next of 1, 2, 5, 10 and so on, and of their tenths."""
-    decade = 10.0 ** np.floor(np.log10(least))
-    return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= least * (1 - 1e-9)))
+    decade = 10.0 ** np.floor(np.log10(minimum))
+    return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= minimum * (1 - 1e-9)))
 
 
 def lattice_of(right: Float64, down: Float64, step: float) -> npt.NDArray[np.bool_]:
@@ -171,8 +171,8 @@ class _Painter:
         if self.result.doubt is None:
             return None
         values = self.result.doubt.image.cpu().numpy()
-        told = values[values < values.max()]  # the largest stands for places of which nothing is known
-        return max(float(np.percentile(told if told.size else values, 95)), 1e-6)
+        known = values[values < values.max()]  # the largest stands for places of which nothing is known
+        return max(float(np.percentile(known if known.size else values, 95)), 1e-6)
 
     def plane(self, plane: Plane, pixels: int, quality: int) -> Slices:
         across = 3 - plane.right - plane.down
@@ -197,12 +197,12 @@ class _Painter:
         index = transform_points(warp.grid.world_to_index, points)
         there = points + np.stack([values_at(warp.field[..., k], index) for k in range(3)], axis=-1)
 
-        seen = seen_at(self.fixed, points)
-        fixed = tone(seen, self.fixed_window)
+        background = seen_at(self.fixed, points)
+        fixed = tone(background, self.fixed_window)
         yield "fixed", _jpeg(fixed, quality)
         yield "before", _jpeg(tone(seen_at(moving, points), self.moving_window), quality)
         yield "after", _jpeg(tone(seen_at(moving, there), self.moving_window), quality)
-        yield "edges", _lines(edges_of(fixed) & _inner(seen), _EDGE)
+        yield "edges", _lines(edges_of(fixed) & _inner(background), _EDGE)
         straight = transform_points(linear_back, there)
         lattice = lattice_of(straight[..., plane.right], straight[..., plane.down], self.scales.lattice)
         yield "grid", _lines(lattice, _LINE)
@@ -213,9 +213,9 @@ class _Painter:
             array = doubt.image.cpu().numpy()
             # It is known between the middles of the outer cells and taken to go on beyond, as in
             # Registration.uncertainty.
-            where = transform_points(doubt.grid.world_to_index, points)
-            where = np.clip(where, 0, np.asarray(array.shape[::-1]) - 1)
-            value = values_at(array, where) / self.scales.doubt
+            doubt_index = transform_points(doubt.grid.world_to_index, points)
+            doubt_index = np.clip(doubt_index, 0, np.asarray(array.shape[::-1]) - 1)
+            value = values_at(array, doubt_index) / self.scales.doubt
             value[np.isnan(there[..., 0])] = np.nan
             yield "doubt", _jpeg(blended(diverging(2 * value - 1), fixed, value), quality)
 
@@ -225,9 +225,9 @@ def seen_at(volume: Volume, points: Float64) -> Picture:
     return values_at(volume.array, transform_points(volume.grid.world_to_index, points))
 
 
-def _inner(seen: Picture) -> npt.NDArray[np.bool_]:
+def _inner(picture: Picture) -> npt.NDArray[np.bool_]:
     """Pixels away from where the image ends, which would be an edge of its own."""
-    return binary_erosion(np.isfinite(seen), iterations=5, border_value=1)
+    return binary_erosion(np.isfinite(picture), iterations=5, border_value=1)
 
 
 def thinned(volume: Volume) -> Volume:

@@ -159,8 +159,8 @@ def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Dra
         order = np.random.default_rng(0).permutation(len(tested))
         tested = [tested[k] for k in sorted(order[: layout.held_out])]
         pool = [case for case in pool if case not in tested]
-    kept = 0 if layout.held_out is None else len(tested)
-    there = f"{layout.name}: {len(subjects)} volumes found, {kept} held out for testing"
+    held = 0 if layout.held_out is None else len(tested)
+    there = f"{layout.name}: {len(subjects)} volumes found, {held} held out for testing"
     remedy = "give more volumes, or fewer --shots"
     if shots > len(pool):
         raise RegkitError(f"{there}, {len(pool)} left to train on, but {shots} needed; {remedy}")
@@ -185,8 +185,8 @@ def draws(
         counts: numbers of volumes to train on.
         seeds: how many draws of each.
     """
-    wanted = [(shots, seed) for shots in dict.fromkeys(counts) for seed in range(seeds)]
-    return {(shots, seed): draw(layout, subjects, shots, seed) for shots, seed in wanted}
+    requested = [(shots, seed) for shots in dict.fromkeys(counts) for seed in range(seeds)]
+    return {(shots, seed): draw(layout, subjects, shots, seed) for shots, seed in requested}
 
 
 def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:

@@ -472,8 +472,8 @@ class KernelSignature:
     @cached_property
     def _sizes(self) -> frozenset[str]:
         """The names of what shapes tell."""
-        told = (e.name for array in self.arrays for e in (*array.axes, *array.steps))
-        return frozenset(name for name in told if name is not None) - self.numbers.keys()
+        stated = (e.name for array in self.arrays for e in (*array.axes, *array.steps))
+        return frozenset(name for name in stated if name is not None) - self.numbers.keys()
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
@@ -486,16 +486,16 @@ class KernelSignature:
             "=" + "".join("Q" if isinstance(p, Array) else kinds[p[0]] for p in self.parameters)
         )
 
-    def checked(self, given: Mapping[str, Argument]) -> tuple[int, bytes]:
+    def checked(self, arguments: Mapping[str, Argument]) -> tuple[int, bytes]:
         """How many ranges a call has, and its arguments, 8 bytes each.
 
         Raises:
             TypeError: if an argument is missing, unknown, or of another type.
             ValueError: if one is of another shape, or what must hold does not.
         """
-        if given.keys() != self.arguments:
-            self._raise_for_names(given)
-        values: dict[str, Any] = dict(given)  # and later the sizes
+        if arguments.keys() != self.arguments:
+            self._raise_for_names(arguments)
+        values: dict[str, Any] = dict(arguments)  # and later the sizes
         for name, types in self.numbers.items():
             if not isinstance(values[name], types):
                 kind = "a number" if float in types else "an int"
@@ -524,8 +524,8 @@ class KernelSignature:
                 else:
                     tellers.setdefault(axis.name, array.name)
             for step, distance, size in zip(array.steps, steps, sizes):
-                wanted = step.value(values) if step.name is None else values.setdefault(step.name, distance)
-                if wanted != distance and size > 1:
+                expected = step.value(values) if step.name is None else values.setdefault(step.name, distance)
+                if expected != distance and size > 1:
                     raise ValueError(
                         f"kernel {self.name}: {array.name} does not lie in memory in the steps that it "
                         f"must: {tuple(steps)}"
@@ -545,11 +545,11 @@ class KernelSignature:
         values.update(addresses)
         return self.over.value(values), self._packing.pack(*[values[name] for name in self._order])
 
-    def _raise_for_names(self, given: Mapping[str, Argument]) -> None:
+    def _raise_for_names(self, arguments: Mapping[str, Argument]) -> None:
         for name in self._order:
-            if name in self.arguments and name not in given:
+            if name in self.arguments and name not in arguments:
                 raise TypeError(f"kernel {self.name}: the argument {name} is missing")
-        unknown = ", ".join(sorted(given.keys() - self.arguments))
+        unknown = ", ".join(sorted(arguments.keys() - self.arguments))
         raise TypeError(f"kernel {self.name}: there is no argument {unknown}")
 
     def _raise_for_shape(
@@ -560,9 +560,10 @@ class KernelSignature:
             f"{name} = {values[name]}" + (f" of {tellers[name]}" if name in tellers else "")
             for name in sorted(names & values.keys())
         ]
-        where = f" with {', '.join(known)}" if known else ""
+        sizes_text = f" with {', '.join(known)}" if known else ""
         raise ValueError(
-            f"kernel {self.name}: {array.name} has shape {tuple(shape)}, which is not {array.shape}{where}"
+            f"kernel {self.name}: {array.name} has shape {tuple(shape)}, which is not {array.shape}"
+            f"{sizes_text}"
         )
 
     def _raise_for_condition(self, condition: _Expression, values: Mapping[str, Any]) -> NoReturn:
@@ -572,8 +573,8 @@ class KernelSignature:
             for name in dict.fromkeys(names)
             if isinstance(values[name], (int, float))
         ]
-        where = f" ({', '.join(known)})" if known else ""
-        raise ValueError(f"kernel {self.name}: it must be that {condition.text}{where}")
+        sizes_text = f" ({', '.join(known)})" if known else ""
+        raise ValueError(f"kernel {self.name}: it must be that {condition.text}{sizes_text}")
 
 
 def _parsed(table: str) -> dict[str, KernelSignature]:
