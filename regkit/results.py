@@ -14,8 +14,8 @@ from regkit.io.formats import LINEAR_SUFFIXES, write_linear, write_warp
 from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_slicer_segmentation
 from regkit.io.provenance import write_record
-from regkit.io.segments import SLICER, LayeredSegmentation, named
-from regkit.transforms import coarser
+from regkit.io.segments import SLICER, LayeredSegmentation, named_segments
+from regkit.transforms import coarsened
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
@@ -47,7 +47,8 @@ def write_results(
         warp_spacing: mm, of the voxels of the warps that are written; by default those of the images.
 
     Returns:
-        Of each warp that was written on larger voxels what that costs (:class:`regkit.transforms.Coarser`).
+        What it costs that warps were written on larger voxels, by output
+        (:class:`regkit.transforms.CoarsenedWarp`).
 
     Raises:
         RegkitError: if a file cannot be written.
@@ -55,10 +56,10 @@ def write_results(
     warp, inverse = result.warp, result.warp.inverse() if "inverse" in files else None
     stored: dict[str, Any] = {}
     if warp_spacing is not None:
-        coarse = coarser(warp, warp_spacing)
+        coarse = coarsened(warp, warp_spacing)
         warp, stored["warp"] = coarse.warp, coarse.to_dict()
         if inverse is not None:
-            coarse = coarser(inverse, warp_spacing)
+            coarse = coarsened(inverse, warp_spacing)
             inverse, stored["inverse"] = coarse.warp, coarse.to_dict()
         record = None if record is None else {**record, "stored": stored}
     volumes: dict[str, Volume] = {}
@@ -131,7 +132,9 @@ def save_volume(
         known = volume.segments if isinstance(volume, LabelledVolume) else ()
         labels = [int(v) for v in np.unique(volume.array) if v]
         save_segments(
-            LayeredSegmentation([volume.array], volume.grid, named(labels, names or {}, known)), path, fixed
+            LayeredSegmentation([volume.array], volume.grid, named_segments(labels, names or {}, known)),
+            path,
+            fixed,
         )
     else:
         save_image(volume.to_sitk(), path)

@@ -201,7 +201,7 @@ def _linear(matrix: Float64) -> Callable[[Float64], Float64]:
 
 
 @dataclass(frozen=True, eq=False)
-class Coarser:
+class CoarsenedWarp:
     """A warp on larger voxels, and what that costs.
 
     Args:
@@ -218,7 +218,7 @@ class Coarser:
         return {"spacing_mm": list(self.warp.grid.spacing), "mean_mm": self.mean_mm, "max_mm": self.max_mm}
 
 
-def coarser(warp: Warp, spacing: float) -> Coarser:
+def coarsened(warp: Warp, spacing: float) -> CoarsenedWarp:
     """A warp with voxels of at most ``spacing`` mm, unless its own are larger: a smaller file of its kind.
 
     ITK interpolates between its voxels, so that images are resampled through it on their own.
@@ -244,4 +244,4 @@ def coarser(warp: Warp, spacing: float) -> Coarser:
         off = warp_on_grid.transform_points(here) - here - warp.field[first:last]
         distance = np.linalg.norm(off, axis=-1)
         total, largest = total + float(distance.sum()), max(largest, float(distance.max()))
-    return Coarser(warp_on_grid, total / warp.field[..., 0].size, largest)
+    return CoarsenedWarp(warp_on_grid, total / warp.field[..., 0].size, largest)

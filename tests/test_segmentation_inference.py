@@ -23,7 +23,7 @@ from regkit.io.images import Volume
 from regkit.segmentation import inference
 from regkit.segmentation.inference import _onto, segment
 from regkit.segmentation.model import FILE, Segmenter
-from regkit.segmentation.monai_parts import in_windows
+from regkit.segmentation.monai_parts import sliding_windows
 
 CPU: dict[str, Any] = {"device": "cpu", "threads": 1}
 
@@ -163,7 +163,7 @@ def test_a_window_that_is_the_image_is_the_network(rng: np.random.Generator) -> 
     image = torch.from_numpy(rng.random((16, 8, 24), np.float32))
     with torch.no_grad():
         expected = segmenter(image[None, None])[0]
-        found = in_windows(image, (16, 8, 24), segmenter, torch.device("cpu"), lambda done: None)
+        found = sliding_windows(image, (16, 8, 24), segmenter, torch.device("cpu"), lambda done: None)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_windows_cover_an_image_of_any_size(shape: tuple[int, int, int], rng: np
         seen.append(tuple(window.shape))
         return torch.cat([window, 1 - window], dim=1)
 
-    found = in_windows(image, (16, 8, 12), scores, torch.device("cpu"), told.append)
+    found = sliding_windows(image, (16, 8, 12), scores, torch.device("cpu"), told.append)
     assert {window[1:] for window in seen} == {(1, 16, 8, 12)}
     assert found.shape == (2, *shape)
     torch.testing.assert_close(found[0], image, rtol=0, atol=1e-5)

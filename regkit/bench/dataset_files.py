@@ -36,7 +36,7 @@ def data_folder(request: Request, title: str, source: str) -> Path:
     return request.data
 
 
-def chosen(names: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
+def choose_names(names: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
     """The names asked for, each once, or the first ``default`` ones if none is.
 
     Args:

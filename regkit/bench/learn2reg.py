@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, check_present, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.io.images import load_grid, load_labels, load_mask
@@ -32,7 +32,7 @@ _MR, _CT = "0000", "0001"
 
 
 def _cases(request: Request) -> list[Case]:
-    directions = chosen(request.directions, DATASET.directions, DATASET.default_directions, "direction")
+    directions = choose_names(request.directions, DATASET.directions, DATASET.default_directions, "direction")
     root, content = _open(data_folder(request, _TITLE, _SOURCE))
     groups = {"all": _TRAINING, "val": _listed(content, "registration_val", root)}
     numbers: list[str] = []
@@ -67,7 +67,7 @@ def submission_cases(data: Path, split: str) -> list[Case]:
     Raises:
         RegkitError: if the split is unknown, or a file is missing or cannot be used.
     """
-    (split,) = chosen([split], SPLITS, 0, f"split of {_TITLE}")
+    (split,) = choose_names([split], SPLITS, 0, f"split of {_TITLE}")
     root, content = _open(data_folder(Request(data, (), (), data), _TITLE, _SOURCE))
     numbers = _TRAINING if split == "train" else _listed(content, f"registration_{split}", root)
     suffix = "Ts" if split == "test" else "Tr"

@@ -26,7 +26,7 @@ import SimpleITK as sitk
 import torch
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, check_present, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid
 from regkit.io.atomic import make_folder
@@ -100,11 +100,11 @@ class Pairing:
 
 
 def _cases(request: Request) -> list[Case]:
-    directions = chosen(request.directions, DATASET.directions, DATASET.default_directions, "direction")
+    directions = choose_names(request.directions, DATASET.directions, DATASET.default_directions, "direction")
     data = data_folder(request, _TITLE, _SOURCE)
     pairing = Pairing.read(request.pairing or _PAIRING)
     drawn = {f"mr{mr}-ct{ct}": (("mr", mr), ("ct", ct)) for mr, ct in pairing.draw()}
-    names = chosen(request.pairs, list(drawn), len(drawn), "pair by this pairing named")
+    names = choose_names(request.pairs, list(drawn), len(drawn), "pair by this pairing named")
     subjects = sorted({subject for name in names for subject in drawn[name]})
     files = [path for subject in subjects for path in _files(data, *subject)]
     check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")

@@ -26,7 +26,7 @@ from regkit.bench.statistics import (
     learn2reg,
     mean_dice,
     mean_hd95,
-    measure,
+    measured_value,
     natural,
     summary,
     unregistered,
@@ -144,11 +144,14 @@ def results_csv(rows: Sequence[Row]) -> str:
         line: dict[str, Any] = {name: row.get(name) for name in _NAMES}
         line |= {"dice": mean_dice(row), "dice_before": mean_dice(row, "before")}
         line |= {"hd95_mm": mean_hd95(row), "hd95_before_mm": mean_hd95(row, "before")}
-        line |= {name: measure(row, name) for name in ("folding_percent", "sd_log_jacobian")}
+        line |= {name: measured_value(row, name) for name in ("folding_percent", "sd_log_jacobian")}
         line |= {f"learn2reg_{name}": learn2reg(row, name) for name in ("dice", "hd95_voxels", "sdlogj")}
-        line |= {"tre_mm": measure(row, "tre_mm", "after"), "tre_before_mm": measure(row, "tre_mm", "before")}
-        line["seconds_total"] = measure(row, "seconds", "total")
-        line["peak_mb"] = measure(row, "peak_mb")
+        line |= {
+            "tre_mm": measured_value(row, "tre_mm", "after"),
+            "tre_before_mm": measured_value(row, "tre_mm", "before"),
+        }
+        line["seconds_total"] = measured_value(row, "seconds", "total")
+        line["peak_mb"] = measured_value(row, "peak_mb")
         line |= {f"seconds {name}": value for name, value in (row.get("seconds") or {}).items()}
         line |= {f"version {name}": value for name, value in (row.get("versions") or {}).items()}
         line |= {f"dice {name}": value for name, value in label_dice(row).items()}

@@ -118,7 +118,7 @@ def unregistered(rows: Sequence[Row], direction: str) -> Summary:
         dice=spread(dice),
         hd95=spread(_known(each, lambda row: mean_hd95(row, "before"))),
         before=_median(dice),
-        tre=_median(_known(each, lambda row: measure(row, "tre_mm", "before"))),
+        tre=_median(_known(each, lambda row: measured_value(row, "tre_mm", "before"))),
     )
 
 
@@ -137,7 +137,7 @@ def chosen_baseline(rows: Sequence[Row], name: str | None) -> str:
 
 
 def mean_dice(row: Row, state: str = "after") -> float | None:
-    return measure(row, "mean_dice", state)
+    return measured_value(row, "mean_dice", state)
 
 
 def mean_hd95(row: Row, state: str = "after") -> float | None:
@@ -147,11 +147,11 @@ def mean_hd95(row: Row, state: str = "after") -> float | None:
 
 def learn2reg(row: Row, name: str) -> float | None:
     if name == "hd95_voxels":
-        return _distance(row, "learn2reg", name, measure(row, "learn2reg", "dice"))
-    return measure(row, "learn2reg", name)
+        return _distance(row, "learn2reg", name, measured_value(row, "learn2reg", "dice"))
+    return measured_value(row, "learn2reg", name)
 
 
-def measure(row: Row, *path: str) -> float | None:
+def measured_value(row: Row, *path: str) -> float | None:
     """A number of a row; None if it is absent, null or not a number."""
     value: object = row
     for name in path:
@@ -164,7 +164,7 @@ def label_dice(row: Row) -> dict[str, float | None]:
     labels = row.get("labels") or []
     names = Counter(label["name"] for label in labels)
     return {
-        label["name"] if names[label["name"]] == 1 else f"{label['name']} ({label['label']})": measure(
+        label["name"] if names[label["name"]] == 1 else f"{label['name']} ({label['label']})": measured_value(
             label, "dice"
         )
         for label in labels
@@ -244,7 +244,7 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
     """Rows: all of one direction."""
     mine = [row for row in rows if row["method"] == method]
     ok = [row for row in mine if finished(row)]
-    folding = _known(ok, lambda row: measure(row, "folding_percent"))
+    folding = _known(ok, lambda row: measured_value(row, "folding_percent"))
     official = {
         name: spread(_known(ok, lambda row, name=name: learn2reg(row, name)), share)  # type: ignore[misc]
         for name, share in _THIRTY.items()
@@ -260,11 +260,11 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         _median(_known(ok, lambda row: mean_dice(row, "before"))),
         float(np.mean(folding)) if folding else None,
         max(folding, default=None),
-        _median(_known(ok, lambda row: measure(row, "sd_log_jacobian"))),
+        _median(_known(ok, lambda row: measured_value(row, "sd_log_jacobian"))),
         {name: summarised for name, summarised in official.items() if summarised},
-        _median(_known(ok, lambda row: measure(row, "tre_mm", "after"))),
-        _median(_known(ok, lambda row: measure(row, "seconds", "total"))),
-        max(_known(ok, lambda row: measure(row, "peak_mb")), default=None),
+        _median(_known(ok, lambda row: measured_value(row, "tre_mm", "after"))),
+        _median(_known(ok, lambda row: measured_value(row, "seconds", "total"))),
+        max(_known(ok, lambda row: measured_value(row, "peak_mb")), default=None),
         None if method == baseline else compare(_by_case(rows, method), _by_case(rows, baseline)),
     )
 
@@ -296,6 +296,6 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _distance(row: Row, part: str, name: str, dice: float | None) -> float | None:
-    distance = measure(row, part, name)
+    distance = measured_value(row, part, name)
     lost = distance is None and dice is not None and name in (row.get(part) or {})
     return math.inf if lost else distance

@@ -27,11 +27,11 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name of a preset.")],
 ) -> None:
     """Print a preset as YAML: save it, change it, and give it to 'regkit register --config'."""
-    from regkit.core.configuration import allowed
+    from regkit.core.configuration import allowed_values
     from regkit.core.settings import SUMMARIES, Settings, named_settings
 
     values = asdict(named_settings(name))
     typer.echo(f"# {SUMMARIES[name]}\npreset: {name}")
     for key, hint in get_type_hints(Settings, include_extras=True).items():
-        typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed(hint)}")
+        typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed_values(hint)}")
         typer.echo(f"{key}: {json.dumps(values[key])}")  # JSON is YAML

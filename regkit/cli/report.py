@@ -42,7 +42,7 @@ def print_stored(stored: Mapping[str, Any]) -> None:
     """What it costs that warps were written on larger voxels.
 
     Args:
-        stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
+        stored: of each warp, as from :meth:`regkit.transforms.CoarsenedWarp.to_dict`.
     """
     for name, change in stored.items():
         sides = " x ".join(f"{side:.3g}" for side in change["spacing_mm"])

@@ -446,7 +446,7 @@ def convert(
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.io.formats import read_linear, write_linear
-    from regkit.transforms import coarser
+    from regkit.transforms import coarsened
     from regkit.warp import Warp
 
     if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
@@ -460,7 +460,7 @@ def convert(
         else:
             warp = Warp.load(source, *grids)
             if warp_spacing is not None:
-                coarse = coarser(warp, warp_spacing)
+                coarse = coarsened(warp, warp_spacing)
                 warp, stored["warp"] = coarse.warp, coarse.to_dict()
             warp.save(output, to)
     typer.echo(f"wrote {output}")

@@ -84,7 +84,7 @@ def register_pair(job: PairJob) -> Row:
         try:
             return _registered(job)
         except Exception as error:
-            row = failed_row(job, _told(error))
+            row = failed_row(job, _error_text(error))
             if not isinstance(error, RegkitError):
                 row["traceback"] = traceback.format_exc()
         # The folder itself may be what is missing.
@@ -103,7 +103,7 @@ def _row(job: PairJob, status: str) -> Row:
     return {"pair": job.pair.name, "status": status, **files, "made_by": version(), "host": platform.node()}
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, RegkitError):
         return str(error)
     if is_out_of_memory(error):

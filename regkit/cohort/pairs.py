@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from regkit.core.configuration import read_assignments, unknown
+from regkit.core.configuration import read_assignments, unknown_name
 from regkit.core.errors import RegkitError
 from regkit.core.settings import Settings, changed_settings
 from regkit.io.foreign import split_convention
@@ -307,7 +307,7 @@ def _settings(value: object, root: Path, location: str) -> dict[str, Any]:
             elif key in SOLVER:
                 settings.setdefault("settings", {})[key] = item
             else:
-                raise unknown(key, [*SETTINGS, *SOLVER], "setting")
+                raise unknown_name(key, [*SETTINGS, *SOLVER], "setting")
         changed_settings(settings.get("preset", "default"), settings.get("settings"))
     except RegkitError as error:
         raise type(error)(f"{location}: {error}") from error

@@ -54,7 +54,7 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def built(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """A dataclass with these values, and its defaults for the others.
 
     Args:
@@ -77,15 +77,15 @@ def built(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
             raise cause from None
         path = [name for name in error["loc"] if isinstance(name, str)]
         hint, value = _at(kind, nested, path)
-        raise RegkitError(f"{'.'.join(path)} must be {allowed(hint)}, got {_shown(value)}") from None
+        raise RegkitError(f"{'.'.join(path)} must be {allowed_values(hint)}, got {_shown(value)}") from None
 
 
-def allowed(hint: Any) -> str:
+def allowed_values(hint: Any) -> str:
     """What a type takes, in words: "a whole number of at least 1"."""
     return f"a {text}" if not (text := _described(hint)).startswith(("one of", "true", "text")) else text
 
 
-def unknown(name: str, there: Sequence[str], what: str) -> RegkitError:
+def unknown_name(name: str, there: Sequence[str], what: str) -> RegkitError:
     """The error for a name that is none of those there are."""
     near = difflib.get_close_matches(name.rpartition(".")[2], there, 1)
     meant = f"did you mean {near[0]}? " if near else ""
@@ -145,7 +145,7 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], prefix: str = "") -> N
     there = [field.name for field in fields(kind) if field.init]
     for name, value in values.items():
         if name not in there:
-            raise unknown(f"{prefix}{name}", there, "setting")
+            raise unknown_name(f"{prefix}{name}", there, "setting")
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise RegkitError(f"{prefix}{name} has parts; give each of them as {prefix}{name}.PART")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from regkit.core.configuration import built, unknown
+from regkit.core.configuration import build, unknown_name
 
 # mm. Up to here a finer working grid was worth its time: on cords, lungs and brains, not on abdomens at 3 mm.
 FINE_MM = 2.0
@@ -69,7 +69,7 @@ SUMMARIES = {
 def named_settings(name: str) -> Settings:
     """The preset of that name; RegkitError lists the names if there is none."""
     if name not in PRESETS:
-        raise unknown(name, list(PRESETS), "preset named")
+        raise unknown_name(name, list(PRESETS), "preset named")
     return PRESETS[name]
 
 
@@ -85,5 +85,5 @@ def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings
     settings = named_settings(preset)
     if not changes:
         return settings
-    checked = asdict(built(Settings, changes))
+    checked = asdict(build(Settings, changes))
     return replace(settings, **{name: checked[name] for name in changes})

@@ -25,7 +25,7 @@ from regkit.io.atomic import atomic_folder, atomic_path
 from regkit.io.images import ImageLike, Volume
 from regkit.io.outputs import FOLDER, check_output
 from regkit.io.provenance import version
-from regkit.io.segments import Code, LayeredSegmentation, Segment, codes_of, colour_of, named
+from regkit.io.segments import Code, LayeredSegmentation, Segment, codes_of, colour_of, named_segments
 from regkit.runtime.memory import check_fits_memory
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def save_dicom_segmentation(segmentation: LayeredSegmentation, path: Path, fixed
     assert target is not None
     series, headers = target[0], target[1]
     labels = sorted({int(v) for layer in segmentation.layers for v in np.unique(layer)} - {0})
-    segments = named(labels, {}, segmentation.segments)
+    segments = named_segments(labels, {}, segmentation.segments)
     if not segments:
         raise RegkitError(f"cannot write '{path}': no voxel is labelled")
     grid = segmentation.grid

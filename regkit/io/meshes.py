@@ -64,7 +64,7 @@ class MeshFile:
         """
         path = check_output(path, (self.suffix,))
         array = np.asarray(points, dtype=np.float64).reshape(self.points.shape)
-        with atomic_path(path) as temporary, _told(path, "written"):
+        with atomic_path(path) as temporary, _library_errors(path, "written"):
             self.write(array, temporary)
 
 
@@ -116,7 +116,7 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
     if stated and space and stated != space:
         raise RegkitError(f"'{path}' says that it is {stated.upper()}; leave out --space {space}")
     # meshio looks whether an STL is binary by a product that may overflow.
-    with _told(path, "read"), np.errstate(over="ignore"):
+    with _library_errors(path, "read"), np.errstate(over="ignore"):
         mesh = meshio.read(path)
     points = np.asarray(mesh.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3:
@@ -165,7 +165,7 @@ def _say_space(place: Path, suffix: str, space: str) -> None:
 
 
 def _open_gifti(path: Path) -> MeshFile:
-    with _told(path, "read"):
+    with _library_errors(path, "read"):
         image: Any = nib.load(path)
         arrays = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
     if len(arrays) != 1:
@@ -195,7 +195,7 @@ def _open_gifti(path: Path) -> MeshFile:
 
 
 def _open_streamlines(path: Path, suffix: str, moving: Grid | None) -> MeshFile:
-    with _told(path, "read"):
+    with _library_errors(path, "read"):
         file = nib.streamlines.load(path)
     tracts = file.tractogram
     flat = np.concatenate([np.asarray(line, np.float64) for line in tracts.streamlines] or [np.empty((0, 3))])
@@ -220,7 +220,7 @@ def _open_streamlines(path: Path, suffix: str, moving: Grid | None) -> MeshFile:
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def _library_errors(path: Path, what: str) -> Iterator[None]:
     """Whatever a library fails with is one line about the file; what it prints is kept off the terminal."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -176,7 +176,7 @@ def colour_of(label: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(label * 0.618033988749895 % 1, 0.6, 0.9)
 
 
-def named(
+def named_segments(
     labels: Iterable[int], names: Mapping[int, str], known: Iterable[Segment] = ()
 ) -> tuple[Segment, ...]:
     """Segments of labels: those that are known, under names of one's own where they are given."""

@@ -31,7 +31,7 @@ from regkit.synthesis.shape_sources import ShapeSource
 _AHEAD = 2  # anatomies for each process, beyond those that take turns
 
 
-class Drawing(Protocol):
+class BatchSource(Protocol):
     """What is drawn for: :class:`regkit.pretrain.train.PretrainTrainer` says what each of these is."""
 
     config: Config
@@ -50,7 +50,7 @@ class Drawing(Protocol):
 
 
 @contextmanager
-def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
+def batches(trainer: BatchSource, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """The batches of a trainer, from its next step to the last one, on its device.
 
     Args:
@@ -66,7 +66,7 @@ def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
             yield _in_turn(thread, trainer.batches, _groups(trainer))
 
 
-def _groups(trainer: Drawing) -> Iterator[range]:
+def _groups(trainer: BatchSource) -> Iterator[range]:
     """The steps to come, those together that a GPU draws at once."""
     at_once = trainer.together if trainer.device.type == "cuda" else 1
     first, last = trainer.step, trainer.config.steps
@@ -93,7 +93,7 @@ def _in_turn(
 class _AnatomyWorkers:
     """Processes that draw the anatomies of a run before they are asked for."""
 
-    def __init__(self, trainer: Drawing, count: int) -> None:
+    def __init__(self, trainer: BatchSource, count: int) -> None:
         config, drawn_here = trainer.config, trainer.synthesiser
         self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]

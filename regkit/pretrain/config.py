@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regkit.core.configuration import built, read_yaml
+from regkit.core.configuration import build, read_yaml
 from regkit.core.errors import RegkitError
 from regkit.features.unet import Architecture
 from regkit.features.weights import Channels, Reading
@@ -194,6 +194,6 @@ def load_config(path: Path) -> Config:
     """
     values = read_yaml(path)
     try:
-        return built(Config, values)
+        return build(Config, values)
     except RegkitError as error:
         raise type(error)(f"'{path}': {error}") from error

@@ -21,7 +21,7 @@ Work = Callable[[], Losses]
 _WARM_UP = 3  # calls, as torch's documentation has it: libraries choose and allocate in the first ones
 
 
-class Passes:
+class ForwardBackward:
     """The losses of a batch, which leave their gradients with the parameters of the student.
 
     Args:
@@ -39,7 +39,7 @@ class Passes:
         return {name: value.detach() for name, value in losses.items()}
 
 
-class Replayed(Passes):
+class GraphForwardBackward(ForwardBackward):
     """The same, recorded for each shape of a batch when it first comes; of losses that draw nothing.
 
     Args:
@@ -74,13 +74,13 @@ class Replayed(Passes):
         return {name: value.detach() for name, value in losses.items()}
 
 
-def passes_of(student: Student) -> Passes:
+def forward_backward_for(student: Student) -> ForwardBackward:
     """Those that are quickest where the student lies."""
     loss = student.config.loss
     # Contrast draws its anchors, asks the device how many it has, and keeps statistics in its projections.
     if loss.local or loss.label or next(student.parameters()).device.type != "cuda":
-        return Passes(student)
-    return Replayed(student, partial(_graph, pool=torch.cuda.graph_pool_handle()))
+        return ForwardBackward(student)
+    return GraphForwardBackward(student, partial(_graph, pool=torch.cuda.graph_pool_handle()))
 
 
 def _graph(work: Work, pool: Any) -> Work:

@@ -20,7 +20,7 @@ from regkit.features.weights import load_network
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
-from regkit.pretrain.initial_weights import started
+from regkit.pretrain.initial_weights import initial_network
 from regkit.pretrain.train import DistributedContext, PretrainTrainer, distributed_context, export, train
 from regkit.pretrain.validation import Validation, load_validation_maps
 from regkit.synthesis.mixture import anatomies as whole_maps
@@ -106,7 +106,7 @@ def pretrain(
     settings = load_config(config)
     target = weights or run / f"{config.stem}.safetensors"
     _prepare(run, target)
-    begin, new = (None, []) if start is None else started(*load_network(start), settings)
+    begin, new = (None, []) if start is None else initial_network(*load_network(start), settings)
     sources = mixture(settings.procedural, settings.templates, templates)
     bodies = whole_maps(settings.pairs.anatomies, anatomies)
     maps = []
@@ -130,7 +130,7 @@ def pretrain(
         watch = None
         if maps and context.first:
             scored = Validation(maps, settings.stride, context.device)
-            watch = _Watch(run, scored, config.stem, origin)
+            watch = _BestWeights(run, scored, config.stem, origin)
         try:
             with step_progress(settings.steps, quiet=not context.first) as report:
                 trainer = train(
@@ -166,7 +166,7 @@ def _spare_cores(context: DistributedContext) -> int:
     return min(_MAX_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
 
 
-class _Watch:
+class _BestWeights:
     """Scores the network after each checkpoint: ``validation.csv``, and ``best.safetensors``."""
 
     def __init__(self, run: Path, validation: Validation, name: str, origin: dict[str, Any]) -> None:

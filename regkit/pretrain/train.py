@@ -23,7 +23,7 @@ from regkit.features.weights import save_weights
 from regkit.io.provenance import commit
 from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config
-from regkit.pretrain.forward_backward import passes_of
+from regkit.pretrain.forward_backward import forward_backward_for
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng
@@ -126,7 +126,7 @@ class PretrainTrainer:
             weight_decay=config.weight_decay,
             fused=context.device.type == "cuda",  # one launch
         )
-        self.passes = passes_of(self.student.train())
+        self.passes = forward_backward_for(self.student.train())
         self.synthesiser = Synthesiser(config.pairs, sources, config.seed, context.device, maps=maps)
         self.step = 0
         self.interrupted = False  # by a signal, of which train() says here that it ended the run

@@ -56,10 +56,10 @@ def labelled_files(images: Path, labels: Path) -> list[Labelled]:
         pictures = [path for path in pictures if path not in maps]
         if not pictures:
             raise RegkitError(f"no image in '{images}'")
-    return matched(pictures, maps)
+    return match_files(pictures, maps)
 
 
-def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
+def match_files(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
     """Each image with the label map of its name, as :func:`labelled_files` says.
 
     Raises:

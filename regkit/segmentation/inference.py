@@ -18,7 +18,7 @@ from regkit.ops.sampling import sample
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.model import Segmenter
-from regkit.segmentation.monai_parts import check_installed, in_windows
+from regkit.segmentation.monai_parts import check_installed, sliding_windows
 
 _SHARE = 0.9  # of the windows in the whole, for the progress bar
 _POINTS = 1 << 23  # times classes, that are interpolated at once
@@ -96,7 +96,7 @@ def apply(
         with in_bfloat16(device):
             return network(window.to(memory_format=order)).float()
 
-    scores_of = in_windows(
+    scores_of = sliding_windows(
         image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done)
     )
     probabilities = scores_of.softmax(0)

@@ -64,7 +64,7 @@ def dice_loss() -> nn.Module:
     return loss
 
 
-def in_windows(
+def sliding_windows(
     image: torch.Tensor,
     patch: tuple[int, int, int],
     scores: Callable[[torch.Tensor], torch.Tensor],

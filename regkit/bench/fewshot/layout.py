@@ -37,7 +37,7 @@ from regkit.bench.dataset_files import read_object
 from regkit.bench.fewshot.heads import render_heads
 from regkit.core.errors import RegkitError
 from regkit.io.labelnames import read_label_names
-from regkit.segmentation.files import Labelled, matched
+from regkit.segmentation.files import Labelled, match_files
 
 _FOLDER = Path(__file__).with_name("layouts")
 _MAX_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
@@ -142,7 +142,7 @@ def find_subjects(layout: Layout, data: Path, scratch: Path) -> list[Labelled]:
     labels = _files(data, layout.labels, layout)
     if layout.rendered:
         return render_heads(labels, label_names(layout, data), scratch)
-    return matched(_files(data, layout.images, layout), labels)
+    return match_files(_files(data, layout.images, layout), labels)
 
 
 def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Draw:
