@@ -12,6 +12,7 @@ import typer
 
 from regkit.cli.console import NOT_RIGHT, number, print_facts, print_json, warn
 from regkit.cli.options import (
+    WORKERS,
     AsJson,
     Assignments,
     ChosenPreset,
@@ -20,9 +21,11 @@ from regkit.cli.options import (
     Device,
     Features,
     Init,
+    MemoryOfAll,
     Quiet,
     Seed,
     Strict,
+    ThreadsPerWorker,
     Weights,
     chosen_settings,
     start_file,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from regkit.cohort.pairs import Pair
     from regkit.cohort.run import Cohort
 
-_PAIRS, _WORKERS = "Which pairs", "Who does the work"
+_PAIRS = "Which pairs"
 
 
 def command(
@@ -94,34 +97,17 @@ def command(
         typer.Option(
             min=1,
             show_default=False,
-            rich_help_panel=_WORKERS,
+            rich_help_panel=WORKERS,
             help="Pairs at a time, each in a process; by default as many as cores and memory allow.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            show_default=False,
-            rich_help_panel=_WORKERS,
-            help="Threads of each worker; by default they share the cores.",
-        ),
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            metavar="GB",
-            min=0.1,
-            show_default=False,
-            rich_help_panel=_WORKERS,
-            help="What all workers may take together; with --scheduler, each of them.",
-        ),
-    ] = None,
+    threads: ThreadsPerWorker = None,
+    memory: MemoryOfAll = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            rich_help_panel=_WORKERS,
+            rich_help_panel=WORKERS,
             help="Leave the work to a Dask cluster, such as tcp://host:8786. All must see the files.",
         ),
     ] = None,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from regkit.cli.console import print_facts, print_table, progress, warn
-from regkit.cli.options import Quiet
+from regkit.cli.options import Quiet, ThreadsPerRun
 from regkit.core.errors import UsageError
 
 app = typer.Typer(
@@ -21,10 +21,6 @@ app = typer.Typer(
     "few-shot segmentation.",
 )
 
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, show_default=False, help="CPU threads of each run. Default: all, shared by --jobs."),
-]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that know a GPU.")
 ]
@@ -96,7 +92,7 @@ def run(
         ),
     ] = "own",
     jobs: Jobs = 1,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     seed: Seed = 0,
     baseline: Baseline = None,
@@ -177,7 +173,7 @@ def submit(
         Literal["npz", "nii.gz"], typer.Option(help="Both are what the evaluation takes.")
     ] = "npz",
     jobs: Jobs = 1,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     seed: Seed = 0,
     resume: Annotated[
@@ -271,7 +267,7 @@ def few_shot(
             metavar="FILE", show_default=False, help="Of the pretrained arm. Default: regkit's own."
         ),
     ] = None,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     resume: Annotated[
         bool,

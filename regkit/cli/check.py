@@ -37,10 +37,9 @@ def command(
 
     Each way to read the file is tried at low resolution; the one under which the images agree best is named.
     """
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.check import check_warp
 
     check = check_warp(warp, fixed, moving)

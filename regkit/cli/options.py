@@ -14,7 +14,40 @@ from regkit.core.errors import RegkitError
 if TYPE_CHECKING:
     from regkit.core.settings import Settings
 
-KNOWN = "What is known about the images"
+OUTPUTS, KNOWN, WORKERS = "Outputs", "What is known about the images", "Who does the work"
+_FIXED = typer.Argument(
+    metavar="FIXED",
+    show_default=False,
+    help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
+)
+_MOVING = typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
+FixedImage = Annotated[Path, _FIXED]
+MovingImage = Annotated[Path, _MOVING]
+# Where --fixed and --moving may stand in their place.
+OptionalFixedImage = Annotated[Path | None, _FIXED]
+OptionalMovingImage = Annotated[Path | None, _MOVING]
+
+
+def _to_segment(metavar: str) -> Any:
+    return typer.Argument(
+        metavar=metavar,
+        show_default=False,
+        help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
+    )
+
+
+Target = Annotated[Path, _to_segment("TARGET")]
+ImageToSegment = Annotated[Path, _to_segment("IMAGE")]
+
+
+def _label_map(metavar: str) -> Any:
+    return typer.Option(
+        "--output", "-o", show_default=False, help=f"The label map of {metavar}: .nii.gz .nii .nrrd .mha."
+    )
+
+
+LabelMapOfTarget = Annotated[Path, _label_map("TARGET")]
+LabelMapOfImage = Annotated[Path, _label_map("IMAGE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
@@ -95,6 +128,18 @@ FixedLandmarks = Annotated[
 MovingLandmarks = Annotated[
     Path | None,
     typer.Option(metavar="FILE", rich_help_panel=KNOWN, help="Points of the moving image."),
+]
+Moved = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|FOLDER/",
+        rich_help_panel=OUTPUTS,
+        help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
+    ),
+]
+FixedMask = Annotated[Path | None, typer.Option(rich_help_panel=KNOWN, help="Where the fixed image counts.")]
+MovingMask = Annotated[
+    Path | None, typer.Option(rich_help_panel=KNOWN, help="Where the moving image counts.")
 ]
 Templates = Annotated[
     list[Path] | None,
@@ -193,18 +238,30 @@ CtWindow = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(rich_help_panel=_METHOD, help="Where to compute.")
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=_METHOD, help="CPU threads. Default: all.")
+
+
+def _threads(help: str, panel: str | None = None) -> Any:
+    return typer.Option(min=1, show_default=False, rich_help_panel=panel, help=help)
+
+
+def _memory(help: str, panel: str) -> Any:
+    return typer.Option(metavar="GB", min=0.1, show_default=False, rich_help_panel=panel, help=help)
+
+
+Threads = Annotated[int | None, _threads("CPU threads. Default: all.", _METHOD)]
+TrainingThreads = Annotated[int | None, _threads("CPU threads. Default: as many as torch takes.")]
+ThreadsPerRun = Annotated[
+    int | None, _threads("CPU threads of each run. Default: the cores are shared by --jobs.")
+]
+ThreadsPerWorker = Annotated[
+    int | None, _threads("Threads of each worker. Default: the workers share the cores.", WORKERS)
 ]
 Memory = Annotated[
     float | None,
-    typer.Option(
-        metavar="GB",
-        min=0.1,
-        show_default=False,
-        rich_help_panel=_METHOD,
-        help="Memory to stay below, by a coarser working grid if need be. Default: all there is.",
-    ),
+    _memory("Memory to stay below, with a coarser working grid if need be. Default: all there is.", _METHOD),
+]
+MemoryOfAll = Annotated[
+    float | None, _memory("Memory of all workers together; with --scheduler, of each of them.", WORKERS)
 ]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.options import Anatomies, Templates
+from regkit.cli.options import Anatomies, Templates, TrainingThreads
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
         float, typer.Option(min=0.0, show_default=False, help="Stop after so long. Default: all steps.")
     ] = math.inf,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch does.")] = None,
+    threads: TrainingThreads = None,
     workers: Annotated[
         int | None,
         typer.Option(

@@ -15,10 +15,12 @@ from regkit.cli.options import (
     Device,
     Features,
     Init,
+    LabelMapOfTarget,
     Overwrite,
     Preset,
     Quiet,
     Seed,
+    Target,
     Threads,
     Weights,
     start_file,
@@ -27,14 +29,7 @@ from regkit.cli.report import print_atlases
 
 
 def command(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TARGET",
-            show_default=False,
-            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
-        ),
-    ],
+    target: Target,
     atlas: Annotated[
         list[Path],
         typer.Option(
@@ -51,12 +46,7 @@ def command(
             help="Its label map. As many as there are --atlas, and in their order.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="The label map of TARGET: .nii.gz .nii .nrrd .mha."
-        ),
-    ],
+    output: LabelMapOfTarget,
     confidence: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="An image of the share of the votes that each voxel's label had."),
@@ -93,10 +83,9 @@ def command(
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.outputs import save_image
     from regkit.propagation import propagate
 

@@ -22,6 +22,7 @@ from regkit.cli.files import (
 )
 from regkit.cli.options import (
     KNOWN,
+    OUTPUTS,
     AsJson,
     Assignments,
     ChosenPreset,
@@ -30,13 +31,18 @@ from regkit.cli.options import (
     Device,
     Features,
     FixedLandmarks,
+    FixedMask,
     FixedSeries,
     Init,
     LabelNames,
     Log,
     Memory,
+    Moved,
     MovingLandmarks,
+    MovingMask,
     MovingSeries,
+    OptionalFixedImage,
+    OptionalMovingImage,
     Overwrite,
     Quiet,
     Seed,
@@ -52,8 +58,6 @@ from regkit.cli.report import print_registration, print_stored, print_verdict
 from regkit.core.errors import UsageError
 from regkit.io.labelnames import read_label_names
 
-_OUTPUTS, _INPUTS = "Outputs", KNOWN
-
 
 def command(
     output: Annotated[
@@ -62,63 +66,46 @@ def command(
             "--output",
             "-o",
             show_default=False,
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="The warp: .nii.gz .nii .mha .nrrd (ITK displacement field), .h5 (ITK composite) or "
             ".npz (Learn2Reg); of the presets 'linear' and 'rigid' also .tfm .txt .mat (ITK transform).",
         ),
     ],
-    fixed: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FIXED",
-            show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
-        ),
-    ] = None,
-    moving: Annotated[
-        Path | None,
-        typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it."),
-    ] = None,
-    moved: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|FOLDER/",
-            rich_help_panel=_OUTPUTS,
-            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
-        ),
-    ] = None,
+    fixed: OptionalFixedImage = None,
+    moving: OptionalMovingImage = None,
+    moved: Moved = None,
     moved_labels: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="The moving labels on the voxels of the fixed image; .seg.nrrd and .dcm keep names.",
         ),
     ] = None,
     inverse: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The warp the other way, on the moving image's voxels."),
+        typer.Option(rich_help_panel=OUTPUTS, help="The warp the other way, on the moving image's voxels."),
     ] = None,
     warp_spacing: WarpSpacing = None,
     linear: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
+            rich_help_panel=OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
         ),
     ] = None,
     uncertainty: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="How far off the warp may be, mm, on the voxels of the fixed image.",
         ),
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
+        Path | None, typer.Option(rich_help_panel=OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
         ),
     ] = None,
@@ -131,7 +118,7 @@ def command(
             "--fixed",
             metavar="FILE",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=KNOWN,
             help="A further image of the same body as FIXED, such as T2 beside T1; may be given several "
             "times. It is compared with the --moving in its place, or with MOVING where there is one alone.",
         ),
@@ -142,7 +129,7 @@ def command(
             "--moving",
             metavar="FILE",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=KNOWN,
             help="A further image of the same body as MOVING.",
         ),
     ] = None,
@@ -153,26 +140,20 @@ def command(
         typer.Option(
             metavar="FIXED MOVING",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=KNOWN,
             help="Label maps to be brought onto each other as well; only labels that both have count.",
         ),
     ] = None,
-    fixed_mask: Annotated[
-        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
-    ] = None,
-    moving_mask: Annotated[
-        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the moving image counts.")
-    ] = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
     fixed_labels: Annotated[
         Path | None,
-        typer.Option(
-            rich_help_panel=_INPUTS, help="Label map of the fixed image: only to measure the result."
-        ),
+        typer.Option(rich_help_panel=KNOWN, help="Label map of the fixed image: only to measure the result."),
     ] = None,
     moving_labels: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_INPUTS, help="Label map of the moving image: only to measure the result."
+            rich_help_panel=KNOWN, help="Label map of the moving image: only to measure the result."
         ),
     ] = None,
     label_names: LabelNames = None,
@@ -262,10 +243,9 @@ def command(
         names_given = (",".join(map(str, images)) for images in (fixed_images, moving_images))
         typer.echo("fixed={} moving={}".format(*names_given), err=True)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.provenance import command_line, record_of
     from regkit.registration import register
     from regkit.results import check_dicom, write_results

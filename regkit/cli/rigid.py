@@ -12,10 +12,15 @@ from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
+    FixedImage,
     FixedLandmarks,
+    FixedMask,
     FixedSeries,
     Log,
+    Moved,
+    MovingImage,
     MovingLandmarks,
+    MovingMask,
     MovingSeries,
     Overwrite,
     Quiet,
@@ -26,17 +31,8 @@ from regkit.cli.options import (
 
 
 def command(
-    fixed: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FIXED",
-            show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
-        ),
-    ],
-    moving: Annotated[
-        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
-    ],
+    fixed: FixedImage,
+    moving: MovingImage,
     output: Annotated[
         Path,
         typer.Option(
@@ -54,20 +50,14 @@ def command(
             "agree better."
         ),
     ] = "rigid",
-    moved: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|FOLDER/",
-            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
-        ),
-    ] = None,
+    moved: Moved = None,
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
     fixed_landmarks: FixedLandmarks = None,
     moving_landmarks: MovingLandmarks = None,
-    fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
-    moving_mask: Annotated[Path | None, typer.Option(help="Where the moving image counts.")] = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
     ct_window: CtWindow = None,
     device: Device = "auto",
     threads: Threads = None,

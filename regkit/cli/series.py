@@ -91,10 +91,9 @@ def command(
     check_outputs(outputs, inputs, overwrite, recorded=output)
     _check_folder(transforms)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.atomic import atomic_folder, atomic_path
     from regkit.io.formats import write_linear, write_warp
     from regkit.io.outputs import save_image

@@ -53,10 +53,9 @@ def command(
     Every round registers all images to the template of the round before, takes out what their deformations
     have in common, and averages the images anew.
     """
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.template import build_template
 
     with progress(quiet) as report:
