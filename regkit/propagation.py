@@ -57,7 +57,7 @@ class Propagation:
 
 
 @dataclass(frozen=True, eq=False)
-class _Atlas:
+class RegisteredAtlas:
     """An atlas that was registered: its labels, the grid of its image, the warp from the target to it."""
 
     labels: Volume
@@ -139,7 +139,7 @@ def propagate(
         compare = None
         if fusion == "similarity" and count > 1:
             compare = _Comparison(image, features, weights, preset, torch_device(device))
-        registered: list[_Atlas] = []
+        registered: list[RegisteredAtlas] = []
         differences: list[torch.Tensor] = []
         measures: list[dict[str, Any]] = []
         for k, (moving, labels) in enumerate(loaded, 1):
@@ -151,18 +151,18 @@ def propagate(
                 )  # fmt: skip
             except RegkitError as error:
                 raise type(error)(f"atlas {k} of {count}, '{moving.name}': {error}") from error
-            registered.append(_Atlas(labels, moving.grid, result.warp))
+            registered.append(RegisteredAtlas(labels, moving.grid, result.warp))
             if compare:
                 differences.append(compare(result))
             measures.append({"image": moving.name, "labels": labels.name, **result.to_dict()})
 
         shares = np.stack([atlas.covers() for atlas in registered]).astype(np.float32)
         if compare:
-            _weigh(shares, torch.cat(differences), compare.cells, image.grid)
+            weigh_votes(shares, torch.cat(differences), compare.cells, image.grid)
         if not shares.any():
             raise RegkitError("no atlas covers any part of the target after registration")
         step = partial(_report_fusion, report)
-        labels_of_target, confidence = _fuse(registered, shares, step)
+        labels_of_target, confidence = fuse_votes(registered, shares, step)
     total = float(shares.sum(dtype=np.float64))
     for row, share in zip(measures, shares):
         row["votes"] = float(share.sum(dtype=np.float64)) / total
@@ -236,7 +236,7 @@ def local_difference(fixed: FeatureMap, moved: FeatureMap) -> torch.Tensor:
     return (smooth(squares) + 1e-3 * mean) / (smooth(weight) + 1e-3)
 
 
-def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) -> None:
+def weigh_votes(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) -> None:
     """Turn coverage, 0 or 1, into the weights of the votes, 0 to 1, the best atlas' being 1.
 
     Args:
@@ -252,8 +252,8 @@ def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) 
         part *= np.exp(np.minimum(best - sampled, 0) / np.maximum(best, 1e-6))
 
 
-def _fuse(
-    atlases: Sequence[_Atlas], shares: Float32, on_step: Callable[[float], None]
+def fuse_votes(
+    atlases: Sequence[RegisteredAtlas], shares: Float32, on_step: Callable[[float], None]
 ) -> tuple[npt.NDArray[Any], Float32]:
     """The label of the most votes at each voxel, and its share of them; label by label, atlas by atlas.
 

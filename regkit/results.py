@@ -15,7 +15,7 @@ from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_slicer_segmentation
 from regkit.io.provenance import write_record
 from regkit.io.segments import SLICER, LayeredSegmentation, named_segments
-from regkit.transforms import coarsened
+from regkit.transforms import CoarsenedWarp, coarsened
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
@@ -33,7 +33,7 @@ def write_results(
     label_names: Mapping[int, str] | None = None,
     record: Mapping[str, Any] | None = None,
     warp_spacing: float | None = None,
-) -> dict[str, Any]:
+) -> dict[str, CoarsenedWarp]:
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
@@ -47,21 +47,21 @@ def write_results(
         warp_spacing: mm, of the voxels of the warps that are written; by default those of the images.
 
     Returns:
-        What it costs that warps were written on larger voxels, by output
-        (:class:`regkit.transforms.CoarsenedWarp`).
+        The warps that were written on larger voxels, by output.
 
     Raises:
         RegkitError: if a file cannot be written.
     """
     warp, inverse = result.warp, result.warp.inverse() if "inverse" in files else None
-    stored: dict[str, Any] = {}
+    stored: dict[str, CoarsenedWarp] = {}
     if warp_spacing is not None:
-        coarse = coarsened(warp, warp_spacing)
-        warp, stored["warp"] = coarse.warp, coarse.to_dict()
+        stored["warp"] = coarsened(warp, warp_spacing)
+        warp = stored["warp"].warp
         if inverse is not None:
-            coarse = coarsened(inverse, warp_spacing)
-            inverse, stored["inverse"] = coarse.warp, coarse.to_dict()
-        record = None if record is None else {**record, "stored": stored}
+            stored["inverse"] = coarsened(inverse, warp_spacing)
+            inverse = stored["inverse"].warp
+        if record is not None:
+            record = {**record, "stored": {name: coarse.to_dict() for name, coarse in stored.items()}}
     volumes: dict[str, Volume] = {}
     if "moved" in files:
         volumes["moved"] = result.moved

@@ -8,12 +8,13 @@ other way, through :meth:`Warp.inverse`.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import nibabel as nib
 import numpy as np
@@ -22,8 +23,10 @@ import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 
+from regkit.core.choices import Interpolation
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.dicom import DicomSeries
 from regkit.io.displacement import DisplacementField
 from regkit.io.formats import NotLinearError, linear_of, read_warp, write_warp
 from regkit.io.frames import Frames, as_given, is_series, load_frames
@@ -33,7 +36,7 @@ from regkit.ops.sampling import sample
 from regkit.runtime.memory import check_fits_memory
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
-INTERPOLATORS = {
+INTERPOLATORS: dict[Interpolation, int] = {
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,
     "nearest": sitk.sitkNearestNeighbor,
@@ -77,14 +80,60 @@ class Warp(DisplacementField):
         """Write a warp file; see :func:`regkit.io.formats.write_warp`."""
         write_warp(self, path, format)
 
+    # SimpleITK carries no types, so that its overload, which takes anything to a checker, comes last.
+    @overload
+    def apply(
+        self,
+        image: Volume,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Volume: ...
+    @overload
+    def apply(
+        self,
+        image: Frames,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Frames: ...
+    @overload
+    def apply(
+        self,
+        image: SpatialImage,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> nib.Nifti1Image: ...
+    @overload
+    def apply(
+        self,
+        image: str | os.PathLike[str] | DicomSeries,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Volume | Frames: ...
+    @overload
+    def apply(
+        self,
+        image: sitk.Image,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> sitk.Image: ...
     def apply(
         self,
         image: ImageLike | Frames,
         *,
-        interpolation: str = "linear",
+        interpolation: Interpolation = "linear",
         reference: Grid | None = None,
         default: float | None = None,
-    ) -> Any:
+    ) -> Volume | Frames | SpatialImage | sitk.Image:
         """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
 
         Args:
@@ -395,7 +444,7 @@ def _through_itk(transform: Any, points: Float64) -> Float64:
 def apply_to_frames(
     warp: Warp,
     frames: Frames,
-    interpolation: str = "linear",
+    interpolation: Interpolation = "linear",
     reference: Grid | None = None,
     default: float | None = None,
 ) -> Frames:

@@ -19,8 +19,8 @@ import torch
 from test_pretrain_train import CONFIG
 
 from regkit.core.errors import RegkitError
-from regkit.pretrain.batch_loader import _groups, batches
-from regkit.pretrain.run import _spare_cores
+from regkit.pretrain.batch_loader import batches, step_groups
+from regkit.pretrain.run import spare_cores
 from regkit.pretrain.train import DistributedContext, PretrainTrainer, train
 from regkit.synthesis.shape_sources import Procedural, ShapeSource
 from regkit.synthesis.shapes import Shape
@@ -66,10 +66,10 @@ def test_groups_begin_at_multiples_wherever_a_run_goes_on(first: int) -> None:
     """On a GPU; elsewhere a step is drawn by itself."""
     trainer = _trainer()
     trainer.step = first
-    assert list(_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
+    assert list(step_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
     trainer.where = replace(HERE, device=torch.device("cuda"))
     assert trainer.together == 4
-    assert list(_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
+    assert list(step_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
 
 
 def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
@@ -132,11 +132,11 @@ def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
 def test_how_many_processes_draw_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """None beside a CPU; beside a GPU the cores that are left, shared with the other processes here."""
     gpu = DistributedContext(0, 1, torch.device("cuda"))
-    assert _spare_cores(HERE) == 0
+    assert spare_cores(HERE) == 0
     for cores, processes, expected in ((16, "1", 14), (64, "1", 16), (64, "8", 6), (1, "1", 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert _spare_cores(gpu) == expected
+        assert spare_cores(gpu) == expected
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")
@@ -144,7 +144,7 @@ def test_processes_leave_with_a_run_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from regkit.pretrain.batch_loader import _groups, batches\n"
+        "from regkit.pretrain.batch_loader import batches, step_groups\n"
         "from test_pretrain_batch_loader import _trainer\n"
         "if __name__ == '__main__':\n"
         "    with batches(_trainer(), 2) as received:\n"

@@ -21,7 +21,7 @@ import regkit
 from regkit.core.geometry import Grid
 from regkit.io.images import Volume
 from regkit.segmentation import inference
-from regkit.segmentation.inference import _onto, segment
+from regkit.segmentation.inference import onto_grid, segment
 from regkit.segmentation.model import FILE, Segmenter
 from regkit.segmentation.monai_parts import sliding_windows
 
@@ -114,7 +114,7 @@ def test_labels_are_the_largest_of_the_interpolated_probabilities(
     seen = oblique_grid.working(1.7)
     scores = torch.from_numpy(rng.normal(size=(3, *seen.shape)).astype(np.float32))
     probabilities = (3 * scores).softmax(0)
-    found, confidence = _onto(probabilities, seen, oblique_grid, (300, 4))
+    found, confidence = onto_grid(probabilities, seen, oblique_grid, (300, 4))
     interpolated = np.stack([
         sitk.GetArrayFromImage(sitk.Resample(
             sitk.Cast(seen.to_sitk(share.numpy()), sitk.sitkFloat64), oblique_grid.blank(),

@@ -91,7 +91,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, dict[str,
             value = next(coming)
             return Score(trainer.step, value, {"label 2": value, "label 7": value})
 
-        monkeypatch.setattr(training, "_score", score)
+        monkeypatch.setattr(training, "validate", score)
         return seen
 
     return scored
@@ -548,7 +548,7 @@ def test_the_rate_rises_and_follows_half_a_cosine() -> None:
 
 
 def test_the_rate_of_a_step_is_that_of_its_share() -> None:
-    seen = [training._prepared(*pair, task()) for pair in LEARNT]
+    seen = [training.prepare_volume(*pair, task()) for pair in LEARNT]
     trainer = FinetuneTrainer(SETTINGS, task(), tiny_network(), seen, torch.device("cpu"), {})
     for share in (0.0, 0.01, 0.5, 0.99):
         trainer.advance(share)
@@ -566,7 +566,7 @@ def _of(size: tuple[int, int, int], spacing: tuple[float, float, float], ct: boo
 
 def _task_of(*pairs: Any, start: dict[str, Any] | None = None, **given: Any) -> Any:
     network = tiny_network(**(start or {}))
-    return training._task(pairs, {2: "a", 7: "b"}, Finetuning(**given), network, "window")
+    return training.task_for(pairs, {2: "a", 7: "b"}, Finetuning(**given), network, "window")
 
 
 def test_the_spacing_is_that_of_the_images() -> None:
@@ -613,7 +613,7 @@ def test_labels_are_seen_where_their_image_is(oblique_grid: Grid) -> None:
     image = Volume(rng.random(oblique_grid.shape, np.float32), oblique_grid)
     labels = Volume(rng.choice(np.array([0, 2, 7, 30], np.uint8), oblique_grid.shape), oblique_grid)
     given = task(spacing=1.3)
-    found = training._prepared(image, labels, given)
+    found = training.prepare_volume(image, labels, given)
     picture, grid = given.network_input(image)
     assert torch.equal(found.image, picture)
     classes = np.select([labels.array == 2, labels.array == 7], [1, 2], 0).astype(np.uint8)

@@ -75,7 +75,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
         return points + np.asarray(middle, np.float32).reshape(3, 1, 1, 1)
 
     monkeypatch.setattr(drawing, "posed", upright)
-    monkeypatch.setattr(drawing, "_displace", lambda *_: None)
+    monkeypatch.setattr(drawing, "displace_structures", lambda *_: None)
     monkeypatch.setattr(Rng, "chance", lambda self, probability: False)
 
 
@@ -205,7 +205,7 @@ def test_what_is_missing_is_filled_by_what_lies_around_it() -> None:
     structures[:, :, 10:] = 7
     structures[8:10, 8:10, 4:6] = 9
     labels = structures + 1
-    found, without = drawing._without_one(labels, structures, Rng.of(0))
+    found, without = drawing.remove_structure(labels, structures, Rng.of(0))
     assert np.array_equal(found, without + 1)
     assert (without[8:10, 8:10, 4:6] == 4).all()
     untouched = structures != 9
@@ -221,7 +221,7 @@ def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
     for seed in range(20):
         points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
         before = points.copy()
-        drawing._displace(points, chosen.array(), chosen, legend.structures, Rng.of(seed))
+        drawing.displace_structures(points, chosen.array(), chosen, legend.structures, Rng.of(seed))
         moved = max(moved, float(np.abs(points - before).max()))
         jacobian = np.stack([np.stack(np.gradient(c, 2.0)[::-1], -1) for c in points], -2)
         assert np.linalg.det(jacobian).min() > 0.1
@@ -245,7 +245,7 @@ def test_a_label_of_two_tissues_shows_both(folder: Path) -> None:
     labels = np.full((40, 40, 40), int(np.searchsorted(maps.legend.ids, 507)), np.uint8)
     shares = []
     for seed in range(20):
-        mixed = drawing._mixed(labels, maps.legend.tissues, 2.0, Rng.of(seed))
+        mixed = drawing.mix_tissues(labels, maps.legend.tissues, 2.0, Rng.of(seed))
         assert set(np.unique(mixed).tolist()) <= {muscle, fat}
         shares.append((mixed == fat).mean())
     assert min(shares) < 0.4 < 0.6 < max(shares)

@@ -47,7 +47,7 @@ def command(
         return
     if quiet:
         return
-    tre = demo.landmarks
+    tre = demo.landmarks.to_dict()
     typer.echo(f"phantom CT onto phantom MR, seed {seed}\n")
     print_registration(
         demo.registration.to_dict(),
@@ -56,7 +56,7 @@ def command(
             ("TRE after", f"{tre['tre_mm']['mean']:.2f} mm (largest {tre['tre_mm']['max']:.2f} mm)"),
         ],
     )
-    print_verdict(demo.registration.verdict.to_dict())
+    print_verdict(demo.registration.verdict)
     typer.echo(
         f"\npicture: {output / 'demo.png'}\nall files: {output}\n\nThe same by hand:\n\n{demo.command}"
     )

@@ -14,6 +14,7 @@ from regkit.cli.report import print_labels
 from regkit.io.labelnames import read_label_names
 
 if TYPE_CHECKING:
+    from regkit.core.choices import Stage
     from regkit.core.geometry import Float64
     from regkit.io.images import Volume
     from regkit.warp import Warp
@@ -52,6 +53,7 @@ def command(
 
     import SimpleITK as sitk
 
+    from regkit.evaluate import LabelScores
     from regkit.io.images import load_labels
     from regkit.warp import resample_labels
 
@@ -66,14 +68,15 @@ def command(
 
     result: dict[str, Any] = {}
     if fixed_map is not None and moving_map is not None:
-        states = {"before": resample_labels(moving_map, fixed_map.grid, sitk.Transform(3, sitk.sitkIdentity))}
+        moved: dict[Stage, Volume] = {
+            "before": resample_labels(moving_map, fixed_map.grid, sitk.Transform(3, sitk.sitkIdentity))
+        }
         if field is not None:
-            states["after"] = resample_labels(moving_map, fixed_map.grid, field.to_sitk())
-        result |= _score(fixed_map, states, names, moving_map)
+            moved["after"] = resample_labels(moving_map, fixed_map.grid, field.to_sitk())
+        result |= LabelScores.of(fixed_map, moved, names, moving_map).to_dict()
     elif fixed_map is not None and moved_labels is not None:
-        result |= _score(
-            fixed_map, {"after": load_labels(moved_labels, "moved labels", fixed_map.grid)}, names
-        )
+        after = load_labels(moved_labels, "moved labels", fixed_map.grid)
+        result |= LabelScores.of(fixed_map, {"after": after}, names).to_dict()
     if pairs is not None:
         result["landmarks"] = _landmark_errors(*pairs, field)
     if field is not None:
@@ -120,54 +123,20 @@ def _read_landmarks(
     return None
 
 
-def _score(
-    fixed: Volume, states: dict[str, Volume], names: dict[int, str] | None, moving: Volume | None = None
-) -> dict[str, Any]:
-    """Measures, named as those of ``regkit.register``; ``states`` are "before", "after" or both."""
-    from regkit.evaluate import compare_labels, summarise
-
-    scores = {state: compare_labels(fixed, volume, names, moving) for state, volume in states.items()}
-    rows = []
-    for of_label in zip(*scores.values(), strict=True):
-        row: dict[str, Any] = {"label": of_label[0].label, "name": of_label[0].name}
-        for state, score in zip(scores, of_label, strict=True):
-            row["dice" if state == "after" else f"dice_{state}"] = score.dice
-            row["hd95_mm" if state == "after" else f"hd95_{state}_mm"] = score.hd95
-        rows.append(row)
-    return {
-        "mean_dice": {
-            state: summarise(s.dice for s in state_scores) for state, state_scores in scores.items()
-        },
-        "mean_hd95_mm": {
-            state: summarise(s.hd95 for s in state_scores) for state, state_scores in scores.items()
-        },
-        "labels": rows,
-    }
-
-
 def _landmark_errors(fixed: Float64, moving: Float64, warp: Warp | None) -> dict[str, Any]:
-    from regkit.evaluate import summarise_errors, target_registration_error
+    from regkit.evaluate import LandmarkErrors
 
-    measures: dict[str, Any] = {
-        "count": len(fixed),
-        "tre_before_mm": summarise_errors(target_registration_error(fixed, moving)),
-    }
+    errors = LandmarkErrors.of(fixed, moving, warp).to_dict()
     if warp is not None:
-        mapped = warp.transform_points(fixed)
-        measures["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
-        measures["tre_mm"] = summarise_errors(target_registration_error(mapped, moving))
-    return measures
+        errors["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
+    return errors
 
 
-def _smoothness(warp: Warp) -> dict[str, Any]:
+def _smoothness(warp: Warp) -> dict[str, float]:
     from regkit.io.formats import to_learn2reg
-    from regkit.ops.jacobian import folding_percent, learn2reg_sdlogj, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness, learn2reg_sdlogj
 
-    determinant = warp.jacobian().array
-    measures = {
-        "folding_percent": folding_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
-    }
+    measures = Smoothness.of(warp.jacobian().array).to_dict()
     # Without the moving grid there are no voxels to count in, and the challenge crops two on each side.
     if warp.moving_grid is not None and min(warp.grid.size) >= 5:
         measures["learn2reg_sdlogj"] = learn2reg_sdlogj(to_learn2reg(warp))

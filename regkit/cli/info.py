@@ -361,16 +361,14 @@ def _label_map(volume: Volume) -> dict[str, Any]:
 def _warp(warp: Warp) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness
 
     length = np.linalg.norm(warp.field, axis=-1)
-    determinant = warp.jacobian().array
     return {
         "kind": "warp, fixed point -> moving point, LPS mm",
         **_grid(warp.grid),
         "displacement_mm": _range(length),
-        "folding_percent": folding_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
+        **Smoothness.of(warp.jacobian().array).to_dict(),
     }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from regkit.core.choices import DeviceName, FeatureSet, PresetName, StartName
 from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ Anatomies = Annotated[
 ]
 
 # How to register, for the commands that do.
-FEATURES = ("mind", "network", "network+mind")
-INITS = ("auto", "none", "centre", "rigid", "affine")
-PresetName = Literal["default", "fast", "accurate", "linear", "rigid"]
+INITS = get_args(StartName)
 _METHOD = "Method"
 Init = Annotated[
     str,
@@ -177,9 +176,10 @@ Init = Annotated[
     ),
 ]
 Features = Annotated[
-    str,
+    FeatureSet,
     typer.Option(
-        metavar="|".join(FEATURES),
+        parser=str,  # register() refuses an unknown name in one line, from Python as well
+        metavar="|".join(get_args(FeatureSet)),
         rich_help_panel=_METHOD,
         help="What the images are compared on after the linear start.",
     ),
@@ -235,9 +235,7 @@ CtWindow = Annotated[
         help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
     ),
 ]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(rich_help_panel=_METHOD, help="Where to compute.")
-]
+Device = Annotated[DeviceName, typer.Option(rich_help_panel=_METHOD, help="Where to compute.")]
 
 
 def _threads(help: str, panel: str | None = None) -> Any:

@@ -306,12 +306,14 @@ def command(
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
         whole = {**images, **result.to_dict(), "outputs": written}
-        print_json(whole | ({"stored": stored} if stored else {}))
+        if stored:
+            whole["stored"] = {name: coarse.to_dict() for name, coarse in stored.items()}
+        print_json(whole)
     elif not quiet:
         print_registration(result.to_dict())
         for path in files.values():
             typer.echo(f"wrote {path}")
         print_stored(stored)
-        print_verdict(result.verdict.to_dict())
+        print_verdict(result.verdict)
     if strict and result.verdict.level == FAIL:
         raise typer.Exit(NOT_RIGHT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,11 +35,13 @@ from regkit.core.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from regkit.core.choices import Interpolation
     from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import FramesLike
     from regkit.io.images import ImageLike
     from regkit.io.segments import LayeredSegmentation
+    from regkit.transforms import CoarsenedWarp
     from regkit.warp import Warp
 
 _LINEAR = (".tfm", ".txt", ".mat")
@@ -173,7 +175,7 @@ def _apply_to_image(
     chain: list[Path],
     image: ImageLike,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
@@ -225,18 +227,20 @@ def _apply_to_series(
     chain: list[Path],
     image: FramesLike,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     grid: Grid | None,
     default: float | None,
 ) -> None:
-    from regkit.io.frames import kind_of, load_frames
+    from regkit.io.frames import interpolation_for, load_frames
     from regkit.io.outputs import NIFTI_SUFFIXES, check_output
     from regkit.warp import apply_to_frames
 
     check_output(output, NIFTI_SUFFIXES)
     frames = load_frames(image, "image to warp")
-    if interpolation == "auto" and (interpolation := kind_of(frames)) == "label":
-        _note_labels()
+    if interpolation == "auto":
+        interpolation = interpolation_for(frames)
+        if interpolation == "label":
+            _note_labels()
     warp = _one_warp(chain, grid, frames.grid)
     moved = apply_to_frames(warp, frames, interpolation, grid, default)
     _warn_empty(warp, moved.grid, frames.grid, moved.array[:: max(1, len(moved) // 4)])
@@ -247,7 +251,7 @@ def _apply_to_segments(
     chain: list[Path],
     segmentation: LayeredSegmentation,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     grid: Grid | None,
     reference: Path | DicomSeries | None,
 ) -> None:
@@ -259,7 +263,7 @@ def _apply_to_segments(
     from regkit.results import save_segments, save_volume
 
     warp = _one_warp(chain, grid, segmentation.grid)
-    method = "label" if interpolation == "auto" else interpolation
+    method: Interpolation = "label" if interpolation == "auto" else interpolation
     layers = [
         warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=method, reference=grid).array
         for layer in segmentation.layers
@@ -352,15 +356,14 @@ def jacobian(
 
     from regkit.io.images import load_mask
     from regkit.io.outputs import save_image
-    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness
 
     field = load_warp(warp, optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image"))
     inside = None if mask is None else load_mask(mask, "mask", field.grid).array
     volume = field.jacobian()
     values = volume.array if inside is None else volume.array[inside]
     measures = {
-        "folding_percent": folding_percent(volume.array, inside),
-        "sd_log_jacobian": sd_log_jacobian(volume.array, inside),
+        **Smoothness.of(volume.array, inside).to_dict(),
         "minimum": float(values.min()),
         "median": float(np.median(values)),
         "maximum": float(values.max()),
@@ -452,7 +455,7 @@ def convert(
     if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
         raise typer.BadParameter("is of warps that have voxels of their own", param_hint="--warp-spacing")
     grids = optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image")
-    stored: dict[str, Any] = {}
+    stored: dict[str, CoarsenedWarp] = {}
     made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
     with recorded({"transform": output}, made_of, format=to):
         if output.suffix in _LINEAR:
@@ -460,8 +463,8 @@ def convert(
         else:
             warp = Warp.load(source, *grids)
             if warp_spacing is not None:
-                coarse = coarsened(warp, warp_spacing)
-                warp, stored["warp"] = coarse.warp, coarse.to_dict()
+                stored["warp"] = coarsened(warp, warp_spacing)
+                warp = stored["warp"].warp
             warp.save(output, to)
     typer.echo(f"wrote {output}")
     print_stored(stored)

@@ -25,8 +25,7 @@ from regkit.io.foreign import split_convention
 from regkit.io.provenance import record_of, record_path, sha256, version
 
 if TYPE_CHECKING:
-    from regkit.core.geometry import Float64
-    from regkit.registration import Registration
+    pass
 
 _ONE_AT_A_TIME = Lock()  # threads and seeds are those of the whole process
 
@@ -149,6 +148,7 @@ def _written(
     import torch
 
     from regkit.cohort.thumbnail import thumbnail
+    from regkit.evaluate import LandmarkErrors
     from regkit.io.images import load_image
     from regkit.io.points import read_pairs
     from regkit.registration import register
@@ -179,7 +179,7 @@ def _written(
         "peak_mb": measures["memory_mb"]["peak"],
     }
     if landmarks is not None:
-        row["landmarks"] = without_nan(_landmark_errors(result, *landmarks))
+        row["landmarks"] = without_nan(LandmarkErrors.of(*landmarks, result.warp).to_dict())
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
     record = record_of(files, measures["settings"], job.command)
     with together():
@@ -197,18 +197,6 @@ def _written(
         row["warnings"] = [" ".join(str(one.message).split()) for one in warned]
         write_row(job.folder, row)
     return row
-
-
-def _landmark_errors(result: Registration, fixed: Float64, moving: Float64) -> dict[str, Any]:
-    """Errors before, by the headers alone, and after, as ``regkit evaluate`` tells them."""
-    from regkit.evaluate import summarise_errors, target_registration_error
-
-    mapped = result.warp.transform_points(fixed)
-    return {
-        "count": len(mapped),
-        "tre_before_mm": summarise_errors(target_registration_error(fixed, moving)),
-        "tre_mm": summarise_errors(target_registration_error(mapped, moving)),
-    }
 
 
 def _file(value: object) -> Path | None:

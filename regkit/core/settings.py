@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, cast
 
 from annotated_types import Ge, Gt
 
+from regkit.core.choices import LinearModel, PresetName
 from regkit.core.configuration import build, unknown_name
 
 # mm. Up to here a finer working grid was worth its time: on cords, lungs and brains, not on abdomens at 3 mm.
 FINE_MM = 2.0
-LinearModel = Literal["rigid", "similarity", "affine"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Settings:
     linear_model: Annotated[LinearModel, "the most that the linear start may fit"] = "affine"
 
 
-PRESETS: dict[str, Settings] = {
+PRESETS: dict[PresetName, Settings] = {
     "default": Settings(),
     "fast": Settings(max_voxels=1_000_000, iterations=(24, 24)),
     "accurate": Settings(max_voxels=16_000_000, spacing_share=0.7),
     "linear": Settings(deformable=False),
     "rigid": Settings(deformable=False, linear_model="rigid"),
 }
-SUMMARIES = {
+SUMMARIES: dict[PresetName, str] = {
     "default": "the best trade of accuracy against time",
     "fast": "coarser grid, fewer iterations",
     "accurate": "finer grid for images of 2 mm or less",
@@ -70,7 +70,7 @@ def named_settings(name: str) -> Settings:
     """The preset of that name; RegkitError lists the names if there is none."""
     if name not in PRESETS:
         raise unknown_name(name, list(PRESETS), "preset named")
-    return PRESETS[name]
+    return PRESETS[cast(PresetName, name)]
 
 
 def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings:

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import nibabel as nib
 import numpy as np
@@ -199,7 +199,7 @@ def _placed(
     return Frames(array, grid, float(spacing[3]), name)
 
 
-def kind_of(frames: Frames) -> str:
+def interpolation_for(frames: Frames) -> Literal["label", "linear"]:
     """The interpolation that goes with a series: ``label`` for one of label maps, else ``linear``."""
     middle = frames.array[len(frames) // 2]
     return "label" if looks_like_labels(middle) and middle.min() < middle.max() else "linear"

@@ -60,13 +60,13 @@ def batches(trainer: BatchSource, workers: int = 0) -> Iterator[Iterator[Batch]]
         if workers:
             with _AnatomyWorkers(trainer, workers) as drawing:
                 yield _in_turn(
-                    thread, partial(trainer.batches, synthesiser=drawing.synthesiser), _groups(trainer)
+                    thread, partial(trainer.batches, synthesiser=drawing.synthesiser), step_groups(trainer)
                 )
         else:
-            yield _in_turn(thread, trainer.batches, _groups(trainer))
+            yield _in_turn(thread, trainer.batches, step_groups(trainer))
 
 
-def _groups(trainer: BatchSource) -> Iterator[range]:
+def step_groups(trainer: BatchSource) -> Iterator[range]:
     """The steps to come, those together that a GPU draws at once."""
     at_once = trainer.together if trainer.device.type == "cuda" else 1
     first, last = trainer.step, trainer.config.steps

@@ -141,7 +141,7 @@ def pretrain(
                     start=begin,
                     maps=bodies,
                     minutes=minutes,
-                    workers=_spare_cores(context) if workers is None else workers,
+                    workers=spare_cores(context) if workers is None else workers,
                     report=report,
                     on_save=watch or (lambda trainer: None),
                 )
@@ -158,7 +158,7 @@ def pretrain(
     return PretrainingResult(trainer.step, settings.steps, target, label_maps, trainer.interrupted)
 
 
-def _spare_cores(context: DistributedContext) -> int:
+def spare_cores(context: DistributedContext) -> int:
     """How many processes draw anatomies for this one, whose two threads keep a core each, if a GPU trains."""
     if context.device.type == "cpu":
         return 0

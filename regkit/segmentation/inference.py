@@ -100,7 +100,7 @@ def apply(
         image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done)
     )
     probabilities = scores_of.softmax(0)
-    labels, confidence = _onto(probabilities, grid, volume.grid, task.labels)
+    labels, confidence = onto_grid(probabilities, grid, volume.grid, task.labels)
     report("segmentation", 1.0)
     return Segmentation(
         Volume(labels, volume.grid, "labels"),
@@ -109,7 +109,7 @@ def apply(
     )
 
 
-def _onto(
+def onto_grid(
     probabilities: torch.Tensor, network_grid: Grid, grid: Grid, labels: Sequence[int]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """The most probable label at each voxel of ``grid``, and how probable it is; linearly interpolated.

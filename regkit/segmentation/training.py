@@ -197,14 +197,14 @@ def finetune(
     compute_device = torch_device(device)
     with reproducible(threads, settings.seed):
         network_input = reading(provenance, start.architecture.out_channels).input
-        task = _task(learnt, names, settings, start, network_input)
+        task = task_for(learnt, names, settings, start, network_input)
         origin = {
             "weights": {"file": path.name, "sha256": sha256(path)},
             "training": [_identity(*pair) for pair in learnt],
             "validation": [_identity(*pair) for pair in held],
         }
         _check_held_out(origin["training"], origin["validation"])
-        prepared = [_prepared(*pair, task) for pair in learnt]
+        prepared = [prepare_volume(*pair, task) for pair in learnt]
         del learnt  # of full resolution
         _check_kept(prepared, task)
         trainer = FinetuneTrainer(settings, task, start, prepared, compute_device, origin)
@@ -399,7 +399,7 @@ def _keep(trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volu
     if not held:
         trainer.segmenter.save(run / FILE)
         return
-    score = _score(trainer, held)
+    score = validate(trainer, held)
     if trainer.best is None or score.dice > trainer.best.dice:
         trainer.segmenter.save(run / FILE)
         trainer.best = score
@@ -409,7 +409,7 @@ def _keep(trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volu
     write_table(log, [*before, [score.step, *values]])
 
 
-def _score(trainer: FinetuneTrainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
+def validate(trainer: FinetuneTrainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
     task, segmenter = trainer.task, trainer.segmenter
     scores = []
     for image, labels in held:
@@ -518,7 +518,7 @@ def _check_kept(prepared: Sequence[PreparedVolume], task: Task) -> None:
             )
 
 
-def _task(
+def task_for(
     learnt: Sequence[tuple[Volume, Volume]],
     names: Mapping[int, str],
     settings: Finetuning,
@@ -541,7 +541,7 @@ def _task(
     return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, network_input)
 
 
-def _prepared(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
+def prepare_volume(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
     """A labelled volume on the working grid, its labels as classes."""
     voxels = math.prod(image.grid.working(task.spacing).size)
     check_fits_memory(voxels, f"training on '{image.name}'", _BYTES_PER_VOXEL)

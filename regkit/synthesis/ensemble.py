@@ -96,7 +96,7 @@ def draw_labels(settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]
     count = int(rng.scalars.integers(settings.count[0], settings.count[1] + 1))
     details = int(rng.scalars.integers(settings.details + 1))
     sizes = np.concatenate(
-        [_sizes(settings.radius, count, rng), _sizes(settings.detail_radius, details, rng)]
+        [draw_sizes(settings.radius, count, rng), draw_sizes(settings.detail_radius, details, rng)]
     )
     # Small shapes mostly come later, or hardly one of them would be left.
     order = np.argsort(-sizes * np.exp(rng.scalars.normal(0, 0.5, len(sizes))))
@@ -104,10 +104,10 @@ def draw_labels(settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]
     for radius in sizes[order]:
         used += 1
         rim = int(rng.scalars.integers(1, 3)) if rims and rng.chance(0.6) else 0
-        _paste(labels, _draw(sources, rng), radius, used, rim, rim_label, settings.bend, rng)
+        paste_shape(labels, _draw(sources, rng), radius, used, rim, rim_label, settings.bend, rng)
     body = int(rng.scalars.integers(3))
     if body:
-        labels = _in_a_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
+        labels = clip_to_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
     return labels
 
 
@@ -117,7 +117,7 @@ def draw_strays(
     """Details that single views have, and the anatomy has not."""
     endless = np.full(3, np.inf)
     strays = []
-    for radius in _sizes(settings.detail_radius, count, rng):
+    for radius in draw_sizes(settings.detail_radius, count, rng):
         first, inside = _inside(
             _draw(sources, rng), radius, np.zeros(3), (-endless, endless), settings.bend, rng
         )
@@ -174,7 +174,7 @@ def _draw(sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> Shape:
     return source.draw(rng.scalars, rng.device)
 
 
-def _sizes(limits: tuple[float, float], count: int, rng: Rng) -> np.ndarray:
+def draw_sizes(limits: tuple[float, float], count: int, rng: Rng) -> np.ndarray:
     low, high = limits
     return low * (high / low) ** rng.scalars.random(count)
 
@@ -192,7 +192,7 @@ def _cells(size: int, rng: Rng) -> tuple[torch.Tensor, int]:
     return labels, count - 1
 
 
-def _paste(
+def paste_shape(
     labels: torch.Tensor,
     shape: Shape,
     radius: float,
@@ -209,7 +209,7 @@ def _paste(
     if inside.numel():
         part = labels[tuple(slice(a, a + n) for a, n in zip(first.tolist(), inside.shape))]
         if rim:
-            part.masked_fill_(_dilated(inside, rim), rim_label)
+            part.masked_fill_(dilate(inside, rim), rim_label)
         part.masked_fill_(inside, label)
 
 
@@ -232,7 +232,7 @@ def _inside(
         The first voxel of a box, and which voxels of the box (Z, Y, X) lie inside the shape; the box is empty
         where the shape lies beyond the limits.
     """
-    to_voxels = _random_affine(rng.scalars) * radius  # components are (x, y, z)
+    to_voxels = random_affine(rng.scalars) * radius  # components are (x, y, z)
     reach = np.abs(to_voxels).sum(1)[::-1] * (1 + bend) + margin
     first = np.maximum(np.floor(centre - reach), limits[0]).astype(int)
     last = np.minimum(np.ceil(centre + reach) + 1, limits[1]).astype(int)
@@ -256,7 +256,7 @@ def _inside(
     return first, level > 0
 
 
-def _dilated(mask: torch.Tensor, voxels: int) -> torch.Tensor:
+def dilate(mask: torch.Tensor, voxels: int) -> torch.Tensor:
     """A mask grown by a cube of that radius."""
     for axis in range(3):
         grown = mask.clone()
@@ -268,7 +268,7 @@ def _dilated(mask: torch.Tensor, voxels: int) -> torch.Tensor:
     return mask
 
 
-def _random_affine(random: np.random.Generator) -> np.ndarray:
+def random_affine(random: np.random.Generator) -> np.ndarray:
     """Stretch, shear and turn of a unit cube, 3x3; reflections with probability a half."""
     turn, _ = np.linalg.qr(random.standard_normal((3, 3)))
     turn[:, 0] *= random.choice([-1.0, 1.0])
@@ -277,7 +277,7 @@ def _random_affine(random: np.random.Generator) -> np.ndarray:
     return np.asarray(turn @ shear * stretch)
 
 
-def _in_a_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.Tensor:
+def clip_to_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.Tensor:
     """Only what lies in a deformed ellipsoid is kept, and ``layers`` shells are laid along its surface."""
     size = labels.shape[0]
     quarter = size // 4

@@ -104,15 +104,15 @@ class LabelMaps:
         shape = sides((_MARGIN * chosen.extent).tolist(), spacing)
         middle = _middle(labels, chosen, shape, spacing, rng)
         points = posed(rng, shape, spacing, middle, _TURN)
-        _displace(points, labels, chosen, self.legend.structures, rng)
+        displace_structures(points, labels, chosen, self.legend.structures, rng)
         labels_seen = _looked_up(labels, chosen.to_index, points)
         structures = self.legend.structures[labels_seen]
         if self.legend.alone.any() and rng.chance(_ALONE):
             remaining = self.legend.alone[labels_seen]
             labels_seen, structures = np.where(remaining, labels_seen, 0), np.where(remaining, structures, 0)
         if rng.chance(_MISSING):
-            labels_seen, structures = _without_one(labels_seen, structures, rng)
-        return anatomy_of(_mixed(labels_seen, self.legend.tissues, spacing, rng), structures, spacing)
+            labels_seen, structures = remove_structure(labels_seen, structures, rng)
+        return anatomy_of(mix_tissues(labels_seen, self.legend.tissues, spacing, rng), structures, spacing)
 
 
 def load_label_maps(folder: Path) -> LabelMaps:
@@ -248,7 +248,7 @@ def _middle(
     return place.clip(-room, room)
 
 
-def _displace(
+def displace_structures(
     points: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
     of: PackedMap,
@@ -286,7 +286,7 @@ def _looked_up(
     return labels.reshape(-1)[flat]
 
 
-def _without_one(
+def remove_structure(
     labels: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8], rng: Rng
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Without a small structure: what lies around it fills its place."""
@@ -308,7 +308,7 @@ def _without_one(
     return labels, structures
 
 
-def _mixed(
+def mix_tissues(
     labels: npt.NDArray[np.uint8], tissues: Sequence[Sequence[int]], spacing: float, rng: Rng
 ) -> npt.NDArray[np.uint8]:
     """The tissue of each voxel: where a label has several, they take turns over some millimetres."""

@@ -124,7 +124,7 @@ def _box(channels: int, size: tuple[int, ...], largest: tuple[int, ...]) -> np.n
 @lru_cache(maxsize=512)
 def _splines(shape: tuple[int, ...], size: tuple[int, ...], max_knots: int) -> np.ndarray:
     """The matrices of all axes, one upon the other, (Z + Y + X, most)."""
-    matrices = [_spline_here(n, k - 2) for n, k in zip(shape, size)]
+    matrices = [spline_matrix_on_host(n, k - 2) for n, k in zip(shape, size)]
     return np.concatenate([np.pad(matrix, ((0, 0), (0, max_knots - matrix.shape[1]))) for matrix in matrices])
 
 
@@ -135,7 +135,7 @@ def knots(shape: Sequence[int], scale: float) -> tuple[int, ...]:
 
 def splined(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Cubic B-splines (C, Z, Y, X) of values at knots, (C, kz, ky, kx), from border to border."""
-    return _product(values, [_spline(n, k - 2, values.device) for n, k in zip(shape, values.shape[1:])])
+    return _product(values, [spline_matrix(n, k - 2, values.device) for n, k in zip(shape, values.shape[1:])])
 
 
 def splined_at(
@@ -162,12 +162,12 @@ def _product(values: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Te
 
 
 @lru_cache(maxsize=512)
-def _spline(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
-    return onto(device, _spline_here(n, knots))
+def spline_matrix(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
+    return onto(device, spline_matrix_on_host(n, knots))
 
 
 @lru_cache(maxsize=512)
-def _spline_here(n: int, knots: int) -> np.ndarray:
+def spline_matrix_on_host(n: int, knots: int) -> np.ndarray:
     return _weights(np.linspace(0, knots - 1, n), np.full(n, knots)).astype(np.float32)
 
 

@@ -42,18 +42,18 @@ class Templates:
     """
 
     def __init__(self, groups: dict[str, list[PackedMask]]) -> None:
-        self._groups = list(groups.values())
+        self.groups = list(groups.values())
         self._ready: dict[tuple[int, int], torch.Tensor] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups))
+        return sum(map(len, self.groups))
 
     def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
-        group = int(random.integers(len(self._groups)))
-        key = group, int(random.integers(len(self._groups[group])))
+        group = int(random.integers(len(self.groups)))
+        key = group, int(random.integers(len(self.groups[group])))
         if key not in self._ready:
-            self._ready[key] = _reduced(self._groups[group][key[1]].mask()).to(device)
-        return _Template(self._ready[key], self._groups[group][key[1]].shape)
+            self._ready[key] = _reduced(self.groups[group][key[1]].mask()).to(device)
+        return _Template(self._ready[key], self.groups[group][key[1]].shape)
 
 
 class PackedMask:
