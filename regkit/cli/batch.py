@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from regkit.cohort.pairs import Pair
     from regkit.cohort.run import Cohort
 
-_PAIRS = "Which pairs"
+_PAIRS = "Selection"
 
 
 def command(
@@ -46,22 +46,20 @@ def command(
         typer.Argument(
             metavar="PAIRS",
             show_default=False,
-            help="A table (.csv) with the columns fixed, moving and, where wanted, name, fixed_mask, "
-            "moving_mask, fixed_labels, moving_labels, landmarks, start, settings. Or a folder of fixed "
+            help="A table (.csv) with the columns fixed and moving and, if you like, name, fixed_mask, "
+            "moving_mask, fixed_labels, moving_labels, landmarks, start and settings. Or a folder of fixed "
             "images, or a BIDS data set.",
         ),
     ],
     moving: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MOVING]", show_default=False, help="A folder of moving images that have the same names."
+            metavar="[MOVING]", show_default=False, help="A folder of moving images with the same names."
         ),
     ] = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", show_default=False, help="The folder of all results."
-        ),
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for all results."),
     ] = ...,  # type: ignore[assignment]
     bids_fixed: Annotated[
         str | None,
@@ -80,7 +78,9 @@ def command(
     part: Annotated[
         str,
         typer.Option(
-            metavar="I/N", rich_help_panel=_PAIRS, help="Only every Nth pair from the Ith on, for job arrays."
+            metavar="I/N",
+            rich_help_panel=_PAIRS,
+            help="Do only every Nth pair, from the Ith on. For job arrays.",
         ),
     ] = "1/1",
     write: Annotated[
@@ -88,8 +88,8 @@ def command(
         typer.Option(
             metavar="KIND",
             show_default=False,
-            help="What to write of each pair beside its warp: moved, moved_labels, inverse, linear, "
-            "uncertainty, figure, report. May be given several times.",
+            help="What to write for each pair beside its warp: moved, moved_labels, inverse, linear, "
+            "uncertainty, figure, report. Repeatable.",
         ),
     ] = None,
     workers: Annotated[
@@ -98,7 +98,7 @@ def command(
             min=1,
             show_default=False,
             rich_help_panel=WORKERS,
-            help="Pairs at a time, each in a process; by default as many as cores and memory allow.",
+            help="Pairs at a time, each in its own process. Default: as many as cores and memory allow.",
         ),
     ] = None,
     threads: ThreadsPerWorker = None,
@@ -108,7 +108,7 @@ def command(
         typer.Option(
             metavar="ADDRESS",
             rich_help_panel=WORKERS,
-            help="Leave the work to a Dask cluster, such as tcp://host:8786. All must see the files.",
+            help="Run on a Dask cluster, such as tcp://host:8786. All its workers must see the files.",
         ),
     ] = None,
     init: Init = "auto",
@@ -126,7 +126,8 @@ def command(
 ) -> None:
     """Register many pairs: a warp of each, a table of all, and a page that shows outliers first.
 
-    The same command goes on where it was stopped. Pairs that fail are rows of summary.csv, and exit code 1.
+    If it is stopped, the same command resumes it. A pair that fails gets a row in summary.csv, and the exit
+    code is 1.
     """
     chosen = re.fullmatch(r"(\d+)/(\d+)", part)
     if not chosen:

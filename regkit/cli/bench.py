@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that know a GPU.")
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that can use a GPU.")
 ]
 Baseline = Annotated[
     str | None,
@@ -30,8 +30,8 @@ Baseline = Annotated[
         metavar="NAME", show_default=False, help="The method to compare with. Default: mind, or the first."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of what methods draw at random.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one, and seconds mean little.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers of a method.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. With more than one, the times mean little.")]
 
 
 @app.command("run", no_args_is_help=True)
@@ -44,13 +44,11 @@ def run(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder of the results."),
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for the results."),
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", show_default=False, help="The data set, unpacked as it was downloaded."
-        ),
+        typer.Option(metavar="FOLDER", show_default=False, help="The data set as downloaded and unpacked."),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -58,7 +56,7 @@ def run(
             metavar="NAME",
             show_default="regkit",
             help="A method of 'regkit bench list', or NAME=COMMAND for any program, with {fixed} {moving} "
-            "{warp} and others in the command. May be given several times.",
+            "{warp} and others in the command. Repeatable.",
         ),
     ] = None,
     direction: Annotated[
@@ -67,7 +65,7 @@ def run(
             metavar="NAME",
             show_default=False,
             help="mr2ct (the MR moves onto the CT) or ct2mr; given or exchanged. Default: as in the paper. "
-            "May be given several times.",
+            "Repeatable.",
         ),
     ] = None,
     pairs: Annotated[
@@ -81,14 +79,16 @@ def run(
     pairing: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON", show_default=False, help="Of mmwhs: which subjects are paired, in place of ours."
+            metavar="JSON",
+            show_default=False,
+            help="For mmwhs: which subjects to pair. Default: our pairing.",
         ),
     ] = None,
     start: Annotated[
         Literal["own", "linear"],
         typer.Option(
-            help="own: each method begins as it does by itself. linear: all begin from the linear start that "
-            "regkit finds, whose time does not count."
+            help="own: each method finds its own start. linear: all begin from the linear start that regkit "
+            "finds, whose time does not count."
         ),
     ] = "own",
     jobs: Jobs = 1,
@@ -97,15 +97,15 @@ def run(
     seed: Seed = 0,
     baseline: Baseline = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
+        bool, typer.Option("--resume", help="Continue with the results in the folder. Nothing is run twice.")
     ] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="With --resume: run what has failed again.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="With --resume: repeat what failed.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Register the pairs of a data set by several methods, measure all alike, and write the tables.
+    """Register the pairs of a data set by several methods, measure all the same way, and write the tables.
 
     FOLDER gets results.jsonl (a line for each run, written when it ends), results.csv, report.md and
-    dice.png. A method that fails is a row; one that is not installed is left out, with the reason.
+    dice.png. A failed run gets a row. A method that is not installed is left out, with the reason.
     """
     from regkit.bench import result_rows, run_record
     from regkit.bench.dataset import Request
@@ -140,17 +140,23 @@ def run(
 
 @app.command("report", no_args_is_help=True)
 def report(
-    results: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="Of bench run.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="FOLDER", show_default=False, help="The folder of 'regkit bench run'.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", show_default=False, help="Where to write. Default: FOLDER."
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            show_default=False,
+            help="Folder for the report. Default: FOLDER.",
         ),
     ] = None,
     baseline: Baseline = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the tables and the box plot of results again, of finished and unfinished runs alike."""
+    """Make the tables and the box plot again, whether the run has finished or not."""
     _print_report(results, output, baseline, quiet)
 
 
@@ -158,32 +164,33 @@ def report(
 def submit(
     data: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER", show_default=False, help="Learn2Reg AbdomenMRCT as it was downloaded."
-        ),
+        typer.Option(metavar="FOLDER", show_default=False, help="Learn2Reg AbdomenMRCT as downloaded."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Of the fields.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for the fields."),
     ],
     split: Annotated[
         Literal["val", "test", "train"], typer.Option(help="Which pairs of the challenge.")
     ] = "val",
-    method: Annotated[str, typer.Option(metavar="NAME", help="As of bench run.")] = "regkit",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="A method, as for 'regkit bench run'.")
+    ] = "regkit",
     format: Annotated[
-        Literal["npz", "nii.gz"], typer.Option(help="Both are what the evaluation takes.")
+        Literal["npz", "nii.gz"], typer.Option(help="The file format. The evaluation takes both.")
     ] = "npz",
     jobs: Jobs = 1,
     threads: ThreadsPerRun = None,
     device: Device = "auto",
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the fields that are there, and make the others.")
+        bool, typer.Option("--resume", help="Keep existing fields and make the missing ones.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the fields that the official evaluation of Learn2Reg AbdomenMRCT takes: disp_FFFF_MMMM.
+    """Write the fields for the official evaluation of Learn2Reg AbdomenMRCT: disp_FFFF_MMMM.
 
-    Its direction is fixed: the CT moves onto the MR.
+    The direction is fixed: the CT moves onto the MR.
     """
     from regkit.bench.learn2reg import submission_cases
     from regkit.bench.run_record import RunOptions
@@ -205,14 +212,14 @@ def imitate(
     ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new folder.")],
     count: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Pairs or subjects. Default: all.")
+        int | None, typer.Option(min=1, show_default=False, help="Number of pairs or subjects. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Lay out made-up volumes exactly as a data set's archive has its own, to rehearse a benchmark.
+    """Write synthetic volumes in the layout of a data set's archive, to rehearse a benchmark.
 
-    What is measured on them says nothing about patients.
+    Measures on them say nothing about patients.
     """
     from regkit.bench.imitation import imitate as lay_out
 
@@ -232,7 +239,7 @@ def few_shot(
         ),
     ],
     data: Annotated[
-        Path, typer.Option(metavar="FOLDER", show_default=False, help="The data, unpacked as they come.")
+        Path, typer.Option(metavar="FOLDER", show_default=False, help="The data as downloaded and unpacked.")
     ],
     output: Annotated[
         Path,
@@ -243,7 +250,7 @@ def few_shot(
         typer.Option(
             metavar="pretrained|random|propagate",
             show_default="all three",
-            help="Which to run. May be given several times.",
+            help="Which to run. Repeatable.",
         ),
     ] = None,
     shots: Annotated[
@@ -254,28 +261,34 @@ def few_shot(
             help="Volumes to learn from. Default: those of the layout. Repeatable.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of each number of volumes.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Random draws for each number of volumes.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Of a training. Default: the layout's.")
+        int | None,
+        typer.Option(min=1, show_default=False, help="Optimiser steps. Default: those of the layout."),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.0, show_default=False, help="Of a training, at most. Default: all steps.")
+        float,
+        typer.Option(min=0.0, show_default=False, help="Time limit of one training. Default: all steps."),
     ] = math.inf,
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, help="Of the pretrained arm. Default: regkit's own."
+            metavar="FILE",
+            show_default=False,
+            help="Weights of the pretrained arm. Default: the bundled ones.",
         ),
     ] = None,
     threads: ThreadsPerRun = None,
     device: Device = "auto",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the results in the folder; only what failed is run again."),
+        typer.Option(
+            "--resume", help="Continue with the results in the folder. Only what failed is repeated."
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segmentation learnt from one to three volumes: pretrained, random and atlases on the same draws.
+    """Compare segmentation from one to three volumes: pretrained, random and atlases on the same draws.
 
     FOLDER gets results.jsonl (a line for each training and its tests, written when it ends) and report.md.
     """

@@ -19,8 +19,8 @@ def command(
         typer.Argument(
             metavar="WARP",
             show_default=False,
-            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, "
-            "ras:FILE or lps:FILE.",
+            help="A warp or linear transform (docs/formats.md). Write fsl:FILE, ras:FILE or lps:FILE for a "
+            "plain matrix.",
         ),
     ],
     fixed: Annotated[
@@ -28,14 +28,16 @@ def command(
     ],
     moving: Annotated[
         Path,
-        typer.Argument(metavar="MOVING", show_default=False, help="The image that it is to bring there."),
+        typer.Argument(
+            metavar="MOVING", show_default=False, help="The image that the warp should bring there."
+        ),
     ],
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether WARP brings MOVING onto FIXED, and if not, what it is: inverted, in RAS, in voxels, ...
+    """Check whether WARP brings MOVING onto FIXED, and if not, why: inverted, in RAS, in voxels, ...
 
-    Each way to read the file is tried at low resolution; the one under which the images agree best is named.
+    Every way to read the file is tried at low resolution. The one under which the images agree best is named.
     """
     from regkit.runtime.process import prepare_to_compute
 

@@ -16,17 +16,17 @@ from regkit.core.errors import RegkitError
 
 def command(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write to; made if missing.")
+        Path, typer.Option("--output", "-o", help="The folder to write to. Made if missing.")
     ] = Path("regkit-demo"),
     seed: Annotated[
-        int, typer.Option(min=0, help="Another seed is another patient and another true warp.")
+        int, typer.Option(min=0, help="Another seed makes another patient and another true warp.")
     ] = 0,
-    preset: Annotated[PresetName, typer.Option(help="As of 'regkit register'.")] = "default",
+    preset: Annotated[PresetName, typer.Option(help="As for 'regkit register'.")] = "default",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a CT and an MR of a phantom trunk with a known warp between them, and register them."""
+    """Paint a CT and an MR of a trunk with a known warp between them, and register them."""
     from regkit.demo import FILES, run_demo
 
     try:

@@ -17,12 +17,12 @@ def command(
     test: Annotated[
         bool,
         typer.Option(
-            " /--no-test", show_default=False, help="Leave out the self-test, which takes some ten seconds."
+            " /--no-test", show_default=False, help="Skip the self-test, which takes about ten seconds."
         ),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is installed, what is missing and what that costs, and test regkit in ten seconds.
+    """List what is installed and what is missing, say what that costs, and test regkit in ten seconds.
 
     The self-test registers a small phantom and compares the warp with the known one. The exit code is 0 if
     regkit works, perhaps slowly or in part, and 1 if it does not; the last lines say why.

@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 def command(
     fixed_labels: Annotated[Path | None, typer.Option(help="Label map of the fixed image.")] = None,
     moving_labels: Annotated[
-        Path | None, typer.Option(help="Label map of the moving image, not yet moved: --warp will move it.")
+        Path | None, typer.Option(help="Label map of the moving image. --warp moves it.")
     ] = None,
     moved_labels: Annotated[
-        Path | None, typer.Option(help="Instead: the moving labels already on the fixed image's voxels.")
+        Path | None,
+        typer.Option(
+            help="In place of --moving-labels: labels that are moved already, on the fixed image's voxels."
+        ),
     ] = None,
     warp: Annotated[
         Path | None,
-        typer.Option(help="The warp; without it, the images are compared as their headers place them."),
+        typer.Option(help="The warp. Without it, images are compared where their headers place them."),
     ] = None,
     landmarks: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Pairs of points in columns fx,fy,fz,mx,my,mz (LPS mm)."),
     ] = None,
     fixed_points: Annotated[
-        Path | None, typer.Option(help="Instead: points of the fixed image (.csv .fcsv .mrk.json) ...")
+        Path | None,
+        typer.Option(help="In place of --landmarks: points of the fixed image (.csv .fcsv .mrk.json) ..."),
     ] = None,
     moving_points: Annotated[
-        Path | None, typer.Option(help="... and their partners, in the same order.")
+        Path | None, typer.Option(help="... and the same points in the moving image.")
     ] = None,
     label_names: LabelNames = None,
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure Dice and HD95 of labels, the error of landmarks (TRE), and the folding of the warp."""
+    """Measure Dice and HD95 of labels, the error of landmarks (TRE) and the folding of a warp."""
     _check_usage(fixed_labels, moving_labels, moved_labels, landmarks, fixed_points, moving_points, warp)
     names = read_label_names(label_names)
 

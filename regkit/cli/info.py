@@ -38,11 +38,11 @@ def command(
     moving: MovingGrid = None,
     series: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER|UID", help="Which DICOM series of a folder; by default a list."),
+        typer.Option(metavar="NUMBER|UID", help="A DICOM series of the folder. Default: list them."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file holds: grid, orientation, values, labels, displacements or matrix."""
+    """Show what a file holds: grid, orientation, values, labels, displacements or matrix."""
     facts = _describe(
         in_series(file, series),
         file,

@@ -15,7 +15,7 @@ from regkit.core.errors import RegkitError
 if TYPE_CHECKING:
     from regkit.core.settings import Settings
 
-OUTPUTS, KNOWN, WORKERS = "Outputs", "What is known about the images", "Who does the work"
+OUTPUTS, KNOWN, WORKERS = "Outputs", "Optional inputs", "Workers"
 _FIXED = typer.Argument(
     metavar="FIXED",
     show_default=False,
@@ -50,23 +50,23 @@ def _label_map(metavar: str) -> Any:
 LabelMapOfTarget = Annotated[Path, _label_map("TARGET")]
 LabelMapOfImage = Annotated[Path, _label_map("IMAGE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what each stage found and took.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print what each stage found, and its time.")]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", metavar="FILE.log", help="Append what -v says, with the time, and all warnings."),
+    typer.Option("--log", metavar="FILE.log", help="Append the output of -v and all warnings to this file."),
 ]
 Strict = Annotated[
     bool,
     typer.Option(
-        help="End with exit code 3 where the verdict is FAIL, or the warp not right; outputs are written."
+        help="Exit with code 3 if the verdict is FAIL or the warp is wrong. Outputs are written all the same."
     ),
 ]
 LabelNames = Annotated[
     Path | None,
     typer.Option(
-        metavar="JSON", help='Which labels to score and their names: {"1": "liver"}. Default: all labels.'
+        metavar="JSON", help='Labels to score, with their names: {"1": "liver"}. Default: all labels.'
     ),
 ]
 WarpFile = Annotated[
@@ -83,8 +83,8 @@ ChainFile = Annotated[
     typer.Argument(
         metavar="WARP",
         show_default=False,
-        help="A warp or linear transform (docs/formats.md). inverse:FILE is its inverse; a plain matrix is "
-        "named fsl:FILE, ras:FILE or lps:FILE.",
+        help="A warp or linear transform (docs/formats.md). Write inverse:FILE for its inverse, and "
+        "fsl:FILE, ras:FILE or lps:FILE for a plain matrix.",
     ),
 ]
 WarpSpacing = Annotated[
@@ -93,15 +93,13 @@ WarpSpacing = Annotated[
         metavar="MM",
         min=0.01,
         show_default=False,
-        help="Write warps with voxels of this size, for smaller files; what that costs is told. Apply them "
-        "with --reference. Default: the voxels of the image.",
+        help="Write warps with voxels of this size, for smaller files. The error that this causes is "
+        "printed. Apply such warps with --reference. Default: the voxels of the image.",
     ),
 ]
 FixedGrid = Annotated[
     Path | None,
-    typer.Option(
-        "--fixed", metavar="IMAGE", help="The fixed image, for a warp file that holds no grid of its own."
-    ),
+    typer.Option("--fixed", metavar="IMAGE", help="The fixed image, for a warp file without a grid."),
 ]
 MovingGrid = Annotated[
     Path | None,
@@ -110,25 +108,26 @@ MovingGrid = Annotated[
 FixedSeries = Annotated[
     str | None,
     typer.Option(
-        metavar="NUMBER|UID", help="Which DICOM series of the fixed image's folder; 'regkit info' lists them."
+        metavar="NUMBER|UID",
+        help="The DICOM series to take from the folder of the fixed image. 'regkit info' lists them.",
     ),
 ]
 MovingSeries = Annotated[
     str | None,
-    typer.Option(metavar="NUMBER|UID", help="Which DICOM series of the moving image's folder."),
+    typer.Option(metavar="NUMBER|UID", help="The DICOM series to take from the folder of the moving image."),
 ]
 FixedLandmarks = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         rich_help_panel=KNOWN,
-        help="Points of the fixed image (.csv .fcsv .mrk.json), each of which belongs to the one in the same "
-        "row of --moving-landmarks. They pull; they are not met exactly.",
+        help="Points in the fixed image (.csv .fcsv .mrk.json), in the order of --moving-landmarks. They "
+        "guide the warp, which need not meet them exactly.",
     ),
 ]
 MovingLandmarks = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", rich_help_panel=KNOWN, help="Points of the moving image."),
+    typer.Option(metavar="FILE", rich_help_panel=KNOWN, help="The same points in the moving image."),
 ]
 Moved = Annotated[
     str | None,
@@ -138,17 +137,21 @@ Moved = Annotated[
         help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
     ),
 ]
-FixedMask = Annotated[Path | None, typer.Option(rich_help_panel=KNOWN, help="Where the fixed image counts.")]
+FixedMask = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=KNOWN, help="A mask: only these voxels of the fixed image count."),
+]
 MovingMask = Annotated[
-    Path | None, typer.Option(rich_help_panel=KNOWN, help="Where the moving image counts.")
+    Path | None,
+    typer.Option(rich_help_panel=KNOWN, help="A mask: only these voxels of the moving image count."),
 ]
 Templates = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
         show_default=False,
-        help="Templates of shapes: an .npz archive, or a folder of label maps (SUBJECT/STRUCTURE.nii.gz or "
-        "SUBJECT.nii.gz). May be given several times.",
+        help="Shape templates: an .npz archive, or a folder of label maps (SUBJECT/STRUCTURE.nii.gz or "
+        "SUBJECT.nii.gz). Repeatable.",
     ),
 ]
 Anatomies = Annotated[
@@ -156,8 +159,8 @@ Anatomies = Annotated[
     typer.Option(
         metavar="FOLDER",
         show_default=False,
-        help="Whole label maps (.nii.gz) to draw bodies of, and anatomies.json, which names their labels. "
-        "May be given several times.",
+        help="A folder of whole label maps (.nii.gz) and anatomies.json, which names their labels. "
+        "Repeatable.",
     ),
 ]
 
@@ -169,10 +172,10 @@ Init = Annotated[
     typer.Option(
         metavar="|".join((*INITS, "FILE")),
         rich_help_panel=_METHOD,
-        help="Where to start. auto: searched for, then rigid and affine where they help. "
-        "none: the headers. centre: image centres. rigid: auto without affine. affine: auto that ends "
-        "with affine. FILE: a linear transform, fixed point -> moving point, of ITK (.tfm .mat .txt .h5) "
-        "or of another tool (docs/formats.md).",
+        help="The linear start. auto: search for it, then fit a rigid and an affine transform where they "
+        "help. none: take the headers as they are. centre: align the image centres. rigid: auto without the "
+        "affine fit. affine: another name for auto. FILE: a linear transform from fixed to moving points, "
+        "of ITK (.tfm .mat .txt .h5) or of another tool (docs/formats.md).",
     ),
 ]
 Features = Annotated[
@@ -189,10 +192,10 @@ Weights = Annotated[
     typer.Option(
         metavar="FILE",
         rich_help_panel=_METHOD,
-        help="Weights of the network, .safetensors or .pth, in place of those that come with regkit.",
+        help="Network weights, .safetensors or .pth. Default: the bundled ones.",
     ),
 ]
-_PRESET_HELP = "Accuracy against time; 'linear' and 'rigid' stop before deforming. See 'regkit presets'."
+_PRESET_HELP = "Trades accuracy against time. 'linear' and 'rigid' fit no deformation. See 'regkit presets'."
 Preset = Annotated[
     PresetName,
     typer.Option(
@@ -214,7 +217,7 @@ Config = Annotated[
         "--config",
         metavar="FILE.yaml",
         rich_help_panel=_METHOD,
-        help="Settings, as 'regkit presets show NAME' prints them.",
+        help="A file of settings, as 'regkit presets show NAME' prints them.",
     ),
 ]
 Assignments = Annotated[
@@ -223,7 +226,7 @@ Assignments = Annotated[
         "--set",
         metavar="KEY=VALUE",
         rich_help_panel=_METHOD,
-        help="One setting, such as search_range=16. May be given several times.",
+        help="Change one setting, such as search_range=16. Repeatable.",
     ),
 ]
 CtWindow = Annotated[
@@ -232,7 +235,7 @@ CtWindow = Annotated[
         metavar="LOW HIGH",
         show_default=False,
         rich_help_panel=_METHOD,
-        help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
+        help="HU range to compare. Default: -450 450, or -1000 450 if both images are CT.",
     ),
 ]
 Device = Annotated[DeviceName, typer.Option(rich_help_panel=_METHOD, help="Where to compute.")]
@@ -261,7 +264,7 @@ Memory = Annotated[
 MemoryOfAll = Annotated[
     float | None, _memory("Memory of all workers together; with --scheduler, of each of them.", WORKERS)
 ]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Of all that is drawn at random.")]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Seed of the random numbers.")]
 
 
 def chosen_settings(

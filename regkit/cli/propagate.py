@@ -35,7 +35,7 @@ def command(
         typer.Option(
             metavar="IMAGE",
             show_default=False,
-            help="An image that has labels, of any modality. May be given several times.",
+            help="An image with labels, of any modality. Repeatable.",
         ),
     ],
     atlas_labels: Annotated[
@@ -43,19 +43,19 @@ def command(
         typer.Option(
             metavar="LABELS",
             show_default=False,
-            help="Its label map. As many as there are --atlas, and in their order.",
+            help="The label map of an atlas. One for each --atlas, in the same order.",
         ),
     ],
     output: LabelMapOfTarget,
     confidence: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image of the share of the votes that each voxel's label had."),
+        typer.Option(metavar="FILE", help="An image: the share of the votes for the label of each voxel."),
     ] = None,
     fusion: Annotated[
         Literal["similarity", "majority"],
         typer.Option(
-            help="How atlases vote. similarity: those that fit TARGET better around a voxel count more "
-            "there. majority: all alike."
+            help="How atlases vote. similarity: around each voxel, atlases that fit TARGET better count "
+            "more. majority: all count the same."
         ),
     ] = "similarity",
     overwrite: Overwrite = False,

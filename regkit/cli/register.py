@@ -83,7 +83,7 @@ def command(
     ] = None,
     inverse: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=OUTPUTS, help="The warp the other way, on the moving image's voxels."),
+        typer.Option(rich_help_panel=OUTPUTS, help="The inverse warp, on the voxels of the moving image."),
     ] = None,
     warp_spacing: WarpSpacing = None,
     linear: Annotated[
@@ -96,7 +96,7 @@ def command(
         Path | None,
         typer.Option(
             rich_help_panel=OUTPUTS,
-            help="How far off the warp may be, mm, on the voxels of the fixed image.",
+            help="The possible error of the warp in mm, on the voxels of the fixed image.",
         ),
     ] = None,
     figure: Annotated[
@@ -106,7 +106,7 @@ def command(
         Path | None,
         typer.Option(
             rich_help_panel=OUTPUTS,
-            help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
+            help="An HTML page in one file: verdict, slices, measures, settings.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -119,8 +119,8 @@ def command(
             metavar="FILE",
             show_default=False,
             rich_help_panel=KNOWN,
-            help="A further image of the same body as FIXED, such as T2 beside T1; may be given several "
-            "times. It is compared with the --moving in its place, or with MOVING where there is one alone.",
+            help="Another image of the same body as FIXED, such as T2 beside T1. It is compared with the "
+            "--moving at the same position, or with MOVING if there is no --moving. Repeatable.",
         ),
     ] = None,
     more_moving: Annotated[
@@ -130,7 +130,7 @@ def command(
             metavar="FILE",
             show_default=False,
             rich_help_panel=KNOWN,
-            help="A further image of the same body as MOVING.",
+            help="Another image of the same body as MOVING. Repeatable.",
         ),
     ] = None,
     fixed_landmarks: FixedLandmarks = None,
@@ -141,19 +141,19 @@ def command(
             metavar="FIXED MOVING",
             show_default=False,
             rich_help_panel=KNOWN,
-            help="Label maps to be brought onto each other as well; only labels that both have count.",
+            help="Two label maps to align as well. Only labels that both of them have count.",
         ),
     ] = None,
     fixed_mask: FixedMask = None,
     moving_mask: MovingMask = None,
     fixed_labels: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=KNOWN, help="Label map of the fixed image: only to measure the result."),
+        typer.Option(rich_help_panel=KNOWN, help="Label map of the fixed image, only to measure the result."),
     ] = None,
     moving_labels: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=KNOWN, help="Label map of the moving image: only to measure the result."
+            rich_help_panel=KNOWN, help="Label map of the moving image, only to measure the result."
         ),
     ] = None,
     label_names: LabelNames = None,
@@ -176,7 +176,8 @@ def command(
 ) -> None:
     """Find the warp that brings MOVING onto FIXED. FIXED comes first.
 
-    It is what ITK, SimpleITK, ANTs and 3D Slicer resample MOVING with: points of FIXED to MOVING, LPS mm.
+    The warp takes points of FIXED to points of MOVING, in LPS mm. ITK, SimpleITK, ANTs and 3D Slicer resample
+    MOVING with it.
     """
     fixed_images = [*([fixed] if fixed else []), *(more_fixed or [])]
     moving_images = [*([moving] if moving else []), *(more_moving or [])]
@@ -196,7 +197,7 @@ def command(
     base, changes, settings = chosen_settings(preset, config, assignments)
     if uncertainty and not settings.deformable:
         raise typer.BadParameter(
-            "a linear start says nothing of it; it takes a preset that deforms", param_hint="--uncertainty"
+            "needs a preset that deforms: a linear start has no uncertainty", param_hint="--uncertainty"
         )
     if settings.deformable and output.suffix in MATRICES and output.suffix not in WARPS:
         raise UsageError(

@@ -39,15 +39,14 @@ def command(
             "--output",
             "-o",
             show_default=False,
-            help="The transform: .tfm .txt .mat (ITK), or a displacement field as of 'regkit register'.",
+            help="The transform: .tfm .txt .mat (ITK), or a displacement field as 'regkit register' writes.",
         ),
     ],
     model: Annotated[
         Literal["rigid", "similarity", "affine"],
         typer.Option(
-            help="What may change beside the place. rigid: a turn. similarity: one change of size as well. "
-            "affine: any change of size and shear. What goes beyond rigid is kept only where the images then "
-            "agree better."
+            help="rigid: rotation and translation. similarity: also one scale. affine: also three scales and "
+            "shear. What goes beyond rigid is kept only if the images then agree better."
         ),
     ] = "rigid",
     moved: Moved = None,
@@ -69,7 +68,8 @@ def command(
 ) -> None:
     """Find the rigid transform that brings MOVING onto FIXED, or a similarity or affine one.
 
-    It takes points of FIXED to MOVING, LPS mm, as ITK, SimpleITK, ANTs and 3D Slicer have it.
+    The transform takes points of FIXED to points of MOVING, in LPS mm, as in ITK, SimpleITK, ANTs and 3D
+    Slicer.
     """
     register.command(
         output,

@@ -23,7 +23,7 @@ def command(
     output: LabelMapOfImage,
     confidence: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image of the probability that the network gives each label."),
+        typer.Option(metavar="FILE", help="An image: the probability of the label of each voxel."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -31,7 +31,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment IMAGE, of any grid and orientation, on its own voxels."""
+    """Segment IMAGE with a fine-tuned model. The label map has the voxels of IMAGE."""
     outputs = {"labels": output, "confidence": confidence}
     check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite, recorded=output)
     from regkit.runtime.process import prepare_to_compute

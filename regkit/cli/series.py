@@ -40,37 +40,40 @@ def command(
             help="The 4-D image without motion, .nii.gz or .nii, with the time step of SERIES.",
         ),
     ],
-    mean: Annotated[Path | None, typer.Option(help="The mean of its frames, an image.")] = None,
+    mean: Annotated[Path | None, typer.Option(help="The mean of the aligned frames, an image.")] = None,
     table: Annotated[
         Path | None,
         typer.Option(
-            help="Motion of every frame, .csv or .tsv: shifts (mm), turns (degrees), displacement since the "
-            "frame before."
+            help="The motion of every frame, .csv or .tsv: translations (mm), rotations (degrees), "
+            "displacement since the previous frame."
         ),
     ] = None,
     transforms: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="The transform of each frame, a point of the mean to the frame, as ITK resamples: .tfm, "
-            "or .nii.gz if deformable. A new or empty folder.",
+            help="The transforms, from points of the mean to points of each frame: .tfm, or .nii.gz if "
+            "deformable. A new or empty folder.",
         ),
     ] = None,
     model: Annotated[
         Literal["rigid", "deformable"],
         typer.Option(
-            help="rigid: motion of a head. deformable: then a warp each, as of breathing or a heart."
+            help="rigid: as a head moves. deformable: then a warp for each frame, as for breathing or the "
+            "heart."
         ),
     ] = "rigid",
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often the frames are aligned, to a mean that is better each time.")
+        int, typer.Option(min=1, help="How often to align the frames, each time to a better mean.")
     ] = 2,
     mask: Annotated[
-        Path | None, typer.Option(help="Where the images count; on the voxels of SERIES.")
+        Path | None, typer.Option(help="A mask on the voxels of SERIES: only these voxels count.")
     ] = None,
     interpolation: Annotated[
         Literal["linear", "bspline", "nearest"],
-        typer.Option(help="Of the frames in the end; bspline is sharper and may overshoot."),
+        typer.Option(
+            help="Interpolation of the frames that are written. bspline is sharper and may overshoot."
+        ),
     ] = "linear",
     overwrite: Overwrite = False,
     features: Features = "network+mind",
@@ -84,7 +87,7 @@ def command(
 ) -> None:
     """Correct the motion between the frames of a 4-D image, such as fMRI, DCE or cine.
 
-    Every frame is aligned to the mean of all, which is refined, and written on the voxels of SERIES.
+    Each frame is aligned to the mean of all frames, which is refined. The result has the voxels of SERIES.
     """
     inputs = (series, mask, weights)
     outputs = [(output, _SERIES), (mean, IMAGES), (table, _TABLES)]

@@ -22,33 +22,33 @@ _SIZE = 96  # voxels, without a configuration
 def command(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", show_default=False, help="The folder to write to; made if missing."),
+        typer.Option("--output", "-o", show_default=False, help="The folder to write to. Made if missing."),
     ],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many pairs.")] = 8,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of pairs.")] = 8,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw as this training configuration does. Default: built-in settings, with built-in shapes "
-            "and as many templates, if there are any; of whole label maps alone, if those are given.",
+            help="A training configuration to draw by. Default: built-in settings. They take built-in "
+            "shapes, and as many templates if --templates is given, or only the label maps of --anatomies.",
         ),
     ] = None,
     templates: Templates = None,
     anatomies: Anatomies = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pairs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     size: Annotated[
         int | None,
         typer.Option(
             min=16,
             max=256,
             show_default=False,
-            help=f"Voxels along each side. Default: of the configuration, else {_SIZE}.",
+            help=f"Voxels along each side. Default: as configured, else {_SIZE}.",
         ),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw synthetic pairs: two views of one random anatomy, each of its own contrast, with their labels.
+    """Draw synthetic pairs: two views of a random anatomy, each with its own contrast, and their labels.
 
     Writes pair_000_a.nii.gz, pair_000_b.nii.gz, their labels (voxels of 1 mm) and contact-sheet.png.
     """

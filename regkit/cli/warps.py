@@ -74,32 +74,31 @@ def apply(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of an image: points in FIXED space, carried to the moving image by the warp "
-            "itself: landmarks (.csv .fcsv .mrk.json), a mesh (.vtk .vtu .stl .ply .obj .gii) or "
-            "streamlines (.trk .tck). Points of the moving image go the other way: apply the warp of "
-            "'regkit invert' to them.",
+            help="Points of the fixed image to take to the moving one, in place of an image: landmarks (.csv "
+            ".fcsv .mrk.json), a mesh (.vtk .vtu .stl .ply .obj .gii) or streamlines (.trk .tck). For points "
+            "of the moving image, apply the inverse warp ('regkit invert').",
         ),
     ] = None,
     space: Annotated[
         Literal["lps", "ras"] | None,
         typer.Option(
             show_default=False,
-            help="Of a mesh that does not say itself what its coordinates are, such as .stl.",
+            help="Coordinates of a mesh whose file does not say, such as .stl.",
         ),
     ] = None,
     then: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A warp or linear transform that goes on from where the one before came out; may be given "
-            "several times. The image is interpolated once.",
+            help="A warp or linear transform to apply after the previous one. The image is interpolated only "
+            "once. Repeatable.",
         ),
     ] = None,
     interpolation: Annotated[
         Literal["auto", "linear", "bspline", "nearest", "label"],
         typer.Option(
-            help="For labels: nearest, or label, which keeps outlines smoother. auto: label for an image of "
-            "few whole numbers in patches, and linear for others.",
+            help="For labels: nearest, or label, which keeps outlines smoother. auto: label if the image "
+            "looks like a label map, else linear.",
         ),
     ] = "auto",
     reference: Annotated[
@@ -108,8 +107,8 @@ def apply(
             "--reference",
             "--fixed",
             metavar="IMAGE",
-            help="Resample on the voxels of this image. Default: on those of the warp. A warp file that "
-            "holds no grid needs the fixed image here.",
+            help="Resample on the voxels of this image. Default: those of the warp. A warp file without a "
+            "grid needs the fixed image here.",
         ),
     ] = None,
     moving: MovingGrid = None,
@@ -117,11 +116,11 @@ def apply(
     moving_series: MovingSeries = None,
     default_value: Annotated[
         float | None,
-        typer.Option(help="The value where the image ends. Default: its minimum; 0 for labels."),
+        typer.Option(help="Value outside the image. Default: its minimum, or 0 for labels."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring an image, labels or points through a warp, or through several transforms in a row."""
+    """Apply a warp, or several transforms in a row, to an image, labels or points."""
     if (image is None) == (points is None):
         raise typer.BadParameter("give either an image or --points", param_hint="IMAGE")
     from regkit.transforms import existing
@@ -341,15 +340,19 @@ def jacobian(
     warp: WarpFile,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="An image of the determinant: 1 keeps volume, below 0 folds."),
+        typer.Option(
+            "--output", "-o", help="An image of the determinant: 1 keeps the volume, 0 or less is a fold."
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Count only here; on the warp's voxels.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A mask on the voxels of the warp: measure only there.")
+    ] = None,
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how a warp changes volume: folding, range and spread of its Jacobian determinant."""
+    """Measure the volume change of a warp: folding, range and spread of its Jacobian determinant."""
     check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite, recorded=output)
 
     import numpy as np
@@ -391,7 +394,7 @@ def jacobian(
 def invert(
     warp: WarpFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="The inverse, as a warp file.")
+        Path, typer.Option("--output", "-o", show_default=False, help="The file of the inverse warp.")
     ],
     reference: Annotated[
         Path,
@@ -400,7 +403,7 @@ def invert(
             "--moving",
             metavar="IMAGE",
             show_default=False,
-            help="The moving image: the inverse lies on its voxels.",
+            help="The moving image. The inverse lies on its voxels.",
         ),
     ],
     fixed: FixedGrid = None,
@@ -427,22 +430,23 @@ def convert(
         Literal["itk", "dispvect", "h5", "l2r"] | None,
         typer.Option(
             show_default=False,
-            help="itk: displacement field of ITK, ANTs, SimpleITK. dispvect: the same by the letter of NIfTI "
-            "(RAS). h5: ITK composite. l2r: Learn2Reg, in voxels. Default: .h5 is h5, .npz is l2r, else itk.",
+            help="itk: displacement field of ITK, ANTs and SimpleITK. dispvect: the same as the NIfTI "
+            "standard has it (RAS). h5: ITK composite. l2r: Learn2Reg, in voxels. Default: h5 for .h5, l2r "
+            "for .npz, else itk.",
         ),
     ] = None,
     fixed: Annotated[
         Path | None,
         typer.Option(
             metavar="IMAGE",
-            help="The fixed image: the warp is brought to its voxels. Learn2Reg and matrices need it.",
+            help="The fixed image. The warp is resampled on its voxels. Learn2Reg and matrices need it.",
         ),
     ] = None,
     moving: MovingGrid = None,
     warp_spacing: WarpSpacing = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
+    """Convert a warp to another format, or a linear transform to ITK's (.tfm .txt .mat)."""
     from regkit.transforms import existing
 
     inputs = (existing(source), fixed, moving)
