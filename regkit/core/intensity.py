@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well.
+# Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well. What lies
+# below is air, but for emphysema, and its noise would be matched.
 CT_WINDOW = (-450.0, 450.0)
 CT_WINDOW_BOTH = (-950.0, 450.0)
 _PERCENTILES = (0.5, 99.5)

@@ -39,8 +39,8 @@ _RESIZED_UPRIGHT = 0.7  # as an affine map makes wrong turns agree better, too
 # A turn or a size is taken where the disagreement falls to this share of it.
 _POSE_BONUS = 0.97
 _POSES_TRIED, _TURN_SPACING = 8, 2.0
-# Of turned starts, in each round of block matching: how many are matched, and what their disagreement may be of
-# the upright start's, which was matched before.
+# Of turned starts, in each round of block matching: how many are matched, and what their disagreement may
+# be of that of the upright start, which was matched before.
 _TURNS_KEPT = ((8, 1.3), (4, 1.2), (2, 1.15))
 _LAST_TURNS = 1.15  # the same on the fine grid
 _SIZES = (0.75, 1.33)  # of lengths
