@@ -235,7 +235,7 @@ CtWindow = Annotated[
         metavar="LOW HIGH",
         show_default=False,
         rich_help_panel=_METHOD,
-        help="HU range to compare. Default: -450 450, or -1000 450 if both images are CT.",
+        help="HU range to compare. Default: -450 450, or -950 450 if both images are CT.",
     ),
 ]
 Device = Annotated[DeviceName, typer.Option(rich_help_panel=_METHOD, help="Where to compute.")]
