@@ -175,10 +175,10 @@ class _Builder:
             try:
                 before = _read(place)
                 other = [key for key in settings if before.get(key) != settings[key]]
-            except (OSError, ValueError, AttributeError):
+            except (OSError, ValueError, AttributeError) as error:
                 raise RegkitError(
                     f"'{self.folder}' is not empty and holds no template that was begun; give another folder"
-                ) from None
+                ) from error
             if other:
                 raise RegkitError(
                     f"'{self.folder}' holds a template with other {', '.join(other)}; give another folder"

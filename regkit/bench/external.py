@@ -58,7 +58,7 @@ class External:
         try:
             words = tuple(shlex.split(command))
         except ValueError as error:
-            raise RegkitError(f"the command of '{name}' cannot be read: {error}") from None
+            raise RegkitError(f"the command of '{name}' cannot be read: {error}") from error
         if not words:
             raise RegkitError(f"the command of '{name}' is empty: give {name}='PROGRAM {{fixed}} ...'")
         used = {key for word in words for key in _PLACEHOLDER.findall(word)}

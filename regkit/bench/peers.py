@@ -278,7 +278,7 @@ class Elastix(Peer):
             messages = [line for line in log.splitlines() if line.startswith("Description:")]
             raise RegkitError(
                 f"elastix failed: {reason(RuntimeError(messages[0][13:]) if messages else error)}"
-            ) from None
+            ) from error
         clock.end("register")
         image = itk.transformix_deformation_field(
             moving,

@@ -54,8 +54,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RegkitError(f"'{folder}' holds no results of a benchmark: it has no {RUN}") from None
+    except FileNotFoundError as error:
+        raise RegkitError(f"'{folder}' holds no results of a benchmark: it has no {RUN}") from error
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{path}' cannot be read: {error}") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
@@ -95,10 +95,10 @@ def read_rows(folder: Path) -> list[Row]:
         try:
             row = json.loads(line)
             key(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError) as error:
             raise RegkitError(
                 f"line {number} of '{path}' is damaged; delete that line to run it again"
-            ) from None
+            ) from error
         rows.append(row)
     return rows
 
@@ -126,8 +126,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RegkitError(f"another benchmark is writing to '{folder}'; wait for it or stop it") from None
+        except BlockingIOError as error:
+            raise RegkitError(
+                f"another benchmark is writing to '{folder}'; wait for it or stop it"
+            ) from error
         yield
     finally:
         os.close(descriptor)

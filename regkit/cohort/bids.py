@@ -33,8 +33,8 @@ def bids_pairs(root: Path, fixed: str, moving: str) -> list[Pair]:
     """
     try:
         from bids import BIDSLayout
-    except ImportError:
-        raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from None
+    except ImportError as error:
+        raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from error
     if not root.is_dir():
         raise RegkitError(f"'{root}' is no folder")
     try:

@@ -363,5 +363,5 @@ def _text(path: Path) -> str:
         raise RegkitError(f"'{path}' cannot be read: {error.strerror or error}") from error
     try:
         return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise RegkitError(f"'{path}' is no text in UTF-8; save the table as CSV in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise RegkitError(f"'{path}' is no text in UTF-8; save the table as CSV in UTF-8") from error

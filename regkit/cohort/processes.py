@@ -63,14 +63,14 @@ def in_processes(
                 process = running[pipe]
                 try:
                     message = pipe.recv()
-                except (EOFError, OSError):  # it died
+                except (EOFError, OSError) as error:  # it died
                     del running[pipe]
                     reason = process.ended()
                     if not process.started:
                         raise RegkitError(
                             f"a process for the pairs could not start ({reason}); in a script of your own, "
                             "call regkit.batch below: if __name__ == '__main__':"
-                        ) from None
+                        ) from error
                     yield died(process.job, reason)
                     continue
                 finished, process.started = process.started, True

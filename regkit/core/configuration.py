@@ -74,10 +74,10 @@ def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     except ValidationError as errors:
         error = errors.errors()[0]
         if isinstance(cause := error.get("ctx", {}).get("error"), RegkitError):
-            raise cause from None
+            raise cause from None  # it is what was raised; pydantic only carried it
         path = [name for name in error["loc"] if isinstance(name, str)]
         hint, value = _at(kind, nested, path)
-        raise RegkitError(f"{'.'.join(path)} must be {allowed_values(hint)}, got {_shown(value)}") from None
+        raise RegkitError(f"{'.'.join(path)} must be {allowed_values(hint)}, got {_shown(value)}") from errors
 
 
 def allowed_values(hint: Any) -> str:
@@ -158,8 +158,8 @@ def _json(values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         try:
             json.dumps(value, default=str, allow_nan=False)
-        except ValueError:
-            raise RegkitError(f"{name} must be finite") from None
+        except ValueError as error:
+            raise RegkitError(f"{name} must be finite") from error
     return json.dumps(values, default=str)
 
 

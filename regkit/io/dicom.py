@@ -134,10 +134,10 @@ def pydicom() -> ModuleType:
     """
     try:
         import pydicom as library
-    except ImportError:
+    except ImportError as error:
         raise FormatError(
             f"is DICOM, which pydicom reads: {install('dicom')}, or convert it to NIfTI"
-        ) from None
+        ) from error
     return library
 
 

@@ -189,11 +189,11 @@ def check_segmentation(path: Path, fixed: ImageLike | None) -> None:
     """
     try:
         import highdicom  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise RegkitError(
             f"cannot write '{path}': DICOM segmentations need highdicom: {install('dicom')}, or write "
             ".seg.nrrd or .nii.gz"
-        ) from None
+        ) from error
     if fixed is None or dicom.series_of(fixed) is None:
         raise RegkitError(
             f"cannot write '{path}': a DICOM segmentation refers to the DICOM of the fixed image, which "

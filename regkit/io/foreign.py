@@ -248,9 +248,9 @@ def text_matrix(
         return _lta(text)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
-    except ValueError:
+    except ValueError as error:
         if convention:
-            raise FormatError("holds no plain 4x4 matrix of numbers") from None
+            raise FormatError("holds no plain 4x4 matrix of numbers") from error
         return None
     if [len(row) for row in rows] not in ([4] * 4, [4] * 3):
         if convention:

@@ -279,7 +279,7 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
         try:
             sitk.WriteTransform(transform, str(temporary))
         except RuntimeError as error:
-            raise FormatError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
+            raise FormatError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
 
 
 def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> DisplacementField:
@@ -370,7 +370,7 @@ def _read_npz(path: Path) -> npt.NDArray[np.float32]:
     except RegkitError:
         raise
     except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
-        raise FormatError(f"cannot be read as .npz ({reason(error)})") from None
+        raise FormatError(f"cannot be read as .npz ({reason(error)})") from error
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -198,8 +198,8 @@ class _Child:
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            raise self._gone() from None
+        except OSError as error:
+            raise self._gone() from error
 
     def ask(self, line: str) -> dict[str, Any]:
         """The answer to a line."""

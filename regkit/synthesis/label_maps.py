@@ -147,7 +147,7 @@ def load_legend(path: Path) -> Legend:
     try:
         return _legend(content)
     except ValueError as error:
-        raise RegkitError(f"legend '{path}': {error}") from None
+        raise RegkitError(f"legend '{path}': {error}") from error
 
 
 def _legend(content: Any) -> Legend:

@@ -108,8 +108,8 @@ def load_archive(path: Path) -> Templates:
             if missing:
                 raise RegkitError(f"'{path}' is not an archive of templates: it lacks {', '.join(missing)}")
             bits, offsets, shapes, _, sources = (archive[name] for name in _ARRAYS)
-    except FileNotFoundError:
-        raise RegkitError(f"no archive of templates at '{path}'") from None
+    except FileNotFoundError as error:
+        raise RegkitError(f"no archive of templates at '{path}'") from error
     except RegkitError:
         raise
     except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
