@@ -123,7 +123,7 @@ def propagate(
             inputs are read before the first registration.
     """
     if fusion not in FUSIONS:
-        raise RegkitError(f"no fusion named {fusion!r}; there is: {', '.join(FUSIONS)}")
+        raise RegkitError(f"no fusion named {fusion!r}; available: {', '.join(FUSIONS)}")
     if not atlases:
         raise RegkitError("there is no atlas: give at least one image with its label map")
     count = len(atlases)

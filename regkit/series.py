@@ -184,7 +184,7 @@ def align_series(
         RegkitError: if the series or an option cannot be used.
     """
     if model not in MODELS:
-        raise RegkitError(f"no model named {model!r}; there is: {', '.join(MODELS)}")
+        raise RegkitError(f"no model named {model!r}; available: {', '.join(MODELS)}")
     if interpolation not in INTERPOLATORS or interpolation == "label":
         raise RegkitError(f"interpolation '{interpolation}' is unknown: use linear, bspline or nearest")
     if rounds < 1:

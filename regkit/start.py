@@ -31,7 +31,7 @@ def given_start(init: Init, names: tuple[str, ...], fixed: Grid, moving: Grid) -
         fixed, moving: grids of the images.
 
     Raises:
-        RegkitError: if it cannot be read or is no transform.
+        RegkitError: if it cannot be read or is not a transform.
     """
     if isinstance(init, Warp):
         return init
@@ -41,7 +41,7 @@ def given_start(init: Init, names: tuple[str, ...], fixed: Grid, moving: Grid) -
         path = os.fspath(init)
         if not os.path.exists(path) and not os.path.splitext(path)[1]:
             raise RegkitError(
-                f"no start named {path!r}; there is: {', '.join(names)}, or the file of a transform"
+                f"no start named {path!r}; available: {', '.join(names)}, or the file of a transform"
             )
         try:
             if is_transform(path):

@@ -184,7 +184,7 @@ def volume_of(tensor: torch.Tensor, affine: torch.Tensor | np.ndarray, name: str
         tensor = tensor[0]
     if tensor.ndim != 3:
         raise RegkitError(
-            f"{name}: a tensor of shape {tuple(tensor.shape)} is no volume; give (I, J, K) or (1, I, J, K)"
+            f"{name}: a tensor of shape {tuple(tensor.shape)} is not a volume; give (I, J, K) or (1, I, J, K)"
         )
     grid = Grid.from_ras_affine(tuple(tensor.shape), _affines(affine, 1, f"the affine of {name}")[0].numpy())
     return Volume(tensor.permute(2, 1, 0).contiguous(), grid, name)  # type: ignore[arg-type]

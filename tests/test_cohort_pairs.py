@@ -101,7 +101,7 @@ def test_names_are_made_of_the_files_and_as_many_folders_as_tell_them_apart(imag
         ),
         ("fixed,moving,settings\nm.mha,m.mha,ct_window=3\n", "'3' cannot be the setting 'ct_window'"),
         ("fixed,moving,fixed_labels\nm.mha,m.mha,m.mha\n", "fixed_labels, which need moving_labels"),
-        ('fixed,moving\n"m.mha,m.mha\n', "is no table"),
+        ('fixed,moving\n"m.mha,m.mha\n', "is not a table"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(text: str, message: str, images: Path) -> None:

@@ -112,7 +112,7 @@ def test_an_error_in_drawing_comes_out() -> None:
 
 @pytest.mark.parametrize(("source", "workers"), [(Fatal(), 1), (Torn(), 1), (Torn(), 2)])
 def test_a_process_that_ends_is_an_error(source: ShapeSource, workers: int) -> None:
-    message = "has ended, as for want of memory; take fewer with --workers"
+    message = "has ended, perhaps for lack of memory; take fewer with --workers"
     with pytest.raises(RegkitError, match=message), batches(_trainer(source), workers) as received:
         next(received)
     assert not multiprocessing.active_children()

@@ -356,7 +356,7 @@ def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with distributed_context() as where:
         assert where == HERE
     with (
-        pytest.raises(RegkitError, match="no device named 'tpu'; there is: auto, cpu, cuda"),
+        pytest.raises(RegkitError, match="no device named 'tpu'; available: auto, cpu, cuda"),
         distributed_context("tpu"),
     ):
         pass

@@ -294,7 +294,7 @@ _EMPTY = regkit.Volume(np.zeros(MOVING.shape), MOVING)
     ("atlases", "given", "expected"),
     [
         ([], {}, "there is no atlas"),
-        ([(IMAGE, _labels())], {"fusion": "staple"}, "no fusion named 'staple'; there is: similarity"),
+        ([(IMAGE, _labels())], {"fusion": "staple"}, "no fusion named 'staple'; available: similarity"),
         ([(IMAGE, _labels()), (IMAGE, _EMPTY)], {}, "labels of atlas 2 holds no label"),
         (
             [(IMAGE, _labels()), (IMAGE, replace(_labels(), grid=_FAR))],

@@ -470,9 +470,9 @@ _MANY = {label: f"label {label}" for label in range(1, 257)}
         ({"training": LEARNT[0]}, "training item 1 must be a pair .*, got a Volume"),
         ({"validation": [[_IMAGE]]}, "validation item 1 must be a pair .*, got a list of 1"),
         ({"label_names": ["a", "b"]}, "label names must be a dict such as .*, got a list"),
-        ({"label_names": {"outer": 2}}, "the key 'outer' is no whole number from 0 on"),
-        ({"label_names": {2.5: "outer"}}, r"the key 2\.5 is no whole number"),
-        ({"label_names": {-1: "outer"}}, "the key -1 is no whole number from 0 on"),
+        ({"label_names": {"outer": 2}}, "the key 'outer' is not a whole number from 0 on"),
+        ({"label_names": {2.5: "outer"}}, r"the key 2\.5 is not a whole number"),
+        ({"label_names": {-1: "outer"}}, "the key -1 is not a whole number from 0 on"),
         ({"label_names": {2: "outer", "2": "inner"}}, "label names: 2 is there twice"),
         ({"label_names": {2: ""}}, "label names: label 2 must have a name, got ''"),
         ({"label_names": {2: None}}, "label names: label 2 must have a name, got None"),
@@ -520,7 +520,7 @@ def test_files_that_cannot_be_used_are_named(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"init": "zeros"}, "no init named 'zeros'; there is: pretrained, random"),
+        ({"init": "zeros"}, "no init named 'zeros'; available: pretrained, random"),
         ({"patch": 0}, "patch must be at least 1, got 0"),
         ({"batch": -1}, "batch must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),

@@ -337,7 +337,7 @@ def _changed(change: Callable[[dict[str, Any]], Any]) -> str:
         ("[]", 'expected an object with "source" and "labels"'),
         (_changed(lambda c: c.pop("labels")), 'expected an object with "source" and "labels"'),
         (_changed(lambda c: c.pop("source")), '"source" must say who made the maps'),
-        (_changed(lambda c: c.update(licence="MIT")), 'no entry "licence"; there is: source, labels, alone'),
+        (_changed(lambda c: c.update(licence="MIT")), 'no entry "licence"; available: source, labels, alone'),
         (_changed(lambda c: c["labels"].update(brain={})), 'label "brain" must be a whole number'),
         (_changed(lambda c: c["labels"].update({"2": "brain"})), 'label 2 must have a "tissue"'),
         (_changed(lambda c: c["labels"]["2"].update(colour="red")), 'label 2 must have a "tissue"'),

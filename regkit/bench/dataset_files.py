@@ -30,9 +30,9 @@ def data_folder(request: Request, title: str, source: str) -> Path:
         RegkitError: if none was given, or it does not exist.
     """
     if request.data is None:
-        raise RegkitError(f"{title} needs the folder of its data; to be had from {source}")
+        raise RegkitError(f"{title} needs the folder of its data; get it from {source}")
     if not request.data.is_dir():
-        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; to be had from {source}")
+        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; get it from {source}")
     return request.data
 
 
@@ -48,7 +48,7 @@ def choose_names(names: Sequence[str], known: Sequence[str], default: int, what:
     for name in names:
         if name not in known:
             listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-            raise RegkitError(f"no {what} '{name}'; there is: {listed}")
+            raise RegkitError(f"no {what} '{name}'; available: {listed}")
     return list(dict.fromkeys(names)) or list(known[:default])
 
 

@@ -64,7 +64,7 @@ class External:
         used = {key for word in words for key in _PLACEHOLDER.findall(word)}
         if unknown := sorted(used - set(PLACEHOLDERS)):
             raise RegkitError(
-                f"the command of '{name}' has the unknown placeholder {{{unknown[0]}}}; there is: "
+                f"the command of '{name}' has the unknown placeholder {{{unknown[0]}}}; available: "
                 f"{', '.join(f'{{{key}}}' for key in PLACEHOLDERS)}"
             )
         if lacking := [key for key in REQUIRED if key not in used]:

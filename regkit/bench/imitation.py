@@ -64,7 +64,7 @@ def imitate(
     """
     makers = {"l2r-abdomen": (_abdomen, 8), "mmwhs": (_hearts, len(mmwhs.SUBJECTS))}
     if name not in makers:
-        raise RegkitError(f"no imitation of '{name}'; there is: {', '.join(makers)}")
+        raise RegkitError(f"no imitation of '{name}'; available: {', '.join(makers)}")
     make, max_count = makers[name]
     count = max_count if count is None else count
     if not 1 <= count <= max_count:

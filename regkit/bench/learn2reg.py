@@ -40,7 +40,7 @@ def _cases(request: Request) -> list[Case]:
         number = f"{int(name):04d}" if name.isdecimal() else name
         if name not in groups and number not in _TRAINING:
             raise RegkitError(
-                f"{_TITLE} has no pair '{name}' with labels; there is: {', '.join(_TRAINING)}, and for "
+                f"{_TITLE} has no pair '{name}' with labels; available: {', '.join(_TRAINING)}, and for "
                 "several of them: all, val"
             )
         numbers += groups.get(name, (number,))

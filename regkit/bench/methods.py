@@ -86,7 +86,7 @@ def methods(words: Sequence[str]) -> dict[str, Method]:
     for word in words:
         if "=" not in word and word not in METHODS:
             raise RegkitError(
-                f"no method named '{word}'; there is: {', '.join(METHODS)}, and NAME=COMMAND for any other"
+                f"no method named '{word}'; available: {', '.join(METHODS)}, and NAME=COMMAND for any other"
             )
         method: Method = External.parse(word) if "=" in word else METHODS[word]
         if method.name in [other.name for other in by_word.values()] or method.name in METHODS.keys() - {

@@ -107,7 +107,7 @@ def _cases(request: Request) -> list[Case]:
     names = choose_names(request.pairs, list(drawn), len(drawn), "pair by this pairing named")
     subjects = sorted({subject for name in names for subject in drawn[name]})
     files = [path for subject in subjects for path in _files(data, *subject)]
-    check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")
+    check_present(files, data, f"unpack all of ct_train and mr_train, which are available from {_SOURCE}")
     folder = request.scratch / f"mmwhs-{pairing.spacing_mm:g}mm"
     make_folder(folder)
     sides = {subject: _prepared(data, folder, *subject, pairing.spacing_mm) for subject in subjects}

@@ -117,7 +117,7 @@ def _gone_on_with(folder: Path, run: dict[str, Any], resume: bool) -> dict[str, 
         before = read_run(folder)
         if not resume:
             raise RegkitError(
-                f"'{folder}' holds results already; add --resume to go on with them, or give another folder"
+                f"'{folder}' holds results already; add --resume to continue them, or give another folder"
             )
         _check_same(folder, before, run)
         run["commands"] = [*before["commands"], *run["commands"]]
@@ -125,7 +125,7 @@ def _gone_on_with(folder: Path, run: dict[str, Any], resume: bool) -> dict[str, 
         for part in ("methods", "notes", "files"):
             run[part] = before[part] | run[part]
     elif folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {SCRATCH}):
-        raise RegkitError(f"'{folder}' holds something else than results of a benchmark; give a new folder")
+        raise RegkitError(f"'{folder}' holds something other than benchmark results; give a new folder")
     return run
 
 
@@ -140,7 +140,7 @@ def _check_same(folder: Path, before: dict[str, Any], run: dict[str, Any]) -> No
             differs.append(f"{name} was {before['methods'][name]}, not {version}")
     if differs:
         raise RegkitError(
-            f"the results in '{folder}' cannot be gone on with, for they were made otherwise: "
+            f"the results in '{folder}' cannot be continued, because this run differs: "
             f"{', '.join(differs)}; give another folder"
         )
 
@@ -155,8 +155,7 @@ def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> None:
     for name, digest in files.items():
         if run["files"].get(name, digest) != digest:
             raise RegkitError(
-                f"the files of pair {name} are others than those that '{folder}' has results of; "
-                "give another folder"
+                f"the files of pair {name} have changed since the results in '{folder}'; give another folder"
             )
     write_run(folder, run | {"files": run["files"] | files})
 

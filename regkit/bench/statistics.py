@@ -131,7 +131,7 @@ def chosen_baseline(rows: Sequence[Row], name: str | None) -> str:
     methods = distinct(row["method"] for row in rows)
     if name is not None and name not in methods:
         raise RegkitError(
-            f"no results of the method '{name}' to compare with; there is: {', '.join(methods)}"
+            f"no results of the method '{name}' to compare with; available: {', '.join(methods)}"
         )
     return name or ("mind" if "mind" in methods else methods[0])
 

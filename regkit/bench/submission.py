@@ -86,12 +86,12 @@ def _same(record: Path, made_by: Mapping[str, object], inputs: dict[str, str]) -
         files = before.pop("files")
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise RegkitError(
-            f"'{record}' does not say what the fields that are there were made by; give another folder"
+            f"'{record}' does not say how the existing fields were made; give another folder"
         ) from error
     if before != json.loads(json.dumps(made_by)):
         raise RegkitError(
-            f"the fields that are there were made otherwise, as '{record}' says; give another folder"
+            f"the existing fields were made with other settings, as '{record}' says; give another folder"
         )
     if any(files.get(name, digest) != digest for name, digest in inputs.items()):
-        raise RegkitError("the fields that are there were made of other images; give another folder")
+        raise RegkitError("the existing fields were made from other images; give another folder")
     return {**files, **inputs}

@@ -334,11 +334,11 @@ def names() -> None:
     from regkit.bench.fewshot.layout import known, load_layout
     from regkit.bench.methods import METHODS
 
-    typer.echo("Data sets: what they are, their directions, and where they are to be had")
+    typer.echo("Data sets: what they are, their directions, and where to get them")
     print_facts([(d.name, f"{d.title}; {', '.join(d.directions)}; {d.source}") for d in DATASETS.values()])
     typer.echo("\nMethods: what is installed here, and what they are given")
     print_facts([(m.name, f"{m.missing() or m.version()}; {m.note}") for m in METHODS.values()])
-    typer.echo("\nLayouts of few-shot: what they are, and where they are to be had")
+    typer.echo("\nLayouts of few-shot: what they are, and where to get them")
     print_facts([(layout.name, f"{layout.title}; {layout.source}") for layout in map(load_layout, known())])
 
 

@@ -36,7 +36,7 @@ def bids_pairs(root: Path, fixed: str, moving: str) -> list[Pair]:
     except ImportError as error:
         raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from error
     if not root.is_dir():
-        raise RegkitError(f"'{root}' is no folder")
+        raise RegkitError(f"'{root}' is not a folder")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ def _entities(query: str, layout: Any) -> dict[str, Any]:
         if not sign or not value:
             raise RegkitError(f"'{part}' names no entity; write it as suffix=T1w,session=1")
         if name not in known:
-            raise RegkitError(f"no entity '{name}' in this data set; there is: {', '.join(sorted(known))}")
+            raise RegkitError(f"no entity '{name}' in this data set; available: {', '.join(sorted(known))}")
         entities[name] = int(value) if name in ("run", "echo", "inv") and value.isdecimal() else value
     return entities
 

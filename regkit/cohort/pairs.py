@@ -106,7 +106,7 @@ def read_pairs_table(path: Path) -> tuple[list[Pair], list[str]]:
     try:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise RegkitError(f"'{path}' is no table: {error}") from error
+        raise RegkitError(f"'{path}' is not a table: {error}") from error
     columns = [cell.strip().lower() for cell in rows[0][1]]
     if missing := [name for name in COLUMNS[:2] if name not in columns]:
         raise RegkitError(
@@ -324,14 +324,14 @@ def _features(value: Any, root: Path) -> str:
     from regkit.features.maps import NAMES
 
     if value not in NAMES:
-        raise RegkitError(f"no features named {value!r}; there is: {', '.join(NAMES)}")
+        raise RegkitError(f"no features named {value!r}; available: {', '.join(NAMES)}")
     return str(value)
 
 
 def _weights(value: Any, root: Path) -> str:
     path = root / os.fspath(value)
     if not path.is_file():
-        raise RegkitError(f"the weights '{path}' are no file")
+        raise RegkitError(f"the weights '{path}' are not a file")
     return str(path)
 
 
@@ -364,4 +364,4 @@ def _text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RegkitError(f"'{path}' is no text in UTF-8; save the table as CSV in UTF-8") from error
+        raise RegkitError(f"'{path}' is not UTF-8 text; save the table as CSV in UTF-8") from error

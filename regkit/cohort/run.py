@@ -183,7 +183,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
     known = ("init", "features", "weights", "preset", "settings", "ct_window", "device", "seed")
     if unknown := [name for name in settings if name not in known]:
-        raise RegkitError(f"no setting named '{unknown[0]}'; there is: {', '.join(known)}")
+        raise RegkitError(f"no setting named '{unknown[0]}'; available: {', '.join(known)}")
     changed_settings(settings.get("preset", "default"), settings.get("settings"))
     torch_device(settings.get("device", "auto"))
     feature_parts(*(settings[name] for name in ("features", "weights") if settings.get(name) is not None))
@@ -195,13 +195,13 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 def _check_outputs(outputs: Sequence[str]) -> None:
     for name in outputs:
         if name not in OUTPUTS:
-            raise RegkitError(f"no output named '{name}'; there is: {', '.join(OUTPUTS)}")
+            raise RegkitError(f"no output named '{name}'; available: {', '.join(OUTPUTS)}")
 
 
 def _check_folder(pairs: Sequence[Pair], folder: Path) -> None:
     """Check that nothing is lost: files that a cohort before did not write stay."""
     if folder.exists() and not folder.is_dir():
-        raise RegkitError(f"'{folder}' is no folder; give another name")
+        raise RegkitError(f"'{folder}' is not a folder; give another name")
     if not folder.parent.is_dir():
         raise RegkitError(
             f"cannot make the folder '{folder}': '{folder.parent}' is not there; create it first"

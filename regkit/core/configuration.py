@@ -89,7 +89,7 @@ def unknown_name(name: str, there: Sequence[str], what: str) -> RegkitError:
     """The error for a name that is none of those there are."""
     near = difflib.get_close_matches(name.rpartition(".")[2], there, 1)
     meant = f"did you mean {near[0]}? " if near else ""
-    return RegkitError(f"no {what} {name}; {meant}there is: {', '.join(there)}")
+    return RegkitError(f"no {what} {name}; {meant}available: {', '.join(there)}")
 
 
 def _parsed(text: str, location: str) -> Any:

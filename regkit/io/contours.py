@@ -103,7 +103,7 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
                 contours.append(points.reshape(-1, 3))
         number = int(roi.ReferencedROINumber)
         if not all(np.isfinite(points).all() for points in contours):
-            raise FormatError("is damaged: a contour has what is no finite number")
+            raise FormatError("is damaged: a contour has a value that is not finite")
         if contours and 0 < number < 1 << 32:
             colour = [float(v) / 255 for v in roi.get("ROIDisplayColor", None) or []]
             triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None

@@ -91,7 +91,7 @@ class _Groups:
             if items and items[0].get(name) is not None:
                 return items[0].get(name)
         if default is None:
-            raise FormatError(f"does not say the {name} of frame {k + 1}; it is no volume in space")
+            raise FormatError(f"does not say the {name} of frame {k + 1}; it is not a volume in space")
         return default
 
     def places(self) -> tuple[Float64, Float64, Float64]:

@@ -134,7 +134,7 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
             raise FormatError(f"is {_NAMED[suffix]}")
         else:
             known = ", ".join((*_READ_NIFTI, *_READ_VECTOR_IMAGE, ".npz", *_READ_TRANSFORM))
-            raise FormatError(f"'{suffix}' is no suffix of a warp: give one of {known}")
+            raise FormatError(f"'{suffix}' is not a suffix of a warp: give one of {known}")
     except RegkitError as error:
         raise type(error)(f"{path}: {error}") from error
     if fixed is None:
@@ -469,7 +469,7 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
         transform = transform.detach().cpu().numpy()
     if not isinstance(transform, np.ndarray | list | tuple):
         raise FormatError(
-            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
+            f"{name}: a {type(transform).__name__} is not a transform; give a regkit.Warp, a transform of "
             "SimpleITK or a 4x4 matrix in LPS mm"
         )
     try:

@@ -47,7 +47,7 @@ class Frames:
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.grid.shape or not len(self.array):
             raise InputError(
-                f"{self.name}: an array of shape {self.array.shape} is no series of volumes of shape "
+                f"{self.name}: an array of shape {self.array.shape} is not a series of volumes of shape "
                 f"{self.grid.shape} (z, y, x)"
             )
         if self.array.dtype.kind not in "buif":

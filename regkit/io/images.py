@@ -187,7 +187,7 @@ def load_labels(
         broken = np.abs(array - whole) > 1e-3  # scaled storage does not return whole numbers exactly
         if broken.any():
             raise InputError(
-                f"{what} is no label map: {int(broken.sum()):,} voxels are not whole numbers, such as "
+                f"{what} is not a label map: {int(broken.sum()):,} voxels are not whole numbers, such as "
                 f"{array[broken][0]:g}; resample labels with nearest neighbour interpolation"
             )
         array = whole
@@ -196,7 +196,7 @@ def load_labels(
         raise InputError(f"{what} holds no label: every voxel is 0")
     if len(np.unique(array[::2, ::2, ::2])) > _MAX_LABELS:  # of an eighth of the voxels: sorting takes time
         raise InputError(
-            f"{what} is no label map: it has more than {_MAX_LABELS:,} different values from {low:g} to "
+            f"{what} is not a label map: it has more than {_MAX_LABELS:,} different values from {low:g} to "
             f"{high:g}, as an image has; give the map of its labels"
         )
     dtype = label_type(low, high)
@@ -387,7 +387,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
     if not os.path.exists(path):
         raise InputError(f"{what} does not exist")
     if not (os.path.isfile(path) or os.path.isdir(path)):
-        raise InputError(f"{what} is no file that can be read more than once; save it as one first")
+        raise InputError(f"{what} cannot be read more than once; save it as a file first")
     if not os.access(path, os.R_OK):
         raise InputError(f"{what} cannot be opened: no permission to read it")
     try:

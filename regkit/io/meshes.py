@@ -120,7 +120,7 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
         mesh = meshio.read(path)
     points = np.asarray(mesh.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3:
-        raise RegkitError(f"'{path}' is no mesh in three dimensions")
+        raise RegkitError(f"'{path}' is not a mesh in three dimensions")
     sign = _SIGN[stated or space or "lps"]
 
     def write(moved: Float64, place: Path) -> None:
@@ -169,7 +169,7 @@ def _open_gifti(path: Path) -> MeshFile:
         image: Any = nib.load(path)
         arrays = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
     if len(arrays) != 1:
-        raise RegkitError(f"'{path}' is no surface: it holds {len(arrays)} sets of points in place of one")
+        raise RegkitError(f"'{path}' is not a surface: it holds {len(arrays)} sets of points in place of one")
     array = arrays[0]
     system = array.coordsys
     if (

@@ -235,7 +235,7 @@ def _affine(header: Any, spacing: Float64) -> tuple[Float64 | None, bool]:
     for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
         sform[row] = [float(value) for value in header[name]]
     if sform_code > 0 and not np.isfinite(sform).all():
-        raise FormatError("its sform holds what is no finite number; correct the header")
+        raise FormatError("its sform holds a value that is not finite; correct the header")
     qform = _qform(header, spacing)
     chosen = sform
     if (np.linalg.norm(sform[:3, :3], axis=0) == 0).any() and qform_code <= 0:

@@ -261,7 +261,7 @@ class _Table:
                 if value is None or not math.isfinite(value):
                     text = "nothing" if cell is None else repr(cell)
                     raise FormatError(
-                        f"points '{path}', line {line + 1}: {text} for {name} is no finite number"
+                        f"points '{path}', line {line + 1}: {text} for {name} is not a finite number"
                     )
                 table[k, axis] = value
         return table

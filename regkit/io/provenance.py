@@ -144,7 +144,8 @@ def check_record(path: str | os.PathLike[str]) -> None:
     place = record_path(path)
     if os.path.lexists(place) and _read(place) is None:
         raise RegkitError(
-            f"'{place}' is no record of regkit's, but '{path}' would have its record there; give another name"
+            f"'{place}' is not a record of regkit, but '{path}' would have its record there; give another "
+            "name"
         )
 
 

@@ -133,7 +133,7 @@ def slicer_segments(fields: Mapping[str, str]) -> list[tuple[int, Segment]]:
             label, layer = int(own.get("labelvalue", number + 1)), int(own.get("layer", 0))
             colour = tuple(float(v) for v in own.get("color", "").split())
         except ValueError as error:
-            raise FormatError(f"is damaged: segment {number} has what is no number") from error
+            raise FormatError(f"is damaged: segment {number} has a value that is not a number") from error
         others = {name: value for name, value in entries.items() if name.lower() not in _OWN}
         name = own.get("name") or own.get("id") or f"Segment_{number + 1}"
         triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None

@@ -172,7 +172,8 @@ class _AnatomyProcess:
             return self.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise RegkitError(
-                "a process that draws anatomies has ended, as for want of memory; take fewer with --workers"
+                "a process that draws anatomies has ended, perhaps for lack of memory; take fewer with "
+                "--workers"
             ) from error
 
     def end(self) -> None:

@@ -61,7 +61,7 @@ class DistributedContext:
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """The context of this process. Under torchrun it joins the process group, and leaves it at the end."""
     if device not in ("auto", "cpu", "cuda"):
-        raise RegkitError(f"no device named {device!r}; there is: auto, cpu, cuda")
+        raise RegkitError(f"no device named {device!r}; available: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
     cuda = torch.cuda.is_available() and device != "cpu"

@@ -148,5 +148,5 @@ def _is_volume(path: Path) -> bool:
 def _stem(path: Path) -> str:
     suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise RegkitError(f"'{path}' is no volume: expected a name that ends in {', '.join(_SUFFIXES)}")
+        raise RegkitError(f"'{path}' is not a volume: expected a name that ends in {', '.join(_SUFFIXES)}")
     return path.name[: -len(suffix)]

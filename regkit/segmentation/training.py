@@ -93,7 +93,7 @@ class Finetuning:
     def __post_init__(self) -> None:
         for name, known in (("init", INITS), ("contrast", CONTRASTS)):
             if getattr(self, name) not in known:
-                raise RegkitError(f"no {name} named {getattr(self, name)!r}; there is: {', '.join(known)}")
+                raise RegkitError(f"no {name} named {getattr(self, name)!r}; available: {', '.join(known)}")
         for name in ("patch", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RegkitError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -451,7 +451,7 @@ def _by_number(names: object) -> dict[int, str]:
         text = str(whole).strip()
         if not text.isdecimal():
             raise RegkitError(
-                f"label names must be a dict {like}: the key {key!r} is no whole number from 0 on"
+                f"label names must be a dict {like}: the key {key!r} is not a whole number from 0 on"
             )
         label = int(text)
         if label in by_number:

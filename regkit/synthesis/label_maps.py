@@ -156,7 +156,7 @@ def _legend(content: Any) -> Legend:
         raise ValueError('expected an object with "source" and "labels", such as {"labels": {"1": {…}}}')
     unknown = set(content) - {"source", "labels", "alone"}
     if unknown:
-        raise ValueError(f'no entry "{sorted(unknown)[0]}"; there is: source, labels, alone')
+        raise ValueError(f'no entry "{sorted(unknown)[0]}"; available: source, labels, alone')
     source = content.get("source")
     if not isinstance(source, str) or not source.strip():
         raise ValueError('"source" must say who made the maps, and under which licence')
@@ -197,7 +197,7 @@ def _known(name: Any, names: Collection[str], kind: str, label: str) -> str:
     if isinstance(name, str) and name in names:
         return name
     close = difflib.get_close_matches(str(name), names, 1)
-    hint = f', perhaps "{close[0]}"' if close else f"; there is: {', '.join(names)}"
+    hint = f', perhaps "{close[0]}"' if close else f"; available: {', '.join(names)}"
     location = label if label == "alone" else f"label {label}"
     raise ValueError(f'{location}: no {kind} named "{name}"{hint}')
 

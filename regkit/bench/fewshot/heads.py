@@ -49,7 +49,7 @@ def render_heads(maps: Sequence[Path], names: dict[int, str], folder: Path) -> l
     """
     unknown = [name for name in names.values() if name not in _PARTS]
     if unknown:
-        raise RegkitError(f"heads have no part '{unknown[0]}'; there is: {', '.join(_PARTS)}")
+        raise RegkitError(f"heads have no part '{unknown[0]}'; available: {', '.join(_PARTS)}")
     heads = []
     for number, path in enumerate(maps):
         name = path.name.split(".")[0]

@@ -87,12 +87,12 @@ def load_layout(name: str) -> Layout:
     """
     path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
     if not path.is_file():
-        raise RegkitError(f"no layout '{name}'; there is: {', '.join(known())}, or a path of a .json file")
+        raise RegkitError(f"no layout '{name}'; available: {', '.join(known())}, or a path of a .json file")
     values: dict[str, Any] = {"name": path.stem, **read_object(path, "layout")}
     keys = [field.name for field in fields(Layout)]
     unknown = sorted(set(values) - set(keys))
     if unknown:
-        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; there is: {', '.join(keys)}")
+        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; available: {', '.join(keys)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         layout = Layout(**values)
@@ -128,15 +128,13 @@ def find_subjects(layout: Layout, data: Path, scratch: Path) -> list[Labelled]:
         RegkitError: if there is none, or a file is missing.
     """
     if not data.is_dir():
-        raise RegkitError(
-            f"the data of {layout.name}: '{data}' is not a folder; to be had from {layout.source}"
-        )
+        raise RegkitError(f"the data of {layout.name}: '{data}' is not a folder; get it from {layout.source}")
     if layout.subjects:
         subjects = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
         missing = [path for case in subjects for path in (case.image, case.labels) if not path.is_file()]
         if missing:
             raise RegkitError(
-                f"'{missing[0]}' does not exist; {layout.name} is to be had from {layout.source}"
+                f"'{missing[0]}' does not exist; {layout.name} is available from {layout.source}"
             )
         return subjects
     labels = _files(data, layout.labels, layout)
@@ -192,5 +190,5 @@ def draws(
 def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:
     files = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
     if not files:
-        raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is to be had from {layout.source}")
+        raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is available from {layout.source}")
     return files
