@@ -61,18 +61,18 @@ class Interpretation:
 
 @dataclass(frozen=True)
 class Check:
-    """What a warp or linear transform is to two images.
+    """What :func:`check_warp` found out about a warp or linear transform.
 
     Args:
         kind: "field" or "linear".
-        stated: the reading that regkit takes; None where it refuses the file.
+        stated: the reading that regkit takes, or None if it refuses the file.
         best: the reading under which the images agree best.
-        header: agreement of the images as their headers place them, without any warp.
-        right: whether the warp as it is read is the right one.
-        folding_percent: of the field's voxels; None of a linear transform.
-        in_field: share of the fixed voxels that lie on the field's grid; None of a linear transform.
-        answer: what to say, a sentence each.
-        readings: all that were tried, best first.
+        header: agreement of the images without a warp, as their headers place them.
+        right: whether the warp is right as it is read.
+        folding_percent: voxels of the field that fold, or None for a linear transform.
+        in_field: share of the fixed voxels that lie on the grid of the field, or None for a linear transform.
+        answer: the conclusion, in sentences.
+        readings: everything that was tried, best first.
     """
 
     kind: str
@@ -99,12 +99,12 @@ class _Candidate:
 
 
 def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike) -> Check:
-    """Say whether a warp brings one image onto another, and if not, what would.
+    """Find out whether a warp brings one image onto another and, if not, what would.
 
     Args:
-        path: a warp or linear transform of any kind that is read (docs/formats.md); of a plain 4x4 matrix
-            the convention need not be named.
-        fixed, moving: the images that it is thought to go between.
+        path: a warp or linear transform of any kind that regkit reads (docs/formats.md). The convention of a
+            plain 4x4 matrix need not be named.
+        fixed, moving: the images that the warp should connect.
 
     Raises:
         RegkitError: if a file cannot be used.

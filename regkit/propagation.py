@@ -40,15 +40,14 @@ _BYTES_PER_ATLAS, _BYTES_OF_FUSION = 16, 64
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What :func:`propagate` found.
+    """The result of :func:`propagate`.
 
     Args:
-        labels: the label map on the target's grid, of the first of uint8, int16, int32, uint32 and int64
-            that holds the labels of all atlases; 0 where no atlas covers the target.
-        confidence: the share of the votes that the label of a voxel had, 0 to 1, float32; 0 where there was
-            no vote.
-        atlases: for each its names, ``image`` and ``labels``, its share of all ``votes``, and what
-            :meth:`regkit.Registration.to_dict` says of its registration.
+        labels: the label map on the grid of the target, in the first of uint8, int16, int32, uint32 and int64
+            that holds the labels of all atlases. 0 where no atlas covers the target.
+        confidence: share of the votes for the label of each voxel, 0 to 1, float32. 0 where nobody voted.
+        atlases: for each atlas its names (``image`` and ``labels``), its share of all ``votes``, and
+            :meth:`regkit.Registration.to_dict` of its registration.
     """
 
     labels: Volume
@@ -99,24 +98,25 @@ def propagate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Propagation:
-    """Segment an image by registering atlases to it and fusing their labels.
+    """Segment an image: register atlases to it and fuse their labels.
 
-    At a voxel x of the target, an atlas of the warp T votes for each label by the label's indicator, linearly
-    interpolated at T(x), unless T(x) lies outside the atlas' image. The label of the most votes wins, of
-    equals the smallest. With one atlas that is ``Warp.apply(interpolation="label")`` within its image.
+    At a voxel x of the target, an atlas with the warp T votes for each label by the label's indicator,
+    linearly interpolated at T(x), unless T(x) lies outside the image of the atlas. The label with the most
+    votes wins, and among equals the smallest. With one atlas this is ``Warp.apply(interpolation="label")``
+    inside its image.
 
     Args:
         target: the image to segment; anything that :func:`regkit.register` takes.
-        atlases: (image, label map) each, likewise; the label map on any grid that shares the image's world,
-            its labels 0, background, or more.
-        fusion: ``majority``: all atlases count alike. ``similarity``: they count by how well they fit the
-            target there, by ``exp(1 - d / d_min)`` with d the local mean squared feature difference
-            (:func:`local_difference`) and d_min the least of the atlases that vote: the locally weighted
-            voting of Artaechevarria et al. (IEEE TMI 2009), with the exponential of Sabuncu et al. (IEEE TMI
-            2010) and, as in Coupe et al. (NeuroImage 2011), the best match for its scale.
+        atlases: pairs of an image and a label map. The label map may lie on any grid in the world of its
+            image. Its labels are 0, background, or more.
+        fusion: ``majority``: all atlases count the same. ``similarity``: an atlas counts by how well it fits
+            the target there, by ``exp(1 - d / d_min)`` with d the local mean squared feature difference
+            (:func:`local_difference`) and d_min the smallest d of the atlases that vote. This is the locally
+            weighted voting of Artaechevarria et al. (IEEE TMI 2009), with the exponential of Sabuncu et al.
+            (IEEE TMI 2010) and, as in Coupe et al. (NeuroImage 2011), scaled by the best match.
         init, features, weights, preset, ct_window, device, threads, seed: of every registration, as for
             :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if an input cannot be used, or an atlas cannot be registered; the message names it. All

@@ -56,17 +56,17 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class AlignedSeries:
-    """What :func:`align_series` found.
+    """The result of :func:`align_series`.
 
     Args:
-        frames: every frame on the voxels of the series, as if nothing had moved; float32.
+        frames: every frame on the voxels of the series, without motion; float32.
         mean: of these frames.
-        matrices: (t, 4, 4), rigid, LPS mm: a point of the mean to the frame.
-        warps: of each frame, with the rigid part; empty of a rigid alignment.
-        points: (n, 3) LPS mm, spread over the tissue of the mean, at which motion is measured.
-        differences: (t,), mean squared difference of local contrast of frame and mean, after alignment.
-        searched: the frames that fitted far worse than the others and were looked for anew.
-        settings: what the result depended on.
+        matrices: (t, 4, 4), rigid, from points of the mean to points of each frame, LPS mm.
+        warps: of each frame, rigid part included; empty for a rigid alignment.
+        points: (n, 3) LPS mm, spread over the tissue of the mean. Motion is measured there.
+        differences: (t,), mean squared difference of local contrast between frame and mean, after alignment.
+        searched: frames that fitted far worse than the others, for which a new start was searched.
+        settings: everything that the result depends on.
     """
 
     frames: Frames
@@ -80,25 +80,30 @@ class AlignedSeries:
 
     @cached_property
     def parameters(self) -> Float64:
-        """(t, 6): shifts along x, y, z (LPS mm) and turns about them (degrees), through the middle of the
-        grid (:func:`regkit.solver.motion.parameters`)."""
+        """(t, 6): translations along x, y, z (LPS mm) and rotations about them (degrees) through the centre
+        of
+        the grid (:func:`regkit.solver.motion.parameters`).
+        """
         return np.stack([parameters(matrix, self.mean.grid.centre) for matrix in self.matrices])
 
     @cached_property
     def displacement(self) -> Float64:
-        """(t,): mm that the tissue lies away from where it is in the mean, on average."""
+        """(t,), mm: mean distance of the tissue in each frame from its place in the mean."""
         return np.linalg.norm(self._moved - self.points, axis=2).mean(axis=1)
 
     @cached_property
     def framewise_displacement(self) -> Float64:
-        """(t,): mm that the tissue moved since the frame before, on average; 0 of the first."""
+        """(t,), mm: mean distance that the tissue moved since the previous frame; 0 for the first."""
         steps = np.linalg.norm(np.diff(self._moved, axis=0), axis=2).mean(axis=1)
         return np.concatenate([[0.0], steps])
 
     @cached_property
     def fd_power(self) -> Float64:
-        """(t,): mm, as Power et al. have it (NeuroImage 2012): the sum of the absolute changes of the six
-        parameters, turns taken on a sphere of 50 mm; 0 of the first. Of the rigid part alone."""
+        """(t,), mm: framewise displacement of Power et al. (NeuroImage 2012), the sum of the absolute changes
+        of
+        the six parameters with rotations on a sphere of 50 mm; 0 for the first frame. Of the rigid part
+        alone.
+        """
         changes = np.abs(np.diff(self.parameters, axis=0))
         changes[:, 3:] = np.radians(changes[:, 3:]) * _POWER_MM
         return np.concatenate([[0.0], changes.sum(axis=1)])
@@ -163,22 +168,23 @@ def align_series(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> AlignedSeries:
-    """Align every frame of a 4-D image to their mean, rigidly or by a warp each.
+    """Align every frame of a 4-D image to the mean of all frames, rigidly or by one warp per frame.
 
-    The first round aligns all to the frame in the middle, each from where its neighbour lies; every other one
-    to the mean of the aligned frames. A frame that agrees far less than the others is looked for anew, over
-    all overlaps. With ``deformable``, frames are then registered to the mean by :func:`regkit.register`, and
-    the mean of the deformations is taken out after every round, so that the mean has the average shape.
+    The first round aligns all frames to the middle one, each starting from the result of its neighbour. Later
+    rounds align them to the mean of the aligned frames. For a frame that agrees far less than the others, a
+    new start is searched over all overlaps. If ``deformable``, :func:`regkit.register` then registers the
+    frames to the mean, and after each round the mean deformation is removed, so that the mean has the average
+    shape.
 
     Args:
         series: a 4-D file (NIfTI, MGH, MetaImage, NRRD), or an object of SimpleITK, nibabel or regkit.
         model: "rigid" or "deformable".
-        rounds: of the rigid alignment, and of the deformable one.
-        interpolation: of the frames in the end: linear, bspline (cubic, sharper) or nearest.
-        mask: on the grid of the series: where the images count.
-        features, weights, preset: of the deformable registration, as :func:`regkit.register`.
-        device, threads, seed: as :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        rounds: of the rigid and of the deformable alignment.
+        interpolation: of the frames that are returned: linear, bspline (cubic, sharper) or nearest.
+        mask: on the grid of the series; only voxels inside it count.
+        features, weights, preset: of the deformable registration, as for :func:`regkit.register`.
+        device, threads, seed: as for :func:`regkit.register`.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if the series or an option cannot be used.

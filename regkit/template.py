@@ -47,17 +47,17 @@ _SHOWN = 0.1  # of the range of intensities: what is there is tissue
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """What :func:`build_template` made.
+    """The result of :func:`build_template`.
 
     Args:
-        image: the template, float32, in the images' mean range of intensities.
+        image: the template, float32, in the mean intensity range of the images.
         affine_mean: the mean of the images after the affine rounds.
-        transforms: the files of the maps, template point -> point of the image, LPS mm, in the images' order:
-            warps, or affine maps if there were no deformable rounds.
+        transforms: the files of the maps from template points to points of each image, LPS mm, in the order
+            of the images: warps, or affine maps if there were no deformable rounds.
         affine: the files of the affine maps, from the affine mean.
-        rounds: of each round its ``stage``, ``sharpness`` (:func:`sharpness` of its mean), the mean
-            ``displacement_mm`` of the bias that was taken out, and ``failed``, the images with FAIL.
-        settings: what the result depended on.
+        rounds: for each round its ``stage``, ``sharpness`` (:func:`sharpness` of its mean), the mean
+            ``displacement_mm`` of the bias that was removed, and ``failed``, the images with FAIL.
+        settings: everything that the result depends on.
     """
 
     image: Volume
@@ -86,13 +86,13 @@ def build_template(
     """Build the unbiased template of a group of images of one modality.
 
     Args:
-        images: files, at least two, that :func:`regkit.register` reads.
-        folder: where the template and its warps are kept; new, empty, or of a run of the same images and
-            settings, which goes on.
-        reference: an image on whose voxels, and in whose pose, the template lies; by default the first.
+        images: at least two files that :func:`regkit.register` reads.
+        folder: for the template and its warps. New, empty, or that of a run of the same images and settings,
+            which then resumes.
+        reference: an image whose voxels and pose the template gets; by default the first.
         affine_rounds, rounds: of the affine and of the deformable registration.
-        features, weights, preset, device, threads, seed: as of :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        features, weights, preset, device, threads, seed: as for :func:`regkit.register`.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if an image or option cannot be used, or the folder holds something else.

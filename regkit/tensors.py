@@ -30,13 +30,13 @@ _MODES = {"linear": "bilinear", "nearest": "nearest"}
 
 @dataclass(frozen=True, eq=False)
 class TensorRegistration:
-    """What :func:`register_tensors` found.
+    """The result of :func:`register_tensors`.
 
     Args:
-        displacement: (B, 3, I, J, K) float32, RAS mm, on the voxels and the device of the fixed tensor: what
-            to add to the place of a fixed voxel to reach its partner in the moving image.
+        displacement: (B, 3, I, J, K) float32, RAS mm, on the voxels and the device of the fixed tensor: the
+            vector from a fixed voxel to its place in the moving image.
         fixed_affine, moving_affine: (B, 4, 4) float64, index -> RAS mm.
-        results: of each pair the whole result, on the CPU.
+        results: the whole result for each pair, on the CPU.
     """
 
     displacement: torch.Tensor
@@ -52,19 +52,19 @@ class TensorRegistration:
         mode: str = "linear",
         default: float | None = None,
     ) -> torch.Tensor:
-        """Images of the moving side on the voxels of the fixed one, differentiable in their values.
+        """Resample images of the moving side on the voxels of the fixed side; differentiable in their values.
 
         Args:
-            moving: (B, C, I, J, K), on any grid that shares the moving image's world.
-            affine: of it, (4, 4) or (B, 4, 4); by default that of the moving image.
-            mode: "linear", or "nearest" for labels, whose type stays.
-            default: value where the image ends; by itself 0 for "nearest", else the minimum of each image.
+            moving: (B, C, I, J, K), on any grid in the world of the moving image.
+            affine: of ``moving``, (4, 4) or (B, 4, 4); by default that of the moving image.
+            mode: "linear", or "nearest" for labels, which keep their type.
+            default: value outside the image; by default 0 for "nearest", else the minimum of each image.
 
         Returns:
             (B, C, I', J', K') on the device of the displacement.
 
         Raises:
-            RegkitError: if the shape, the affine or the mode is not one of these.
+            RegkitError: if the shape, the affine or the mode cannot be used.
         """
         if mode not in _MODES:
             raise RegkitError(f"mode '{mode}' is unknown: use linear or nearest")
@@ -97,7 +97,7 @@ class TensorRegistration:
         )
 
     def transform_points(self, points: torch.Tensor, item: int = 0) -> torch.Tensor:
-        """Points of a fixed image, RAS mm (..., 3), carried to the moving image; of one pair of the batch."""
+        """Map points of a fixed image, RAS mm (..., 3), to the moving image, for one pair of the batch."""
         flip = points.new_tensor([-1.0, -1.0, 1.0])
         moved = self.results[item].warp.transform_points((points * flip).detach().cpu().numpy())
         return torch.from_numpy(moved).to(points) * flip
@@ -121,14 +121,15 @@ def register_tensors(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TensorRegistration:
-    """Register a batch of tensors, pair by pair, without a file or an object of ITK.
+    """Register a batch of tensors, pair by pair, without files or ITK objects.
 
     Args:
         fixed, moving: (B, 1, I, J, K) each; (I, J, K) of the two may differ.
         fixed_affine, moving_affine: (4, 4) or (B, 4, 4), index (i, j, k) -> RAS mm.
-        fixed_mask, moving_mask: as their images; above 0.5 where a voxel counts.
-        init: for all pairs, or a list of one for each; as of :func:`regkit.register`, matrices in LPS mm.
-        features, weights, preset, ct_window, threads, seed, progress: as of :func:`regkit.register`.
+        fixed_mask, moving_mask: shaped like their images; voxels above 0.5 count.
+        init: one for all pairs, or a list with one for each; as for :func:`regkit.register`, matrices in LPS
+            mm.
+        features, weights, preset, ct_window, threads, seed, progress: as for :func:`regkit.register`.
         device: where to compute; by default where ``fixed`` is.
 
     Raises:

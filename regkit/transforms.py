@@ -45,16 +45,17 @@ def chain(
     reference: Grid | None = None,
     moving: Grid | None = None,
 ) -> Warp:
-    """Several transforms in a row as one warp, so that an image is interpolated once.
+    """Combine several transforms into one warp, so that an image is interpolated only once.
 
     Args:
         transforms: in the order in which they act on a point of the fixed image; each a warp, a 4x4 matrix
-            (LPS mm), a transform of SimpleITK, or a file as ``regkit apply`` takes it (``inverse:FILE`` too).
-        reference: the grid to compute it on; by itself that of the first, if it is a warp.
-        moving: of the image at the end, for the inverse and for files that count in its voxels.
+            (LPS mm), a transform of SimpleITK, or a file as ``regkit apply`` takes it (also
+            ``inverse:FILE``).
+        reference: the grid of the result; by default that of the first transform, if it is a warp.
+        moving: grid of the image at the end, for the inverse and for files in its voxels.
 
     Raises:
-        RegkitError: if there is none, one cannot be used, or no grid is known.
+        RegkitError: if there is no transform, one cannot be used, or no grid is known.
     """
     if not len(transforms):
         raise RegkitError("a chain needs one transform at least")
@@ -70,14 +71,14 @@ def chain(
 
 
 def average(warps: Sequence[Warp], weights: Sequence[float] | None = None) -> Warp:
-    """The warp whose displacement at each voxel is the mean of those of several.
+    """The warp whose displacement at each voxel is the mean of the displacements of several warps.
 
     Args:
-        warps: at least one; on the grid of the first, onto which the others are sampled where theirs differ.
-        weights: of each; by default all count alike.
+        warps: at least one. All are sampled on the grid of the first.
+        weights: one for each; by default all are equal.
 
     Raises:
-        RegkitError: if there is none, or the weights do not fit.
+        RegkitError: if there is no warp, or the weights do not fit.
     """
     if not len(warps):
         raise RegkitError("an average needs one warp at least")

@@ -54,16 +54,16 @@ _COPIES: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Gate:
-    """One measured value and what it says of a registration.
+    """One check of a registration: a measured value and what it means.
 
     Args:
-        name: in short.
-        value: as measured; NaN where it cannot be measured on this pair.
+        name: a short name.
+        value: the measured value; NaN if it cannot be measured on this pair.
         unit: of the value, or "".
-        warn, fail: from these on the gate warns or fails; NaN where it never does.
-        above: whether values above the thresholds are bad, or those below.
+        warn, fail: thresholds; NaN if the gate never warns or fails.
+        above: whether values above the thresholds are bad, or values below them.
         level: "PASS", "WARN" or "FAIL".
-        says: what the value means, a sentence.
+        says: what the value means, in one sentence.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gates say together: the worst of them, and FAIL where several warn.
+    """The result of all gates: the worst level among them, and FAIL if several of them warn.
 
     Args:
         level: "PASS", "WARN" or "FAIL".
-        gates: all that were measured.
+        gates: everything that was measured.
     """
 
     level: str

@@ -73,7 +73,7 @@ class Warp(DisplacementField):
 
     @classmethod
     def of(cls, displacement: DisplacementField) -> Warp:
-        """The warp of a displacement field, whose memory it shares."""
+        """A warp that shares the memory of a displacement field."""
         return cls(displacement.field, displacement.grid, displacement.moving_grid)
 
     def save(self, path: str | Path, format: str | None = None) -> None:
@@ -134,23 +134,24 @@ class Warp(DisplacementField):
         reference: Grid | None = None,
         default: float | None = None,
     ) -> Volume | Frames | SpatialImage | sitk.Image:
-        """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
+        """Resample the moving image, or its labels, on the fixed grid, by SimpleITK.
 
         Args:
-            image: in the moving image's space, on any grid; of a 4-D image every volume is moved alike.
+            image: in the world of the moving image, on any grid. All volumes of a 4-D image move alike.
             interpolation: ``linear``, ``bspline`` (cubic), ``nearest``, or ``label``: the label whose
                 linearly interpolated indicator is largest, which keeps outlines smooth and labels whole.
-            reference: the grid to resample on instead of the fixed one. ITK moves no point that lies
-                beyond the fixed grid.
-            default: value where the moving image ends; by itself 0 for labels, else the image's minimum.
+            reference: a grid to resample on, in place of the fixed one. ITK does not move points beyond the
+                fixed grid.
+            default: value outside the moving image; by default 0 for labels, else the minimum of the image.
 
         Returns:
-            What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest``
-            the type of the image, of ``label`` the smallest integer type that fits.
+            The type that was given: a SimpleITK image (of the same pixel type), a NIfTI image of nibabel, a
+            Volume, or Frames. For a file it is a Volume, or Frames if the file is 4-D. All but SimpleITK
+            images are float32, or with ``nearest`` of the type of the image, or with ``label`` of the
+            smallest integer type that fits.
 
         Raises:
-            RegkitError: if the image is unusable or the interpolation unknown.
+            RegkitError: if the image cannot be used or the interpolation is unknown.
         """
         if interpolation not in INTERPOLATORS:
             raise RegkitError(
@@ -199,10 +200,10 @@ class Warp(DisplacementField):
         return replace(volume, array=array, grid=grid)
 
     def transform_points(self, points: npt.ArrayLike) -> Float64:
-        """Points of the fixed image carried to the moving image, LPS mm, shape (..., 3).
+        """Map points of the fixed image to the moving image, LPS mm, shape (..., 3).
 
-        Trilinear in the field. A point beyond the grid moves as the nearest border voxel does, where
-        ITK would leave it in place without a word; :func:`contains` tells which points those are.
+        The field is interpolated linearly. A point beyond the grid moves like the nearest voxel at the
+        border, where ITK would silently leave it in place. :func:`contains` tells which points lie inside.
         """
         points = np.asarray(points, dtype=np.float64)
         if points.ndim == 0 or points.shape[-1] != 3 or not np.isfinite(points).all():
@@ -215,11 +216,12 @@ class Warp(DisplacementField):
         return moved.reshape(points.shape)
 
     def compose(self, then: Warp | sitk.Transform | npt.ArrayLike) -> Warp:
-        """The warp p -> then(self(p)), on this one's grid.
+        """The warp p -> then(self(p)), on the grid of this one.
 
         Args:
-            then: what goes on from the points that this warp gives: a warp, a 4x4 matrix (LPS mm), or a 3-D
-                transform of SimpleITK. The moving grid is that of a warp, else unknown.
+            then: applied to the points that this warp returns: a warp, a 4x4 matrix (LPS mm), or a 3-D
+                transform of SimpleITK. The moving grid of the result is that of ``then`` if it is a warp,
+                else unknown.
 
         Raises:
             RegkitError: if it is none of these.
@@ -234,15 +236,14 @@ class Warp(DisplacementField):
     def inverse(self, grid: Grid | None = None) -> Warp:
         """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.
 
-        T is split into its least-squares affine part, inverted exactly, and a residual, inverted by
-        iteration to 0.1 % of the smallest voxel side; beyond the field's outer voxel centres the
-        residual continues as at the border. The result holds to that precision at the voxels; between
-        them it is interpolated. Where T folds there is no inverse or there are several: a warning then
-        tells what share of the points that fall into the fixed image did not converge (they keep the
-        best found).
+        T is split into its least-squares affine part, which is inverted exactly, and a residual, which is
+        inverted by iteration to 0.1 % of the smallest voxel side. Beyond the outer voxel centres the residual
+        continues as at the border. The inverse has that precision at the voxels and is interpolated between
+        them. Where T folds there is no inverse, or there are several. A warning then gives the share of the
+        points inside the fixed image that did not converge; they keep the best value found.
 
         Args:
-            grid: where to compute it; by itself on the moving image's grid.
+            grid: where to compute it; by default the grid of the moving image.
 
         Raises:
             RegkitError: if no grid is known, or the affine part is singular.
@@ -267,7 +268,7 @@ class Warp(DisplacementField):
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
     def affine_part(self) -> Float64:
-        """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
+        """The 4x4 LPS matrix nearest to T in least squares, over about 16 samples a side."""
         z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
         index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
         points = transform_points(self.grid.index_to_world, index)
@@ -325,7 +326,7 @@ class Inverter:
         return inverse.reshape(points.shape)
 
     def warn(self) -> None:
-        """Warn if some of the points so far that came into the fixed image did not converge."""
+        """Warn if some of the points inside the fixed image did not converge."""
         if self._failed:
             warnings.warn(
                 "the warp folds or nearly so: its inverse did not converge at "
@@ -337,7 +338,7 @@ class Inverter:
 def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Volume:
     """Labels on ``grid`` through a transform (fixed point -> moving point), by nearest neighbour.
 
-    The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
+    The type is kept, and a label map that fills its whole grid is allowed.
     """
     resampled = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
     return replace(labels, array=sitk.GetArrayFromImage(resampled), grid=grid)
@@ -352,7 +353,7 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
 
 
 def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which points, LPS mm (..., 3), lie within the voxels of a grid (half a voxel beyond the centres)."""
+    """Which points, LPS mm (..., 3), lie inside a grid, whose border is half a voxel beyond the centres."""
     index = transform_points(grid.world_to_index, points)
     return np.all((index >= -0.5) & (index <= np.asarray(grid.size) - 0.5), axis=-1)
 

@@ -33,12 +33,12 @@ _PAIRS_EXAMINED = 20  # pairs whose headers are looked at for their memory
 
 @dataclass(frozen=True)
 class Cohort:
-    """What :func:`batch` found.
+    """The result of :func:`batch`.
 
     Args:
         folder: of all results.
-        rows: of all pairs, in their order (:mod:`regkit.cohort.result_rows`). Pairs that another part of the
-            cohort does are rows as far as they are done.
+        rows: one for each pair, in order (:mod:`regkit.cohort.result_rows`). Pairs of other parts of the
+            cohort have the state that they are in.
     """
 
     folder: Path
@@ -46,11 +46,11 @@ class Cohort:
 
     @property
     def failed(self) -> list[Row]:
-        """Pairs that could not be registered."""
+        """The pairs that could not be registered."""
         return [row for row in self.rows if row["status"] == FAILED]
 
     def count(self, level: str) -> int:
-        """How many pairs are "PASS", "WARN" or "FAIL", "failed" or "pending"."""
+        """The number of pairs that are "PASS", "WARN", "FAIL", "failed" or "pending"."""
         return [level_of(row) for row in self.rows].count(level)
 
     @property
@@ -78,30 +78,30 @@ def batch(
     command: str | None = None,
     **settings: Any,
 ) -> Cohort:
-    """Register many pairs, and write ``summary.csv`` and ``report.html`` of all of them.
+    """Register many pairs, and write ``summary.csv`` and ``report.html`` about all of them.
 
-    What was finished before with the same files and settings is left as it is, so that the same call goes on
-    where a killed one was. A pair that fails is a row of the summary and ends nothing. In a script of your
-    own, call it below ``if __name__ == "__main__":``, as other processes import the script.
+    Pairs that were finished before with the same files and settings are skipped, so that the same call
+    resumes a run that was killed. A pair that fails gets a row in the summary, and the others go on.
+    Processes import the script that calls this: call it below ``if __name__ == "__main__":``.
 
     Args:
         pairs: a table (:func:`regkit.cohort.pairs.read_pairs_table`), or a list of (fixed, moving), of
             mappings with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
-        folder: of all results; it is made.
-        outputs: what to write of each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
-        part: (i, n) does every n-th pair from the i-th on, 1 the first, for arrays of jobs.
+        folder: for all results; made if missing.
+        outputs: what to write for each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
+        part: (i, n) does every n-th pair from the i-th on, counted from 1, for job arrays.
         workers: processes; by default as many as cores and memory allow. Not with ``client``.
         threads: of each process; by default an equal share of the cores, and on a cluster as many as the
             worker has.
-        memory: GB (10^9 bytes) that all processes may take together; on a cluster, each.
-        client: of a Dask cluster that does the work; its workers must see the files by the same names.
-        on_row: called with each row of this part as it comes, how many there are so far, and of how many.
-        command: the line that was typed, for the records beside the results.
-        settings: for all pairs, as of :func:`regkit.register`: ``init``, ``features``, ``weights``,
+        memory: GB (10^9 bytes) for all processes together, or on a cluster for each.
+        client: of a Dask cluster that does the work. Its workers must see the files under the same names.
+        on_row: called with each new row of this part, the number of rows so far, and the number of pairs.
+        command: the command line, for the records beside the results.
+        settings: for all pairs, as for :func:`regkit.register`: ``init``, ``features``, ``weights``,
             ``preset``, ``settings``, ``ct_window``, ``device``, ``seed``.
 
     Raises:
-        RegkitError: if the pairs, the folder or the settings cannot be used; nothing is done then.
+        RegkitError: if the pairs, the folder or the settings cannot be used. Nothing has been done then.
     """
     all_pairs = _listed(pairs)
     place = Path(folder).absolute()

@@ -47,10 +47,10 @@ _LOCK = RLock()
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One series of a folder that holds several; taken wherever an image is.
+    """One series of a folder that holds several. It is accepted wherever an image is.
 
     Args:
-        folder: it is searched through with all below it.
+        folder: searched with all its subfolders.
         series: the number of the series, or its UID.
     """
 

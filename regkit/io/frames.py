@@ -32,8 +32,8 @@ class Frames:
     Args:
         array: (t, z, y, x), real numbers.
         grid: of each volume.
-        step: seconds from one to the next; 0 if unknown.
-        name: shown in messages and reports.
+        step: seconds between volumes; 0 if unknown.
+        name: for messages and reports.
 
     Raises:
         RegkitError: if the array does not fit the grid or is not real.
@@ -95,11 +95,11 @@ def is_series(source: object) -> TypeGuard[FramesLike]:
 
 
 def load_frames(source: FramesLike, role: str) -> Frames:
-    """A 4-D image, its voxels in the type of the source.
+    """Load a 4-D image. The voxels keep the type of the source.
 
     Args:
         source: a file (NIfTI, MGH, MetaImage, NRRD), or an object of SimpleITK, nibabel or regkit.
-        role: what it is, for messages, such as "series".
+        role: what the image is, for messages, such as "series".
 
     Raises:
         RegkitError: if it cannot be read, is not 4-D, or holds values that are not finite.

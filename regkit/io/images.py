@@ -130,14 +130,14 @@ ImageLike = str | os.PathLike[str] | dicom.DicomSeries | sitk.Image | SpatialIma
 
 
 def load_image(source: ImageLike, role: str) -> Volume:
-    """An image to register, as float32.
+    """Load an image to register, as float32.
 
     Args:
         source: a file, the folder of one DICOM series, or an object of SimpleITK, nibabel or regkit.
-        role: what it is, for messages, such as "fixed image".
+        role: what the image is, for messages, such as "fixed image".
 
     Raises:
-        RegkitError: if it is not one finite, scalar, not constant 3-D image on a regular grid.
+        RegkitError: if it is not a scalar 3-D image on a regular grid, or is constant or not finite.
     """
     what = _what(source, role)
     volume = _load(source, what)
@@ -166,17 +166,18 @@ def load_volume(source: ImageLike, role: str) -> Volume:
 def load_labels(
     source: ImageLike, role: str, grid: Grid | None = None, *, image: Grid | None = None, empty: bool = False
 ) -> Volume:
-    """A label map, in the type of :func:`label_type`; a :class:`LabelledVolume` of a file with names.
+    """Load a label map, in the type of :func:`label_type`; a :class:`LabelledVolume` if the file has names.
 
     Args:
         source: as for :func:`load_image`.
-        role: what it is, for messages, such as "moving labels".
-        grid: where the labels must lie, if they must.
-        image: of the image that they belong to: contours are filled on its voxels; by default on ``grid``.
-        empty: whether it may be that no voxel is labelled.
+        role: what the map is, for messages, such as "moving labels".
+        grid: where the labels must lie, if anywhere.
+        image: grid of the image that they belong to. Contours are filled on its voxels. By default ``grid``.
+        empty: whether the map may have no labelled voxel.
 
     Raises:
-        RegkitError: also if a value is not whole, no voxel is labelled, or the grid is another.
+        RegkitError: as for :func:`load_image`, and if a value is not whole, no voxel is labelled, or the grid
+            is another one.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=image or grid)
@@ -291,17 +292,17 @@ def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
-    """A mask, as bool: true where the value is above one half.
+    """Load a mask, as bool: true where the value is above one half.
 
-    One on other voxels is taken onto those of the image by nearest neighbour, with a warning.
+    A mask on other voxels is resampled on those of the image by nearest neighbour, with a warning.
 
     Args:
         source: as for :func:`load_image`.
-        role: what it is, for messages, such as "fixed mask".
+        role: what the mask is, for messages, such as "fixed mask".
         grid: of the image that it masks.
 
     Raises:
-        RegkitError: also if no voxel is inside, or it lies beside its image.
+        RegkitError: as for :func:`load_image`, and if no voxel is inside, or the mask misses its image.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=grid)

@@ -91,13 +91,14 @@ def open_points(path: str | os.PathLike[str]) -> PointFile:
 
 
 def read_points(path: str | os.PathLike[str]) -> Float64:
-    """Points of a .csv, .fcsv or .mrk.json file.
+    """Read the points of a .csv, .fcsv or .mrk.json file.
 
     Returns:
         (n, 3), LPS mm, n >= 1.
 
     Raises:
-        RegkitError: if the file is missing, of another kind, without points, or holds what is no number.
+        RegkitError: if the file is missing, of another kind or without points, or a coordinate is not a
+            number.
     """
     path = Path(path)
     if path.name.endswith(".json"):
@@ -111,7 +112,7 @@ def read_points(path: str | os.PathLike[str]) -> Float64:
 
 
 def read_pairs(path: str | os.PathLike[str]) -> tuple[Float64, Float64]:
-    """Matching landmarks of two images, from a .csv with columns fx, fy, fz, mx, my, mz (LPS mm).
+    """Read matching landmarks of two images from a .csv with the columns fx, fy, fz, mx, my, mz (LPS mm).
 
     Returns:
         Points of the fixed and of the moving image, (n, 3) each, LPS mm.
@@ -126,10 +127,10 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[Float64, Float64]:
 
 
 def write_points(path: str | os.PathLike[str], points: npt.ArrayLike, labels: Sequence[str] = ()) -> None:
-    """Write points, LPS mm, shape (n, 3), in the format of the ending: .csv, .fcsv or .mrk.json.
+    """Write points (n, 3), LPS mm, in the format of the ending: .csv, .fcsv or .mrk.json.
 
     Args:
-        labels: a name for each; by default Slicer's formats number them and .csv has none.
+        labels: a name for each point. By default .fcsv and .mrk.json number them, and .csv has none.
 
     Raises:
         RegkitError: if the file cannot be written.

@@ -26,11 +26,12 @@ _POINTS = 1 << 23  # times classes, that are interpolated at once
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What :func:`segment` found.
+    """The result of :func:`segment`.
 
     Args:
-        labels: on the image's grid, of the first of uint8, int16, int32, uint32 and int64 that holds all.
-        confidence: the probability of the label of each voxel, as the network has it, 0 to 1, float32.
+        labels: on the grid of the image, in the first of uint8, int16, int32, uint32 and int64 that holds
+            all.
+        confidence: the network's probability of the label of each voxel, 0 to 1, float32.
         names: of the labels that the model knows.
     """
 
@@ -59,11 +60,11 @@ def segment(
     """Segment an image of any grid and orientation.
 
     Args:
-        model: the folder that :func:`regkit.finetune` left, or its file of weights.
+        model: the folder that :func:`regkit.finetune` wrote, or its file of weights.
         image: anything that :func:`regkit.register` takes.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        progress: called with the stage and the share of the whole that is done, 0 to 1.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if the model or the image cannot be used.

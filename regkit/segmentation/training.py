@@ -65,20 +65,19 @@ _CONFIG, _LOG, _SCORES, _PICTURE = "config.json", "log.csv", "validation.csv", "
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How to fine-tune.
+    """Settings of a fine-tuning.
 
     Args:
-        init: ``pretrained``, from the weights, or ``random``: the same network without what it learnt.
-        spacing: mm, of the isotropic grid that the network sees; by default the median over the training
+        init: ``pretrained`` starts from the weights, ``random`` from random ones of the same architecture.
+        spacing: mm, of the isotropic grid that the network sees. By default the median over the training
             images of the cube root of a voxel, at least 1 mm.
-        patch: voxels that it sees at once along each axis, at most; where all volumes are smaller, as many
-            as they have.
-        batch: patches in a step.
-        steps: of the optimiser; the learning rate follows a half cosine over them.
-        learning_rate: at its highest.
-        contrast: of the images to be segmented: the ``same`` as of those trained on, or ``any``, such as MR
-            after CT; then most patches are shown in random contrasts, which takes more steps to learn from.
-        seed: of all that is drawn.
+        patch: side of a patch in voxels, at most. If all volumes are smaller, it is their size.
+        batch: patches per step.
+        steps: of the optimiser. The learning rate follows a half cosine over them.
+        learning_rate: the highest one.
+        contrast: of the images to segment: the ``same`` as in training, or ``any``, such as MR after CT. With
+            ``any``, most patches are shown in random contrasts, and learning takes more steps.
+        seed: of the random numbers.
     """
 
     init: Literal["pretrained", "random"] = "pretrained"
@@ -121,15 +120,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What :func:`finetune` left.
+    """The result of :func:`finetune`.
 
     Args:
-        model: the file of the segmenter; its folder serves :func:`regkit.segment` as well.
+        model: the file of the segmenter. :func:`regkit.segment` takes its folder as well.
         step: steps done, of ``steps``.
-        finished: whether the steps or the minutes are over; if not, the same call goes on.
-        best: the score of the weights that were kept; None without validation, where the last ones are.
+        finished: whether all steps, or the minutes, are over. If not, the same call resumes.
+        best: the score of the weights that were kept. Without validation it is None, and the last are kept.
         picture: of the losses, if one was drawn.
-        before: steps that were done already when the call began; all, where the run was finished.
+        before: steps that were done when the call began; all of them if the run was finished.
     """
 
     model: Path
@@ -159,25 +158,24 @@ def finetune(
     threads: int | None = None,
     report: Report = lambda step, losses, done: None,
 ) -> Finetuned:
-    """Train a segmenter on a few labelled volumes, or go on with the run in a folder.
+    """Train a segmenter on a few labelled volumes, or resume the run in a folder.
 
-    The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run the volumes that are
-    held out are segmented; the weights of the best mean Dice are kept. The run ends with the steps or the
-    minutes, or with SIGTERM or Ctrl-C, in each case with a checkpoint, from which the same call goes on; on a
-    CPU and without ``minutes``, exactly as if it had not been stopped.
+    The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run, the volumes that are
+    held out are segmented, and the weights with the best mean Dice are kept. The run ends after the steps or
+    the minutes, or by SIGTERM or Ctrl-C, always with a checkpoint, from which the same call resumes. On a CPU
+    and without ``minutes``, the result is then exactly that of a run that was not stopped.
 
     Args:
-        training: (image, label map on the image's grid) each; anything that :func:`regkit.register` takes.
-            Labels are 0, background, or more.
+        training: pairs of an image and its label map on the same grid; anything that :func:`regkit.register`
+            takes. Labels are 0, background, or more.
         output: a folder, made if missing: ``model.safetensors``, ``log.csv``, ``validation.csv``,
             ``loss.png``, ``config.json`` and checkpoints.
-        validation: to choose the best weights by; none of those trained on.
-        label_names: which labels to learn, and their names; others count as background. By default all.
-            Numbers may be strings, as JSON has them.
-        weights: of the network to begin with, by default those that come with regkit; a random one has their
-            architecture.
-        minutes: of the whole run. The learning rate follows the steps or the minutes, whichever are
-            further, so that it comes to its end in either.
+        validation: pairs that choose the best weights; none of those trained on.
+        label_names: the labels to learn, with their names; others count as background. By default all.
+            Numbers may be strings, as in JSON.
+        weights: initial weights, by default the bundled ones. A random network has their architecture.
+        minutes: time limit of the whole run. The learning rate follows the steps or the minutes, whichever
+            are further along, so that it reaches its end in either case.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
         report: called with the step, the losses and the share of the run that is done, every ten steps.

@@ -37,13 +37,13 @@ def write_report(
     fixed: ImageLike,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what a registration found as one HTML file of less than 3 MB.
+    """Write a registration as one HTML file of less than 3 MB.
 
     Args:
         path: must end in .html.
-        fixed: the fixed image, as it was registered; the result holds the rest.
-        record: what made the result, of which the inputs and the command are shown, as
-            :meth:`regkit.Registration.provenance` tells it; by itself that of ``fixed`` alone.
+        fixed: the fixed image, as it was registered. The result holds everything else.
+        record: where the result comes from (:meth:`regkit.Registration.provenance`). The page shows its
+            inputs and its command. By default the page shows the fixed image alone.
 
     Raises:
         RegkitError: if the file cannot be written, or an image cannot be read.
