@@ -19,9 +19,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Float64, Grid, affine_transform, transform_points
+from regkit.core.geometry import Float64, Grid, affine_transform, linear_about, transform_points
 from regkit.io.frames import Frames
-from regkit.solver.motion import rigid
 
 SIZE, SPACING = (72, 84, 44), (3.0, 3.0, 3.5)
 BRAIN_BELOW = 100  # FreeSurfer's numbers
@@ -73,7 +72,7 @@ def moving_head(
             table[label] = signal[int(label)] * (1 + growth[int(label)] * k / frames)
         shown = gaussian_filter((table[labels] * texture).astype(np.float32), blur)
         turn = Rotation.from_rotvec(random.normal(size=3) * degrees / 2 * (k > 0), degrees=True)
-        matrix = rigid(turn, random.normal(size=3) * mm / 2 * (k > 0), centre)
+        matrix = linear_about(centre, turn.as_matrix(), random.normal(size=3) * mm / 2 * (k > 0))
         resampled = sitk.Resample(
             grid.to_sitk(shown), own.blank(), affine_transform(np.linalg.inv(matrix)), sitk.sitkLinear
         )

@@ -61,7 +61,7 @@ def measure(spacing: float, seed: int, threads: int | None) -> list[dict[str, An
                     "dice": result.metrics["mean_dice"],
                     "tre_mm": float(np.mean(error)),
                     "folding_percent": result.metrics["folding_percent"],
-                    "seconds": result.timings,
+                    "seconds": dict(result.timings),
                 }
             )
     return rows

@@ -52,7 +52,7 @@ STAGES = ("start", "load", "linear", "features", "coarse", "fine", "warp", "writ
 # All that a registration imports and reads before its first stage.
 START = (
     "from regkit.runtime.process import leave, tune; tune(); "
-    "import regkit.cli, regkit.registration as r, regkit.results; r.feature_parts(); leave(0)"
+    "import regkit.cli, regkit.registration as r, regkit.result_files; r.feature_parts(); leave(0)"
 )
 OWN = ((), ("--preset", "fast"), ("--features", "mind", "--init", "none"))
 PEERS = {  # the package, what to import and what to run
@@ -272,7 +272,7 @@ def warm_runs(folder: Path, count: int) -> dict[str, Any]:
             result.warp.save(folder / f"Warp{suffix}")
             took[what] = seconds + time.perf_counter() - start
         memory = torch.cuda.max_memory_reserved() / 2**20
-        return {"seconds": seconds, **took, "gpu_mb": memory, "stages": result.timings}
+        return {"seconds": seconds, **took, "gpu_mb": memory, "stages": dict(result.timings)}
 
     first, runs = run(), [run() for _ in range(count)]
     stage: list[Any] = [None]

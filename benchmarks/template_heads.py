@@ -19,10 +19,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Grid, affine_transform, transform_points
+from regkit.core.geometry import Grid, affine_transform, linear_about, transform_points
 from regkit.io.formats import read_linear
 from regkit.io.frames import Frames
-from regkit.solver.motion import rigid
 from regkit.template import build_template, sharpness
 from regkit.warp import Warp
 
@@ -66,7 +65,7 @@ def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Imag
     own = Grid(tuple(size), (spacing,) * 3, tuple(-spacing * (size - 1) / 2))
     turn = Rotation.from_euler("xyz", random.uniform(-8, 8, 3), degrees=True)
     # The head's axes, whatever they are in the file, are those of the grid: all files are alike.
-    pose = rigid(turn, centre + random.uniform(-5, 5, 3), np.zeros(3))
+    pose = linear_about(np.zeros(3), turn.as_matrix(), centre + random.uniform(-5, 5, 3))
     paths = []
     for volume, kind in ((image, sitk.sitkLinear), (names[ids], sitk.sitkNearestNeighbor)):
         paths.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))

@@ -45,7 +45,7 @@ def run(pair: Pair) -> tuple[dict[str, Any], regkit.Registration]:
     row = {
         "name": pair.name, "half": pair.half, "kind": pair.kind, "right": pair.right,
         "truth": pair.truth(result) if pair.truth else {},
-        "seconds": result.timings,
+        "seconds": dict(result.timings),
         "voxels": int(pair.fixed.array.size),
         "values": {gate.name: gate.value for gate in result.verdict.gates},
         # What the run knows besides, for gates that might be.

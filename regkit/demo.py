@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regkit.core.choices import PresetName
 from regkit.core.jsontext import to_json
 from regkit.evaluate import LandmarkErrors
 from regkit.io.atomic import atomic_path
 from regkit.io.outputs import save_image
-from regkit.registration import Registration, register
-from regkit.results import write_results
+from regkit.registration import register
+from regkit.registration_result import Registration
+from regkit.result_files import write_results
 from regkit.synthesis.phantom import Phantom, torso
 
 FILES = {
@@ -57,7 +59,7 @@ def run_demo(
     folder: Path,
     *,
     seed: int = 0,
-    preset: str = "default",
+    preset: PresetName = "default",
     progress: Callable[[str, float], None] | None = None,
 ) -> Demo:
     """Write the phantom and its registration to an existing folder, as :data:`FILES` names them.

@@ -266,7 +266,7 @@ def _registered(progress: Progress | None) -> dict[str, Any]:
     by_itk = np.array([itk.TransformPoint(point) for point in some.tolist()])
     apart = float(np.linalg.norm(by_itk - result.warp.transform_points(some), axis=-1).max())
 
-    folding, verdict = result.metrics["folding_percent"], result.verdict.level
+    folding, verdict = result.smoothness.folding_percent, result.verdict.level
     problems = []
     if not error <= _MAX_ERROR:
         problems.append(f"the warp is {error:.1f} mm off on average; at most {_MAX_ERROR:g} mm are expected")

@@ -13,20 +13,23 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.core.intensity import normalise
 from regkit.core.settings import named_settings
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
+from regkit.features.maps import INTENSITY, feature_maps, feature_parts, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labelled
 from regkit.ops.filters import smooth
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import sample
-from regkit.registration import Progress, Registration, register
+from regkit.registration import register
+from regkit.registration_result import Registration
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.solver.deformable import STRIDE, plan
+from regkit.stages import Progress
 from regkit.start import Init
 from regkit.warp import Warp, contains
 
@@ -89,9 +92,9 @@ def propagate(
     *,
     fusion: str = "similarity",
     init: Init = "auto",
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     ct_window: tuple[float, float] | None = None,
     device: str | torch.device = "auto",
     threads: int | None = None,
@@ -183,9 +186,9 @@ class _Comparison:
     def __init__(
         self,
         target: Volume,
-        features: str,
+        features: FeatureSet,
         weights: str | PathLike[str] | None,
-        preset: str,
+        preset: PresetName,
         device: torch.device,
     ) -> None:
         self.target = target

@@ -15,18 +15,20 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, affine_transform, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.features.maps import DEFAULT, mind_ssc
+from regkit.features.maps import mind_ssc
 from regkit.io.frames import Frames, FramesLike, load_frames
 from regkit.io.images import ImageLike, Volume, load_mask
 from regkit.ops.resample import Source
-from regkit.registration import Progress, register
+from regkit.registration import register
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.solver.linear import align
 from regkit.solver.motion import Fit, Reference, parameters
+from regkit.stages import Progress
 from regkit.transforms import average
 from regkit.warp import INTERPOLATORS, Warp
 
@@ -160,9 +162,9 @@ def align_series(
     rounds: int = 2,
     interpolation: str = "linear",
     mask: ImageLike | None = None,
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | os.PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,

@@ -24,18 +24,19 @@ import SimpleITK as sitk
 import torch
 from scipy.linalg import expm, logm, polar
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform
 from regkit.core.intensity import default_ct_window, is_ct, window_of
 from regkit.core.jsontext import to_json
-from regkit.features.maps import DEFAULT
 from regkit.io.atomic import atomic_path, make_folder, together
 from regkit.io.formats import write_linear, write_warp
 from regkit.io.images import Volume, load_grid, load_image
 from regkit.io.outputs import save_image
 from regkit.io.provenance import sha256, version
-from regkit.registration import Progress, register
+from regkit.registration import register
 from regkit.runtime.device import torch_device
+from regkit.stages import Progress
 from regkit.verdict import FAIL
 from regkit.warp import Warp
 
@@ -75,9 +76,9 @@ def build_template(
     reference: str | os.PathLike[str] | None = None,
     affine_rounds: int = 2,
     rounds: int = 3,
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | os.PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
-from regkit.features.maps import DEFAULT
 from regkit.io.images import Volume
 from regkit.ops.sampling import index_grid, map_index, sample
-from regkit.registration import Progress, Registration, register
+from regkit.registration import register
+from regkit.registration_result import Registration
+from regkit.stages import Progress
 from regkit.start import Init
 from regkit.warp import Warp
 
@@ -112,9 +114,9 @@ def register_tensors(
     fixed_mask: torch.Tensor | None = None,
     moving_mask: torch.Tensor | None = None,
     init: Init | Sequence[Init] = "auto",
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     ct_window: tuple[float, float] | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,

@@ -17,7 +17,7 @@ from regkit.io import dicomwrite
 from regkit.io.dicomwrite import save_dicom_segmentation, save_series
 from regkit.io.images import Volume, load_image, load_labels, load_segmentation
 from regkit.io.segments import LayeredSegmentation, Segment
-from regkit.results import save_segments, save_volume
+from regkit.result_files import save_segments, save_volume
 
 pydicom = pytest.importorskip("pydicom")
 FRAME = {"FrameOfReferenceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "7", "StudyID": "s"}

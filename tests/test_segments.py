@@ -22,7 +22,7 @@ from regkit.io.images import (
 )
 from regkit.io.outputs import save_image
 from regkit.io.segments import LayeredSegmentation, Segment, slicer_segments
-from regkit.results import save_segments
+from regkit.result_files import save_segments
 from regkit.warp import Warp
 
 GRID = Grid((14, 13, 12), (1.5, 1.5, 2.0), (5.0, -6.0, 7.0))

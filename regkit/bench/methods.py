@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, MethodResult
 from regkit.bench.peers import PEERS
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.version import __version__
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Regkit:
 
     name: str
     note: str
-    preset: str = "default"
-    features: str | None = None
+    preset: PresetName = "default"
+    features: FeatureSet | None = None
 
     def missing(self) -> str | None:
         return None
@@ -39,7 +40,6 @@ class Regkit:
 
     def run(self, inputs: Inputs) -> Registration:
         """All that regkit finds, its linear start included."""
-        from regkit.features.maps import DEFAULT
         from regkit.registration import register
 
         case = inputs.case
@@ -49,7 +49,7 @@ class Regkit:
             fixed_mask=case.fixed.mask,
             moving_mask=case.moving.mask,
             init="auto" if inputs.start is None else inputs.start,
-            features=self.features or DEFAULT,
+            features=self.features or DEFAULT_FEATURES,
             preset=self.preset,
             device=inputs.device,
             threads=inputs.threads,
@@ -58,7 +58,7 @@ class Regkit:
 
     def register(self, inputs: Inputs) -> MethodResult:
         result = self.run(inputs)
-        seconds = {stage: value for stage, value in result.timings.items() if stage != "total"}
+        seconds = dict(result.timings.stages)
         settings: dict[str, Any] = {
             k: v for k, v in result.settings.items() if k not in ("fixed", "moving", "init")
         }

@@ -9,8 +9,9 @@ import typer
 
 from regkit.cli.console import print_json, progress
 from regkit.cli.files import check_outputs
-from regkit.cli.options import AsJson, Overwrite, PresetName, Quiet
+from regkit.cli.options import AsJson, Overwrite, Quiet
 from regkit.cli.report import print_registration, print_verdict
+from regkit.core.choices import PresetName
 from regkit.core.errors import RegkitError
 
 
@@ -50,7 +51,7 @@ def command(
     tre = demo.landmarks.to_dict()
     typer.echo(f"phantom CT onto phantom MR, seed {seed}\n")
     print_registration(
-        demo.registration.to_dict(),
+        demo.registration,
         [
             ("TRE before", f"{tre['tre_before_mm']['mean']:.2f} mm, mean of {tre['count']} landmarks"),
             ("TRE after", f"{tre['tre_mm']['mean']:.2f} mm (largest {tre['tre_mm']['max']:.2f} mm)"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regkit.core.choices import DeviceName, FeatureSet, PresetName, StartName
+from regkit.core.choices import FEATURE_SETS, STARTS, DeviceName, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
@@ -165,12 +165,11 @@ Anatomies = Annotated[
 ]
 
 # How to register, for the commands that do.
-INITS = get_args(StartName)
 _METHOD = "Method"
 Init = Annotated[
     str,
     typer.Option(
-        metavar="|".join((*INITS, "FILE")),
+        metavar="|".join((*STARTS, "FILE")),
         rich_help_panel=_METHOD,
         help="The linear start. auto: search for it, then fit a rigid and an affine transform where they "
         "help. none: take the headers as they are. centre: align the image centres. rigid: auto without the "
@@ -182,7 +181,7 @@ Features = Annotated[
     FeatureSet,
     typer.Option(
         parser=str,  # register() refuses an unknown name in one line, from Python as well
-        metavar="|".join(get_args(FeatureSet)),
+        metavar="|".join(FEATURE_SETS),
         rich_help_panel=_METHOD,
         help="What the images are compared on after the linear start.",
     ),
@@ -269,7 +268,7 @@ Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Seed of
 
 def chosen_settings(
     preset: str | None, config: Path | None, assignments: Sequence[str] | None
-) -> tuple[str, dict[str, Any], Settings]:
+) -> tuple[PresetName, dict[str, Any], Settings]:
     """What ``--preset``, ``--config`` and ``--set`` ask for.
 
     ``--set`` goes before the file, and the file before the preset: that of ``--preset``, else its own.
@@ -281,7 +280,7 @@ def chosen_settings(
         RegkitError: naming the key and what is allowed.
     """
     from regkit.core.configuration import read_assignments, read_yaml
-    from regkit.core.settings import changed_settings
+    from regkit.core.settings import changed_settings, preset_name
 
     changes: dict[str, Any] = {}
     if config is not None:
@@ -293,16 +292,17 @@ def chosen_settings(
             raise type(error)(f"'{config}': {error}") from error
         preset = preset or file_preset
     changes |= read_assignments(assignments or ())
-    return preset or "default", changes, changed_settings(preset or "default", changes)
+    name = preset_name(preset or "default")
+    return name, changes, changed_settings(name, changes)
 
 
 def start_file(init: str) -> Path | None:
     """The file that ``--init`` names; None where it names a way to start."""
-    if init in INITS:
+    if init in STARTS:
         return None
     from regkit.io.foreign import split_convention
 
     file = split_convention(Path(init))[1]
     if not os.path.isfile(file):
-        raise typer.BadParameter(f"'{init}' is none of {', '.join(INITS)}, and no file", param_hint="--init")
+        raise typer.BadParameter(f"'{init}' is none of {', '.join(STARTS)}, and no file", param_hint="--init")
     return file

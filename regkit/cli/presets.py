@@ -28,10 +28,11 @@ def show(
 ) -> None:
     """Print a preset as YAML, to be changed and given to 'regkit register --config'."""
     from regkit.core.configuration import allowed_values
-    from regkit.core.settings import SUMMARIES, Settings, named_settings
+    from regkit.core.settings import PRESETS, SUMMARIES, Settings, preset_name
 
-    values = asdict(named_settings(name))
-    typer.echo(f"# {SUMMARIES[name]}\npreset: {name}")
+    preset = preset_name(name)
+    values = asdict(PRESETS[preset])
+    typer.echo(f"# {SUMMARIES[preset]}\npreset: {preset}")
     for key, hint in get_type_hints(Settings, include_extras=True).items():
         typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed_values(hint)}")
         typer.echo(f"{key}: {json.dumps(values[key])}")  # JSON is YAML

@@ -249,7 +249,7 @@ def command(
     prepare_to_compute()
     from regkit.io.provenance import command_line, record_of
     from regkit.registration import register
-    from regkit.results import check_dicom, write_results
+    from regkit.result_files import check_dicom, write_results
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
@@ -311,7 +311,7 @@ def command(
             whole["stored"] = {name: coarse.to_dict() for name, coarse in stored.items()}
         print_json(whole)
     elif not quiet:
-        print_registration(result.to_dict())
+        print_registration(result)
         for path in files.values():
             typer.echo(f"wrote {path}")
         print_stored(stored)

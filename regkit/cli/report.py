@@ -11,6 +11,7 @@ import typer
 from regkit.cli.console import number, print_facts, print_table
 
 if TYPE_CHECKING:
+    from regkit.registration_result import Registration
     from regkit.transforms import CoarsenedWarp
     from regkit.verdict import Gate, Verdict
 
@@ -56,36 +57,35 @@ def print_stored(stored: Mapping[str, CoarsenedWarp]) -> None:
         )
 
 
-def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
+def print_registration(result: Registration, more: Sequence[tuple[str, str]] = ()) -> None:
     """What a registration is worth and what it took.
 
     Args:
-        result: as from ``Registration.to_dict``.
-        more: further facts, printed after those of the images.
+        more: further facts, printed first.
     """
-    metrics, seconds, memory = result["metrics"], result["seconds"], result["memory_mb"]
-    settings = result["settings"]
-    if "labels" in metrics:
-        print_labels(metrics["labels"], metrics["mean_dice"], metrics["mean_hd95_mm"])
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    memory, settings = result.memory, result.settings
+    if result.label_scores is not None:
+        scores = result.label_scores.to_dict()
+        print_labels(scores["labels"], scores["mean_dice"], scores["mean_hd95_mm"])
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in result.timings.stages.items())
     print_facts(
         [
             *more,
             *_left_out(settings),
-            ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
-            *_landmarks(metrics),
-            ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
-            ("time", f"{seconds['total']:.1f} s ({stages})"),
+            ("folding", f"{result.smoothness.folding_percent:.2f} % of the voxels"),
+            *_landmarks(result),
+            ("SD of log J", number(result.smoothness.sd_log_jacobian, 3)),
+            ("time", f"{result.timings.total:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
 
 
-def _landmarks(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _landmarks(result: Registration) -> list[tuple[str, str]]:
     """Distances of the landmarks that were given."""
-    if "landmarks_mm" not in metrics:
+    if result.landmarks_mm is None:
         return []
-    stages = (f"{name} {value:.1f}" for name, value in metrics["landmarks_mm"].items())
+    stages = (f"{name} {value:.1f}" for name, value in result.landmarks_mm.items())
     return [("landmarks", f"{', '.join(stages)} mm apart on average")]
 
 

@@ -181,7 +181,7 @@ def _apply_to_image(
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import is_series
     from regkit.io.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
-    from regkit.results import check_dicom, save_volume
+    from regkit.result_files import check_dicom, save_volume
 
     if is_series(image):
         _apply_to_series(chain, image, output, interpolation, optional_grid(reference, "reference"), default)
@@ -259,7 +259,7 @@ def _apply_to_segments(
 
     from regkit.io.images import LabelledVolume, Volume
     from regkit.io.segments import SLICER, LayeredSegmentation
-    from regkit.results import save_segments, save_volume
+    from regkit.result_files import save_segments, save_volume
 
     warp = _one_warp(chain, grid, segmentation.grid)
     method: Interpolation = "label" if interpolation == "auto" else interpolation

@@ -152,7 +152,7 @@ def _written(
     from regkit.io.images import load_image
     from regkit.io.points import read_pairs
     from regkit.registration import register
-    from regkit.results import write_results
+    from regkit.result_files import write_results
 
     pair, arguments = job.pair, job.pair.arguments(job.settings)
     landmarks = None if pair.landmarks is None else read_pairs(pair.landmarks)

@@ -279,14 +279,14 @@ def _folder_name(text: str) -> str:
 
 def _start(value: object, root: Path, location: str) -> str:
     """A word of ``--init``, or a file that is there, as an absolute name."""
-    from regkit.registration import INITS
+    from regkit.core.choices import STARTS
 
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    if text in INITS:
+    if text in STARTS:
         return text
     convention, file = split_convention(Path(text))
     if not os.path.isfile(root / file):
-        raise RegkitError(f"{location}: the start '{text}' is none of {', '.join(INITS)}, and no file")
+        raise RegkitError(f"{location}: the start '{text}' is none of {', '.join(STARTS)}, and no file")
     return f"{convention}:{root / file}" if convention else str(root / file)
 
 
@@ -321,10 +321,10 @@ def _preset(value: Any, root: Path) -> str:
 
 
 def _features(value: Any, root: Path) -> str:
-    from regkit.features.maps import NAMES
+    from regkit.core.choices import FEATURE_SETS
 
-    if value not in NAMES:
-        raise RegkitError(f"no features named {value!r}; available: {', '.join(NAMES)}")
+    if value not in FEATURE_SETS:
+        raise RegkitError(f"no features named {value!r}; available: {', '.join(FEATURE_SETS)}")
     return str(value)
 
 

@@ -177,8 +177,8 @@ def _index(part: tuple[int, int]) -> int:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Check what is the same for all pairs before the first is begun."""
+    from regkit.core.choices import STARTS
     from regkit.features.maps import feature_parts
-    from regkit.registration import INITS
     from regkit.runtime.device import torch_device
 
     known = ("init", "features", "weights", "preset", "settings", "ct_window", "device", "seed")
@@ -188,8 +188,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     torch_device(settings.get("device", "auto"))
     feature_parts(*(settings[name] for name in ("features", "weights") if settings.get(name) is not None))
     init = settings.get("init", "auto")
-    if init not in INITS and not os.path.isfile(init):
-        raise RegkitError(f"the start '{init}' is none of {', '.join(INITS)}, and no file")
+    if init not in STARTS and not os.path.isfile(init):
+        raise RegkitError(f"the start '{init}' is none of {', '.join(STARTS)}, and no file")
 
 
 def _check_outputs(outputs: Sequence[str]) -> None:

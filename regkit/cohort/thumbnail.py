@@ -14,7 +14,7 @@ from regkit.viz.planes import PLANES, tone, view, window
 
 if TYPE_CHECKING:
     from regkit.io.images import Volume
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 _SIDE = 104  # pixels of each of the six panels
 _QUALITY = 60

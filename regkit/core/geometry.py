@@ -214,6 +214,22 @@ def transform_points(matrix: npt.ArrayLike, points: npt.ArrayLike) -> Float64:
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+def linear_about(
+    centre: npt.ArrayLike, linear: npt.ArrayLike, shift: npt.ArrayLike = (0.0, 0.0, 0.0)
+) -> Float64:
+    """The 4x4 matrix of p -> centre + linear (p - centre) + shift.
+
+    Args:
+        centre: (3,), the point that stays but for the shift.
+        linear: 3x3.
+        shift: (3,).
+    """
+    linear, matrix = np.asarray(linear, dtype=np.float64), np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = np.add(centre, shift) - linear @ centre
+    return matrix
+
+
 def affine_transform(matrix: npt.ArrayLike) -> sitk.AffineTransform:
     """A 4x4 matrix, fixed point -> moving point in LPS mm, as an ITK transform."""
     matrix = np.asarray(matrix, dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
@@ -66,11 +66,16 @@ SUMMARIES: dict[PresetName, str] = {
 }
 
 
-def named_settings(name: str) -> Settings:
-    """The preset of that name; RegkitError lists the names if there is none."""
+def preset_name(name: str) -> PresetName:
+    """The name, if it is that of a preset; RegkitError lists the names if not."""
     if name not in PRESETS:
         raise unknown_name(name, list(PRESETS), "preset named")
-    return PRESETS[cast(PresetName, name)]
+    return name
+
+
+def named_settings(name: str) -> Settings:
+    """The preset of that name; RegkitError lists the names if there is none."""
+    return PRESETS[preset_name(name)]
 
 
 def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from regkit.core.choices import DEFAULT_FEATURES, FEATURE_SETS
 from regkit.core.errors import RegkitError
 from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
@@ -209,17 +210,15 @@ MIND = Part(
 INTENSITY = Part(lambda image, spacing: image[None], weight=3.0, name="intensity")
 GUIDE = "guide"
 """Name of the part that is made of labels."""
-NAMES = ("mind", "network", "network+mind")
-DEFAULT = "network+mind"
 
 
 def feature_parts(
-    name: str = DEFAULT, weights: str | os.PathLike[str] | None = None
+    name: str = DEFAULT_FEATURES, weights: str | os.PathLike[str] | None = None
 ) -> tuple[str, tuple[Part, ...], dict[str, Any] | None]:
     """The features of that name.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: one of :data:`regkit.core.choices.FEATURE_SETS`.
         weights: the file of the network's weights; by default those that come with regkit.
 
     Returns:
@@ -228,8 +227,8 @@ def feature_parts(
     Raises:
         RegkitError: if there are no such features or weights; the message lists the names.
     """
-    if name not in NAMES:
-        raise RegkitError(f"no features named {name!r}; there is: {', '.join(NAMES)}")
+    if name not in FEATURE_SETS:
+        raise RegkitError(f"no features named {name!r}; available: {', '.join(FEATURE_SETS)}")
     if name == "mind":
         if weights is not None:
             raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")

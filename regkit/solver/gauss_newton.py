@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from regkit.core.geometry import Float64
+from regkit.core.geometry import Float64, linear_about
 from regkit.features.featuremap import FeatureMap
 
 _SOME = (slice(None), *(slice(1, -1, 2),) * 3)  # every second cell that has neighbours on all sides
@@ -124,7 +124,4 @@ def _motion(step: Float64, middle: Float64, size: float, model: str) -> Float64:
     if model != "affine":  # the nearest rotation, and size
         u, scales, vt = np.linalg.svd(linear)
         linear = u @ vt * (1.0 if model == "rigid" else scales.mean())
-    motion = np.eye(4)
-    motion[:3, :3] = linear
-    motion[:3, 3] = middle + step[:, 3] - linear @ middle
-    return motion
+    return linear_about(middle, linear, step[:, 3])

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.core.geometry import Float64, Grid, linear_about, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
 from regkit.ops.dispatch import operation
@@ -77,6 +77,13 @@ class LinearStart:
     origin: str
     model: str
     runner_up: tuple[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the matrix, ready for JSON but for NaN."""
+        other = self.runner_up and {"origin": self.runner_up[0], "similarity": self.runner_up[1]}
+        return {
+            "origin": self.origin, "model": self.model, "similarity": self.similarity, "runner_up": other
+        }  # fmt: skip
 
 
 class Judge:
@@ -369,7 +376,7 @@ def _placed(
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
     grid, centre, placed = moving.grid, moving.grid.centre, []
     for pose in poses:
-        about = _translation(centre) @ _linear(pose) @ _translation(-centre)
+        about = linear_about(centre, pose)
         # The moving image posed the other way: its world is brought to the moving one by the pose.
         size = float(np.cbrt(np.linalg.det(pose)))
         posed = Grid(
@@ -381,12 +388,6 @@ def _placed(
         shifts, scores, _ = search_translation(f, Source(m.image, m.mask, posed), spacing, extract, count=1)
         placed += [(score, pose, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
     return sorted(placed, key=lambda one: one[0])
-
-
-def _linear(matrix: npt.ArrayLike) -> Float64:
-    whole = np.eye(4)
-    whole[:3, :3] = matrix
-    return whole
 
 
 def search_translation(

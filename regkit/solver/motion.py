@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit.core.geometry import Float64, Grid
+from regkit.core.geometry import Float64, Grid, linear_about
 from regkit.ops.filters import blur
 from regkit.ops.resample import Source, resample
 
@@ -101,7 +101,9 @@ class _Level:
             shift, turn = self._step(residual, weight)
             if float(np.linalg.norm(shift) + self.reach * np.linalg.norm(turn)) < _SETTLED:
                 break
-            matrix = matrix @ np.linalg.inv(rigid(Rotation.from_rotvec(turn), shift, self.grid.centre))
+            matrix = matrix @ np.linalg.inv(
+                linear_about(self.grid.centre, Rotation.from_rotvec(turn).as_matrix(), shift)
+            )
         return best, least
 
     def _step(self, residual: torch.Tensor, weight: torch.Tensor) -> tuple[Float64, Float64]:
@@ -120,14 +122,6 @@ def _local_contrast(image: torch.Tensor) -> torch.Tensor:
     mean = blur(image, sigmas)
     deviation = (blur(image.square(), sigmas) - mean.square()).clamp_min_(0).add_(_FLAT**2).sqrt_()
     return (image - mean).div_(deviation)
-
-
-def rigid(turn: Rotation, shift: Float64, centre: Float64) -> Float64:
-    """4x4: p -> turn (p - centre) + centre + shift."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn.as_matrix()
-    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
-    return matrix
 
 
 def parameters(matrix: Float64, centre: Float64) -> Float64:

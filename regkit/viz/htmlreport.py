@@ -23,7 +23,7 @@ from regkit.viz.figure import diverging
 from regkit.viz.htmlslices import render
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 _SUFFIX = ".html"
 _TEMPLATE = "report.html.j2"

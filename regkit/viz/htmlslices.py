@@ -23,7 +23,7 @@ from regkit.viz.figure import blended, diverging, volume_change
 from regkit.viz.planes import PLANES, Picture, Plane, tone, view, window
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 SLICES = 13  # of each plane
 _LINES = 30  # of the warp grid along the longest side of the box, about

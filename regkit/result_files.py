@@ -19,7 +19,7 @@ from regkit.transforms import CoarsenedWarp, coarsened
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 
 def write_results(
