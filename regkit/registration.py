@@ -140,32 +140,34 @@ def register(
     pairs = pairs_of(images_of(fixed), images_of(moving))
     if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
         raise RegkitError("further images and labels that guide count in a preset that deforms alone")
-    where = torch_device(device)
+    compute_device = torch_device(device)
     features, parts, record = feature_parts(features, weights)
     shares = {s: share for s, share in _SHARES.items() if chosen.deformable or s not in _DEFORMABLE}
-    stages = StageRecorder(progress, where, shares)
+    stages = StageRecorder(progress, compute_device, shares)
     before, cap = resident_memory(), None if memory is None else memory * GB
-    with reproducible(threads, seed), current(where):
+    with reproducible(threads, seed), current(compute_device):
         with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
                 reading = other.submit(copy_context().run, load_image, pairs[0][1], "moving image")
                 fixed_image, moving_image = load_image(pairs[0][0], "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
-            sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
+            sources, windows = _sources(
+                fixed_image, moving_image, fixed_mask, moving_mask, ct_window, compute_device
+            )
             marks = landmark_pairs(fixed_landmarks, moving_landmarks, fixed_image.grid)
-            guide, guided = guides(guide_labels, (fixed_image, moving_image), where)
+            guide, guided = guides(guide_labels, (fixed_image, moving_image), compute_device)
             more = []
             for k, (ours, theirs) in enumerate(pairs[1:], 2):
                 first = fixed_image if ours is pairs[0][0] else load_image(ours, f"fixed image {k}")
                 second = moving_image if theirs is pairs[0][1] else load_image(theirs, f"moving image {k}")
-                more.append(_sources(first, second, None, None, ct_window, where)[0])
+                more.append(_sources(first, second, None, None, ct_window, compute_device)[0])
             more += guide
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             chosen, foretold = fitting(
                 chosen,
                 fixed_image.array.size,
                 moving_image.array.size,
-                int(np.prod(work.grid.size)) if chosen.deformable and where.type == "cpu" else 0,
+                int(np.prod(work.grid.size)) if chosen.deformable and compute_device.type == "cpu" else 0,
                 before,
                 cap,
                 labels=moving_map is not None,
@@ -181,32 +183,32 @@ def register(
 
         with stages("linear"):
             step = stages.stepper(STEPS)
-            given = given_start(init, STARTS, fixed_image.grid, moving_image.grid)
+            given_init = given_start(init, STARTS, fixed_image.grid, moving_image.grid)
             origin = "file" if isinstance(init, str | os.PathLike) else "given"
-            seen, matrix = sources[1], np.eye(4)
-            if given is None:
+            moving_source, matrix = sources[1], np.eye(4)
+            if given_init is None:
                 start = _linear_start(
                     str(init), *sources, work.grid.spacing[0], chosen.linear_model, step, marks
                 )
                 matrix = start.matrix
-            elif isinstance(given, Warp):
+            elif isinstance(given_init, Warp):
                 if more or marks is not None:
                     raise RegkitError("landmarks, labels that guide and further images need a linear start")
-                start = LinearStart(given.affine_part(), np.nan, origin, "warp")
-                seen = seen_through(given, seen, work.grid, work.reach)
+                start = LinearStart(given_init.affine_part(), np.nan, origin, "warp")
+                moving_source = seen_through(given_init, moving_source, work.grid, work.reach)
             else:
-                start = LinearStart(given, np.nan, origin, "given")
+                start = LinearStart(given_init, np.nan, origin, "given")
                 if chosen.deformable:  # the pose is the solver's to improve as well
-                    start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
+                    start = improved(*sources, given_init, work.grid.spacing[0], mind_ssc)
                     start = replace(start, origin=origin)
                 matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         landmarks = None
         if marks is not None and chosen.landmark_weight:
-            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, where)
+            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, compute_device)
         cells = work.grid.pooled(STRIDE)
-        displacement = torch.zeros((3, *cells.shape), device=where)
+        displacement = torch.zeros((3, *cells.shape), device=compute_device)
         difference: dict[Stage, float] = {}
         evidence: dict[str, Evidence] = {}
         uncertain: Source | None = None
@@ -215,7 +217,7 @@ def register(
                 further = [[pair[side] for pair in more] for side in (0, 1)]
                 views = (
                     fixed_view(sources[0], work, further[0]),
-                    moving_view(seen, matrix, work, further[1]),
+                    moving_view(moving_source, matrix, work, further[1]),
                 )
                 del further
 
@@ -236,10 +238,10 @@ def register(
                     fixed_pyramid, moving_pyramid, displacement, chosen, step, landmarks
                 )
                 in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
-                kept = taken_back(displacement, in_cells)
+                believed_displacement = taken_back(displacement, in_cells)
                 if landmarks is not None:
-                    kept = landmarks.pooled(STRIDE).kept(displacement, kept)
-                displacement = unfold(kept)
+                    believed_displacement = landmarks.pooled(STRIDE).kept(displacement, believed_displacement)
+                displacement = unfold(believed_displacement)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
@@ -250,8 +252,8 @@ def register(
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, matrix, fixed_image.grid, moving_image.grid)
-            if isinstance(given, Warp):
-                warp = replace(warp.compose(given), moving_grid=moving_image.grid)
+            if isinstance(given_init, Warp):
+                warp = replace(warp.compose(given_init), moving_grid=moving_image.grid)
                 determinant = jacobian_determinant(warp.field, warp.grid)
             smoothness = Smoothness.of(determinant)
             landmarks_mm: dict[Stage, float] | None = None
@@ -306,7 +308,7 @@ def register(
                 "init": described(init),
                 "start": start.to_dict(),
                 "intensity_windows": windows,
-                "device": str(where),
+                "device": str(compute_device),
                 "threads": torch.get_num_threads(),
                 "seed": seed,
                 "working_spacing_mm": work.grid.spacing[0],
@@ -428,9 +430,9 @@ def _dense_field(
     to_cells = cells.world_to_index @ grid.index_to_world
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
-        where = transform_points(to_cells, index)
-        found = sample(displacement, torch.from_numpy(where.astype(np.float32)).movedim(-1, 0))
-        local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
+        cell_index = transform_points(to_cells, index)
+        sampled = sample(displacement, torch.from_numpy(cell_index.astype(np.float32)).movedim(-1, 0))
+        local = sampled.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
     return field

@@ -25,7 +25,7 @@ from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.ops.resample import Source, resample
-from regkit.solver.evidence import MOST_DOUBT, doubt
+from regkit.solver.evidence import MAX_DOUBT, doubt
 from regkit.solver.handedness import handedness
 from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import EMPTY, LowRes, Points, Seen, content
@@ -235,7 +235,7 @@ def _doubt(look: LowRes, moved_image: Seen) -> float:
     nowhere = torch.zeros(3, *look.content.shape).to(look.content)
     doubts = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
     some = look.content[::2, ::2, ::2] * moved_image.weight[::2, ::2, ::2]
-    known = doubts[(some > 0.5) & (doubts < MOST_DOUBT)]
+    known = doubts[(some > 0.5) & (doubts < MAX_DOUBT)]
     body = float(look.content.sum()) ** (1 / 3)
     return 100 * float(known.median()) / body if len(known) else math.nan
 

@@ -122,13 +122,19 @@ def _mind_ssc_by_c(
         "mind_differences", padded=padded, steps=torch.tensor(offsets), margin=dilation + 1, means=means
     )
     z, y, x = image.shape
-    seen: dict[str, native.Argument] = {"means": means, "views": torch.tensor(starts), "z": z, "y": y, "x": x}
-    typical = max(native.run("mind_scale", **seen) / image.numel(), 1e-12)
+    arguments: dict[str, native.Argument] = {
+        "means": means,
+        "views": torch.tensor(starts),
+        "z": z,
+        "y": y,
+        "x": x,
+    }
+    typical = max(native.run("mind_scale", **arguments) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
     if weight is None and stride > 1:
         weight = torch.ones_like(image[None])
     native.run(
-        "mind_channels", **seen, stride=stride, weight=None if weight is None else weight.contiguous(),
+        "mind_channels", **arguments, stride=stride, weight=None if weight is None else weight.contiguous(),
         least_scale=0.001 * typical, most_scale=1000 * typical, channels=out,
     )  # fmt: skip
     return out
@@ -331,8 +337,8 @@ def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Ten
 
 def _pooled_weights(weight: torch.Tensor, strides: Iterable[int]) -> dict[int, torch.Tensor]:
     """The mean weights of cells of each stride, from the finer ones that they are made up of."""
-    found = {1: weight}
+    pooled = {1: weight}
     for stride in sorted(strides):
-        finer = max(other for other in found if stride % other == 0)
-        found[stride] = F.avg_pool3d(found[finer], stride // finer)
-    return found
+        finer = max(other for other in pooled if stride % other == 0)
+        pooled[stride] = F.avg_pool3d(pooled[finer], stride // finer)
+    return pooled

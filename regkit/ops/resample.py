@@ -12,7 +12,7 @@ from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import blur
-from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
+from regkit.ops.sampling import MAX_VOXELS, index_grid, map_index, sample
 
 _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, not ended
 # Of the voxels: how many make filling worth a look, and how many may lie between data along a line.
@@ -190,7 +190,7 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
     lambda source, matrix, grid: (
         source.mask is None
         and not source.labels
-        and source.image.numel() < MOST_VOXELS
+        and source.image.numel() < MAX_VOXELS
         and native.serves(source.image)
     ),
 )

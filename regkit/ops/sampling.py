@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 
-MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
+MAX_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
 
 
 def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -55,7 +55,7 @@ def _sampled_by_c(
 ) -> bool:
     graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
     # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
-    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
+    usable = volume.is_contiguous() and volume[0].numel() < MAX_VOXELS
     return mode == "bilinear" and not graph and usable and native.serves(volume, coordinates)
 
 
