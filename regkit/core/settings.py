@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt
 
 from regkit.core.configuration import built, unknown
 
-# mm. Up to here a much finer working grid was worth its time: on cords, lungs and brains. Abdomens and heads at 3
-# mm gain from one that is a little finer, and lose from another.
+# mm. Up to here a much finer working grid was worth its time: on cords, lungs and brains. Abdomens and heads
+# at 3 mm gain from one that is a little finer, and lose from another.
 FINE_MM = 2.0
 LinearModel = Literal["rigid", "similarity", "affine"]
 
