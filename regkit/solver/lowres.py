@@ -72,7 +72,8 @@ class LowRes:
         shown = (self.content * seen.weight).flatten() > 0.5
         if int(shown.sum()) < 2:
             return float("nan")
-        one, other = self.fixed.features.flatten(1)[:, shown], seen.features.flatten(1)[:, shown]
+        one = self.fixed.features.flatten(1)[:, shown]
+        other = one if seen is self.fixed else seen.features.flatten(1)[:, shown]
         # Mean of |a - b|^2 over all pairs, from the moments.
         squares = one.square().mean(1) + other.square().mean(1) - 2 * one.mean(1) * other.mean(1)
         return float(squares.mean())
