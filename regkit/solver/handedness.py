@@ -63,15 +63,16 @@ def mirror_planes(look: LowRes) -> list[Float64]:
     principal = np.linalg.eigh(np.cov((points - centre).T))[1]
     self = _Itself(look)
     tried = [
-        (self.symmetry(self.mirrored(plane)), plane, normal)
+        (self.symmetry(seen), plane, normal, seen)
         for normal in (*np.reshape(look.grid.direction, (3, 3)).T, *principal.T)
         for plane in [_reflection(normal, centre)]
+        for seen in [self.mirrored(plane)]
     ]
-    kept: list[tuple[float, Float64, Float64]] = []
+    kept: list[tuple[float, Float64, Float64, FeatureMap]] = []
     for one in sorted(tried, key=lambda one: -one[0]):
         if len(kept) < _PLANES and all(abs(one[2] @ other[2]) < _SAME for other in kept):
             kept.append(one)
-    return [self.refined(symmetry, plane, centre) for symmetry, plane, _ in kept]
+    return [self.refined(symmetry, plane, seen, centre) for symmetry, plane, _, seen in kept]
 
 
 class _Itself:
@@ -94,9 +95,12 @@ class _Itself:
         total = self.content.sum()
         return 1 - float(((difference * weight).sum() / self.chance + total - weight.sum()) / total)
 
-    def refined(self, symmetry: float, plane: Float64, centre: Float64) -> Float64:
-        """The plane after rigid block matching of the image and its mirror image."""
-        seen = self.mirrored(plane)
+    def refined(self, symmetry: float, plane: Float64, seen: FeatureMap, centre: Float64) -> Float64:
+        """The plane after rigid block matching of the image and its mirror image.
+
+        Args:
+            symmetry, seen: of the image under the plane.
+        """
         for radius in _RADII:
             blocks, matches = block_match(self.fixed, seen, radius)
             if blocks.shape[1] < _FEWEST_BLOCKS:
