@@ -44,7 +44,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file holds: grid, orientation, values, labels, displacements or matrix; and what made it."""
+    """Tell what a file holds: grid, orientation, values, labels, displacements, matrix; and what made it."""
     facts = _describe(
         in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
     )
@@ -304,7 +304,7 @@ def _points(file: Path) -> dict[str, Any]:
 
 def _json(file: Path) -> dict[str, Any]:
     """A record or the names of labels."""
-    from regkit.core.errors import FormatError
+    from regkit.core.errors import FormatError, InputError
     from regkit.io.labelnames import read_label_names
     from regkit.io.provenance import record_at, same_outputs
 
@@ -313,11 +313,11 @@ def _json(file: Path) -> dict[str, Any]:
         for role, (name, state) in same_outputs(file, record).items():
             facts[f"wrote {role}"] = f"{name}  {state}"
         return facts | {"record": record}
+    if not os.path.isfile(file):
+        raise InputError(f"'{file}' does not exist")
     try:
         names = read_label_names(file)
     except RegkitError as error:
-        if not os.path.isfile(file):
-            raise
         raise FormatError(
             f"'{file}' is no record of regkit's, no names of labels and no points of 3D Slicer's (.mrk.json)"
         ) from error

@@ -256,8 +256,8 @@ def text_matrix(
         if re.search(r"^\s*Transform:", text, re.MULTILINE):
             return None
         raise FormatError(
-            "holds no transform: no line 'Transform: ...' of ITK's, no .lta of FreeSurfer's, no parameters of "
-            "elastix' and no 4x4 matrix of numbers"
+            "holds no transform: no line 'Transform: ...' of ITK's, no .lta of FreeSurfer's, no parameters "
+            "of elastix' and no 4x4 matrix of numbers"
         )
     matrix = np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
     _check(matrix)
