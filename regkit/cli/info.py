@@ -122,7 +122,7 @@ def _describe(
         source: the file, or a series of it if it is a folder.
     """
     from regkit.io import dicom
-    from regkit.io.formats import is_transform
+    from regkit.io.formats import OTHERS, is_transform
     from regkit.io.images import LabelledVolume, load_labels, load_volume, looks_like_labels
     from regkit.io.meshes import is_mesh
 
@@ -130,7 +130,7 @@ def _describe(
         if source is file and (several := _several(file)):
             return several
         try:
-            volume = load_volume(source, "image")
+            volume = load_volume(source, "file")
         except RegkitError as error:
             described = _unreadable(source, file, str(error))
             if described is None:
@@ -150,17 +150,18 @@ def _describe(
     header = _Header.of(file)
     if header is None and is_mesh(file):
         return _mesh(file)
-    if file.suffix.lower() == ".npz" or (
+    if file.suffix.lower() in (".npz", *OTHERS) or (
         header and header.holds_vectors(fixed is not None and moving is not None)
     ):
         return _warp(load_warp(file, fixed, moving))
     try:
-        volume = load_volume(file, "image")
+        volume = load_volume(file, "file")
     except RegkitError as error:
         if header is None or not header.is_unusual():
             raise
         return header.facts(str(error))
-    if looks_like_labels(volume.array):
+    several = isinstance(volume, LabelledVolume) or volume.array.min() < volume.array.max()
+    if several and looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
 
@@ -381,7 +382,8 @@ def _image(volume: Volume) -> dict[str, Any]:
     facts = {"kind": "image", **_grid(volume.grid), "voxel_type": str(volume.array.dtype)}
     if not finite.all():
         facts["not_finite_voxels"] = int((~finite).sum())
-        return facts | ({"values": _range(volume.array[finite])} if finite.any() else {})
+        facts |= {"values": _range(volume.array[finite])} if finite.any() else {}
+        return facts | {"not_to_register": "voxels are infinite or not a number"}
     values = volume.array.astype(np.float32)
     facts["values"] = _range(volume.array)
     if values.min() == values.max():
