@@ -160,8 +160,8 @@ def _describe(
         if header is None or not header.is_unusual():
             raise
         return header.facts(str(error))
-    several = isinstance(volume, LabelledVolume) or volume.array.min() < volume.array.max()
-    if several and looks_like_labels(volume.array):
+    varies = isinstance(volume, LabelledVolume) or volume.array.min() < volume.array.max()
+    if varies and looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
 

@@ -185,8 +185,8 @@ def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
     if needed > cap - taken and needed <= available:
         raise MemoryLimitError(
             f"{what} needs {needed / GB:.2g} GB of memory for its {voxels:,} voxels, beside "
-            f"{taken / GB:.2g} GB of the program, which may take {cap / GB:.3g} GB in all; allow more or crop "
-            "it"
+            f"{taken / GB:.2g} GB of the program, which may take {cap / GB:.3g} GB in all; allow more, or "
+            "crop it"
         )
     if needed > available:
         raise MemoryLimitError(
