@@ -79,8 +79,10 @@ def readers() -> dict[str, Reader]:
     from regkit.features.unet import Architecture, UNet
     from regkit.features.weights import load_network, save_weights
     from regkit.io.formats import read_linear, write_linear, write_warp
+    from regkit.io.frames import load_frames
     from regkit.io.images import load_image, load_labels, load_segmentation
     from regkit.io.labelnames import read_label_names
+    from regkit.io.meshes import open_mesh
     from regkit.io.outputs import save_segmentation
     from regkit.io.points import open_points, read_pairs, read_points, write_points
     from regkit.io.provenance import read_record
@@ -91,6 +93,7 @@ def readers() -> dict[str, Reader]:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 1000, grid.shape).astype(np.int16)
     field = rng.normal(size=(*grid.shape, 3)).astype(np.float32)
+    several = np.stack([values.T + k for k in range(4)], axis=-1)
     warp = Warp(field, grid, grid)
     affine = np.diag([-1.0, -1.5, 2.0, 1.0])
     matrix = np.array([[1, 0.1, 0, 3], [-0.1, 1, 0, 4], [0, 0, 1.1, 5], [0, 0, 0, 1]])
@@ -198,6 +201,7 @@ def readers() -> dict[str, Reader]:
         "Analyze": Reader("a.hdr", nifti(nib.Spm99AnalyzeImage), image),
         "MGH": Reader("a.mgh", nifti(nib.MGHImage), image),
         "MGZ": Reader("a.mgz", nifti(nib.MGHImage), image),
+        "NIfTI series": Reader("a.nii", nifti(nib.Nifti1Image, several), lambda p: load_frames(p, "image")),
         "label map": Reader("a.nii", nifti(nib.Nifti1Image, (values // 200).T), labels),
         "NRRD": Reader("a.nrrd", itk(), image, True, True),
         "NRRD, gzip": Reader("a.nrrd", itk(packed=True), image, True, True),
@@ -242,6 +246,9 @@ def readers() -> dict[str, Reader]:
         "weights, pickle": Reader("w.pth", network, load_network),
         "weights, hostile pickle": Reader("w.pth", hostile, load_network),
     }  # fmt: skip
+    found |= _meshes(
+        read=lambda path: open_mesh(path, None if path.suffix in (".gii", ".trk", ".tck") else "ras")
+    )
     try:
         import pydicom  # noqa: F401
     except ImportError:
@@ -251,6 +258,45 @@ def readers() -> dict[str, Reader]:
         "DICOM segments": Reader("s.dcm", lambda p: _frames(p, values > 500, segments=True), labels),
         "DICOM regions": Reader("r.dcm", _regions, lambda p: load_labels(p, "labels", grid)),
         "DICOM regions, no image": Reader("r.dcm", _regions, labels),
+    }
+
+
+def _meshes(read: Read) -> dict[str, Reader]:
+    """Surfaces of one tetrahedron, and two streamlines."""
+    import nibabel as nib
+    from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
+    from nibabel.streamlines import Tractogram
+
+    points = np.array([[0.5, 1, 2], [10, 1, 3], [4, 9, 2], [3, 4, 8]], np.float32)
+    triangles = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]], np.int32)
+
+    def gifti(path: Path) -> None:
+        image = GiftiImage()
+        centre = GiftiMetaData({f"VolGeomC_{axis}": "0" for axis in "RAS"})
+        image.add_gifti_data_array(GiftiDataArray(points, "NIFTI_INTENT_POINTSET", meta=centre))
+        image.add_gifti_data_array(GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"))
+        nib.save(image, path)
+
+    def streamlines(path: Path) -> None:
+        tracts = Tractogram([points[:3], points[1:]], affine_to_rasmm=np.eye(4))
+        nib.streamlines.save(tracts, str(path))
+
+    found = {
+        "GIFTI": Reader("s.gii", gifti, read, True),
+        "TrackVis": Reader("s.trk", streamlines, read),
+        "MRtrix tracks": Reader("s.tck", streamlines, read),
+    }
+    try:
+        import meshio
+    except ImportError:
+        return found
+
+    def mesh(path: Path) -> None:
+        meshio.Mesh(points, [("triangle", triangles)]).write(path)
+
+    return found | {
+        f"mesh, {suffix.upper()}": Reader(f"s.{suffix}", mesh, read, suffix in ("vtu", "obj"))
+        for suffix in ("vtk", "vtu", "stl", "ply", "obj")
     }
 
 
