@@ -229,13 +229,15 @@ def _candidates(
             matrix, stated = read_linear(path, fixed, moving), convention or "as read"
         except NotLinearError:
             pass
-        except RegkitError:
-            if convention is not None:
+        except RegkitError as error:
+            if convention is not None or not os.path.isfile(file):
                 raise
-            # A plain 4x4 matrix does not say what it means.
-            plain = foreign.text_matrix(file, "lps", fixed, moving) if os.path.isfile(file) else None
+            try:  # a plain 4x4 matrix does not say what it means
+                plain = foreign.text_matrix(file, "lps", fixed, moving)
+            except RegkitError:
+                plain = None
             if plain is None:
-                raise
+                raise error from None
             return "linear", list(_of_matrix(plain, fixed, moving, "lps")), None, None
         else:
             if convention in ("fsl", "ras"):
