@@ -155,7 +155,7 @@ def _people(folder: Path, count: int, seed: int, shape: Size | None) -> None:
         "description": "An imitation made by regkit; no patients.",
         "modality": {"0": "CT"},
         "tensorImageShape": {"0": list(size)},
-        "registration_val": [dict(fixed=one, moving=other) for one, other in combinations(ends, 2)],
+        "registration_val": [{"fixed": one, "moving": other} for one, other in combinations(ends, 2)],
     }
     (folder / "AbdomenCTCT_dataset.json").write_text(to_json(described) + "\n", encoding="utf-8")
 

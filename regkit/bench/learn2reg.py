@@ -118,8 +118,8 @@ def _listed(content: dict[str, Any], key: str, root: Path) -> tuple[str, ...]:
         found = {match[1] for end in ends if isinstance(end, str) and (match := pattern.search(end))}
         if len(found) != 1:
             raise RegkitError(
-                f"'{root / f'{_NAME}_dataset.json'}' is damaged: '{key}' must list the two images of each patient as "
-                f"{{fixed, moving}}, but there is {pair!r}; get the archive again from {_SOURCE}"
+                f"'{root / f'{_NAME}_dataset.json'}' is damaged: '{key}' must list the two images of each "
+                f"patient as {{fixed, moving}}, but there is {pair!r}; get the archive again from {_SOURCE}"
             )
         numbers += found
     return tuple(numbers)

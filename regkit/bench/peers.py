@@ -94,8 +94,8 @@ class AntsIntermodality(Ants):
 
     name = "ants-intermodality"
     note = (
-        "SyN as in ANTs' script antsIntermodalityIntrasubject.sh (mutual information of 32 bins, 50x50x0, step "
-        f"0.1), after antspyx' rigid and affine stage or the start; {_CT}"
+        "SyN as in ANTs' script antsIntermodalityIntrasubject.sh (mutual information of 32 bins, 50x50x0, "
+        f"step 0.1), after antspyx' rigid and affine stage or the start; {_CT}"
     )
     iterations, step = (50, 50, 0), 0.1
 
@@ -105,8 +105,8 @@ class AntsScript(Ants):
 
     name = "ants-cc"
     note = (
-        "antsRegistrationSyN.sh as antspyx has it: rigid and affine with mutual information or the start, then "
-        f"SyN with cross-correlation of radius 2 and 100x70x50x20; {_CT}"
+        "antsRegistrationSyN.sh as antspyx has it: rigid and affine with mutual information or the start, "
+        f"then SyN with cross-correlation of radius 2 and 100x70x50x20; {_CT}"
     )
     kinds = ("antsRegistrationSyN[s]", "antsRegistrationSyN[so]")
 
@@ -182,9 +182,9 @@ class GreedyWncc(Greedy):
 
     name = "greedy-wncc"
     note = (
-        "weighted cross-correlation of radius 2 and stationary velocities (-m WNCC 2x2x2 -sv), as in its quick "
-        "start; rigid and affine by normalised mutual information, as its reference advises for two modalities, "
-        f"or the start; {_CT}"
+        "weighted cross-correlation of radius 2 and stationary velocities (-m WNCC 2x2x2 -sv), as in its "
+        "quick start; rigid and affine by normalised mutual information, as its reference advises for two "
+        f"modalities, or the start; {_CT}"
     )
     deformable = "WNCC 2x2x2 -sv"
 

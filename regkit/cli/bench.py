@@ -17,8 +17,8 @@ from regkit.core.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Benchmarks: Learn2Reg AbdomenMRCT and AbdomenCTCT, MM-WHS, folders of pairs, regkit and its peers side by side; "
-    "few-shot segmentation.",
+    help="Benchmarks: Learn2Reg AbdomenMRCT and AbdomenCTCT, MM-WHS, folders of pairs, regkit and its peers "
+    "side by side; few-shot segmentation.",
 )
 
 Threads = Annotated[
