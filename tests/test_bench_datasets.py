@@ -16,13 +16,13 @@ import pytest
 import SimpleITK as sitk
 
 from regkit.bench import learn2reg, learn2reg_ct, mmwhs
-from regkit.bench.case import Case, Request, Side
+from regkit.bench.dataset import Case, Request, Side
+from regkit.bench.dataset_files import is_made_up, labelled
 from regkit.bench.datasets import DATASETS, dataset
 from regkit.bench.imitation import imitate
 from regkit.bench.learn2reg import submission_cases
 from regkit.bench.measure import measure
 from regkit.bench.mmwhs import LABELS, SUBJECTS, Pairing, cubic
-from regkit.bench.wanted import is_made_up, labelled
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.evaluate import dice

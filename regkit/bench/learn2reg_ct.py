@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from regkit.bench.case import Case, Dataset, Request, Side
+from regkit.bench.dataset import Case, Dataset, Request, Side
+from regkit.bench.dataset_files import check_present, chosen, data_folder
 from regkit.bench.learn2reg import checked, label_names, open_archive
-from regkit.bench.wanted import check_present, chosen, data_folder
 from regkit.core.errors import RegkitError
 
 SHAPE = (192, 160, 256)
