@@ -33,6 +33,7 @@ WITHOUT = {
     "dicom": "DICOM is neither read nor written",
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
     "meshes": "'regkit apply --points' takes no VTK, STL, PLY and OBJ",
+    "report3d": "'regkit register --report-3d' does not run",
     "torchio": "regkit.integrations.torchio cannot be imported",
     "cluster": "'regkit batch' runs on this machine alone",
     "bids": "'regkit batch' reads no BIDS data sets",

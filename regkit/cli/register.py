@@ -122,6 +122,14 @@ def command(
             help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
         ),
     ] = None,
+    report_3d: Annotated[
+        Path | None,
+        typer.Option(
+            "--report-3d",
+            rich_help_panel=_OUTPUTS,
+            help="A page with the volumes to move through, drawn by NiiVue (.html): extra report3d.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
@@ -232,6 +240,7 @@ def command(
         "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
         "report": (report, REPORTS),
+        "report_3d": (report_3d, REPORTS),
     }
     inputs = (
         *fixed_images,
@@ -272,8 +281,12 @@ def command(
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
+    if report_3d is not None:
+        from regkit.viz.htmlvolumes import check_niivue
 
-    kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
+        check_niivue()
+
+    kinds = {"moved": moved or figure or report_3d, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
         result = register(
             ours,
