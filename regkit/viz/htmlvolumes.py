@@ -48,7 +48,8 @@ _VOXELS = (
     500_000,
     250_000,
 )  # of each volume: the first with which all are small enough
-_BUDGET = 5_000_000  # bytes of all volumes
+_BUDGET = 3_800_000  # bytes of all volumes; NiiVue takes 2.1 MB
+_QUIET = 0.1  # of the limit: smaller changes and doubts are not coloured
 _STEPS = 127  # of the byte that a signed value is told by, to either side
 
 
@@ -58,20 +59,21 @@ class Layer:
 
     Args:
         name: as the page calls it.
-        colormap: of NiiVue.
-        low, high: values at the ends of its colours.
+        colormap, negative: of NiiVue; that of values below 0, if there is one.
+        low, high: values at the ends of its colours; smaller ones are not shown.
         file: .nii.gz in base64.
     """
 
     name: str
     colormap: str
+    negative: str
     low: float
     high: float
     file: str
 
 
 def write_report_3d(result: Registration, path: str | os.PathLike[str], fixed: ImageLike) -> None:
-    """Write what a registration found as one HTML file with volumes to move through, of some 4 MB.
+    """Write what a registration found as one HTML file with volumes to move through, of at most 6 MB.
 
     Args:
         path: must end in .html.
@@ -173,14 +175,14 @@ def _reduced(volume: Volume, grid: Grid) -> npt.NDArray[np.float32]:
 
 def _grey(name: str, values: npt.NDArray[np.float32], ends: tuple[float, float], grid: Grid) -> Layer:
     levels = np.rint(255 * tone(values, ends)).astype(np.uint8)
-    return Layer(name, "gray", 0, 255, _file(levels, grid, 1, 0))
+    return Layer(name, "gray", "", 0, 255, _file(levels, grid, 1, 0))
 
 
 def _signed(name: str, values: npt.NDArray[np.float32], limit: float, grid: Grid) -> Layer:
     """A volume in colours that run from minus the limit to the limit."""
     share = np.nan_to_num(np.clip(values / limit, -1, 1))
     levels = (np.rint(_STEPS * share) + _STEPS).astype(np.uint8)
-    return Layer(name, "blue2red", -limit, limit, _file(levels, grid, limit / _STEPS, -limit))
+    return Layer(name, "warm", "winter", _QUIET * limit, limit, _file(levels, grid, limit / _STEPS, -limit))
 
 
 def _file(levels: npt.NDArray[np.uint8], grid: Grid, slope: float, intercept: float) -> str:
