@@ -64,7 +64,14 @@ def test_without_the_package_nothing_is_begun(tmp_path: Path, monkeypatch: pytes
     files = write_phantom(tmp_path, 12.0)
     before = sorted(tmp_path.iterdir())
     said = error_of(
-        "register", files.fixed, files.moving, "-o", tmp_path / "w.nii.gz", "--report-3d", tmp_path / "v.html"
+        "register",
+        files.fixed,
+        files.moving,
+        "-o",
+        tmp_path / "w.nii.gz",
+        "--report-3d",
+        tmp_path / "v.html",
+        "-q",
     )
     assert 'pip install "regkit-imaging[report3d]"' in said
     assert sorted(tmp_path.iterdir()) == before
