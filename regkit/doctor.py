@@ -34,6 +34,8 @@ WITHOUT = {
     "segmentation": "'regkit finetune' and 'regkit segment' do not run",
     "meshes": "'regkit apply --points' takes no VTK, STL, PLY and OBJ",
     "report3d": "'regkit register --report-3d' does not run",
+    "nipype": "regkit.integrations.nipype cannot be imported",
+    "pydra": "regkit.integrations.pydra cannot be imported",
     "torchio": "regkit.integrations.torchio cannot be imported",
     "cluster": "'regkit batch' runs on this machine alone",
     "bids": "'regkit batch' reads no BIDS data sets",

@@ -46,7 +46,12 @@ def same_image(path: Path, expected: np.ndarray) -> None:
 
 def test_files_to_files(files: Files, expected: regkit.Registration, tmp_path: Path) -> None:
     found = register_files(
-        files.fixed, files.moving, moving_labels=files.moving_labels, preset="linear", threads=1, folder=str(tmp_path)
+        files.fixed,
+        files.moving,
+        moving_labels=files.moving_labels,
+        preset="linear",
+        threads=1,
+        folder=str(tmp_path),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "moved.nii.gz", "moved_labels.nii.gz", "warp.nii.gz", "warp.nii.gz.json"
@@ -141,7 +146,15 @@ def check_study(folder: Path, expected: regkit.Registration) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="Snakemake is not installed")
 def test_snakemake(files: Files, expected: regkit.Registration, tmp_path: Path) -> None:
     folder = study(files, tmp_path / "study")
-    words = [sys.executable, "-m", "snakemake", "--cores", "1", "-s", str(ROOT / "examples/snakemake/Snakefile")]
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "1",
+        "-s",
+        str(ROOT / "examples/snakemake/Snakefile"),
+    ]
     words += ["--config", f"data={folder}", "preset=linear"]
     done = subprocess.run(words, cwd=tmp_path, env=programs(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -153,7 +166,15 @@ def test_snakemake(files: Files, expected: regkit.Registration, tmp_path: Path) 
 @pytest.mark.skipif(shutil.which("nextflow") is None, reason="Nextflow is not installed")
 def test_nextflow(files: Files, expected: regkit.Registration, tmp_path: Path) -> None:
     folder = study(files, tmp_path / "study")
-    words = ["nextflow", "run", str(ROOT / "examples/nextflow/main.nf"), "--data", str(folder), "--preset", "linear"]
+    words = [
+        "nextflow",
+        "run",
+        str(ROOT / "examples/nextflow/main.nf"),
+        "--data",
+        str(folder),
+        "--preset",
+        "linear",
+    ]
     done = subprocess.run(words, cwd=tmp_path, env=programs(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     check_study(folder, expected)
