@@ -1,4 +1,4 @@
-"""nipype, pydra, Snakemake and Nextflow around regkit, on phantoms of coarse voxels; each where it is there."""
+"""nipype, pydra, Snakemake and Nextflow around regkit, on phantoms; each where it is installed."""
 
 from __future__ import annotations
 
