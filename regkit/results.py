@@ -15,6 +15,7 @@ from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_segmentation
 from regkit.io.provenance import write_record
 from regkit.io.segments import SLICER, Segmentation, named
+from regkit.runtime.memory import peak_mb
 from regkit.transforms import coarser
 
 if TYPE_CHECKING:
@@ -106,6 +107,22 @@ def write_results(
         if record is not None:
             write_record(next(iter(files.values())), record, files)
     return stored
+
+
+def with_writing(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What a registration found, with the time and the memory that its files took.
+
+    Args:
+        found: as from :meth:`regkit.Registration.to_dict`.
+        seconds: of writing, which becomes the stage "write" and counts in "total", as its peak does in "peak".
+    """
+    stages = {name: value for name, value in found["seconds"].items() if name != "total"} | {"write": seconds}
+    memory, peak = {k: v for k, v in found["memory_mb"].items() if k != "peak"}, peak_mb()
+    return {
+        **found,
+        "seconds": stages | {"total": found["seconds"]["total"] + seconds},
+        "memory_mb": memory | {"write": peak, "peak": max(peak, found["memory_mb"]["peak"])},
+    }
 
 
 def save_volume(

@@ -74,6 +74,7 @@ def test_nipype(
     for name, value in programs().items():
         monkeypatch.setenv(name, value)
     flow = Workflow("registration", base_dir=str(tmp_path))
+    flow.config["execution"] = {"remove_unnecessary_outputs": "false"}  # to look at what nothing goes on with
     register = Node(Register(preset="linear", settings=["max_voxels=500000"]), "register")
     register.inputs.fixed, register.inputs.moving = str(files.fixed), str(files.moving)
     register.inputs.fixed_labels = str(files.fixed_labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -277,7 +278,7 @@ def command(
     import_torch()
     from regkit.io.provenance import command_line, record_of
     from regkit.registration import register
-    from regkit.results import check_dicom, write_results
+    from regkit.results import check_dicom, with_writing, write_results
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
@@ -324,6 +325,7 @@ def command(
     }
     roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
+    begun = time.perf_counter()
     stored = write_results(
         result,
         files,
@@ -335,13 +337,14 @@ def command(
         record=record,
         warp_spacing=warp_spacing,
     )
+    found = with_writing(result.to_dict(), time.perf_counter() - begun)
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
-        whole = {**images, **result.to_dict(), "outputs": written}
+        whole = {**images, **found, "outputs": written}
         print_json(whole | ({"stored": stored} if stored else {}))
     elif not quiet:
-        print_registration(result.to_dict())
+        print_registration(found)
         for path in files.values():
             typer.echo(f"wrote {path}")
         print_stored(stored)

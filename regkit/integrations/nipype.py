@@ -90,6 +90,8 @@ class Register(CommandLine):  # type: ignore[misc]
     def aggregate_outputs(self, runtime: Any = None, needed_outputs: Any = None) -> Any:
         """The files, with what the program said of them."""
         outputs = super().aggregate_outputs(runtime, needed_outputs)
+        if runtime is None:  # of a node that ran before
+            return outputs
         said = json.loads(runtime.stdout)
         outputs.verdict = said["verdict"]["level"]
         if dice := said["metrics"].get("mean_dice"):
