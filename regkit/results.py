@@ -114,7 +114,7 @@ def with_writing(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
     Args:
         found: as from :meth:`regkit.Registration.to_dict`.
-        seconds: of writing, which becomes the stage "write" and counts in "total", as its peak does in "peak".
+        seconds: of writing: the stage "write", which counts in "total" as its peak does in "peak".
     """
     stages = {name: value for name, value in found["seconds"].items() if name != "total"} | {"write": seconds}
     memory, peak = {k: v for k, v in found["memory_mb"].items() if k != "peak"}, peak_mb()
