@@ -28,6 +28,16 @@ from nipype.interfaces.base import (
 _PROGRAM = f"{shlex.quote(sys.executable)} -m regkit"
 
 
+class _Command(CommandLine):  # type: ignore[misc]
+    """A command of regkit; where it fails, its one line is the error, and not a file that is not there."""
+
+    def aggregate_outputs(self, runtime: Any = None, needed_outputs: Any = None) -> Any:
+        """The files that were written."""
+        if runtime is not None and runtime.returncode:
+            self.raise_exception(runtime)
+        return super().aggregate_outputs(runtime, needed_outputs)
+
+
 class RegisterInputSpec(CommandLineInputSpec):  # type: ignore[misc]
     """As of ``regkit register``; ``args`` takes what is not named here."""
 
@@ -79,7 +89,7 @@ class RegisterOutputSpec(TraitedSpec):  # type: ignore[misc]
     mean_dice = traits.Float(desc="after, where labels of both images were given")
 
 
-class Register(CommandLine):  # type: ignore[misc]
+class Register(_Command):
     """Register two images: ``regkit register``."""
 
     _cmd = f"{_PROGRAM} register --json --overwrite"
@@ -121,7 +131,7 @@ class ApplyOutputSpec(TraitedSpec):  # type: ignore[misc]
     moved = File(exists=True, desc="the image on the fixed voxels")
 
 
-class Apply(CommandLine):  # type: ignore[misc]
+class Apply(_Command):
     """Bring an image or a label map onto the fixed image by a warp: ``regkit apply``."""
 
     _cmd = f"{_PROGRAM} apply --overwrite"

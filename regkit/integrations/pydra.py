@@ -10,6 +10,7 @@ task.
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -31,26 +32,24 @@ def _as_files(hint: Any) -> Any:
     return typing.Union[tuple(_as_files(part) for part in parts)] if Path in parts else hint  # noqa: UP007
 
 
-def _register(**inputs: Any) -> Files:
-    given = {name: Path(str(value)) if isinstance(value, File) else value for name, value in inputs.items()}
-    return register_files(**given)
-
-
 def _task() -> Callable[..., Any]:
-    import inspect
+    """The task, whose inputs and outputs are those of :func:`register_files`."""
+    hints, signature = typing.get_type_hints(register_files), inspect.signature(register_files)
+    inputs = [
+        parameter.replace(annotation=_as_files(hints[name]))
+        for name, parameter in signature.parameters.items()
+        if name != _FOLDER
+    ]
 
-    hints = typing.get_type_hints(register_files)
-    signature = inspect.signature(register_files)
-    kept = [p for name, p in signature.parameters.items() if name != _FOLDER]
+    def register(**given: Any) -> Files:
+        plain = {name: Path(str(v)) if isinstance(v, File) else v for name, v in given.items()}
+        return register_files(**plain)
 
-    def register(**inputs: Any) -> Files:
-        return _register(**inputs)
-
+    outputs = {name: _as_files(hint) for name, hint in typing.get_type_hints(Files).items()}
     register.__doc__ = register_files.__doc__
-    register.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    register.__annotations__ = {p.name: _as_files(hints[p.name]) for p in kept}
-    returned = {name: _as_files(hint) for name, hint in typing.get_type_hints(Files).items()}
-    return pydra.mark.task(pydra.mark.annotate({"return": returned})(register))
+    register.__annotations__ = {parameter.name: parameter.annotation for parameter in inputs}
+    register.__signature__ = signature.replace(parameters=inputs)  # type: ignore[attr-defined]
+    return pydra.mark.task(pydra.mark.annotate({"return": outputs})(register))
 
 
 register = _task()
