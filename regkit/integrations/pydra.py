@@ -42,7 +42,9 @@ def _task() -> Callable[..., Any]:
     ]
 
     def register(**given: Any) -> Files:
-        plain = {name: Path(str(v)) if isinstance(v, File) else v for name, v in given.items()}
+        plain: dict[str, Any] = {
+            name: Path(str(v)) if isinstance(v, File) else v for name, v in given.items()
+        }
         return register_files(**plain)
 
     outputs = {name: _as_files(hint) for name, hint in typing.get_type_hints(Files).items()}

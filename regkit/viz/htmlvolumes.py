@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nibabel as nib
@@ -127,7 +128,8 @@ def niivue() -> tuple[str, str]:
         raise UsageError(
             f"the volumes are drawn by NiiVue, which is not installed: {install(_EXTRA)}"
         ) from None
-    text = package.locate_file(_BUNDLE).read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    bundle = Path(str(package.locate_file(_BUNDLE)))
+    text = bundle.read_text(encoding="utf-8") if bundle.is_file() else ""
     found, exported = _CLASS.search(text), _EXPORT.search(text)
     if found is None or exported is None:
         raise FormatError(
