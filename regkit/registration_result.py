@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from regkit.io.images import Volume
 from regkit.io.provenance import record_of
 from regkit.ops.jacobian import Smoothness
 from regkit.ops.resample import Source, resample
+from regkit.runtime.memory import peak_mb
 from regkit.solver.linear import LinearStart
 from regkit.stages import Timings
 from regkit.verdict import Verdict
@@ -126,6 +127,17 @@ class Registration:
             Version, settings and the hashes of the inputs.
         """
         return record_of(inputs, self.settings)
+
+    def with_writing(self, seconds: float) -> Registration:
+        """The same with the time and the memory that its files took, as the stage "write".
+
+        Args:
+            seconds: of writing, which count in the total as the peak counts in ``peak``.
+        """
+        stages, peak = {**self.timings.stages, "write": seconds}, peak_mb()
+        memory = {stage: mb for stage, mb in self.memory.items() if stage != "peak"}
+        memory |= {"write": peak, "peak": max(peak, self.memory["peak"])}
+        return replace(self, timings=Timings(stages), memory=memory)
 
     def to_dict(self) -> dict[str, Any]:
         """Measures, verdict, times and settings, ready for JSON but for NaN."""

@@ -38,7 +38,7 @@ def write_results(
 
     Args:
         files: where to write any of "warp" (a linear result also as a linear transform), "inverse",
-            "linear", "moved", "moved_labels", "uncertainty", "figure" and "report".
+            "linear", "moved", "moved_labels", "uncertainty", "figure", "report" and "report_3d".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.
@@ -82,7 +82,8 @@ def write_results(
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
             save_volume(volume, files[name], fixed, moving, label_names)
-        fixed_image = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
+        shows_fixed = {"figure", "report", "report_3d"} & set(files)
+        fixed_image = load_image(fixed, "fixed image") if shows_fixed else None
         if "figure" in files and fixed_image is not None:
             from regkit.viz.figure import registration_figure
 
@@ -100,6 +101,10 @@ def write_results(
             from regkit.viz.htmlreport import write_report
 
             write_report(result, files["report"], fixed_image, record)
+        if "report_3d" in files and fixed_image is not None:
+            from regkit.viz.htmlvolumes import write_report_3d
+
+            write_report_3d(result, files["report_3d"], fixed_image)
         if record is not None:
             write_record(next(iter(files.values())), record, files)
     return stored

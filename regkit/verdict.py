@@ -217,7 +217,7 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     # What follows says the same whichever image is fixed, and faster where that is the smaller one.
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
         fixed, moving, matrix = moving, fixed, np.asarray(np.linalg.inv(matrix), np.float64)
-        look = LowRes(fixed, moving, spacing)
+        look = look.exchanged()
     close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MAX_CLOSE), voxel))
     return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 

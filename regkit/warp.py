@@ -30,7 +30,7 @@ from regkit.io.dicom import DicomSeries
 from regkit.io.displacement import DisplacementField
 from regkit.io.formats import NotLinearError, linear_of, read_warp, write_warp
 from regkit.io.frames import Frames, as_given, is_series, load_frames
-from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume
+from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume, resample_volume
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.sampling import sample
 from regkit.runtime.memory import check_fits_memory
@@ -163,7 +163,7 @@ class Warp(DisplacementField):
             )
             return as_given(frames, image)
         assert not isinstance(image, Frames)
-        labels = interpolation == "label"
+        labels, whole = interpolation == "label", interpolation in ("label", "nearest")
         # The nearest voxel's value makes up none, so that it keeps its type, which ids above 2^24 need.
         load = {"label": load_labels, "nearest": load_volume}.get(interpolation, load_image)
         volume = load(image, "image to warp")
@@ -173,28 +173,17 @@ class Warp(DisplacementField):
             and not _holds(volume.array.dtype, default)
         ):
             volume = replace(volume, array=volume.array.astype(np.float64))
-        # ITK rounds in its own way to whole numbers: an image of ITK's is left to it as it is.
-        if isinstance(image, sitk.Image) and image.GetDimension() == 3 and not labels:
-            source = image
-        else:
-            source = volume.to_sitk()
         if default is None:
-            default = 0.0 if labels else float(volume.array.min())
+            default = 0 if labels else volume.array.min().item()
         grid = reference or self.grid
-        moved = sitk.Resample(
-            source,
-            grid.size,
-            self.to_sitk(),
-            INTERPOLATORS[interpolation],
-            grid.origin,
-            grid.spacing,
-            grid.direction,
-            default,
-            source.GetPixelID(),
-        )
+        transform, how = self.to_sitk(), INTERPOLATORS[interpolation]
+        if isinstance(image, sitk.Image) and image.GetDimension() == 3 and not whole:
+            # ITK rounds in its own way to whole numbers: an image of ITK's is left to it as it is.
+            onto = (grid.origin, grid.spacing, grid.direction)
+            return sitk.Resample(image, grid.size, transform, how, *onto, default, image.GetPixelID())
+        array = resample_volume(volume, grid, transform, how, default)
         if isinstance(image, sitk.Image):
-            return sitk.Cast(moved, image.GetPixelID())
-        array = sitk.GetArrayFromImage(moved)
+            return sitk.Cast(grid.to_sitk(array), image.GetPixelID())
         if isinstance(image, SpatialImage):
             return nib.Nifti1Image(array.T, grid.ras_affine, dtype=array.dtype)
         return replace(volume, array=array, grid=grid)
@@ -340,8 +329,7 @@ def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Vo
 
     The type is kept, and a label map that fills its whole grid is allowed.
     """
-    resampled = sitk.Resample(labels.to_sitk(), grid.blank(), transform, sitk.sitkNearestNeighbor, 0.0)
-    return replace(labels, array=sitk.GetArrayFromImage(resampled), grid=grid)
+    return replace(labels, array=resample_volume(labels, grid, transform), grid=grid)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
@@ -476,12 +464,9 @@ def apply_to_frames(
         default = 0.0 if interpolation == "label" else float(frames.array.min())
     grid = reference or warp.grid
     check_fits_memory(len(frames) * math.prod(grid.size), "the moved series", dtype.itemsize)
-    transform, onto = warp.to_sitk(), grid.blank(sitk.sitkUInt8)
+    transform, how = warp.to_sitk(), INTERPOLATORS[interpolation]
     moved = np.empty((len(frames), *grid.shape), dtype)
     for k, frame in enumerate(frames.array):
-        source = frames.grid.to_sitk(np.ascontiguousarray(frame, dtype=dtype))
-        resampled = sitk.Resample(
-            source, onto, transform, INTERPOLATORS[interpolation], default, source.GetPixelID()
-        )
-        moved[k] = sitk.GetArrayViewFromImage(resampled)
+        source = Volume(np.ascontiguousarray(frame, dtype=dtype), frames.grid)
+        moved[k] = resample_volume(source, grid, transform, how, default)
     return replace(frames, array=moved, grid=grid)

@@ -387,11 +387,14 @@ def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_stdout_is_one_line(good: Path) -> None:
-    command = [sys.executable, "-m", "regkit", "info", str(good / "moving.nii.gz"), "--json"]
+@pytest.mark.parametrize("words", [("--version",), ("info", "moving.nii.gz", "--json")])
+def test_a_full_stdout_is_one_line(good: Path, words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "regkit", *words]
     environment = os.environ | {"PYTHONPATH": str(Path(regkit.__file__).parents[1])}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=good
+        )
     assert done.returncode == 1
     assert done.stderr == "error: could not write the output: No space left on device\n"
 

@@ -8,11 +8,12 @@ import SimpleITK as sitk
 
 from regkit.bench.dataset import Case
 from regkit.bench.learn2reg_metrics import learn2reg_measures
+from regkit.check import agreement
 from regkit.core.choices import Stage
 from regkit.core.errors import RegkitError
 from regkit.evaluate import LabelScores, LandmarkErrors
 from regkit.io.formats import to_learn2reg
-from regkit.io.images import Volume, load_grid, load_labels, load_mask
+from regkit.io.images import Volume, load_grid, load_image, load_labels, load_mask
 from regkit.io.points import read_pairs
 from regkit.ops.jacobian import Smoothness, jacobian_determinant
 from regkit.warp import Warp, resample_labels
@@ -34,6 +35,8 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
     measures: dict[str, Any] = Smoothness.of(jacobian_determinant(warp.field, warp.grid)).to_dict()
     if case.labels and case.fixed.labels and case.moving.labels:
         measures |= _of_labels(case, warp)
+    elif not case.landmarks:
+        measures["agreement"] = _of_images(case, warp)
     if case.landmarks:
         fixed, moving = read_pairs(case.landmarks)
         if case.exchanged:
@@ -41,6 +44,16 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
         errors = LandmarkErrors.of(fixed, moving, warp)
         measures["tre_mm"] = {"before": errors.before.mean, "after": errors.after and errors.after.mean}
     return measures
+
+
+def _of_images(case: Case, warp: Warp) -> dict[str, float]:
+    """How well the images agree, which needs nothing else: by the headers alone, and through the warp."""
+    fixed, moving = (
+        load_image(case.fixed.image, "fixed image"),
+        load_image(case.moving.image, "moving image"),
+    )
+    before, after = agreement(fixed, moving, lambda points: points, warp.transform_points)
+    return {"before": before, "after": after}
 
 
 def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from regkit.core.errors import RegkitError
 if TYPE_CHECKING:
     import numpy as np
 
-    from regkit.core.geometry import Grid
+    from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
     from regkit.io.images import Volume
     from regkit.warp import Warp
 
 _POINTS = (".csv", ".fcsv", ".mrk.json")
+_WEIGHTS = (".safetensors", ".pth", ".pt")
 
 
 def command(
@@ -31,7 +32,8 @@ def command(
         typer.Argument(
             metavar="FILE",
             show_default=False,
-            help="An image, a DICOM folder, a label map, a warp, a transform or points.",
+            help="An image, a DICOM folder, a label map, a warp, a transform, points, a mesh, streamlines, "
+            "weights, names of labels, or the record beside a result (.json).",
         ),
     ],
     fixed: FixedGrid = None,
@@ -42,7 +44,7 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a file holds: grid, orientation, values, labels, displacements or matrix."""
+    """Show what a file holds (grid, orientation, values, labels, displacements, matrix) and what made it."""
     facts = _describe(
         in_series(file, series),
         file,
@@ -123,14 +125,15 @@ def _describe(
         source: the file, or a series of it if it is a folder.
     """
     from regkit.io import dicom
-    from regkit.io.formats import is_transform
+    from regkit.io.formats import OTHERS, is_transform
     from regkit.io.images import LabelledVolume, load_labels, load_volume, looks_like_labels
+    from regkit.io.meshes import is_mesh
 
     if os.path.isdir(file) or dicom.is_dicom(file):
         if source is file and (several := _several(file)):
             return several
         try:
-            volume = load_volume(source, "image")
+            volume = load_volume(source, "file")
         except RegkitError as error:
             described = _unreadable(source, file, str(error))
             if described is None:
@@ -143,18 +146,25 @@ def _describe(
         return _transform(file, fixed, moving)
     if file.name.lower().endswith(_POINTS):
         return _points(file)
+    if file.suffix.lower() == ".json":
+        return _json(file)
+    if file.suffix.lower() in _WEIGHTS:
+        return _weights(file)
     header = _Header.of(file)
-    if file.suffix.lower() == ".npz" or (
+    if header is None and is_mesh(file):
+        return _mesh(file)
+    if file.suffix.lower() in (".npz", *OTHERS) or (
         header and header.holds_vectors(fixed is not None and moving is not None)
     ):
         return _warp(load_warp(file, fixed, moving))
     try:
-        volume = load_volume(file, "image")
+        volume = load_volume(file, "file")
     except RegkitError as error:
         if header is None or not header.is_unusual():
             raise
         return header.facts(str(error))
-    if looks_like_labels(volume.array):
+    varies = isinstance(volume, LabelledVolume) or volume.array.min() < volume.array.max()
+    if varies and looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
 
@@ -294,8 +304,57 @@ def _points(file: Path) -> dict[str, Any]:
         "kind": "points, LPS mm",
         "count": len(points),
         **({"names": list(file_points.labels)} if any(file_points.labels) else {}),
-        "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
-        "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
+        **_box(points, "lps_mm"),
+    }
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A record or the names of labels."""
+    from regkit.core.errors import FormatError, InputError
+    from regkit.io.labelnames import read_label_names
+    from regkit.io.provenance import record_at, same_outputs
+
+    if record := record_at(file):
+        facts: dict[str, Any] = {"kind": "record of a run of regkit", "made_by": record["made_by"]}
+        for role, (name, state) in same_outputs(file, record).items():
+            facts[f"wrote {role}"] = f"{name}  {state}"
+        return facts | {"record": record}
+    if not os.path.isfile(file):
+        raise InputError(f"'{file}' does not exist")
+    try:
+        names = read_label_names(file)
+    except RegkitError as error:
+        raise FormatError(
+            f"'{file}' is not a record of regkit, names of labels, or points of 3D Slicer (.mrk.json)"
+        ) from error
+    return {"kind": "names of labels", "names": [f"{label} {name}" for label, name in (names or {}).items()]}
+
+
+def _weights(file: Path) -> dict[str, Any]:
+    from regkit.features.weights import load_network
+
+    network, provenance = load_network(file)
+    count = sum(tensor.numel() for tensor in network.parameters())
+    return {"kind": "weights of a network", "parameters": count, **provenance}
+
+
+def _mesh(file: Path) -> dict[str, Any]:
+    from regkit.io.meshes import SpaceError, open_mesh
+
+    kind = "points of a mesh or of streamlines, LPS mm"
+    try:
+        points = open_mesh(file).points
+    except SpaceError:
+        kind = "points of a mesh, mm; the file does not say whether LPS or RAS"
+        points = open_mesh(file, "lps").points
+    return {"kind": kind, "count": len(points), **_box(points, "lps_mm" if "LPS mm" in kind else "mm")}
+
+
+def _box(points: Float64, unit: str) -> dict[str, Any]:
+    lowest, highest = points.min(axis=0), points.max(axis=0)
+    return {
+        f"lowest_{unit}": [round(float(v), 3) for v in lowest],
+        f"highest_{unit}": [round(float(v), 3) for v in highest],
     }
 
 
@@ -328,7 +387,8 @@ def _image(volume: Volume) -> dict[str, Any]:
     facts = {"kind": "image", **_grid(volume.grid), "voxel_type": str(volume.array.dtype)}
     if not finite.all():
         facts["not_finite_voxels"] = int((~finite).sum())
-        return facts | ({"values": _range(volume.array[finite])} if finite.any() else {})
+        facts |= {"values": _range(volume.array[finite])} if finite.any() else {}
+        return facts | {"not_to_register": "voxels are infinite or not a number"}
     values = volume.array.astype(np.float32)
     facts["values"] = _range(volume.array)
     if values.min() == values.max():

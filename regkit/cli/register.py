@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -109,6 +110,14 @@ def command(
             help="An HTML page in one file: verdict, slices, measures, settings.",
         ),
     ] = None,
+    report_3d: Annotated[
+        Path | None,
+        typer.Option(
+            "--report-3d",
+            rich_help_panel=OUTPUTS,
+            help="A page with the volumes to move through, drawn by NiiVue (.html): extra report3d.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
@@ -214,6 +223,7 @@ def command(
         "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
         "report": (report, REPORTS),
+        "report_3d": (report_3d, REPORTS),
     }
     inputs = (
         *fixed_images,
@@ -253,8 +263,12 @@ def command(
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
+    if report_3d is not None:
+        from regkit.viz.htmlvolumes import check_niivue
 
-    kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
+        check_niivue()
+
+    kinds = {"moved": moved or figure or report_3d, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
         result = register(
             ours,
@@ -292,6 +306,7 @@ def command(
     }
     roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
+    begun = time.perf_counter()
     stored = write_results(
         result,
         files,
@@ -303,6 +318,7 @@ def command(
         record=record,
         warp_spacing=warp_spacing,
     )
+    result = result.with_writing(time.perf_counter() - begun)
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -175,13 +176,12 @@ def _written(
         "outputs": {kind: pair.place(kind) for kind in places},
         "verdict": measures["verdict"],
         "metrics": measures["metrics"],
-        "seconds": measures["seconds"],
-        "peak_mb": measures["memory_mb"]["peak"],
     }
     if landmarks is not None:
         row["landmarks"] = without_nan(LandmarkErrors.of(*landmarks, result.warp).to_dict())
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
     record = record_of(files, measures["settings"], job.command)
+    begun = time.perf_counter()
     with together():
         write_results(
             result,
@@ -194,6 +194,8 @@ def _written(
         )
         with atomic_path(thumbnail_path(job.folder, pair.name)) as temporary:
             temporary.write_bytes(thumbnail(result, fixed))
+        result = result.with_writing(time.perf_counter() - begun)
+        row |= {"seconds": result.timings.to_dict(), "peak_mb": result.memory["peak"]}
         row["warnings"] = [" ".join(str(one.message).split()) for one in warned]
         write_row(job.folder, row)
     return row

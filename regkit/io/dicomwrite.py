@@ -305,9 +305,7 @@ def _derivation(
     library: Any, one: Any, target: tuple[Series, list[Any]] | None, source: tuple[Series, list[Any]] | None
 ) -> None:
     """How the images came about, of what, and by what program."""
-    one.DerivationDescription = (
-        f"Resampled onto the fixed image by the deformable registration of {version()}"
-    )
+    one.DerivationDescription = f"Resampled onto the fixed image by the registration of {version()}"
     one.DerivationCodeSequence = [_code(library, ("113085", "DCM", "Spatial resampling"))]
     equipment = library.Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code(library, ("109103", "DCM", "Modifying Equipment"))]

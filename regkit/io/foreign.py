@@ -228,10 +228,10 @@ def text_matrix(
         fixed, moving: the images' grids, which ``fsl`` needs.
 
     Returns:
-        None if the file is none of these.
+        None if the file may be one of ITK's.
 
     Raises:
-        RegkitError: if it is one and cannot be used; without its name.
+        RegkitError: if it is none, or one of another tool's and cannot be used; without its name.
     """
     with path.open("rb") as file:
         content = file.read(_MAX_TEXT)
@@ -248,14 +248,17 @@ def text_matrix(
         return _lta(text)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        if convention:
-            raise FormatError("holds no plain 4x4 matrix of numbers") from error
-        return None
+    except ValueError:
+        rows = []
     if [len(row) for row in rows] not in ([4] * 4, [4] * 3):
         if convention:
             raise FormatError("holds no plain 4x4 matrix of numbers")
-        return None
+        if re.search(r"^\s*Transform:", text, re.MULTILINE):
+            return None
+        raise FormatError(
+            "holds no transform: no line 'Transform: ...' of ITK's, no .lta of FreeSurfer's, no parameters "
+            "of elastix' and no 4x4 matrix of numbers"
+        )
     matrix = np.array([*rows, [0.0, 0.0, 0.0, 1.0]][:4])
     _check(matrix)
     if convention is None:

@@ -48,7 +48,7 @@ _TRANSFORM = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 LINEAR_SUFFIXES = (".tfm", ".txt", ".mat")
 """Endings of files that hold a linear transform, and no displacement field."""
 _READ_TRANSFORM = (*_TRANSFORM, ".lta")
-_NAMED = {
+OTHERS = {
     ".m3z": "a morph of FreeSurfer: 'mri_warp_convert --outitk' writes a field",
     ".mif": "of MRtrix: 'warpconvert' writes a field",
     ".xfm": "a transform of MNI: 'lta_convert' or 'xfm2lta' writes an .lta",
@@ -56,6 +56,7 @@ _NAMED = {
     ".brik": "of AFNI: '3dAFNItoNIFTI' writes NIfTI",
     ".1d": "a matrix of AFNI: 'cat_matvec' and c3d_affine_tool bring it to ITK",
 }
+"""Endings of warps and transforms that are refused by name, and what to do about them."""
 _SUFFIXES = {
     "itk": (*_NIFTI, *_VECTOR_IMAGE),
     "dispvect": _NIFTI,
@@ -130,8 +131,8 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
             warp = from_learn2reg(_read_npz(path), fixed, moving)
         elif suffix in _READ_TRANSFORM:
             warp = _read_transform(path, convention, fixed, moving)
-        elif suffix in _NAMED:
-            raise FormatError(f"is {_NAMED[suffix]}")
+        elif suffix in OTHERS:
+            raise FormatError(f"is {OTHERS[suffix]}")
         else:
             known = ", ".join((*_READ_NIFTI, *_READ_VECTOR_IMAGE, ".npz", *_READ_TRANSFORM))
             raise FormatError(f"'{suffix}' is not a suffix of a warp: give one of {known}")

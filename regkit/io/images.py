@@ -52,6 +52,7 @@ __all__ = [
     "load_segmentation",
     "load_volume",
     "looks_like_labels",
+    "resample_volume",
     "save_image",
 ]
 
@@ -61,6 +62,7 @@ MIN_VOXELS = 4
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
 _MAX_LABELS = 1000  # the finest atlases have some 700
+_MAX_WHOLE = 2**53  # up to which float64 has all whole numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,8 @@ def load_image(source: ImageLike, role: str) -> Volume:
 def load_volume(source: ImageLike, role: str) -> Volume:
     """A scalar 3-D image in the type of its source, whatever its values are.
 
+    A CT that was wrapped to unsigned 16 bits gets its signed values, with a warning.
+
     Args:
         source: as for :func:`load_image`.
         role: what it is, for messages.
@@ -160,7 +164,8 @@ def load_volume(source: ImageLike, role: str) -> Volume:
     Raises:
         RegkitError: if it is not one scalar 3-D image on a regular grid.
     """
-    return _load(source, _what(source, role))
+    what = _what(source, role)
+    return _unwrapped(_load(source, what), what)
 
 
 def load_labels(
@@ -406,7 +411,9 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
             return _from_itk(file, path, what)
     except guard.ParserError as error:
         text = str(error)
-        if "ImageIO" in text and "etermine" in text:
+        if path.name.lower().endswith(".mnc") and path.read_bytes()[:3] == b"CDF":
+            text = "is MINC 1, which ITK does not read; 'mincconvert -2' writes MINC 2"
+        elif "ImageIO" in text and "etermine" in text:
             text = "is not an image (NIfTI, MGH, NRRD, MetaImage, DICOM or another that ITK reads)"
         raise InputError(_about(what, text)) from error
 
@@ -592,6 +599,8 @@ def _unwrapped(volume: Volume, what: str) -> Volume:
     # Nothing lies between the densest metal and the least value that a scanner writes.
     if ((few > 30000) & (few < 61440)).any() or not is_ct(few.view(np.int16)):
         return volume
+    if looks_like_labels(array):
+        return volume
     warnings.warn(
         f"{what}: its values are those of a CT whose negative numbers were stored as unsigned 16 bits; "
         "they are taken as signed",
@@ -696,11 +705,7 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
             stacklevel=3,
         )
         return padded
-    source = replace(volume, array=volume.array.astype(np.uint8)) if volume.array.dtype == bool else volume
-    resampled = sitk.Resample(
-        source.to_sitk(), grid.blank(), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0.0
-    )
-    array = sitk.GetArrayFromImage(resampled).astype(volume.array.dtype)
+    array = resample_volume(volume, grid, sitk.Transform(3, sitk.sitkIdentity)).astype(volume.array.dtype)
     if not array.any():
         raise InputError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(
@@ -708,6 +713,37 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
         stacklevel=3,
     )
     return replace(volume, array=array, grid=grid)
+
+
+def resample_volume(
+    volume: Volume,
+    grid: Grid,
+    transform: sitk.Transform,
+    interpolator: int = sitk.sitkNearestNeighbor,
+    default: float = 0,
+) -> npt.NDArray[Any]:
+    """The voxels of a volume seen from another grid, (z, y, x) in their own type.
+
+    ITK resamples in float64, which leaves out some of the whole numbers beyond 2^53. Where there are such,
+    their places in the order of all that occur are resampled.
+
+    Args:
+        transform: from points of ``grid`` to points of the volume.
+        interpolator: of ITK; of whole numbers one that makes up no others.
+        default: value where the volume ends.
+    """
+    array = volume.array
+    large = array.dtype.kind in "iu" and array.dtype.itemsize == 8
+    if large and max(-int(array.min()), int(array.max())) > _MAX_WHOLE:
+        values = np.unique(np.append(array, array.dtype.type(int(default))))
+        places = replace(volume, array=np.searchsorted(values, array).astype(np.uint32))
+        place = float(np.searchsorted(values, array.dtype.type(int(default))))
+        resampled: npt.NDArray[Any] = values[resample_volume(places, grid, transform, interpolator, place)]
+        return resampled
+    source = volume.to_sitk()
+    onto = (grid.origin, grid.spacing, grid.direction)
+    seen = sitk.Resample(source, grid.size, transform, interpolator, *onto, default, source.GetPixelID())
+    return sitk.GetArrayFromImage(seen)
 
 
 def _part_of(volume: Volume, grid: Grid) -> Volume | None:

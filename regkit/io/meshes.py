@@ -42,6 +42,10 @@ _SLICER = re.compile(rb"SPACE=(LPS|RAS)")
 _CENTRE = ("VolGeomC_R", "VolGeomC_A", "VolGeomC_S")  # of FreeSurfer's, off which its surfaces lie
 
 
+class SpaceError(RegkitError):
+    """A mesh does not say whether its coordinates are LPS or RAS."""
+
+
 @dataclass(frozen=True, eq=False)
 class MeshFile:
     """A file of points that belong together in some way.
@@ -109,7 +113,7 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
         match = _SLICER.search(stream.read(_HEADER))
     stated = match[1].decode().lower() if match else None
     if stated is None and space is None:
-        raise RegkitError(
+        raise SpaceError(
             f"'{path}' does not say whether its coordinates are LPS or RAS: give --space lps (ITK, DICOM) or "
             "--space ras (nibabel, FreeSurfer)"
         )

@@ -135,11 +135,6 @@ def capped(cap: float | None) -> Iterator[None]:
         _CAP.reset(token)
 
 
-def memory_left() -> float:
-    """Bytes that may be taken: what the machine has, within the cap that is set."""
-    return min(available_memory(), _CAP.get() - resident_memory())
-
-
 def available_memory() -> float:
     """Bytes that are left; infinite where the system does not tell."""
     with contextlib.suppress(OSError, ValueError, StopIteration, IndexError), open("/proc/meminfo") as stream:
@@ -185,9 +180,16 @@ def _accounted_mb(who: str, unknown: float) -> float:
 
 def check_fits_memory(voxels: int, what: str, bytes_per_voxel: int = 8) -> None:
     """Raise RegkitError if so many voxels need more memory than may be taken."""
-    needed, available = voxels * bytes_per_voxel, memory_left()
+    needed, available, cap = voxels * bytes_per_voxel, available_memory(), _CAP.get()
+    taken = resident_memory()
+    if needed > cap - taken and needed <= available:
+        raise MemoryLimitError(
+            f"{what} needs {needed / GB:.2g} GB of memory for its {voxels:,} voxels, beside "
+            f"{taken / GB:.2g} GB of the program, which may take {cap / GB:.3g} GB in all; allow more, or "
+            "crop it"
+        )
     if needed > available:
         raise MemoryLimitError(
             f"{what} needs {needed / 2**30:,.1f} GiB of memory for its {voxels:,} voxels, but only "
-            f"{max(available, 0) / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
+            f"{available / 2**30:,.1f} GiB are available; crop it or resample it to larger voxels"
         )

@@ -42,12 +42,21 @@ class LowRes:
     """
 
     def __init__(self, fixed: Source, moving: Source, spacing: float) -> None:
-        smooth = fixed.smoothed_for(spacing)
-        self.moving = moving.smoothed_for(spacing)
-        self.grid: Grid = smooth.grid.working(spacing)
-        self.image, weight = resample(smooth, np.eye(4), self.grid)
+        self._look(fixed.smoothed_for(spacing), moving.smoothed_for(spacing), spacing)
+
+    def _look(self, fixed: Source, moving: Source, spacing: float) -> None:
+        """At images that are smoothed already."""
+        self._smooth, self.moving, self._spacing = fixed, moving, spacing
+        self.grid: Grid = fixed.grid.working(spacing)
+        self.image, weight = resample(fixed, np.eye(4), self.grid)
         self.fixed = Seen(mind_ssc(self.image), weight)
         self.content = content(self.image, weight)
+
+    def exchanged(self) -> LowRes:
+        """The fixed image in the place of the moving one, and the reverse."""
+        other = LowRes.__new__(LowRes)
+        other._look(self.moving, self._smooth, self._spacing)
+        return other
 
     def through(self, points: Points) -> Seen:
         """The moving image as a map brings it onto the grid."""
@@ -72,7 +81,8 @@ class LowRes:
         shown = (self.content * moved.weight).flatten() > 0.5
         if int(shown.sum()) < 2:
             return float("nan")
-        one, other = self.fixed.features.flatten(1)[:, shown], moved.features.flatten(1)[:, shown]
+        one = self.fixed.features.flatten(1)[:, shown]
+        other = one if moved is self.fixed else moved.features.flatten(1)[:, shown]
         # Mean of |a - b|^2 over all pairs, from the moments.
         squares = one.square().mean(1) + other.square().mean(1) - 2 * one.mean(1) * other.mean(1)
         return float(squares.mean())
