@@ -173,7 +173,7 @@ def test_people(trunks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert listed == ["0024-0025", "0024-0026", "0025-0026"]
     for wrong in ("24-24", "31", "23", "0", "25-", "x", "24-31"):
         assert f"no pair '{wrong}'" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, [wrong])
-    assert "there is: ct2ct" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"], ["mr2ct"])
+    assert "available: ct2ct" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"], ["mr2ct"])
     assert "lacks 8 of 14 files" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path)
     monkeypatch.setattr(learn2reg_ct, "SHAPE", (192, 160, 256))
     message = error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"])
