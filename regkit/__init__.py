@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
     from regkit.viz.htmlreport import write_report
+    from regkit.viz.htmlvolumes import write_report_3d
     from regkit.warp import Warp
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "target_registration_error",
     "write_points",
     "write_report",
+    "write_report_3d",
 ]
 
 _MODULES = {
@@ -97,6 +99,7 @@ _MODULES = {
     "core.errors": ("FormatError", "InputError", "MemoryLimitError", "RegkitError", "UsageError"),
     "core.geometry": ("Grid",),
     "viz.htmlreport": ("write_report",),
+    "viz.htmlvolumes": ("write_report_3d",),
     "io.frames": ("Frames", "load_frames"),
     "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
     "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),

@@ -113,8 +113,7 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
     path = Path(path)
     grids = fixed_image.grid, moving_image.grid
     kind, candidates, warp, stated = _candidates(path, *grids)
-    cells = min(_CELLS, fixed_image.array.size)
-    look = LowRes(*_sources(fixed_image, moving_image), float(np.prod(grids[0].extent) / cells) ** (1 / 3))
+    look = _look(fixed_image, moving_image)
     readings = {c.name: _tried(look, c) for c in candidates}
     header = _tried(look, _Candidate("none", "no warp", "", lambda points: points))
     order = sorted(readings.values(), key=lambda reading: -reading.agreement)
@@ -129,6 +128,18 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
     right = own is best and best.agreement > 1 - _CHANCE and not _better(header, best)
     answer = tuple(_answer(own, best, header, right, folding, in_field, warp, grids))
     return Check(kind, own, best, header.agreement, right, folding, in_field, answer, tuple(order))
+
+
+def agreement(fixed: Volume, moving: Volume, *maps: Points) -> list[float]:
+    """How well two images agree under each of some maps, as of :class:`Reading`: 0 is chance, 1 perfect."""
+    look = _look(fixed, moving)
+    return [_tried(look, _Candidate("", "", "", one)).agreement for one in maps]
+
+
+def _look(fixed: Volume, moving: Volume) -> LowRes:
+    """The two images at the resolution at which readings are compared."""
+    cells = min(_CELLS, fixed.array.size)
+    return LowRes(*_sources(fixed, moving), float(np.prod(fixed.grid.extent) / cells) ** (1 / 3))
 
 
 def _better(one: Reading, other: Reading) -> bool:

@@ -15,6 +15,7 @@ from regkit.io.images import LabelledVolume, load_image, load_labels
 from regkit.io.outputs import is_folder, save_image, save_segmentation
 from regkit.io.provenance import write_record
 from regkit.io.segments import SLICER, Segmentation, named
+from regkit.runtime.memory import peak_mb
 from regkit.transforms import coarser
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def write_results(
 
     Args:
         files: where to write any of "warp" (a linear result also as a linear transform), "inverse",
-            "linear", "moved", "moved_labels", "uncertainty", "figure" and "report".
+            "linear", "moved", "moved_labels", "uncertainty", "figure", "report" and "report_3d".
         fixed, fixed_labels, moving_labels: as they were registered; read again for the figure and the report.
         moving: as it was registered; named as its source by a DICOM series.
         label_names: of the moved labels, where the file has room for names.
@@ -81,7 +82,7 @@ def write_results(
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
             save_volume(volume, files[name], fixed, moving, label_names)
-        seen = load_image(fixed, "fixed image") if {"figure", "report"} & set(files) else None
+        seen = load_image(fixed, "fixed image") if {"figure", "report", "report_3d"} & set(files) else None
         if "figure" in files and seen is not None:
             from regkit.viz.figure import registration_figure
 
@@ -99,9 +100,29 @@ def write_results(
             from regkit.viz.htmlreport import write_report
 
             write_report(result, files["report"], seen, record)
+        if "report_3d" in files and seen is not None:
+            from regkit.viz.htmlvolumes import write_report_3d
+
+            write_report_3d(result, files["report_3d"], seen)
         if record is not None:
             write_record(next(iter(files.values())), record, files)
     return stored
+
+
+def with_writing(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What a registration found, with the time and the memory that its files took.
+
+    Args:
+        found: as from :meth:`regkit.Registration.to_dict`.
+        seconds: of writing: the stage "write", which counts in "total" as its peak does in "peak".
+    """
+    stages = {name: value for name, value in found["seconds"].items() if name != "total"} | {"write": seconds}
+    memory, peak = {k: v for k, v in found["memory_mb"].items() if k != "peak"}, peak_mb()
+    return {
+        **found,
+        "seconds": stages | {"total": found["seconds"]["total"] + seconds},
+        "memory_mb": memory | {"write": peak, "peak": max(peak, found["memory_mb"]["peak"])},
+    }
 
 
 def save_volume(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regkit.bench.dataset import Request
+from regkit.bench.dataset import Case, Request
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import read_json
-from regkit.io.images import Volume
+from regkit.io.images import Volume, load_labels
 
 MADE_UP = "MADE_UP.txt"
 """A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""
@@ -83,6 +84,21 @@ def check_present(files: Sequence[Path], folder: Path, remedy: str) -> None:
         raise RegkitError(
             f"'{folder}' lacks {len(missing)} of {len(files)} files that are needed: {names}{more}; {remedy}"
         )
+
+
+def labelled(cases: Sequence[Case], names: Mapping[int, str] | None) -> list[Case]:
+    """The cases with other names of their labels; only the labels that have one are scored.
+
+    Raises:
+        RegkitError: if a label map has none of them.
+    """
+    if names is None:
+        return list(cases)
+    chosen = dict(names)
+    for path in dict.fromkeys(side.labels for case in cases for side in (case.fixed, case.moving)):
+        if path is not None:
+            check_labelled(load_labels(path, "labels"), path, chosen)
+    return [replace(case, labels=chosen) if case.labels else case for case in cases]
 
 
 def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:

@@ -8,10 +8,11 @@ import SimpleITK as sitk
 
 from regkit.bench.dataset import Case
 from regkit.bench.learn2reg_metrics import learn2reg_measures
+from regkit.check import agreement
 from regkit.core.errors import RegkitError
 from regkit.evaluate import compare_labels, summarise, target_registration_error
 from regkit.io.formats import to_learn2reg
-from regkit.io.images import load_grid, load_labels, load_mask
+from regkit.io.images import load_grid, load_image, load_labels, load_mask
 from regkit.io.points import read_pairs
 from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
 from regkit.warp import Warp, resample_labels
@@ -37,6 +38,8 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
     }
     if case.labels and case.fixed.labels and case.moving.labels:
         found |= _of_labels(case, warp)
+    elif not case.landmarks:
+        found["agreement"] = _of_images(case, warp)
     if case.landmarks:
         fixed, moving = read_pairs(case.landmarks)
         if case.exchanged:
@@ -46,6 +49,16 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
             "after": float(target_registration_error(warp.transform_points(fixed), moving).mean()),
         }
     return found
+
+
+def _of_images(case: Case, warp: Warp) -> dict[str, float]:
+    """How well the images agree, which needs nothing else: by the headers alone, and through the warp."""
+    fixed, moving = (
+        load_image(case.fixed.image, "fixed image"),
+        load_image(case.moving.image, "moving image"),
+    )
+    before, after = agreement(fixed, moving, lambda points: points, warp.transform_points)
+    return {"before": before, "after": after}
 
 
 def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:

@@ -69,9 +69,11 @@ LINEAR = Regkit("linear", "regkit's rigid and affine stages alone", preset="line
 _OWN: tuple[Method, ...] = (
     Regkit("regkit", "as it comes: searches for its start, MIND and the bundled network"),
     Regkit("regkit-fast", "--preset fast", preset="fast"),
+    Regkit("regkit-accurate", "--preset accurate", preset="accurate"),
     Regkit("mind", "regkit's solver on MIND-SSC alone", features="mind"),
     Regkit("network", "regkit's solver on the bundled network alone", features="network"),
     LINEAR,
+    Regkit("rigid", "regkit's rigid stage alone", preset="rigid"),
 )
 METHODS: dict[str, Method] = {method.name: method for method in (*_OWN, *PEERS.values())}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ LABELS = {
 STRAY, MEANT = 421, 420  # a slip in the published label maps
 _TITLE = "MM-WHS 2017"
 _SOURCE = "https://zmic.org.cn, after registration there"
+_FILE = re.compile(r"(?:[^\s,]*/)?(ct|mr)_train_(\d{4})_(?:image|label)(?:\.nii\.gz)?")
 _PAIRING = Path(__file__).with_name("mmwhs_pairing.json")
 
 
@@ -104,7 +106,10 @@ def _cases(request: Request) -> list[Case]:
     data = data_folder(request, _TITLE, _SOURCE)
     pairing = Pairing.read(request.pairing or _PAIRING)
     drawn = {f"mr{mr}-ct{ct}": (("mr", mr), ("ct", ct)) for mr, ct in pairing.draw()}
-    names = chosen(request.pairs, list(drawn), len(drawn), "pair by this pairing named")
+    wanted: list[str] = []
+    for name in (_FILE.sub(r"\1\2", given) for given in request.pairs):
+        wanted += [pair for pair in drawn if name in pair.split("-")] or [name]
+    names = chosen(wanted, list(drawn), len(drawn), "pair by this pairing named")
     subjects = sorted({subject for name in names for subject in drawn[name]})
     files = [path for subject in subjects for path in _files(data, *subject)]
     check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")

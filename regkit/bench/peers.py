@@ -38,6 +38,8 @@ class Ants(Package):
     )
     iterations = (40, 20, 0)  # antspyx' default: at a quarter of the resolution, at half of it, at the full
     metric, sampling = "mattes", 32  # of SyN; sampling is the bins of a histogram, or for CC a radius
+    step = 0.2  # of the gradient
+    kinds = ("SyNRA", "SyNOnly")  # without a start, and with one
 
     def register(self, inputs: Inputs) -> Outcome:
         import ants
@@ -48,9 +50,9 @@ class Ants(Package):
             None if volume is None else _to_ants(ants, volume)
             for volume in (pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
         )
-        kind, start = "SyNRA", None
+        (kind, after_start), start = self.kinds, None
         if inputs.start is not None:
-            kind, start = "SyNOnly", str(inputs.folder / "start.mat")
+            kind, start = after_start, str(inputs.folder / "start.mat")
             write_linear(inputs.start, start)
         clock.end("load")
         # The seed alone: the deterministic mode refuses SyN with mutual information. One thread repeats.
@@ -65,6 +67,7 @@ class Ants(Package):
             moving_mask=moving_mask,
             mask_all_stages=True,
             reg_iterations=self.iterations,
+            grad_step=self.step,
             syn_metric=self.metric,
             syn_sampling=self.sampling,
         )
@@ -79,8 +82,36 @@ class Ants(Package):
             raise RegkitError("ANTs wrote no warp")
         warp = replace(warp.compose(linear), moving_grid=pair.moving.grid)
         clock.end("warp")
-        settings = {"type_of_transform": kind, "iterations": self.iterations, "ct_window": pair.window}
+        settings = {"type_of_transform": kind, "ct_window": pair.window, **self._chosen()}
         return Outcome(warp, clock.seconds, settings)
+
+    def _chosen(self) -> dict[str, Any]:
+        return {"iterations": self.iterations, "metric": self.metric, "gradient_step": self.step}
+
+
+class AntsIntermodality(Ants):
+    """The deformable stage of ANTs' own script for two modalities, antsIntermodalityIntrasubject.sh."""
+
+    name = "ants-intermodality"
+    note = (
+        "SyN as in ANTs' script antsIntermodalityIntrasubject.sh (mutual information of 32 bins, 50x50x0, "
+        f"step 0.1), after antspyx' rigid and affine stage or the start; {_CT}"
+    )
+    iterations, step = (50, 50, 0), 0.1
+
+
+class AntsScript(Ants):
+    """ANTs' script for all purposes, antsRegistrationSyN.sh, as antspyx has it."""
+
+    name = "ants-cc"
+    note = (
+        "antsRegistrationSyN.sh as antspyx has it: rigid and affine with mutual information or the start, "
+        f"then SyN with cross-correlation of radius 2 and 100x70x50x20; {_CT}"
+    )
+    kinds = ("antsRegistrationSyN[s]", "antsRegistrationSyN[so]")
+
+    def _chosen(self) -> dict[str, Any]:
+        return {}  # the name says it all
 
 
 def _to_ants(ants: Any, volume: Volume) -> Any:
@@ -103,6 +134,7 @@ class Greedy(Package):
     )
 
     metric = "NMI"
+    deformable: str | None = None  # the metric of the last stage, with what else it is given
 
     def register(self, inputs: Inputs) -> Outcome:
         from picsl_greedy import Greedy3D
@@ -110,7 +142,7 @@ class Greedy(Package):
         clock = Clock()
         pair = Pair.load(inputs.case)
         given: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
-        images = f"-i fixed moving -m {self.metric} -threads {inputs.threads} -seed {inputs.seed} -V 0"
+        images = f"-i fixed moving -threads {inputs.threads} -seed {inputs.seed} -V 0"
         for option, name, mask in (("-gm", "inside", pair.fixed_mask), ("-mm", "visible", pair.moving_mask)):
             if mask is not None:
                 given[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
@@ -121,8 +153,8 @@ class Greedy(Package):
         levels = "100x50x10" if min(pair.fixed.grid.size) >= 64 else "100x50"
         if inputs.start is None:
             commands = [
-                f"{images} -a -dof 6 -ia-image-centers -n {levels} -o rigid",
-                f"{images} -a -dof 12 -ia rigid -n {levels} -o linear",
+                f"{images} -m {self.metric} -a -dof 6 -ia-image-centers -n {levels} -o rigid",
+                f"{images} -m {self.metric} -a -dof 12 -ia rigid -n {levels} -o linear",
             ]
             greedy.execute(commands[0], rigid=None, **given)
             greedy.execute(commands[1], linear=None)
@@ -132,7 +164,8 @@ class Greedy(Package):
             path = shlex.quote(str(inputs.folder / "start.mat"))  # it takes no array for -it
             np.savetxt(inputs.folder / "start.mat", matrix)
         # -wp 0, because it would round the warp to tenths of voxels.
-        commands.append(f"{images} -it {path} -n {levels} -wp 0 -o warp")
+        metric = self.deformable or self.metric
+        commands.append(f"{images} -m {metric} -it {path} -n {levels} -wp 0 -o warp")
         greedy.execute(commands[-1], warp=None, **given)
         clock.end("register")
         array = sitk.GetArrayFromImage(greedy["warp"])
@@ -142,6 +175,18 @@ class Greedy(Package):
         clock.end("warp")
         shown = [command.replace(str(inputs.folder), "{folder}") for command in commands]
         return Outcome(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
+
+
+class GreedyWncc(Greedy):
+    """Greedy as its quick start has it; its reference advises against mutual information for this stage."""
+
+    name = "greedy-wncc"
+    note = (
+        "weighted cross-correlation of radius 2 and stationary velocities (-m WNCC 2x2x2 -sv), as in its "
+        "quick start; rigid and affine by normalised mutual information, as its reference advises for two "
+        f"modalities, or the start; {_CT}"
+    )
+    deformable = "WNCC 2x2x2 -sv"
 
 
 class ConvexAdam(Package):
@@ -322,5 +367,13 @@ def _elastix_affine(matrix: Float64, grid: Grid) -> dict[str, list[str]]:
     return {k: [v] for k, v in words.items()} | {k: [repr(v) for v in vs] for k, vs in numbers.items()}
 
 
-_ALL: tuple[Method, ...] = (Ants(), Greedy(), ConvexAdam(), Elastix())
+_ALL: tuple[Method, ...] = (
+    Ants(),
+    AntsIntermodality(),
+    AntsScript(),
+    Greedy(),
+    GreedyWncc(),
+    ConvexAdam(),
+    Elastix(),
+)
 PEERS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -38,6 +38,8 @@ REPORT, TABLE, PICTURE = "report.md", "results.csv", "dice.png"
 _NONE = "-"
 _NAMES = ("dataset", "case", "direction", "method", "status", "error")
 
+_AGREEMENT = {"agreement": "after", "agreement_before": "before"}
+
 Column = tuple[str, Callable[[Summary], str]]
 
 
@@ -83,6 +85,7 @@ def compact(rows: Sequence[Row], baseline: str | None = None) -> tuple[list[str]
         ("Dice", lambda s: _number(s.dice.median if s.dice else None, 3)),
         ("HD95 mm", lambda s: _number(s.hd95.median if s.hd95 else None, 1)),
         ("TRE mm", lambda s: _number(s.tre, 2)),
+        ("agreement", lambda s: _number(s.agreement, 3)),
         ("folding %", lambda s: _percent(s.folding)),
         ("s", lambda s: _number(s.seconds, 1)),
         ("MB", lambda s: _number(s.peak_mb, 0)),
@@ -147,6 +150,7 @@ def results_csv(rows: Sequence[Row]) -> str:
         line |= {name: measure(row, name) for name in ("folding_percent", "sd_log_jacobian")}
         line |= {f"learn2reg_{name}": learn2reg(row, name) for name in ("dice", "hd95_voxels", "sdlogj")}
         line |= {"tre_mm": measure(row, "tre_mm", "after"), "tre_before_mm": measure(row, "tre_mm", "before")}
+        line |= {name: measure(row, "agreement", state) for name, state in _AGREEMENT.items()}
         line["seconds_total"] = measure(row, "seconds", "total")
         line["peak_mb"] = measure(row, "peak_mb")
         line |= {f"seconds {name}": value for name, value in (row.get("seconds") or {}).items()}
@@ -225,6 +229,7 @@ def _columns(baseline: str) -> list[Column]:
         ("HD95 voxels (30)", lambda s: _thirty(s.learn2reg.get("hd95_voxels"), 2)),
         ("SDlogJ (30)", lambda s: _thirty(s.learn2reg.get("sdlogj"), 3)),
         ("TRE mm", lambda s: _number(s.tre, 2)),
+        ("agreement", lambda s: _number(s.agreement, 3)),
         ("s", lambda s: _number(s.seconds, 1)),
         ("peak MB", lambda s: _number(s.peak_mb, 0)),
         (f"vs {baseline}", lambda s: _number(s.against.difference if s.against else None, 3, "+")),

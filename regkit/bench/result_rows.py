@@ -15,6 +15,8 @@ sd_log_jacobian     of the voxels that do not fold
 learn2reg           {"dice", "hd95_voxels", "sdlogj"} by the challenge's own formulas, where both images
                     have one shape
 tre_mm              {"before", "after"}, means over the landmarks
+agreement           {"before", "after"} of the images themselves, where there are neither labels nor
+                    landmarks: of MIND-SSC at low resolution, 0 is chance, 1 perfect
 seconds             by stage, "total" last
 peak_mb             of the process, before anything was measured
 settings            what the method reports

@@ -48,6 +48,7 @@ def run_cases(
     cases: Sequence[Case],
     chosen: Mapping[str, Method],
     progress: Callable[[str, float], None] | None = None,
+    warps: Path | None = None,
 ) -> tuple[int, int]:
     """Run what is not done yet, and add a row for each.
 
@@ -55,6 +56,7 @@ def run_cases(
         folder: that has its ``run.json``, which says how and with what.
         chosen: the methods, by their words on the command line; those that are missing are left out.
         progress: called with what is run and the share that is done.
+        warps: a folder for the warp of each run, ``CASE_DIRECTION_METHOD.nii.gz``; none are kept without it.
 
     Returns:
         How many were run, and how many of them failed.
@@ -70,6 +72,8 @@ def run_cases(
     ]
     report = progress or (lambda stage, share: None)
     report("starting", 0.0)
+    if warps is not None:
+        make_folder(warps)
     failed = 0
     with processes(options) as (pool, start_process):
         starts: dict[tuple[str, str], Path | Row | None] = {}
@@ -80,7 +84,8 @@ def run_cases(
 
         def one(case: Case, word: str) -> Row:
             start, name = starts.get((case.name, case.direction)), chosen[word].name
-            found = start if isinstance(start, dict) else start_process(Job(case, word, start))
+            kept = warps and warps / f"{case.name}_{case.direction}_{name}.nii.gz"
+            found = start if isinstance(start, dict) else start_process(Job(case, word, start, kept))
             return {
                 "dataset": run["dataset"],
                 "case": case.name,

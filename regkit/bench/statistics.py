@@ -69,7 +69,7 @@ class Summary:
         before: the same Dice by the headers alone.
         learn2reg: the challenge's own measures, by their names in the rows.
         folding: per cent of voxels; ``folding_worst`` of the worst pair.
-        sdlogj, tre, seconds: medians, ``tre`` in mm.
+        sdlogj, tre, agreement, seconds: medians, ``tre`` in mm; ``agreement`` is that of the images.
         peak_mb: of the pair that took most.
         against: the baseline; None for itself, or if they share no pair with labels.
     """
@@ -87,6 +87,7 @@ class Summary:
     sdlogj: float | None = None
     learn2reg: Mapping[str, Spread] = field(default_factory=dict)
     tre: float | None = None
+    agreement: float | None = None
     seconds: float | None = None
     peak_mb: float | None = None
     against: Comparison | None = None
@@ -107,7 +108,7 @@ def unregistered(rows: Sequence[Row], direction: str) -> Summary:
     """What the headers alone give, of the pairs for which any method has measured it."""
     cases: dict[str, Row] = {}
     for row in rows:
-        if row["direction"] == direction and ("mean_dice" in row or "tre_mm" in row):
+        if row["direction"] == direction and {"mean_dice", "tre_mm", "agreement"} & set(row):
             cases.setdefault(row["case"], row)
     found = list(cases.values())
     dice = _known(found, lambda row: mean_dice(row, "before"))
@@ -119,6 +120,7 @@ def unregistered(rows: Sequence[Row], direction: str) -> Summary:
         hd95=spread(_known(found, lambda row: mean_hd95(row, "before"))),
         before=_median(dice),
         tre=_median(_known(found, lambda row: measure(row, "tre_mm", "before"))),
+        agreement=_median(_known(found, lambda row: measure(row, "agreement", "before"))),
     )
 
 
@@ -263,6 +265,7 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         _median(_known(ok, lambda row: measure(row, "sd_log_jacobian"))),
         {name: found for name, found in official.items() if found},
         _median(_known(ok, lambda row: measure(row, "tre_mm", "after"))),
+        _median(_known(ok, lambda row: measure(row, "agreement", "after"))),
         _median(_known(ok, lambda row: measure(row, "seconds", "total"))),
         max(_known(ok, lambda row: measure(row, "peak_mb")), default=None),
         None if method == baseline else compare(_by_case(rows, method), _by_case(rows, baseline)),

@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 import typer
 
 from regkit.cli.console import print_facts, print_table, progress, warn
-from regkit.cli.options import Quiet
+from regkit.cli.options import LabelNames, Quiet
 from regkit.core.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Benchmarks: Learn2Reg AbdomenMRCT, MM-WHS, folders of pairs, regkit and its peers side by side; "
-    "few-shot segmentation.",
+    help="Benchmarks: Learn2Reg AbdomenMRCT and AbdomenCTCT, MM-WHS, folders of pairs, regkit and its peers "
+    "side by side; few-shot segmentation.",
 )
 
 Threads = Annotated[
@@ -43,7 +43,9 @@ def run(
     dataset: Annotated[
         str,
         typer.Argument(
-            metavar="DATASET", show_default=False, help="l2r-abdomen, mmwhs, open-pairs or phantom."
+            metavar="DATASET",
+            show_default=False,
+            help="l2r-abdomen, l2r-abdomen-ct, mmwhs, open-pairs or phantom.",
         ),
     ],
     output: Annotated[
@@ -79,7 +81,8 @@ def run(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="Pairs, or a group such as val. Default: all. Repeatable.",
+            help="Pairs, by name or by the name of a file of theirs, or a group such as val. Default: all. "
+            "Repeatable.",
         ),
     ] = None,
     pairing: Annotated[
@@ -99,6 +102,10 @@ def run(
     threads: Threads = None,
     device: Device = "auto",
     seed: Seed = 0,
+    label_names: LabelNames = None,
+    keep_warps: Annotated[
+        bool, typer.Option("--keep-warps", help="Keep the warp of each run, in FOLDER/warps.")
+    ] = False,
     baseline: Baseline = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
@@ -113,10 +120,11 @@ def run(
     """
     from regkit.bench import result_rows, run_record
     from regkit.bench.dataset import Request
-    from regkit.bench.dataset_files import is_made_up
+    from regkit.bench.dataset_files import is_made_up, labelled
     from regkit.bench.datasets import dataset as named
     from regkit.bench.methods import methods
     from regkit.bench.runner import run_cases
+    from regkit.io.labelnames import read_label_names
 
     benchmark = named(dataset)
     chosen = methods(method or ["regkit"])
@@ -131,10 +139,12 @@ def run(
         warn(f"{name} is left out: {reason}")
     with progress(quiet) as report, run_record.scratch(output) as place, result_rows.locked(output):
         cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
+        cases = labelled(cases, read_label_names(label_names))
         run_record.begin(output, planned, cases)
         if retry:
             result_rows.drop_failed(output)
-        ran, failed = run_cases(output, cases, chosen, report)
+        warps = output / "warps" if keep_warps else None
+        ran, failed = run_cases(output, cases, chosen, report, warps)
     _print_report(output, None, baseline, quiet)
     if failed:
         warn(f"{failed} of {ran} runs failed; '{output / 'report.md'}' says why")
@@ -205,7 +215,8 @@ def submit(
 @app.command("imitate", no_args_is_help=True)
 def imitate(
     dataset: Annotated[
-        Literal["l2r-abdomen", "mmwhs"], typer.Argument(metavar="DATASET", show_default=False)
+        Literal["l2r-abdomen", "l2r-abdomen-ct", "mmwhs"],
+        typer.Argument(metavar="DATASET", show_default=False),
     ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new folder.")],
     count: Annotated[

@@ -7,19 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.console import print_json, progress
-from regkit.cli.files import IMAGES, check_outputs, recorded
+from regkit.cli.console import logged, print_json, progress
+from regkit.cli.files import IMAGES, check_log, check_outputs, recorded
 from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
     Features,
     Init,
+    Log,
     Overwrite,
     Preset,
     Quiet,
     Seed,
     Threads,
+    Verbose,
     Weights,
     start_file,
 )
@@ -79,6 +81,8 @@ def command(
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: Log = None,
 ) -> None:
     """Segment TARGET: register one or several atlases to it, and fuse their labels on its voxels."""
     if len(atlas) != len(atlas_labels):
@@ -89,6 +93,7 @@ def command(
     start = start_file(init)
     outputs = {"labels": output, "confidence": confidence}
     inputs = (target, *atlas, *atlas_labels, start, weights)
+    check_log(log)
     check_outputs([(path, IMAGES) for path in outputs.values()], inputs, overwrite, recorded=output)
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
@@ -100,7 +105,7 @@ def command(
     from regkit.io.outputs import save_image
     from regkit.propagation import propagate
 
-    with progress(quiet) as report:
+    with progress(quiet) as report, logged(not verbose, verbose, log):
         result = propagate(
             target,
             list(zip(atlas, atlas_labels)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -122,6 +123,14 @@ def command(
             help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
         ),
     ] = None,
+    report_3d: Annotated[
+        Path | None,
+        typer.Option(
+            "--report-3d",
+            rich_help_panel=_OUTPUTS,
+            help="A page with the volumes to move through, drawn by NiiVue (.html): extra report3d.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
@@ -232,6 +241,7 @@ def command(
         "uncertainty": (uncertainty, IMAGES),
         "figure": (figure, PICTURES),
         "report": (report, REPORTS),
+        "report_3d": (report_3d, REPORTS),
     }
     inputs = (
         *fixed_images,
@@ -268,12 +278,16 @@ def command(
     import_torch()
     from regkit.io.provenance import command_line, record_of
     from regkit.registration import register
-    from regkit.results import check_dicom, write_results
+    from regkit.results import check_dicom, with_writing, write_results
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
+    if report_3d is not None:
+        from regkit.viz.htmlvolumes import check_niivue
 
-    kinds = {"moved": moved or figure, "inverse": inverse, "h5": str(output).endswith(".h5")}
+        check_niivue()
+
+    kinds = {"moved": moved or figure or report_3d, "inverse": inverse, "h5": str(output).endswith(".h5")}
     with progress(quiet) as on_progress, logged(quiet, verbose, log):
         result = register(
             ours,
@@ -311,6 +325,7 @@ def command(
     }
     roles |= {"fixed_labels": fixed_labels, "moving_labels": moving_labels, "init": start, "config": config}
     record = record_of(roles, result.to_dict()["settings"], command_line())
+    begun = time.perf_counter()
     stored = write_results(
         result,
         files,
@@ -322,13 +337,14 @@ def command(
         record=record,
         warp_spacing=warp_spacing,
     )
+    found = with_writing(result.to_dict(), time.perf_counter() - begun)
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
-        whole = {**images, **result.to_dict(), "outputs": written}
+        whole = {**images, **found, "outputs": written}
         print_json(whole | ({"stored": stored} if stored else {}))
     elif not quiet:
-        print_registration(result.to_dict())
+        print_registration(found)
         for path in files.values():
             typer.echo(f"wrote {path}")
         print_stored(stored)

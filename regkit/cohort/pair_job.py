@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -150,7 +151,7 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
     from regkit.io.images import load_image
     from regkit.io.points import read_pairs
     from regkit.registration import register
-    from regkit.results import write_results
+    from regkit.results import with_writing, write_results
 
     pair, arguments = job.pair, job.pair.arguments(job.settings)
     landmarks = None if pair.landmarks is None else read_pairs(pair.landmarks)
@@ -173,13 +174,12 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         "outputs": {kind: pair.place(kind) for kind in places},
         "verdict": found["verdict"],
         "metrics": found["metrics"],
-        "seconds": found["seconds"],
-        "peak_mb": found["memory_mb"]["peak"],
     }
     if landmarks is not None:
         row["landmarks"] = without_nan(_landmark_errors(result, *landmarks))
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
     record = record_of(files, found["settings"], job.command)
+    begun = time.perf_counter()
     with together():
         write_results(
             result,
@@ -192,6 +192,8 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         )
         with atomic_path(thumbnail_path(job.folder, pair.name)) as temporary:
             temporary.write_bytes(thumbnail(result, fixed))
+        found = with_writing(found, time.perf_counter() - begun)
+        row |= {"seconds": found["seconds"], "peak_mb": found["memory_mb"]["peak"]}
         row["warnings"] = [" ".join(str(one.message).split()) for one in warned]
         write_row(job.folder, row)
     return row

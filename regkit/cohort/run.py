@@ -279,7 +279,7 @@ def _bytes_needed(pair: Pair, settings: Mapping[str, Any]) -> float:
     preset = _solver(pair, settings)
     fixed, moving = _voxels(pair.fixed), _voxels(pair.moving)
     # The working grid covers the fixed field of view, with voxels as large as those of the coarser image.
-    working = min(preset.max_voxels, int(fixed / preset.spacing_share**3)) if preset.deformable else 0
+    working = min(preset.max_voxels, int(fixed / min(preset.spacing_share) ** 3)) if preset.deformable else 0
     return registration_bytes(fixed, moving, working, labels=pair.moving_labels is not None)
 
 

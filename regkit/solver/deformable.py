@@ -119,11 +119,11 @@ class Pyramid:
 def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
     """The working grid and levels for a pair.
 
-    The spacing is that of the coarser image (the cube root of its voxel volume) or the share of it that the
-    settings name, or what keeps the grid within ``settings.max_voxels``.
+    The spacing is the share that the settings name of that of the coarser image (the cube root of its voxel
+    volume), or what keeps the grid within ``settings.max_voxels``.
     """
     coarser = max(float(np.cbrt(np.prod(grid.spacing))) for grid in (fixed, moving))
-    share = settings.spacing_share if coarser <= FINE_MM else 1.0
+    share = settings.spacing_share[coarser > FINE_MM]
     spacing = max(share * coarser, float(np.cbrt(np.prod(fixed.extent) / settings.max_voxels)))
     reach = min(settings.search_range, 0.5 * float(fixed.extent.min()))
     stride = next((s for s in _COARSEST if reach <= _MAX_RADIUS * s * spacing), _COARSEST[-1])

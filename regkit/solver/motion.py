@@ -1,10 +1,10 @@
 """Small rigid motion between the frames of one series, to a fraction of a voxel.
 
-The linear start (:mod:`regkit.solver.linear`) finds a pose from far away and of any modality, but leaves a
-motion of half a voxel as it is. Here frames of one modality are compared by local contrast: intensities less
-their mean around, over their deviation there, which a bolus or a drift of the receiver hardly changes.
-Gauss-Newton by inverse composition (Baker and Matthews, IJCV 2004) takes the slopes of the reference, once
-for all frames.
+The linear start (:mod:`regkit.solver.linear`) finds a pose from far away and of any modality, which takes a
+second. The frames of a series lie near each other and are of one modality, and there are hundreds of them.
+They are compared by local contrast: intensities less their mean around, over their deviation there, which a
+bolus or a drift of the receiver hardly changes. Gauss-Newton by inverse composition (Baker and Matthews, IJCV
+2004) takes the slopes of the reference, once for all frames.
 """
 
 from __future__ import annotations

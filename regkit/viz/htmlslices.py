@@ -146,6 +146,24 @@ def _steps(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return found
 
 
+def most_octaves(result: Registration) -> float:
+    """Doublings of volume at either end of the colours of the Jacobian."""
+    warp = result.warp
+    few = [np.linspace(0, n - 1, min(n, _THINNER)) for n in warp.grid.size]
+    index = np.stack(np.meshgrid(*few, indexing="ij"), axis=-1)
+    changes = np.abs(np.log2(np.maximum(jacobian_at(warp.field, warp.grid, index), 1e-3)))
+    return float(np.clip(np.percentile(changes, 99), 0.1, 2))
+
+
+def most_doubt(result: Registration) -> float | None:
+    """Millimetres at the upper end of the colours of the doubt; None where it was not measured."""
+    if result.doubt is None:
+        return None
+    values = result.doubt.image.cpu().numpy()
+    told = values[values < values.max()]  # the largest stands for places of which nothing is known
+    return max(float(np.percentile(told if told.size else values, 95)), 1e-6)
+
+
 class _Painter:
     """Paints slices of one registration."""
 
@@ -157,22 +175,10 @@ class _Painter:
         self.moving_window = window(thinned(result.moving).array)
         self.back = np.linalg.inv(result.linear)
         self.scales = Scales(
-            self._octaves(), self._most_doubt(), round_step(float((self.box[1] - self.box[0]).max()) / _LINES)
+            most_octaves(result),
+            most_doubt(result),
+            round_step(float((self.box[1] - self.box[0]).max()) / _LINES),
         )
-
-    def _octaves(self) -> float:
-        warp = self.result.warp
-        few = [np.linspace(0, n - 1, min(n, _THINNER)) for n in warp.grid.size]
-        index = np.stack(np.meshgrid(*few, indexing="ij"), axis=-1)
-        changes = np.abs(np.log2(np.maximum(jacobian_at(warp.field, warp.grid, index), 1e-3)))
-        return float(np.clip(np.percentile(changes, 99), 0.1, 2))
-
-    def _most_doubt(self) -> float | None:
-        if self.result.doubt is None:
-            return None
-        values = self.result.doubt.image.cpu().numpy()
-        told = values[values < values.max()]  # the largest stands for places of which nothing is known
-        return max(float(np.percentile(told if told.size else values, 95)), 1e-6)
 
     def plane(self, plane: Plane, pixels: int, quality: int) -> Slices:
         across = 3 - plane.right - plane.down
