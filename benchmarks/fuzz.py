@@ -9,7 +9,8 @@ within 10 s and in so much memory. Readers run in a child process, so that a cra
 Where regkit starts a process for ITK to parse in, a process with ITK loaded is forked instead (``--fresh``
 starts one, as regkit does): the same parsers under the same bounds, without the 0.07 s to load them.
 
-Seconds are those of a machine with nothing else to do: without what the processes waited for a processor.
+Seconds are those of a machine with nothing else to do: without what the processes waited for a processor,
+and at least what they had one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fuzz_fork import waited
+from fuzz_fork import times
 
 from regkit.io.provenance import commit
 
@@ -446,8 +447,8 @@ class _Forked:
     """A process as :class:`subprocess.Popen` makes it, forked from one that has ITK loaded."""
 
     server: socket.socket | None = None
-    waited = 0.0
-    """Seconds that all of them waited for a processor."""
+    worked = waited = 0.0
+    """Seconds that all of them had a processor, and waited for one."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
         if self.server is None:
@@ -478,8 +479,9 @@ class _Forked:
         """The exit code, as of Popen: the next thing that the server says."""
         if self._code is None:
             assert self.server
-            code, waited = self.server.recv(64).split()
+            code, worked, waited = self.server.recv(96).split()
             self._code = int(code)
+            _Forked.worked += float(worked)
             _Forked.waited += float(waited)
         return self._code
 
@@ -532,7 +534,7 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     """How reading a file went."""
     from regkit.core.errors import RegkitError
 
-    start, detail = _clock(), ""
+    start, detail = _clocks(), ""
     try:
         reader.read(path)
         outcome = "read"
@@ -541,7 +543,7 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
         detail = "" if outcome == "refused" else str(error)[:200]
     except BaseException as error:
         outcome, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    seconds = _clock() - start
+    seconds = max(end - begin for end, begin in zip(_clocks(), start))
     if (folder / CANARY).exists():
         outcome, detail = "pickle run", ""
     if seconds > MAX_SECONDS:
@@ -549,9 +551,10 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     return {"how": outcome, "detail": detail, "seconds": seconds}
 
 
-def _clock() -> float:
-    """Seconds, without those that this process and the forked ones waited for a processor."""
-    return time.monotonic() - waited("thread-self") - _Forked.waited
+def _clocks() -> tuple[float, float]:
+    """Seconds without those that this process and the forked ones waited, and seconds that they worked."""
+    worked, waited = times("thread-self")
+    return time.monotonic() - waited - _Forked.waited, worked + _Forked.worked
 
 
 class Tally:
@@ -597,7 +600,7 @@ def fuzz(
                 process.kill()
 
             tally, name = None, ""
-            timer = Timer(120, end)
+            timer = Timer(900, end)  # so long may a busy machine take to load the libraries
             timer.start()
             for line in child.stdout:
                 timer.cancel()

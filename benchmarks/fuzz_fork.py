@@ -4,7 +4,7 @@
 
 It loads ITK once. For every pair of pipes that comes over the socket it forks a process that answers one
 request as ``regkit/io/itkchild.py`` does, and says its process number. When it has ended, it says its exit
-code and the seconds that both of them waited for a processor.
+code and how long both of them had a processor, and waited for one, s.
 """
 
 import importlib.util
@@ -13,13 +13,14 @@ import socket
 import sys
 
 
-def waited(process: int | str) -> float:
-    """How long the first thread of a process has waited for a processor, s; 0 where that is not told."""
+def times(process: int | str) -> tuple[float, float]:
+    """How long the first thread of a process has had a processor, and has waited for one, s; 0 off Linux."""
     try:
         with open(f"/proc/{process}/schedstat") as stream:
-            return int(stream.read().split()[1]) / 1e9
+            worked, waited, _ = stream.read().split()
+            return int(worked) / 1e9, int(waited) / 1e9
     except OSError:
-        return 0.0
+        return 0.0, 0.0
 
 
 def main(control: int, script: str, folder: str) -> None:
@@ -35,7 +36,7 @@ def main(control: int, script: str, folder: str) -> None:
             message, pipes, *_ = socket.recv_fds(channel, 8, 2)
             if not message:
                 return
-            before = waited("self")
+            before = times("self")
             pid = os.fork()
             if pid == 0:
                 for end, pipe in enumerate(pipes):
@@ -50,9 +51,9 @@ def main(control: int, script: str, folder: str) -> None:
                 os.close(pipe)
             channel.send(str(pid).encode())
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            both = waited(pid) + waited("self") - before
+            worked, waited = (sum(two) - one for *two, one in zip(times(pid), times("self"), before))
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            channel.send(f"{code} {both}".encode())
+            channel.send(f"{code} {worked} {waited}".encode())
 
 
 if __name__ == "__main__":

@@ -158,8 +158,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 ])  # fmt: skip
             text.append(f"| {kind} | " + " | ".join(cells) + " |")
     text += ["", "### By gate, on the half \"confirmed\"", "",
+             "ROC: area under the curve of the gate by itself, on the half \"chosen\" and on \"confirmed\"; "
+             "0.5 is nothing.", "",
              "| gate | WARN | FAIL | right: WARN, % | FAIL, % | wrong: WARN, % | FAIL, % | wrong that no "
-             "other gate tells, % |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+             "other gate tells, % | ROC, chosen | ROC, confirmed |", "|---|" + "--:|" * 9]  # fmt: skip
     for name, rule in RULES.items():
         cells = []
         for what in ("right", "wrong"):
@@ -178,7 +180,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         sign = "" if rule.above else "below "
         text.append(
             f"| {name} | {sign}{rule.warn:g} | {sign}{rule.fail:g} | " + " | ".join(cells)
-            + f" | {100 * alone / max(len(some), 1):.0f} |"
+            + f" | {100 * alone / max(len(some), 1):.0f} | "
+            + " | ".join(f"{roc(rows, of, name, half):.2f}" for half in HALVES) + " |"
         )  # fmt: skip
     seconds = [row["seconds"] for row in rows.values() if row.get("seconds") and "verdict" in row["seconds"]]
     if seconds:
@@ -186,6 +189,22 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         text += ["", f"The verdict took {100 * np.median(share):.0f} % of a run of these small pairs "
                  f"(median), {np.median([s['verdict'] for s in seconds]):.2f} s."]  # fmt: skip
     return "\n".join(text).replace("nan", "-")
+
+
+def roc(rows: dict[str, dict[str, Any]], of: dict[str, str], gate: str, half: str) -> float:
+    """Area under the ROC curve of a gate between right and wrong pairs of a half, where it was measured."""
+    right, wrong = (
+        np.array([
+            row["values"][gate] for name, row in rows.items()
+            if of[name] == what and row["half"] == half and not math.isnan(row["values"].get(gate, math.nan))
+        ])
+        for what in ("right", "wrong")
+    )  # fmt: skip
+    if not (len(right) and len(wrong)):
+        return math.nan
+    over = wrong[:, None] - right[None]
+    area = float(((over > 0) + 0.5 * (over == 0)).mean())
+    return area if RULES[gate].above else 1 - area
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:

@@ -61,9 +61,9 @@ def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
     fixed = load_labels(case.fixed.labels, "fixed labels", warp.grid)
     moving = load_labels(case.moving.labels, "moving labels")
     identity = sitk.Transform(3, sitk.sitkIdentity)
+    transforms: dict[Stage, sitk.Transform] = {"before": identity, "after": warp.to_sitk()}
     moved: dict[Stage, Volume] = {
-        stage: resample_labels(moving, fixed.grid, transform)
-        for stage, transform in (("before", identity), ("after", warp.to_sitk()))
+        stage: resample_labels(moving, fixed.grid, transform) for stage, transform in transforms.items()
     }
     measures = LabelScores.of(fixed, moved, case.labels, moving).to_dict()
     # The challenge's images have one shape, and it looks at no header.

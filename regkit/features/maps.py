@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from regkit.core.choices import DEFAULT_FEATURES, FEATURE_SETS
+from regkit.core.choices import DEFAULT_FEATURES, FEATURE_SETS, FeatureSet
 from regkit.core.errors import RegkitError
 from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
@@ -219,8 +219,8 @@ GUIDE = "guide"
 
 
 def feature_parts(
-    name: str = DEFAULT_FEATURES, weights: str | os.PathLike[str] | None = None
-) -> tuple[str, tuple[Part, ...], dict[str, Any] | None]:
+    name: FeatureSet = DEFAULT_FEATURES, weights: str | os.PathLike[str] | None = None
+) -> tuple[FeatureSet, tuple[Part, ...], dict[str, Any] | None]:
     """The features of that name.
 
     Args:

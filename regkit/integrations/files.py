@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+from regkit.core.choices import FeatureSet, PresetName
 
 
 class Files(NamedTuple):
@@ -58,8 +60,8 @@ def register_files(
         moving_mask=moving_mask,
         moving_labels=moving_labels,
         init=init,
-        preset=preset,
-        features=features,
+        preset=cast(PresetName, preset),
+        features=cast(FeatureSet, features),
         threads=threads,
         seed=seed,
         outputs=("moved",),

@@ -39,6 +39,7 @@ SPACES = ("lps", "ras")
 _SIGN = {"lps": np.ones(3), "ras": np.array([-1.0, -1.0, 1.0])}
 _HEADER = 4096  # bytes in which a file says what space it is of
 _SLICER = re.compile(rb"SPACE=(LPS|RAS)")
+_MOST_AXES = 6  # of an array of GIFTI, by its definition
 _CENTRE = ("VolGeomC_R", "VolGeomC_A", "VolGeomC_S")  # of FreeSurfer's, off which its surfaces lie
 
 
@@ -170,8 +171,13 @@ def _say_space(place: Path, suffix: str, space: str) -> None:
 
 def _open_gifti(path: Path) -> MeshFile:
     with _library_errors(path, "read"):
+        # nibabel counts up to them, whatever they are.
+        for axes in re.findall(rb"Dimensionality\s*=\s*[\"']([^\"']*)", path.read_bytes()):
+            if not 0 < int(axes) <= _MOST_AXES:
+                raise RegkitError(f"'{path}' is damaged: it tells of an array of {axes.decode()} axes")
         image: Any = nib.load(path)
         arrays = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
+        centre = [float(array.meta.get(name, 0)) for array in arrays for name in _CENTRE]
     if len(arrays) != 1:
         raise RegkitError(f"'{path}' is not a surface: it holds {len(arrays)} sets of points in place of one")
     array = arrays[0]
@@ -185,7 +191,7 @@ def _open_gifti(path: Path) -> MeshFile:
             f"'{path}': its points lie in a space of their own, from which a matrix in it leads on; write "
             "them in the scanner's first (FreeSurfer: mris_convert --to-scanner)"
         )
-    if any(abs(float(array.meta.get(name, 0))) > 1e-4 for name in _CENTRE):
+    if max(map(abs, centre)) > 1e-4:
         raise RegkitError(
             f"'{path}': its points are FreeSurfer's, about the middle of the volume; write them in the "
             "scanner's space first (mris_convert --to-scanner)"
