@@ -1,4 +1,25 @@
-"""Settings of a process that runs nothing but regkit, to be made before torch is imported."""
+"""Tricks that make a process quick which runs nothing but regkit, behind one switch.
+
+``REGKIT_TRICKS`` in the environment says which are used: ``all`` (the default), ``none``, or names with
+commas between. Results do not depend on it. What each saves stands in the table; ``python
+benchmarks/speed.py tricks`` measures it again.
+
+=========== ======================================================================================= =========
+trick       what is done                                                                            seconds
+=========== ======================================================================================= =========
+``garbage`` While torch is imported, Python does not look for garbage, of which there is none.      @garbage@
+``threads`` OpenMP's idle threads sleep. Else they spin after each of torch's operations and take   @threads@
+            the processor from those of our kernels.
+``memory``  glibc keeps memory that was freed. Else it gives arrays back to the system, which       @memory@
+            clears the same pages for the next one.
+``torch``   torch is imported without what only its compiler needs, where there is no GPU.          @torch@
+``exit``    The process ends without taking down piece by piece what torch has loaded.              @exit@
+``parser``  The process in which ITK parses a file imports it without what needs numpy, and ends    @parser@
+            at once; a file each.
+=========== ======================================================================================= =========
+
+They have to be made before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +35,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
+SWITCH = "REGKIT_TRICKS"
+TRICKS = ("garbage", "threads", "memory", "torch", "exit", "parser")
+
 # glibc's mallopt: https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEW_OBJECTS = 1_000_000  # several times those of all imports
@@ -21,17 +45,20 @@ _NEW_OBJECTS = 1_000_000  # several times those of all imports
 _COMPILER = "torch._meta_registrations"
 
 
-def tune() -> None:
-    """Let idle threads sleep and keep memory that was freed; what the environment says stays.
+def uses(trick: str) -> bool:
+    """Whether a trick of :data:`TRICKS` is switched on."""
+    chosen = os.environ.get(SWITCH, "all")
+    return chosen == "all" or trick in chosen.split(",")
 
-    OpenMP's threads spin for a while when they have done their part of one of torch's operations, and take
-    the processor from those of our kernels. glibc gives arrays back to the system at once, which then clears
-    the same pages for the next one. And while torch is imported, Python looks time and again through all
-    that is there already for garbage.
-    """
-    gc.set_threshold(_NEW_OBJECTS)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+
+def tune() -> None:
+    """The tricks ``garbage``, ``threads`` and ``memory``; what the environment says of them stays."""
+    if uses("garbage"):
+        gc.set_threshold(_NEW_OBJECTS)
+    if uses("threads"):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    own = any(name.startswith("MALLOC_") for name in os.environ)
+    if uses("memory") and sys.platform == "linux" and not own:
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
             for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**30), (_TOP_PAD, 2**24)):
@@ -39,11 +66,14 @@ def tune() -> None:
 
 
 def import_torch() -> None:
-    """Import torch; where there is no GPU without what only its compiler needs, a third of the time.
+    """Import torch, by the trick ``torch``.
 
     Not before training: an optimiser imports the compiler, whose parts import each other in circles that only
     end if they are begun here.
     """
+    if not uses("torch"):
+        import_module("torch")
+        return
     sys.modules.setdefault(_COMPILER, _Later(_COMPILER))
     if import_module("torch.cuda").is_available():
         _ready(_COMPILER)
@@ -83,7 +113,9 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once: taking down what torch has loaded piece by piece takes Python 0.4 s."""
+    """End the process, by the trick ``exit``."""
+    if not uses("exit"):
+        sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
