@@ -238,25 +238,29 @@ def tricks(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     start, parse = [sys.executable, "-c", START], [sys.executable, "-c", PARSE, str(folder / "small.nrrd")]
     work = {
         "start of a process": (start, ("garbage", "torch", "exit")),
-        "registration": (regkit(folder), ("garbage", "threads", "memory", "torch", "exit")),
+        "registration": (regkit(folder), ("threads", "memory")),
         f"{PARSED} files that ITK parses": (parse, ("parser",)),
     }
     rows, found = [], {}
     for name, (command, own) in work.items():
-        chosen = {"all": TRICKS} | {trick: [one for one in TRICKS if one != trick] for trick in own}
-        chosen["none"] = []
-        runs: dict[str, list[float]] = {trick: [] for trick in chosen}
+        chosen = {"all used": TRICKS} | {f"without {trick}": set(TRICKS) - {trick} for trick in own}
+        chosen["none used"] = ()
+        runs: dict[str, list[dict[str, float]]] = {which: [] for which in chosen}
         for _ in range(arguments.runs):
-            for trick, used in chosen.items():
+            for which, used in chosen.items():
                 said = {SWITCH: ",".join(used) or "none"}
-                runs[trick].append(measure(command, arguments.threads, **said)[0]["seconds"])
-                print(name, trick, f"{runs[trick][-1]:.2f}", flush=True)
+                runs[which].append(measure(command, arguments.threads, **said)[0])
+                print(name, which, *(f"{value:.2f}" for value in runs[which][-1].values()), flush=True)
         found[name] = runs
-        for trick, seconds in runs.items():
-            saved = "" if trick == "all" else spread((a - b for a, b in zip(seconds, runs["all"])), 2)
-            used = {"all": "all used", "none": "none used"}.get(trick, f"without {trick}")
-            rows.append([f"{name}, {used}", spread(seconds, 2), saved])
-    return found, markdown(("what", "seconds, median (range)", "more than with all, run by run"), rows)
+        for which, ones in runs.items():
+            cells = []
+            for what in ("seconds", "cpu_seconds"):
+                cells.append(spread((one[what] for one in ones), 2))
+                more = (one[what] - other[what] for one, other in zip(ones, runs["all used"]))
+                cells.append("" if which == "all used" else spread(more, 2))
+            rows.append([f"{name}, {which}", *cells])
+    columns = ("what", "seconds, median (range)", "more than with all, run by run", "CPU seconds", "more")
+    return found, markdown(columns, rows)
 
 
 def write_parsed(folder: Path) -> None:

@@ -29,7 +29,7 @@ _QUICK = _TRICKS == "all" or "parser" in _TRICKS.split(",")
 def _import_sitk(where: str) -> Any:
     if not _QUICK:
         sys.path.insert(0, where)
-        return importlib.import_module("SimpleITK")
+        return importlib.import_module("SimpleITK.SimpleITK")
     package = types.ModuleType("SimpleITK")
     package.__path__ = [os.path.join(where, "SimpleITK")]
     sys.modules["SimpleITK"] = package
