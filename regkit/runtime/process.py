@@ -1,22 +1,19 @@
 """Tricks that make a process quick which runs nothing but regkit, behind one switch.
 
 ``REGKIT_TRICKS`` in the environment says which are used: ``all`` (the default), ``none``, or names with
-commas between. Results do not depend on it. What each saves stands in the table; ``python
-benchmarks/speed.py tricks`` measures it again.
+commas between. Results do not depend on it. ``python benchmarks/speed.py tricks`` measures what each saves.
+In brackets are the CPU seconds that it saved of the start of a process, which takes 1.3 with all of them and
+2.6 with none (medians of three, in turn, AMD EPYC, commit c7cdb0c).
 
-=========== ======================================================================================= =========
-trick       what is done                                                                            seconds
-=========== ======================================================================================= =========
-``garbage`` While torch is imported, Python does not look for garbage, of which there is none.      @garbage@
-``threads`` OpenMP's idle threads sleep. Else they spin after each of torch's operations and take   @threads@
-            the processor from those of our kernels.
-``memory``  glibc keeps memory that was freed. Else it gives arrays back to the system, which       @memory@
-            clears the same pages for the next one.
-``torch``   torch is imported without what only its compiler needs, where there is no GPU.          @torch@
-``exit``    The process ends without taking down piece by piece what torch has loaded.              @exit@
-``parser``  The process in which ITK parses a file imports it without what needs numpy, and ends    @parser@
-            at once; a file each.
-=========== ======================================================================================= =========
+* ``garbage``: while torch is imported, Python does not look for garbage, of which there is none (0.2).
+* ``torch``: it is imported without what only its compiler needs, where there is no GPU (0.3).
+* ``exit``: the process ends without taking down piece by piece what torch has loaded (0.5).
+* ``threads``: OpenMP's idle threads sleep. Else they spin after each of torch's operations and take the
+  processor from those of our kernels.
+* ``memory``: glibc keeps memory that was freed. Else it gives arrays back to the system, which clears the
+  same pages for the next one. This and the sleeping threads took a registration from 8.1 to 7.0 s
+  (docs/lab/speed.md).
+* ``parser``: the process in which ITK parses a file imports it without what needs numpy, and ends at once.
 
 They have to be made before torch is imported.
 """
