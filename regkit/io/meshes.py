@@ -140,7 +140,8 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
                 if n.lower() in ("normals", "facet_normals", "obj:vn", "vn", "nx", "ny", "nz")
             ]:
                 del table[name]
-        mesh.write(place)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a triangle without an area has no normal
+            mesh.write(place)
         if stated:
             _say_space(place, suffix, stated)
 
