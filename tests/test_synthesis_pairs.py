@@ -268,7 +268,7 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
         ({"trunks": 1.5}, "trunks of pairs must be a share"),
         ({"anatomies": -0.1}, "anatomies of pairs must be a share"),
         ({"thick": 2.0}, "thick of pairs must be a share"),
-        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7 and 0.4"),
+        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7, 0.0 and 0.4"),
         ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
         (
             {"shapes": ((8, 8, 27),)},
