@@ -46,6 +46,7 @@ class Pairs:
         spacing: smallest and largest, of the views of a body, mm.
         shapes: voxels (Z, Y, X) that volumes have instead of those of a cube; one is drawn for each step.
         thick: share of the images that are of thick slices, or of larger voxels.
+        artefacts: share of the images that show one of :mod:`regkit.synthesis.artefacts`.
 
     Raises:
         RegkitError: if a number makes no pairs.
@@ -66,6 +67,7 @@ class Pairs:
     spacing: tuple[float, float] = (2.0, 4.0)
     shapes: tuple[tuple[int, int, int], ...] = ()
     thick: float = 0.1
+    artefacts: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("size", "reuse", "bank"):
@@ -85,7 +87,7 @@ class Pairs:
                 f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MOST}, got "
                 f"{self.strays}"
             )
-        for name in ("trunks", "necks", "anatomies", "thick"):
+        for name in ("trunks", "necks", "anatomies", "thick", "artefacts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RegkitError(f"{name} of pairs must be a share from 0 to 1, got {getattr(self, name)}")
         if self.bodies > 1:
@@ -303,7 +305,7 @@ def cut_and_render(
         for grain in (_upright_grain, _grain)
     ]
     palettes = [anatomy.palette(d) for anatomy, d in views]
-    rendering = render(labels, of_views, palettes, grains, thick=how.thick)
+    rendering = render(labels, of_views, palettes, grains, thick=how.thick, artefacts=how.artefacts)
     return Views(rendering.images, labels, rendering.seen, partner, structures)
 
 
