@@ -88,11 +88,11 @@ def named(image: Volume, extract: NetworkFeatures) -> np.ndarray:
 
 
 def images_of(pair: str) -> list[tuple[str, Path, Path]]:
-    """The images of a pair: their modality, file and label map."""
+    """The images of a pair that have labels: their names, files and label maps."""
     folder = PAIRS / pair
     manifest = json.loads((folder / "manifest.json").read_text())
     return [
-        (manifest["modality"][side], folder / manifest[side], folder / manifest[f"{side}_labels"])
+        (manifest[side].split(".")[0], folder / manifest[side], folder / manifest[f"{side}_labels"])
         for side in ("fixed", "moving")
         if manifest.get(f"{side}_labels")
     ]
@@ -118,17 +118,17 @@ def main() -> None:
         names = {
             int(label): name for label, name in json.loads((PAIRS / pair / "labels.json").read_text()).items()
         }
-        for modality, file, labels in images_of(pair):
+        for title, file, labels in images_of(pair):
             image, truth = load_image(file, "image"), load_labels(labels, "labels").array
             found = [scores(image, truth, names, network) for network in networks]
             for network, of_it in zip(networks, found):
-                rows.append({"weights": network.record, "pair": pair, "image": modality, "dice": of_it})
+                rows.append({"weights": network.record, "pair": pair, "image": title, "dice": of_it})
             means = [summarise(of_it.values()) for of_it in found]
             for name, values in [
                 *((name, [of_it[name] for of_it in found]) for name in found[0]),
                 ("mean", means),
             ]:
-                lines.append(f"| {pair} | {modality} | {name} | " + " | ".join(map(_cell, values)) + " |")
+                lines.append(f"| {pair} | {title} | {name} | " + " | ".join(map(_cell, values)) + " |")
                 print(lines[-1], flush=True)
     command = "python benchmarks/structures.py"
     if arguments.pairs != ["choosing"]:
