@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regkit.features.maps import Part, feature_parts, mind_ssc
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.appearance import bias, blurred
 from regkit.synthesis.mixture import anatomies, mixture
 from regkit.synthesis.noise import Rng, random_turn, smooth_noise

@@ -24,8 +24,8 @@ from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
-from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.maps import LabelMaps, load_maps
+from regkit.synthesis.anatomy import Anatomy
+from regkit.synthesis.label_maps import LabelMaps, load_maps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 

@@ -28,7 +28,7 @@ from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights
 from regkit.io.images import Volume, load_image, load_labels
 from regkit.ops.sampling import resize
-from regkit.pretrain.start import known_structures
+from regkit.pretrain.initial_weights import known_structures
 from regkit.warp import resample_labels
 
 PAIRS = SHARED / "data" / "pairs"

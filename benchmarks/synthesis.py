@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from open_pairs import ROOT, setting, write_rows
 
+from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, load_config
-from regkit.pretrain.feed import batches
 from regkit.pretrain.train import Place, Trainer
-from regkit.synthesis.maps import LabelMaps
+from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
-from regkit.synthesis.sources import Source
+from regkit.synthesis.shape_sources import Source
 
 DEFAULT = ROOT / "models" / "regkit-small.yaml"
 SIDES = (64, 128)

@@ -34,7 +34,7 @@ from truth_cases import GROUPS, Case, cases
 from truth_report import cell, done, draw, report
 
 import regkit
-from regkit.bench import case as bench
+from regkit.bench import dataset as bench
 from regkit.bench.method import Inputs
 from regkit.bench.peers import Ants, Greedy
 from regkit.core.geometry import Float64, transform_points

@@ -15,13 +15,13 @@ import pytest
 import SimpleITK as sitk
 
 from regkit.bench import learn2reg, mmwhs
-from regkit.bench.case import Case, Request
+from regkit.bench.dataset import Case, Request
+from regkit.bench.dataset_files import is_made_up
 from regkit.bench.datasets import DATASETS, dataset
 from regkit.bench.imitation import imitate
 from regkit.bench.learn2reg import submission_cases
 from regkit.bench.measure import measure
 from regkit.bench.mmwhs import LABELS, SUBJECTS, Pairing, cubic
-from regkit.bench.wanted import is_made_up
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.evaluate import dice

@@ -16,7 +16,7 @@ from segmentation_cases import GRID, tiny_weights, write_labelled
 from regkit.bench.fewshot import report
 from regkit.bench.fewshot.heads import render_heads
 from regkit.bench.fewshot.layout import draw, find_subjects, known, label_names, load_layout
-from regkit.bench.rows import read_rows
+from regkit.bench.result_rows import read_rows
 from regkit.core.errors import RegkitError
 from regkit.io.images import Volume, load_image, load_labels
 from regkit.io.outputs import save_image

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from cli_cases import run
 
-from regkit.bench.rows import key, read_rows, read_run
+from regkit.bench.result_rows import key, read_rows, read_run
 
 RECORDED = Path(__file__).parents[1] / "benchmarks" / "results" / "phantom"
 LESS = 0.005  # Dice; rounding on another machine takes the search another way

@@ -16,10 +16,10 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
-from regkit.bench.case import Case, Side
+from regkit.bench.dataset import Case, Side
 from regkit.bench.external import External
 from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.package import Pair
+from regkit.bench.peer import Pair
 from regkit.bench.peers import PEERS, Elastix
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points

@@ -15,7 +15,7 @@ from scipy.stats import wilcoxon
 from regkit.bench import statistics
 from regkit.bench.published import PUBLISHED, published
 from regkit.bench.report import compact, draw, report
-from regkit.bench.rows import ROWS, RUN, append_row, read_rows, write_run
+from regkit.bench.result_rows import ROWS, RUN, append_row, read_rows, write_run
 from regkit.core.errors import RegkitError
 
 VERSIONS = {"regkit": "0.1.0", "commit": "abc1234", "python": "3.11.9"}

@@ -17,7 +17,7 @@ from cli_cases import error_of, run, usage_error_of
 
 from regkit.bench import learn2reg
 from regkit.bench.imitation import imitate
-from regkit.bench.rows import append_row, read_rows, read_run
+from regkit.bench.result_rows import append_row, read_rows, read_run
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.io.formats import read_linear

@@ -13,8 +13,8 @@ from cli_cases import error_of, run, usage_error_of
 from regkit.core.geometry import Grid
 from regkit.io.images import load_image, load_labels
 from regkit.io.outputs import save_image
+from regkit.synthesis.contact_sheet import contact_sheet, middle_slices
 from regkit.synthesis.pairs import Views
-from regkit.synthesis.sheet import contact_sheet, middle_slices
 
 NAMES = [f"pair_{k:03d}_{view}{kind}.nii.gz" for k in range(2) for view in "ab" for kind in ("", "_labels")]
 SMALL = """\

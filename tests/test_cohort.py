@@ -22,11 +22,11 @@ from cli_cases import run
 from cohort_cases import LINEAR, NAMES, leftovers, write_table
 
 import regkit
-from regkit.cohort.page import page_of
+from regkit.cohort.html_page import page_of
+from regkit.cohort.pair_job import Job, key_of, register_pair
 from regkit.cohort.pairs import Pair, read_table
-from regkit.cohort.rows import read_row, row_path, write_row
+from regkit.cohort.result_rows import read_row, row_path, write_row
 from regkit.cohort.summary import measures, table_of
-from regkit.cohort.work import Job, key_of, register_pair
 from regkit.core.errors import RegkitError
 from regkit.io.atomic import atomic_path, together
 

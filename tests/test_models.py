@@ -18,7 +18,7 @@ from regkit.features.network import NetworkFeatures
 from regkit.features.weights import bundled_weights, load_network
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import Config, load_config
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 from regkit.synthesis.structures import TRUNK

@@ -16,7 +16,7 @@ from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 
 CONFIG = Config(
     width=4,

@@ -25,7 +25,7 @@ from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.train import Place, Trainer, export, place, schedule, train
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 from regkit.training.checkpoint import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

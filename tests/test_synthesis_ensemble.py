@@ -23,8 +23,8 @@ from regkit.synthesis.ensemble import (
     paste_strays,
 )
 from regkit.synthesis.noise import Rng
+from regkit.synthesis.shape_sources import Procedural
 from regkit.synthesis.shapes import Shape
-from regkit.synthesis.sources import Procedural
 
 SMALL = Ensembles(size=20, count=(2, 4), radius=(4.0, 9.0), details=3, detail_radius=(1.5, 3.0))
 

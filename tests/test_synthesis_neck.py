@@ -12,11 +12,11 @@ import torch
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.neck import draw_tissues
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_neck
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 from regkit.synthesis.structures import GROUPS, NECK, STRUCTURES
 
 _NUMBER = {name: number for number, name in STRUCTURES.items()}

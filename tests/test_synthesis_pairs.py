@@ -13,11 +13,11 @@ import torch
 
 from regkit.core.errors import RegkitError
 from regkit.synthesis import pairs
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles, draw_strays
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, Views, cut_and_render, draw_anatomy
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 
 N, WHOLE = 16, 26
 SOURCES = [(Procedural(), 1.0)]

@@ -13,13 +13,13 @@ from scipy.ndimage import distance_transform_edt
 
 from regkit.core.errors import RegkitError
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
-from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.anatomy import NAMES, draw_tissues
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
 from regkit.synthesis.pose import MOST_SIDE
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.procedural_trunk import NAMES, draw_tissues
+from regkit.synthesis.shape_sources import Procedural
 from regkit.synthesis.structures import GROUPS, STRUCTURES, TRUNK
 from regkit.synthesis.tissues import TISSUES, intensities
 
@@ -208,7 +208,8 @@ def test_trunks_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [
         name
         for name in sys.modules
-        if name in ("regkit.synthesis.trunk", "regkit.synthesis.anatomy", "regkit.synthesis.painting")
+        if name
+        in ("regkit.synthesis.trunk", "regkit.synthesis.procedural_trunk", "regkit.synthesis.painting")
     ]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regkit.bench.published import Published, published
-from regkit.bench.rows import Row
+from regkit.bench.result_rows import Row
 from regkit.bench.statistics import UNREGISTERED, distinct, finished, mean_dice, natural, quantile
 from regkit.io.atomic import atomic_path
 from regkit.viz.colours import DIM, INK, PALE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regkit.bench import learn2reg, mmwhs, openpairs, phantoms
-from regkit.bench.case import Dataset
+from regkit.bench.dataset import Dataset
 from regkit.core.errors import RegkitError
 
 DATASETS: dict[str, Dataset] = {

@@ -15,15 +15,15 @@ from scipy.ndimage import binary_fill_holes
 from scipy.spatial.transform import Rotation
 
 from regkit.bench import learn2reg, mmwhs
+from regkit.bench.dataset_files import MADE_UP
 from regkit.bench.mmwhs import LABELS, MEANT, STRAY
-from regkit.bench.wanted import MADE_UP
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.core.jsontext import to_json
 from regkit.io.outputs import save_image
-from regkit.synthesis.anatomy import draw
 from regkit.synthesis.noise import Rng, smooth_noise
 from regkit.synthesis.phantom import scanned_ct, scanned_mr
+from regkit.synthesis.procedural_trunk import draw
 
 Float32 = npt.NDArray[np.float32]
 Size = tuple[int, int, int]

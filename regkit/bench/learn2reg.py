@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from regkit.bench.case import Case, Dataset, Request, Side
-from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset import Case, Dataset, Request, Side
+from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.io.images import load_grid, load_labels, load_mask

@@ -6,8 +6,8 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from regkit.bench.case import Case
-from regkit.bench.official import learn2reg_measures
+from regkit.bench.dataset import Case
+from regkit.bench.learn2reg_metrics import learn2reg_measures
 from regkit.core.errors import RegkitError
 from regkit.evaluate import compare_labels, summarise, target_registration_error
 from regkit.io.formats import to_learn2reg
@@ -18,7 +18,7 @@ from regkit.warp import Warp, resample_labels
 
 
 def measure(case: Case, warp: Warp) -> dict[str, Any]:
-    """What :mod:`regkit.bench.rows` says a row has of a warp from the fixed to the moving image.
+    """What :mod:`regkit.bench.result_rows` says a row has of a warp from the fixed to the moving image.
 
     Raises:
         RegkitError: if the warp is on another grid than the fixed image, or the labels or landmarks cannot be

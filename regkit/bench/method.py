@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.core.geometry import Float64
 from regkit.warp import Warp
 

@@ -25,8 +25,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from regkit.bench.case import Case, Dataset, Request, Side
-from regkit.bench.wanted import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset import Case, Dataset, Request, Side
+from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid
 from regkit.io.atomic import make_folder

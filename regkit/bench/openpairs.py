@@ -25,8 +25,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regkit.bench.case import Case, Dataset, Request, Side
-from regkit.bench.wanted import check_labelled, chosen, data_folder, read_object
+from regkit.bench.dataset import Case, Dataset, Request, Side
+from regkit.bench.dataset_files import check_labelled, chosen, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.io.images import load_grid, load_labels, load_mask
 from regkit.io.points import read_pairs

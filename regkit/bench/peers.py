@@ -17,7 +17,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.package import Clock, Package, Pair
+from regkit.bench.peer import Clock, Package, Pair
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform
 from regkit.io.formats import from_learn2reg, read_linear, write_linear

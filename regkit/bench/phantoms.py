@@ -7,7 +7,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from regkit.bench.case import Case, Dataset, Request
+from regkit.bench.dataset import Case, Dataset, Request
 from regkit.bench.openpairs import DIRECTIONS, MANIFEST, load_pairs
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import to_json

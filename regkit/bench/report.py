@@ -14,7 +14,7 @@ import numpy as np
 
 from regkit.bench.boxplot import draw
 from regkit.bench.published import published
-from regkit.bench.rows import Row, key, read_rows, read_run
+from regkit.bench.result_rows import Row, key, read_rows, read_run
 from regkit.bench.statistics import (
     UNREGISTERED,
     Spread,

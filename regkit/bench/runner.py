@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.bench.method import Method
-from regkit.bench.plan import Options
-from regkit.bench.rows import Row, append_row, key, read_rows, read_run
+from regkit.bench.result_rows import Row, append_row, key, read_rows, read_run
+from regkit.bench.run_record import Options
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import ROOT

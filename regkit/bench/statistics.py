@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from regkit.bench.rows import Row
+from regkit.bench.result_rows import Row
 from regkit.core.errors import RegkitError
 
 UNREGISTERED = "unregistered"

@@ -8,9 +8,9 @@ from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.bench.methods import methods
-from regkit.bench.plan import Options, fingerprint, versions
+from regkit.bench.run_record import Options, fingerprint, versions
 from regkit.bench.runner import Job, processes
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import to_json

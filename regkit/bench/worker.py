@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.bench.measure import measure
 from regkit.bench.method import Inputs
 from regkit.bench.methods import LINEAR, methods

@@ -111,29 +111,29 @@ def run(
     FOLDER gets results.jsonl (a line for each run, written when it ends), results.csv, report.md and
     dice.png. A method that fails is a row; one that is not installed is left out, with the reason.
     """
-    from regkit.bench import plan, rows
-    from regkit.bench.case import Request
+    from regkit.bench import result_rows, run_record
+    from regkit.bench.dataset import Request
+    from regkit.bench.dataset_files import is_made_up
     from regkit.bench.datasets import dataset as named
     from regkit.bench.methods import methods
     from regkit.bench.runner import run_cases
-    from regkit.bench.wanted import is_made_up
 
     benchmark = named(dataset)
     chosen = methods(method or ["regkit"])
     if pairing and dataset != "mmwhs":
         raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
-    options = plan.Options(start, _threads(threads, jobs), device, seed, jobs)
+    options = run_record.Options(start, _threads(threads, jobs), device, seed, jobs)
     names = [name for given in pairs or [] for name in given.split(",")]
-    planned = plan.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
+    planned = run_record.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
     if baseline and baseline not in planned["methods"]:
         raise UsageError(f"'{baseline}' is none of the methods that are run, to compare with")
     for name, reason in planned["skipped"].items():
         warn(f"{name} is left out: {reason}")
-    with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
+    with progress(quiet) as report, run_record.scratch(output) as place, result_rows.locked(output):
         cases = benchmark.cases(Request(data, names, direction or [], place, pairing))
-        plan.begin(output, planned, cases)
+        run_record.begin(output, planned, cases)
         if retry:
-            rows.drop_failed(output)
+            result_rows.drop_failed(output)
         ran, failed = run_cases(output, cases, chosen, report)
     _print_report(output, None, baseline, quiet)
     if failed:
@@ -190,7 +190,7 @@ def submit(
     Its direction is fixed: the CT moves onto the MR.
     """
     from regkit.bench.learn2reg import submission_cases
-    from regkit.bench.plan import Options
+    from regkit.bench.run_record import Options
     from regkit.bench.submission import submit as fields
 
     cases = submission_cases(data, split)
@@ -283,7 +283,7 @@ def few_shot(
 
     FOLDER gets results.jsonl (a line for each training and its tests, written when it ends) and report.md.
     """
-    from regkit.bench import plan, rows
+    from regkit.bench import result_rows, run_record
     from regkit.bench.fewshot import layout as layouts
     from regkit.bench.fewshot.report import summary, write_report
     from regkit.bench.fewshot.run import ARMS, Options, run_arms
@@ -295,20 +295,22 @@ def few_shot(
     chosen = layouts.load_layout(layout)
     counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
     options = Options(steps or chosen.steps, minutes, weights, device, threads)
-    with progress(quiet) as report, plan.scratch(output) as place, rows.locked(output):
+    with progress(quiet) as report, run_record.scratch(output) as place, result_rows.locked(output):
         subjects = layouts.find_subjects(chosen, data, place)
         # Whatever is wrong with the data shows before the folder holds results to go on with.
         names = layouts.label_names(chosen, data)
         draws = layouts.draws(chosen, subjects, counts, seeds)
         common = options.in_common(chosen, subjects)
-        rows.write_run(output, plan.plan_few_shot(output, chosen.name, common, device, _command(), resume))
+        result_rows.write_run(
+            output, run_record.plan_few_shot(output, chosen.name, common, device, _command(), resume)
+        )
         if resume:
-            rows.drop_failed(output)
+            result_rows.drop_failed(output)
         told = report or (lambda stage, done: None)
         ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, told)
     path = write_report(output, chosen)
     if not quiet:
-        print_table(*summary(rows.read_rows(output)))
+        print_table(*summary(result_rows.read_rows(output)))
         typer.echo(f"wrote {path}")
     if failed:
         warn(f"{failed} of {ran} runs failed; '{path}' says why")
@@ -333,7 +335,7 @@ def names() -> None:
 
 def _print_report(results: Path, output: Path | None, baseline: str | None, quiet: bool) -> None:
     from regkit.bench.report import compact, report
-    from regkit.bench.rows import read_rows
+    from regkit.bench.result_rows import read_rows
 
     path = report(results, output, baseline)
     if not quiet:

@@ -68,10 +68,10 @@ def command(
     from regkit.io.atomic import atomic_path
     from regkit.io.outputs import save_image
     from regkit.pretrain.config import Config, load_config
+    from regkit.synthesis.contact_sheet import contact_sheet, middle_slices
     from regkit.synthesis.mixture import anatomies as whole_maps
     from regkit.synthesis.mixture import mixture
     from regkit.synthesis.pairs import Synthesiser
-    from regkit.synthesis.sheet import contact_sheet, middle_slices
 
     paths = templates or []
     if config is None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regkit.cohort.bids import describe_derivatives
-from regkit.cohort.page import level_of
+from regkit.cohort.html_page import level_of
+from regkit.cohort.pair_job import Job, failed_row, register_pair
 from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_table
 from regkit.cohort.processes import in_processes
-from regkit.cohort.rows import BEGUN, FAILED, STATE, Row, read_row, write_row
+from regkit.cohort.result_rows import BEGUN, FAILED, STATE, Row, read_row, write_row
 from regkit.cohort.summary import write_summary
-from regkit.cohort.work import Job, failed_row, register_pair
 from regkit.core.errors import RegkitError
 from regkit.core.settings import Settings, changed_settings
 from regkit.io.atomic import clean, make_folder
@@ -37,8 +37,8 @@ class Cohort:
 
     Args:
         folder: of all results.
-        rows: of all pairs of the cohort, in their order, as of :mod:`regkit.cohort.rows`; of those that
-            another part does, as far as they are.
+        rows: of all pairs, in their order (:mod:`regkit.cohort.result_rows`). Pairs that another part of the
+            cohort does are rows as far as they are done.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ def batch(
 
     Args:
         pairs: a table (:func:`regkit.cohort.pairs.read_table`), or a list of (fixed, moving), of mappings
-            with the table's columns as keys, or of :class:`regkit.cohort.Pair`.
+            with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
         folder: of all results; it is made.
         outputs: what to write of each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
         part: (i, n) does every n-th pair from the i-th on, 1 the first, for arrays of jobs.

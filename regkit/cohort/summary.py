@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regkit.cohort.page import page_of
+from regkit.cohort.html_page import page_of
 from regkit.cohort.pairs import REPORT, SUMMARY
-from regkit.cohort.rows import Row, read_row
+from regkit.cohort.result_rows import Row, read_row
 from regkit.io.atomic import atomic_path, together
 
 _ROUNDS = 5  # of writing, while others write as well

@@ -20,7 +20,7 @@ from regkit.features.weights import load_network
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
-from regkit.pretrain.start import started
+from regkit.pretrain.initial_weights import started
 from regkit.pretrain.train import Place, Trainer, export, place, train
 from regkit.pretrain.validation import Validation, load_maps
 from regkit.synthesis.mixture import anatomies as whole_maps
@@ -85,7 +85,7 @@ def pretrain(
         config: the file of the configuration; the weights are named after it.
         run: made if missing.
         templates: archives (.npz) and folders of label maps.
-        anatomies: folders of whole label maps and what their labels are (:mod:`regkit.synthesis.maps`).
+        anatomies: folders of whole label maps and what their labels are (:mod:`regkit.synthesis.label_maps`).
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
         workers: processes that draw the anatomies, beside this one; by default all cores but two, at most 16,

@@ -21,14 +21,14 @@ from regkit.core.errors import RegkitError
 from regkit.features.unet import Architecture, UNet
 from regkit.features.weights import save_weights
 from regkit.io.provenance import commit
+from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config
-from regkit.pretrain.feed import batches
-from regkit.pretrain.passes import passes_of
+from regkit.pretrain.forward_backward import passes_of
 from regkit.pretrain.step import Batch, Student, collate
-from regkit.synthesis.maps import LabelMaps
+from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Synthesiser
-from regkit.synthesis.sources import Source
+from regkit.synthesis.shape_sources import Source
 from regkit.synthesis.structures import STRUCTURES
 from regkit.training.checkpoint import (
     check_same_run,

@@ -16,7 +16,7 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.pretrain.losses import balance, draw, rows
 from regkit.pretrain.step import collate
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.appearance import Palette, random_palette
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.tissues import TISSUES, intensities

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
 from regkit.synthesis.noise import Rng, onto, smooth_noise
+from regkit.synthesis.shape_sources import Source
 from regkit.synthesis.shapes import Shape
-from regkit.synthesis.sources import Source
 
 _SMALLEST = 8  # voxels
 _LAST_LABEL = 255

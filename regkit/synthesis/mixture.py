@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.maps import LabelMaps, load_maps
-from regkit.synthesis.sources import Procedural, Source, Templates, load_archive, load_folder
+from regkit.synthesis.label_maps import LabelMaps, load_maps
+from regkit.synthesis.shape_sources import Procedural, Source, Templates, load_archive, load_folder
 
 
 def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[tuple[Source, float]]:

@@ -1,6 +1,6 @@
 """Painted necks: the cervical spine with its cord, and what lies around it, from the skull base to T3.
 
-As the trunk of :mod:`regkit.synthesis.anatomy`: implicit functions (negative inside, roughly mm) of
+As the trunk of :mod:`regkit.synthesis.procedural_trunk`: implicit functions (negative inside, roughly mm) of
 anatomical coordinates, mm, x to the patient's left, y to the back, z to the head; the origin is the middle of
 the fifth cervical vertebra. Sizes are textbook means of adults, with the spread between people. Drawing needs
 scipy.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.painting import Float, Part, Solid, Texture, curve, cut, ellipsoid, join, mirrored

@@ -1,4 +1,4 @@
-"""Painting of implicit surfaces into a volume: the brushes of :mod:`regkit.synthesis.anatomy`."""
+"""Painting of implicit surfaces into a volume: the brushes of :mod:`regkit.synthesis.procedural_trunk`."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.appearance import Grain, looked_up, render
 from regkit.synthesis.ensemble import MOST, Ensembles, draw_labels, draw_strays, paste_strays
-from regkit.synthesis.maps import LabelMaps
+from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng, onto, random_turn, smooth_noises, splined_at
-from regkit.synthesis.sources import Source
+from regkit.synthesis.shape_sources import Source
 
 # Voxels of the views of a body, in its own: finer ones would show its voxels, coarser ones miss what is fine.
 _FINEST, _COARSEST = 0.88, 1.45
@@ -42,7 +42,7 @@ class Pairs:
             network learns few anatomies by heart, and no more from them.
         trunks, necks, anatomies: shares of the anatomies that are painted trunks
             (:mod:`regkit.synthesis.trunk`), painted necks (:mod:`regkit.synthesis.neck`) and whole label maps
-            (:mod:`regkit.synthesis.maps`); the others are ensembles of shapes.
+            (:mod:`regkit.synthesis.label_maps`); the others are ensembles of shapes.
         spacing: smallest and largest, of the views of a body, mm.
         shapes: voxels (Z, Y, X) that volumes have instead of those of a cube; one is drawn for each step.
         thick: share of the images that are of thick slices, or of larger voxels.

@@ -1,10 +1,10 @@
 """The phantom of ``regkit demo``: a CT and an MR of one made-up trunk, with the exact map between them.
 
-The anatomy (:mod:`regkit.synthesis.anatomy`) lives in the world of the MR. The true map T takes a point of
-the MR to the CT; the MR shows ``anatomy(p)`` and the CT ``anatomy(T^-1(y))``, each evaluated at its own
-voxels, so that labels and landmarks correspond exactly and no voxel of one image was made from voxels of the
-other. As in a clinic, the two have other voxels, axes, fields of view and origins: by their headers, they lie
-60 mm apart. What the scanners add is drawn by the data engine (:mod:`regkit.synthesis.appearance`).
+The anatomy (:mod:`regkit.synthesis.procedural_trunk`) lives in the world of the MR. The true map T takes a
+point of the MR to the CT. The MR shows ``anatomy(p)`` and the CT ``anatomy(T^-1(y))``, each evaluated at its
+own voxels. So labels and landmarks correspond exactly, and no voxel of one image is made from voxels of the
+other. As in a clinic, the two differ in voxel size, axes, field of view and origin. By their headers they lie
+60 mm apart. The data engine (:mod:`regkit.synthesis.appearance`) adds what scanners add.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scipy.spatial.transform import Rotation
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid
 from regkit.io.images import Volume
-from regkit.synthesis.anatomy import NAMES, draw
 from regkit.synthesis.appearance import bias, blurred, rician
 from regkit.synthesis.noise import Rng
+from regkit.synthesis.procedural_trunk import NAMES, draw
 
 _SPACING = 2.6  # mm, in-plane of the MR at full size
 _HALF_TRUNK = np.array([130.0, 85.0, 105.0])  # mm
 
-# Anatomical mm, as in regkit.synthesis.anatomy.
+# Anatomical mm, as in regkit.synthesis.procedural_trunk.
 _LANDMARKS = {
     "liver, top of the dome": (-64, -2, 81), "liver, lower tip": (-96, -8, -56),
     "liver, left tip": (66, -50, 42), "hepatic veins at the vena cava": (-22, 13, 60),

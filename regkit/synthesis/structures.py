@@ -13,7 +13,7 @@ TRUNK = {
     23: "heart", 24: "ribs", 25: "discs", 26: "spinal canal", 27: "spinal cord", 28: "portal vein",
     29: "other vessels", 30: "pelvis",
 }  # fmt: skip
-"""What the painted trunk (:mod:`regkit.synthesis.anatomy`) is divided into."""
+"""What the painted trunk (:mod:`regkit.synthesis.procedural_trunk`) is divided into."""
 
 HEAD = {
     31: "left cerebral white matter", 32: "right cerebral white matter", 33: "left cerebral cortex",

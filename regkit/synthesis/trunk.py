@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.anatomy import draw_tissues
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import COUCH, NUMBERS, anatomy_of
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pose import posed, sides
+from regkit.synthesis.procedural_trunk import draw_tissues
 
 _EXTENT = np.array([380.0, 280.0, 350.0])  # mm, along x, y and z
 _MIDDLE = np.array([0.0, 0.0, 12.0])  # anatomical mm

@@ -33,8 +33,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from regkit.bench.dataset_files import read_object
 from regkit.bench.fewshot.heads import render_heads
-from regkit.bench.wanted import read_object
 from regkit.core.errors import RegkitError
 from regkit.io.labelnames import read_label_names
 from regkit.segmentation.files import Labelled, matched

@@ -11,7 +11,7 @@ import numpy as np
 from regkit.bench.fewshot.layout import Layout
 from regkit.bench.fewshot.run import ARMS
 from regkit.bench.report import table
-from regkit.bench.rows import Row, read_rows, read_run
+from regkit.bench.result_rows import Row, read_rows, read_run
 from regkit.core.errors import RegkitError
 from regkit.io.atomic import atomic_path
 

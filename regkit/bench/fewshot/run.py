@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regkit.bench.fewshot.layout import Draw, Layout
-from regkit.bench.rows import Row, append_row, key, read_rows
+from regkit.bench.result_rows import Row, append_row, key, read_rows
 from regkit.core.errors import RegkitError
 from regkit.evaluate import dice, summarise
 from regkit.features.weights import bundled_weights

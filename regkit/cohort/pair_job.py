@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from regkit.cohort.pairs import OUTPUTS, Pair
-from regkit.cohort.rows import BEGUN, FAILED, OK, Row, is_complete, read_row, thumbnail_path, write_row
+from regkit.cohort.result_rows import BEGUN, FAILED, OK, Row, is_complete, read_row, thumbnail_path, write_row
 from regkit.core.errors import RegkitError, is_out_of_memory
 from regkit.core.jsontext import without_nan
 from regkit.core.version import __version__

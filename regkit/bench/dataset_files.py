@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from regkit.bench.case import Request
+from regkit.bench.dataset import Request
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import read_json
 from regkit.io.images import Volume

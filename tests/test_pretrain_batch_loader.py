@@ -19,11 +19,11 @@ import torch
 from test_pretrain_train import CONFIG
 
 from regkit.core.errors import RegkitError
-from regkit.pretrain.feed import _groups, batches
+from regkit.pretrain.batch_loader import _groups, batches
 from regkit.pretrain.run import _spare_cores
 from regkit.pretrain.train import Place, Trainer, train
+from regkit.synthesis.shape_sources import Procedural, Source
 from regkit.synthesis.shapes import Shape
-from regkit.synthesis.sources import Procedural, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TURNS = replace(CONFIG, steps=12, pairs=replace(CONFIG.pairs, bank=3))
@@ -144,8 +144,8 @@ def test_processes_leave_with_a_run_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from regkit.pretrain.feed import _groups, batches\n"
-        "from test_pretrain_feed import _trainer\n"
+        "from regkit.pretrain.batch_loader import _groups, batches\n"
+        "from test_pretrain_batch_loader import _trainer\n"
         "if __name__ == '__main__':\n"
         "    with batches(_trainer(), 2) as received:\n"
         "        next(received)\n"

@@ -14,8 +14,8 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.synthesis.ensemble import Ensembles, draw_labels
 from regkit.synthesis.noise import Rng
+from regkit.synthesis.shape_sources import Procedural, Templates, load_archive, load_folder
 from regkit.synthesis.shapes import Shape
-from regkit.synthesis.sources import Procedural, Templates, load_archive, load_folder
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_a_template_is_its_mask_in_the_cube() -> None:
 
 
 def _packed(mask: np.ndarray) -> Any:
-    from regkit.synthesis.sources import PackedMask
+    from regkit.synthesis.shape_sources import PackedMask
 
     return PackedMask(np.packbits(mask), mask.shape)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regkit.bench.official import learn2reg_measures
+from regkit.bench.learn2reg_metrics import learn2reg_measures
 from regkit.core.errors import RegkitError
 from regkit.ops.jacobian import learn2reg_sdlogj
 

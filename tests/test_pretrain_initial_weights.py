@@ -12,7 +12,7 @@ from regkit.core.errors import RegkitError
 from regkit.features.unet import UNet
 from regkit.features.weights import Channels, Reading, bundled_weights, load_network
 from regkit.pretrain.config import Config, Loss
-from regkit.pretrain.start import started
+from regkit.pretrain.initial_weights import started
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.structures import HEAD, NECK, STRUCTURES, TRUNK

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from regkit.cohort.rows import FAILED, OK, Row, thumbnail_path
+from regkit.cohort.result_rows import FAILED, OK, Row, thumbnail_path
 from regkit.viz.colours import DIM, INK, PALE
 from regkit.viz.htmlreport import template
 

@@ -15,15 +15,15 @@ import torch
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
-from regkit.synthesis import maps as drawing
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis import label_maps as drawing
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.maps import LEGEND, LabelMaps, load_legend, load_maps
+from regkit.synthesis.label_maps import LEGEND, LabelMaps, load_legend, load_maps
 from regkit.synthesis.mixture import anatomies
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 from regkit.synthesis.structures import STRUCTURES
 from regkit.synthesis.tissues import TISSUES
 

@@ -7,7 +7,7 @@ import importlib.util
 import time
 from dataclasses import dataclass, field, replace
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.core.errors import install
 from regkit.core.intensity import default_ct_window, is_ct
 from regkit.io.images import Volume, load_image, load_mask

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from regkit.bench.case import Case
+from regkit.bench.dataset import Case
 from regkit.bench.method import Method
-from regkit.bench.rows import RUN, read_run, write_run
+from regkit.bench.result_rows import RUN, read_run, write_run
 from regkit.core.errors import RegkitError
 from regkit.core.version import __version__
 from regkit.io.atomic import make_folder

@@ -23,10 +23,10 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.pretrain.config import Config
 from regkit.pretrain.step import Batch
-from regkit.synthesis.anatomies import Anatomy
-from regkit.synthesis.maps import LabelMaps
+from regkit.synthesis.anatomy import Anatomy
+from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
-from regkit.synthesis.sources import Source
+from regkit.synthesis.shape_sources import Source
 
 _AHEAD = 2  # anatomies for each process, beyond those that take turns
 

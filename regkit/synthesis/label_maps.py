@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import read_json
-from regkit.synthesis.anatomies import Anatomy
+from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import NUMBERS, anatomy_of
 from regkit.synthesis.noise import Rng, smooth_noise
 from regkit.synthesis.pose import posed, sides

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from regkit.pretrain import train as training
+from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, Loss
-from regkit.pretrain.feed import batches
-from regkit.pretrain.passes import Passes, Replayed, Work, passes_of
+from regkit.pretrain.forward_backward import Passes, Replayed, Work, passes_of
 from regkit.pretrain.step import Batch, Student
 from regkit.pretrain.train import Place, Trainer
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs
-from regkit.synthesis.sources import Procedural
+from regkit.synthesis.shape_sources import Procedural
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = ((16, 16, 16), (8, 16, 24))

@@ -5,7 +5,7 @@ A row has these keys; what was not measured is absent:
 =============== =======================================================================================
 pair            its name
 status          "begun", "ok" or "failed"; of a pair without a row :func:`read_row` says "pending"
-key             of the inputs and settings (:func:`regkit.cohort.work.key_of`)
+key             of the inputs and settings (:func:`regkit.cohort.pair_job.key_of`)
 fixed, moving   the files
 outputs         kind of result -> place, relative to the cohort's folder
 error           of a failed pair, a line
