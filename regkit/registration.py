@@ -194,7 +194,7 @@ def register(
         preset: the name of settings in :data:`regkit.core.settings.PRESETS`.
         settings: values that replace those of the preset, by the names of
             :class:`regkit.core.settings.Settings`.
-        ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-1000, 450) if
+        ct_window: (low, high) HU for images taken as CT; by default (-450, 450), and (-950, 450) if
             both are CT.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
         threads: CPU threads; by default as many as torch uses.

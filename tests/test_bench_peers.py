@@ -185,7 +185,7 @@ def test_a_ct_is_clipped(case: Case, tmp_path: Path) -> None:
     assert pair.window == (-450, 450)
     assert (pair.fixed.array.min(), pair.fixed.array.max()) == (-450, 450)
     assert pair.moving.array.max() > 1900
-    assert Pair.load(replace(case, fixed=ct, moving=ct)).window == (-1000, 450)
+    assert Pair.load(replace(case, fixed=ct, moving=ct)).window == (-950, 450)
     assert Pair.load(case).window is None
 
 

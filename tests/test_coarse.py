@@ -87,7 +87,14 @@ def _naive_coupled_convex(costs: np.ndarray) -> np.ndarray:
         for cell in np.ndindex(SHAPE):
             at = (slice(None), *cell)
             coupled = costs[at] + theta * ((steps - field[at]) ** 2).sum(1)  # of the costs as they came
-            chosen[at] = steps[coupled.argmin()]
+            by_step = {tuple(step): value for step, value in zip(steps, coupled)}
+            best = steps[coupled.argmin()]
+            for axis, unit in enumerate(np.eye(3)):
+                ends = [by_step.get(tuple(best + sign * unit)) for sign in (-1, 1)]
+                chosen[(axis, *cell)] = best[axis]
+                if None not in ends:
+                    curve = np.polyfit((-1, 0, 1), (ends[0], coupled.min(), ends[1]), 2)
+                    chosen[(axis, *cell)] -= curve[1] / (2 * curve[0])
         field = smooth(chosen)
     return field
 
@@ -109,7 +116,7 @@ def test_a_shift_is_found_up_to_the_border(rng: np.random.Generator) -> None:
     fixed = FeatureMap(cut, torch.ones(1, 10, 10, 10, dtype=torch.float64))
     forward = coupled_convex(cost_volume(fixed, moving, 2), 2)
     expected = torch.tensor([x, y, z], dtype=torch.float64).view(3, 1, 1, 1).expand_as(forward)
-    torch.testing.assert_close(forward, expected)
+    torch.testing.assert_close(forward, expected, atol=0.25, rtol=0)
     # The way back has no data at the far ends, and still nothing pulls the rest towards zero.
     inner = match(fixed, moving, 2)[:, 2:-2, 2:-2, 2:-2]
     torch.testing.assert_close(inner, expected[:, 2:-2, 2:-2, 2:-2], atol=0.3, rtol=0)

@@ -18,7 +18,7 @@ from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, Corner
 from regkit.solver.coarse import _TIE_BREAK, COUPLING, match
 from regkit.solver.costvolume import known_costs, known_slab
-from regkit.solver.fine import _GRADIENT_FLOOR, Adam, comparison, optimiser, penalty, refine
+from regkit.solver.fine import Adam, comparison, optimiser, penalty, refine
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,9 +139,9 @@ def test_adam(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     """As torch's own, over several steps; of gradients that lie otherwise in memory."""
     start = torch.from_numpy(rng.normal(size=shape)).to(DEVICE)
     theirs = start.clone().requires_grad_()
-    adam = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=_GRADIENT_FLOOR)
+    adam = torch.optim.Adam([theirs], betas=Adam.BETAS, eps=0.5)
     parameters, rates = start.float(), [0.3 / (k + 1) for k in range(12)]
-    ours = optimiser(parameters, rates)
+    ours = optimiser(parameters, rates, 0.5)
     for rate in rates:
         gradient = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-4, 3), size=shape[::-1]).T)
         theirs.grad, adam.param_groups[0]["lr"] = gradient.to(DEVICE), rate

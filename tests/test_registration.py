@@ -437,7 +437,7 @@ def test_ct_is_windowed_and_the_window_can_be_set() -> None:
     assert not windows["fixed"]["ct"]
     assert windows["moving"] == {"ct": True, "low": -450, "high": 450}
     both = regkit.register(ct, ct, init="none", preset="linear").settings["intensity_windows"]
-    assert both["fixed"] == {"ct": True, "low": -1000, "high": 450}
+    assert both["fixed"] == {"ct": True, "low": -950, "high": 450}
     given = regkit.register(ct, ct, init="none", preset="linear", ct_window=(-160, 240)).settings[
         "intensity_windows"
     ]

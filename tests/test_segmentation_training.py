@@ -588,7 +588,7 @@ def test_the_patch_is_no_larger_than_the_images() -> None:
 
 def test_the_window_of_ct_has_the_lungs_where_all_images_are_ct() -> None:
     ct, mr = _of((20, 20, 20), (2.0, 2.0, 2.0), ct=True), _of((20, 20, 20), (2.0, 2.0, 2.0))
-    assert _task_of(ct, ct).ct_window == (-1000.0, 450.0)
+    assert _task_of(ct, ct).ct_window == (-950.0, 450.0)
     assert _task_of(ct, mr).ct_window == (-450.0, 450.0)
     found = _task_of(ct)
     assert (found.labels, found.names, found.input) == ((2, 7), ("a", "b"), "window")

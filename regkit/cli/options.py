@@ -187,7 +187,7 @@ CtWindow = Annotated[
         metavar="LOW HIGH",
         show_default=False,
         rich_help_panel=_METHOD,
-        help="Range of HU that counts. Default: -450 450, and -1000 450 where both images are CT.",
+        help="Range of HU that counts. Default: -450 450, and -950 450 where both images are CT.",
     ),
 ]
 Device = Annotated[

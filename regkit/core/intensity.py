@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well.
+# Soft tissue and bone, for CT against another modality; between two CTs the lungs count as well. What lies
+# below is air, but for emphysema, and its noise would be matched.
 CT_WINDOW = (-450.0, 450.0)
-CT_WINDOW_BOTH = (-1000.0, 450.0)
+CT_WINDOW_BOTH = (-950.0, 450.0)
 _PERCENTILES = (0.5, 99.5)
 _SOME = 61  # of so many voxels one tells the range
 _MARGIN = 1e-3  # of the range above the minimum: what is taken for it

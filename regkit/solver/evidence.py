@@ -26,8 +26,10 @@ _LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
 _DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
 _DOUBT_PASSES = 4
 _DOUBT_TAKEN, _TAKEN, _TAKEN_PASSES = 0.8, 2.0, 6
-# A displacement is kept where the difference falls to this share of what it is without.
-_BORNE_OUT, _AROUND_PASSES, _BLEND_PASSES = 0.95, 8, 4
+# A displacement is kept where the difference falls to this share of what it is without, and the features
+# correlate at least so much.
+_BORNE_OUT, _CORRELATED = 0.95, 0.3
+_AROUND_PASSES, _BLEND_PASSES = 8, 4
 _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _BLOCK = 8  # cells along each side of what a correlation is taken over
 _LEAST_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
@@ -184,8 +186,8 @@ def borne_out(
 ) -> torch.Tensor:
     """A displacement where it makes the features around a cell agree better than none does, 0 elsewhere.
 
-    Noise agrees with noise best at some displacement, whichever it is. Where there is structure around, it
-    agrees best where it lies.
+    Noise agrees with noise best at some displacement, whichever it is, and better still with what is flat.
+    Where there is structure around, it agrees best where it lies, and correlates there.
 
     Args:
         fixed, moving, offset, displacement: as for :func:`blur_of_match`.
@@ -193,16 +195,33 @@ def borne_out(
     Returns:
         (3, Z, Y, X) in cells, smooth from one to the other.
     """
+    ours, theirs = (_mean_over(part) for part in (fixed, moving))
+    centred = fixed.values - ours
 
-    def cost(tried: torch.Tensor) -> torch.Tensor:
+    def agreement(tried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared difference and correlation around each cell, (1, Z, Y, X)."""
         where = index_grid(tried.shape[1:], tried.device) + tried
         seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
-        known = fixed.weight * seen.weight
-        difference = seen.values.sub_(fixed.values).square_().mean(0, keepdim=True)
-        return smooth(difference * known, _AROUND_PASSES) / smooth(known, _AROUND_PASSES).clamp_min(1e-6)
+        known, other = fixed.weight * seen.weight, seen.values - theirs
 
-    better = cost(displacement) < _BORNE_OUT * cost(torch.zeros_like(displacement))
+        def around(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+            return smooth((one * two).mean(0, keepdim=True) * known, _AROUND_PASSES)
+
+        spread = (around(centred, centred) * around(other, other)).clamp_min(1e-12).sqrt_()
+        correlation = around(centred, other) / spread
+        left = seen.values.sub_(fixed.values)
+        return around(left, left) / smooth(known, _AROUND_PASSES).clamp_min(1e-6), correlation
+
+    difference, correlation = agreement(displacement)
+    without, correlation_without = agreement(torch.zeros_like(displacement))
+    better = (difference < _BORNE_OUT * without) & (correlation > correlation_without.clamp_min_(_CORRELATED))
     return displacement * smooth(better.to(displacement), _BLEND_PASSES)
+
+
+def _mean_over(part: FeatureMap) -> torch.Tensor:
+    """Of each channel over what has data, (C, 1, 1, 1)."""
+    total = part.weight.sum().clamp_min(1e-6)
+    return (part.values * part.weight).sum((1, 2, 3), keepdim=True) / total
 
 
 def leaves_doubt(reference: float) -> bool:

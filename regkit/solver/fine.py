@@ -30,12 +30,13 @@ _LEAST_JACOBIAN = 0.3
 _COARSE_LEARNING_RATE, _LEARNING_RATE = 0.4, 1.0
 # Gradients are sums over the cells, of order 1 where there is data: below this they are noise that
 # Adam must not blow up to full steps. With a floor of 0.1 a field that is right from the start wanders off by
-# a hundredth of a cell before it comes back, and a noise of one millionth ends elsewhere.
-_GRADIENT_FLOOR = 0.5
+# a hundredth of a cell before it comes back. With 0.5 a noise of one millionth still moves the abdomen by a
+# tenth of a voxel.
+_COARSE_GRADIENT_FLOOR, _GRADIENT_FLOOR = 2.0, 1.0
 # Mean squared strain of the coarse field at which the regularisation counts as set, and how far its weight
 # goes from there: it falls with the square of the strain. Chosen on the pairs that choose, and on images
 # beside copies of themselves (benchmarks/truth.py).
-_TYPICAL_STRAIN = 0.045
+_TYPICAL_STRAIN = 0.03
 _STIFFNESS_RANGE = (0.4, 12.0)
 # Cells of a resolution element (evidence.resel_volume) that are usual where details agree. Beyond them
 # fewer observations stand behind each displacement than there are cells, and the strain that the coarse stage
@@ -414,22 +415,24 @@ def refine(
         loss = objective(torch.stack(pairs).mean(), field, corner, stiffness)
         return loss if hold is None else loss + hold(field)
 
-    wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, coarse, on_step)
+    wide = _descend(coarse_loss, wide, _COARSE_LEARNING_RATE, _COARSE_GRADIENT_FLOOR, coarse, on_step)
     start = start + resize(smooth(wide, 3), start.shape[1:])
-    return unfold(smooth(_descend(fine_loss, start, _LEARNING_RATE, fine, on_step), 3))
+    start = _descend(fine_loss, start, _LEARNING_RATE, _GRADIENT_FLOOR, fine, on_step)
+    return unfold(smooth(start, 3))
 
 
 def _descend(
     loss: Callable[[torch.Tensor, Corner], torch.Tensor],
     start: torch.Tensor,
     learning_rate: float,
+    floor: float,
     steps: int,
     on_step: Callable[[], None],
 ) -> torch.Tensor:
-    """What Adam makes of ``start`` while its learning rate falls by half a cosine."""
+    """What :class:`Adam` makes of ``start`` while its learning rate falls by half a cosine."""
     parameters = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     rates = [learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
-    adam = optimiser(parameters, rates)
+    adam = optimiser(parameters, rates, floor)
 
     def advance(corner: Corner) -> None:
         (gradient,) = torch.autograd.grad(loss(parameters, corner), parameters)
@@ -482,11 +485,13 @@ class Adam:
     Args:
         parameters: changed in place.
         learning_rates: of all steps.
+        floor: what gradients are divided by at least.
     """
 
     BETAS = (0.9, 0.999)
 
-    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float]) -> None:
+    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float], floor: float) -> None:
+        self.floor = floor
         self.parameters = parameters.detach()
         self.mean, self.squares = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         beta1, beta2 = self.BETAS
@@ -502,7 +507,7 @@ class Adam:
         length, spread = self._next()
         self.mean.lerp_(gradient, 1 - beta1)
         self.squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = self.squares.sqrt().div_(spread).add_(_GRADIENT_FLOOR)
+        root = self.squares.sqrt().div_(spread).add_(self.floor)
         self.parameters.addcdiv_(self.mean, root, value=-length)
 
     def _next(self) -> tuple[float, float]:
@@ -511,15 +516,15 @@ class Adam:
 
 
 @operation
-def optimiser(parameters: torch.Tensor, learning_rates: Sequence[float]) -> Adam:
+def optimiser(parameters: torch.Tensor, learning_rates: Sequence[float], floor: float) -> Adam:
     """:class:`Adam` of these."""
-    return Adam(parameters, learning_rates)
+    return Adam(parameters, learning_rates, floor)
 
 
-@optimiser.kernel("triton", lambda parameters, learning_rates: gpu.serves(parameters))
+@optimiser.kernel("triton", lambda parameters, learning_rates, floor: gpu.serves(parameters))
 class _AdamByTriton(Adam):
-    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float]) -> None:
-        super().__init__(parameters, learning_rates)
+    def __init__(self, parameters: torch.Tensor, learning_rates: Sequence[float], floor: float) -> None:
+        super().__init__(parameters, learning_rates, floor)
         # Where a captured step finds them.
         self.rates_there = self.parameters.new_tensor(self.rates)
         self.count_there = torch.zeros((), dtype=torch.int64, device=self.parameters.device)
@@ -529,12 +534,12 @@ class _AdamByTriton(Adam):
 
         kernels.adam(
             self.parameters, gradient, self.mean, self.squares, self.rates_there, self.count_there,
-            self.BETAS, _GRADIENT_FLOOR,
+            self.BETAS, self.floor,
         )  # fmt: skip
         self.count_there += 1
 
 
-@optimiser.kernel("c", lambda parameters, learning_rates: native.serves(parameters))
+@optimiser.kernel("c", lambda parameters, learning_rates, floor: native.serves(parameters))
 class _AdamByC(Adam):
     def step(self, gradient: torch.Tensor) -> None:
         beta1, beta2 = self.BETAS
@@ -542,5 +547,5 @@ class _AdamByC(Adam):
         native.run(
             "adam", parameters=self.parameters, gradient=gradient.contiguous(), mean=self.mean,
             squares=self.squares, beta1=beta1, beta2=beta2, step=length, spread=spread,
-            floor=_GRADIENT_FLOOR,
+            floor=self.floor,
         )  # fmt: skip

@@ -39,10 +39,14 @@ _RESIZED_UPRIGHT = 0.7  # as an affine map makes wrong turns agree better, too
 # A turn or a size is taken where the disagreement falls to this share of it.
 _POSE_BONUS = 0.97
 _POSES_TRIED, _TURN_SPACING = 8, 2.0
-_TURNS_KEPT = (8, 4, 2)  # in each round of block matching
+# Of turned starts, in each round of block matching: how many are matched, and what their disagreement may
+# be of that of the upright start, which was matched before.
+_TURNS_KEPT = ((8, 1.3), (4, 1.2), (2, 1.15))
+_LAST_TURNS = 1.15  # the same on the fine grid
 _SIZES = (0.75, 1.33)  # of lengths
 # Cells along the diagonals of both fields of view in that search; what it takes goes with the cube of it.
 _TURN_SIDE = 64
+_ROUGH_SIDE, _SHORTLIST = 40, 16  # of a first look at all turns, and how many are looked at again
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
 _SLAB, _MOST_CELLS = 8, 150_000
@@ -197,19 +201,15 @@ def align(
         plain = _matched(best, coarse, fine, sized)
         resized = search_poses(fixed, moving, coarse, extract, "resized", [k * np.eye(3) for k in _SIZES])
         resized = [_judged(_matched(one, coarse, coarse, sized), fine) for one in resized]
-        resized = [_matched(one, coarse, fine, sized) for one in resized]
         rival = max(resized, key=lambda one: one.similarity, default=plain)
+        rival = _matched(rival, coarse, fine, sized)
         if 1 - rival.similarity < (1 - plain.similarity) * _POSE_BONUS:
             best, upright = rival, rival.similarity >= _RESIZED_UPRIGHT
     rivals: list[LinearStart] = []
     if not upright:
         # Block matching finds turns of some 45 degrees. Beyond them the pose has to be looked for.
         turned = search_poses(fixed, moving, coarse, extract, "turned", _turns())
-        for kept in _TURNS_KEPT:
-            turned = sorted(turned, key=lambda one: -one.similarity)[:kept]
-            turned = [_matched(one, coarse, coarse, "rigid") for one in turned]
-        turned = [_matched(_judged(one, fine), coarse, fine, "rigid") for one in turned]
-        rival = _refined(max(turned, key=lambda c: c.similarity, default=best), fine, "rigid")
+        rival = _best_turn(turned, best, coarse, fine)
         if 1 - rival.similarity < (1 - best.similarity) / _POSE_BONUS:
             rivals = [replace(rival, runner_up=(best.origin, best.similarity))]
         best = replace(best, runner_up=(rival.origin, rival.similarity))
@@ -296,6 +296,29 @@ def _judges(
     return coarse, Judge(f, m, fine_spacing, extract, mismatch), shifts
 
 
+def _best_turn(turned: list[LinearStart], upright: LinearStart, coarse: Judge, fine: Judge) -> LinearStart:
+    """The most similar of some turned starts, which are matched as long as they may pass the upright one.
+
+    Args:
+        turned: by their similarity on the coarse grid, best first.
+    """
+    to_pass = 1 - coarse.similarity(upright.matrix)
+    settled: set[int] = set()  # the starts that matching leaves where they are
+    for count, within in _TURNS_KEPT:
+        close = [one for one in turned[:count] if 1 - one.similarity < within * to_pass]
+        if not close:
+            return _judged(turned[0], fine) if turned else upright
+        matched = [one if id(one) in settled else _matched(one, coarse, coarse, "rigid") for one in close]
+        settled |= {id(one) for one, before in zip(matched, close, strict=True) if one is before}
+        turned = sorted(matched, key=lambda one: -one.similarity)
+    turned = [_judged(one, fine) for one in turned]
+    close = [one for one in turned if 1 - one.similarity < _LAST_TURNS * (1 - upright.similarity)]
+    if not close:
+        return max(turned, key=lambda one: one.similarity)
+    close = [_matched(one, coarse, fine, "rigid") for one in close]
+    return _refined(max(close, key=lambda one: one.similarity), fine, "rigid")
+
+
 def _fitted(start: LinearStart, coarse: Judge, fine: Judge, model: str) -> LinearStart:
     """A round of block matching on the coarse grid, then Gauss-Newton on the fine one."""
     return _refined(_matched(start, coarse, fine, model), fine, model)
@@ -326,29 +349,38 @@ def search_poses(
     Returns:
         Up to ``_POSES_TRIED`` starts, best first; their similarity is the judge's.
     """
-    both = np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent)
-    spacing = max(_TURN_SPACING * judge.grid.spacing[0], float(both) / _TURN_SIDE)
+    both = float(np.linalg.norm(fixed.grid.extent) + np.linalg.norm(moving.grid.extent))
+    spacing = max(_TURN_SPACING * judge.grid.spacing[0], both / _TURN_SIDE)
+    if len(poses) > _SHORTLIST:
+        rough = _placed(fixed, moving, extract, max(spacing, both / _ROUGH_SIDE), poses)
+        poses = [pose for _, pose, _ in rough[:_SHORTLIST]]
+    starts = [
+        LinearStart(matrix, judge.similarity(matrix), origin, "translation")
+        for _, _, matrix in _placed(fixed, moving, extract, spacing, poses)[: 2 * _POSES_TRIED]
+    ]
+    starts.sort(key=lambda start: -start.similarity)
+    return [start for start in starts[:_POSES_TRIED] if start.similarity > -np.inf]
+
+
+def _placed(
+    fixed: Source, moving: Source, extract: Descriptor, spacing: float, poses: list[Float64]
+) -> list[tuple[float, Float64, Float64]]:
+    """Disagreement, pose and matrix of some poses, each at its best translation; best first."""
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
-    grid, centre, found = moving.grid, moving.grid.centre, []
+    grid, centre, placed = moving.grid, moving.grid.centre, []
     for pose in poses:
         about = _translation(centre) @ _linear(pose) @ _translation(-centre)
         # The moving image posed the other way: its world is brought to the moving one by the pose.
         size = float(np.cbrt(np.linalg.det(pose)))
-        placed = Grid(
+        posed = Grid(
             grid.size,
             (grid.spacing[0] / size, grid.spacing[1] / size, grid.spacing[2] / size),
             tuple(transform_points(np.linalg.inv(about), grid.origin)),
             tuple((pose.T / size @ np.reshape(grid.direction, (3, 3))).ravel()),
         )
-        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, placed), spacing, extract, count=1)
-        found += [(score, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
-    found.sort(key=lambda one: one[0])
-    starts = [
-        LinearStart(matrix, judge.similarity(matrix), origin, "translation")
-        for _, matrix in found[: 2 * _POSES_TRIED]
-    ]
-    starts.sort(key=lambda start: -start.similarity)
-    return [start for start in starts[:_POSES_TRIED] if start.similarity > -np.inf]
+        shifts, scores, _ = search_translation(f, Source(m.image, m.mask, posed), spacing, extract, count=1)
+        placed += [(score, pose, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
+    return sorted(placed, key=lambda one: one[0])
 
 
 def _linear(matrix: npt.ArrayLike) -> Float64:

@@ -143,7 +143,7 @@ def _choose(
     costs, neutral, field, chosen, theta, z, y, x, radius: tl.constexpr, back: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    """argmin_d cost(d, x) + theta |d - u(x)|^2."""
+    """argmin_d cost(d, x) + theta |d - u(x)|^2, between cells by a parabola along each axis."""
     at = tl.program_id(0) * block + tl.arange(0, block)
     cells = z * y * x
     inside = at < cells
@@ -156,6 +156,7 @@ def _choose(
     cx = tl.zeros((block,), tl.float32)
     cy = tl.zeros((block,), tl.float32)
     cz = tl.zeros((block,), tl.float32)
+    first = costs
     for dz in range(-radius, radius + 1):
         for dy in range(-radius, radius + 1):
             across = (dz * dz + dy * dy) - 2 * (uz * dz + uy * dy)
@@ -168,9 +169,26 @@ def _choose(
                 cy = tl.where(better, dy * 1.0, cy)
                 cz = tl.where(better, dz * 1.0, cz)
                 costs += -cells if back else cells
-    tl.store(chosen + at, cx, inside)
-    tl.store(chosen + cells + at, cy, inside)
-    tl.store(chosen + 2 * cells + at, cz, inside)
+    side: tl.constexpr = 2 * radius + 1
+    apart = -cells if back else cells
+    first += ((cz + radius) * side * side + (cy + radius) * side + cx + radius).to(tl.int64) * apart
+    dx, dy, dz = cx.to(tl.int32), cy.to(tl.int32), cz.to(tl.int32)
+    cost = _cost(first, inside, cells, i, j, p, dz, dy, dx, z, y, x, back)
+    here = tl.where(cost == cost, cost, unknown)
+    for axis in tl.static_range(3):
+        mx, my, mz = (1 if axis == 0 else 0), (1 if axis == 1 else 0), (1 if axis == 2 else 0)
+        step = apart * (side**axis)
+        c = cx if axis == 0 else (cy if axis == 1 else cz)
+        u = ux if axis == 0 else (uy if axis == 1 else uz)
+        off_border = inside & (c > -radius) & (c < radius)
+        cost = _cost(first - step, off_border, cells, i, j, p, dz - mz, dy - my, dx - mx, z, y, x, back)
+        below = tl.where(cost == cost, cost, unknown)
+        cost = _cost(first + step, off_border, cells, i, j, p, dz + mz, dy + my, dx + mx, z, y, x, back)
+        above = tl.where(cost == cost, cost, unknown)
+        bend = tl.maximum(below + above - 2 * here + 2 * theta, 1e-9)
+        fraction = 0.5 * (below - above + 4 * theta * (u - c)) / bend
+        fraction = tl.where(off_border, tl.minimum(tl.maximum(fraction, -0.5), 0.5), 0.0)
+        tl.store(chosen + axis * cells + at, c + fraction, inside)
 
 
 def coupled_convex(costs: torch.Tensor, radius: int, back: bool, coupling: tuple[float, ...]) -> torch.Tensor:

@@ -407,6 +407,43 @@ INLINE int near(float value, int r) {
     return whole < -r ? -r : whole > r ? r : whole;
 }
 
+/* The displacement of a number and, off the border of the cube along each axis, the fraction of a cell where a
+ * parabola through the costs and penalties of its neighbours is lowest. Their costs lie at fixed steps from its own. */
+INLINE void place(const int side, const Costs *c, int64_t k, int64_t j, int64_t i, int32_t number, float neutral,
+                  float theta, const float *field, int64_t cells, float *chosen) {
+    const int r = side / 2, d[3] = {number % side - r, number / side % side - r, number / (side * side) - r};
+    const int64_t pitch = c->x + 2 * r, volume = c->z * c->y * pitch;
+    const int64_t to_y = j + d[1], to_z = k + d[2], way = c->back ? -volume : volume;
+    const int64_t step[3] = {way + (c->back ? 1 : 0), side * way + (c->back ? pitch : 0),
+                             side * side * way + (c->back ? c->y * pitch : 0)};
+    const int64_t at = c->back ? (side * side * side - 1 - number) * volume + (to_z * c->y + to_y) * pitch + i + d[0] + r
+                               : number * volume + (k * c->y + j) * pitch + r + i;
+    /* On the way back there are no costs beyond the ends: along y and z, whether this one and its neighbours lie in. */
+    int in[3][3];
+    for (int n = 0; n < 3; n++) {
+        in[0][n] = 1;
+        in[1][n] = !c->back || (to_y + n - 1 >= 0 && to_y + n - 1 < c->y);
+        in[2][n] = !c->back || (to_z + n - 1 >= 0 && to_z + n - 1 < c->z);
+    }
+    const int32_t own = in[1][1] && in[2][1] ? c->costs[at] : UNKNOWN;
+    const float here = own == UNKNOWN ? neutral : STEP * (float)own;
+    for (int axis = 0; axis < 3; axis++) {
+        float fraction = 0;
+        if (d[axis] > -r && d[axis] < r) {
+            const int others = (axis == 1 || in[1][1]) && (axis == 2 || in[2][1]);
+            const int32_t before = others && in[axis][0] ? c->costs[at - step[axis]] : UNKNOWN;
+            const int32_t after = others && in[axis][2] ? c->costs[at + step[axis]] : UNKNOWN;
+            const float below = before == UNKNOWN ? neutral : STEP * (float)before;
+            const float above = after == UNKNOWN ? neutral : STEP * (float)after;
+            const float slope = below - above + 4 * theta * (field[axis * cells] - (float)d[axis]);
+            const float bend = below + above - 2 * here + 2 * theta;
+            fraction = 0.5f * slope / (bend > 1e-9f ? bend : 1e-9f);
+            fraction = fraction > 0.5f ? 0.5f : fraction < -0.5f ? -0.5f : fraction;
+        }
+        chosen[axis * cells] = (float)d[axis] + fraction;
+    }
+}
+
 INLINE void choose_planes(const int side, int64_t first, int64_t last, const Costs *c, const float *neutral, float theta,
                           const float *field, float *chosen, float *best, int32_t *which) {
     const int r = side / 2;
@@ -452,16 +489,16 @@ INLINE void choose_planes(const int side, int64_t first, int64_t last, const Cos
                         }
                     }
                 }
-            for (int64_t i = 0; i < rows * x; i++) {
-                chosen[start + i] = (float)(which[i] % side - r);
-                chosen[cells + start + i] = (float)(which[i] / side % side - r);
-                chosen[2 * cells + start + i] = (float)(which[i] / (side * side) - r);
-            }
+            for (int64_t j = 0; j < rows; j++)
+                for (int64_t i = 0; i < x; i++) {
+                    const int64_t n = j * x + i, cell = start + n;
+                    place(side, c, k, top + j, i, which[n], neutral[cell], theta, field + cell, cells, chosen + cell);
+                }
         }
 }
 
 /* Planes [first, last) of chosen (3, z, y, x): the displacement d, components (x, y, z), that minimises cost +
- * theta |d - field|^2, the first of equals. Rows have at least 16 cells. */
+ * theta |d - field|^2, the first of equals, and the fraction of a cell beside it. Rows have at least 16 cells. */
 KERNEL(choose)(int64_t first, int64_t last, const uint16_t *costs, int64_t z, int64_t y, int64_t x, int64_t radius,
                int64_t back, const float *neutral, double theta, const float *field, float *chosen) {
     const Costs c = {costs, z, y, x, (int)back};
