@@ -15,7 +15,7 @@ from regkit.pretrain.config import Config, Loss
 from regkit.pretrain.initial_weights import initial_network
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
-from regkit.synthesis.structures import HEAD, STRUCTURES, TRUNK
+from regkit.synthesis.structures import HEAD, NECK, STRUCTURES, TRUNK
 
 CONFIG = Config(
     width=2,
@@ -41,14 +41,14 @@ def _last(network: UNet) -> torch.Tensor:
 def test_known_structures_keep_their_rows_and_new_ones_begin_at_random() -> None:
     network, provenance = _weights(list(TRUNK.values()))
     grown, new = initial_network(network, provenance, CONFIG)
-    assert new == list(HEAD.values())
+    assert new == list((HEAD | NECK).values())
     assert grown.architecture == CONFIG.architecture
     before, after = _last(network), _last(grown)
     assert torch.equal(after[: len(before)], before)
     rows = after[len(before) :]
-    assert len(rows) == len(HEAD)
+    assert len(rows) == len(HEAD | NECK)
     assert rows.std() > 0.05
-    assert len(rows.flatten(1).unique(dim=0)) == len(HEAD)
+    assert len(rows.flatten(1).unique(dim=0)) == len(HEAD | NECK)
     for name, tensor in list(network.state_dict().items())[:-1]:
         assert torch.equal(grown.state_dict()[name], tensor), name
     again, _ = initial_network(network, provenance, CONFIG)
@@ -83,7 +83,7 @@ def test_weights_that_know_all_are_taken_as_they_are() -> None:
 def test_weights_from_before_names_were_written_know_the_trunk() -> None:
     network, provenance = _weights(list(TRUNK.values()))
     del provenance["structures"]
-    assert initial_network(network, provenance, CONFIG)[1] == list(HEAD.values())
+    assert initial_network(network, provenance, CONFIG)[1] == list((HEAD | NECK).values())
 
 
 def test_the_bundled_weights_can_start_a_run_on_bodies() -> None:

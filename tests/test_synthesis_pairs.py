@@ -266,9 +266,12 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
         ({"reuse": 0}, "reuse of pairs"),
         ({"bank": 0}, "bank of pairs"),
         ({"trunks": 1.5}, "trunks of pairs must be a share"),
+        ({"necks": -0.1}, "necks of pairs must be a share"),
+        ({"artefacts": 2.0}, "artefacts of pairs must be a share"),
+        ({"trunks": 0.5, "necks": 0.6}, "must not exceed 1 together, got 0.5, 0.6 and 0.0"),
         ({"anatomies": -0.1}, "anatomies of pairs must be a share"),
         ({"thick": 2.0}, "thick of pairs must be a share"),
-        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7 and 0.4"),
+        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7, 0.0 and 0.4"),
         ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
         (
             {"shapes": ((8, 8, 27),)},
@@ -353,7 +356,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
         rng: object,
         palettes: object,
         grains: list[Callable[[], torch.Tensor]],
-        thick: float,
+        **_: float,
     ) -> SimpleNamespace:
         shown.extend(grain() for grain in grains)
         return SimpleNamespace(images=labels.float(), visible=labels < 255)

@@ -37,7 +37,7 @@ def command(
     """
     check_outputs([(output, PICTURES)], (*images, weights), overwrite)
 
-    from regkit.features.components import principal_components
+    from regkit.features.components import FINEST, principal_components
     from regkit.features.network import NetworkFeatures
     from regkit.features.weights import bundled_weights
     from regkit.io.images import load_image
@@ -45,7 +45,8 @@ def command(
 
     network = NetworkFeatures(weights or bundled_weights(), apart=True)
     volumes = [load_image(path, "image") for path in images]
-    components = principal_components(volumes, network, network.stride)
+    known = network.reading.spacing
+    components = principal_components(volumes, network, network.stride, known[0] if known else FINEST)
     components_figure(volumes, components, output)
     if not quiet:
         typer.echo(f"wrote {output}")

@@ -162,9 +162,7 @@ class Config:
             (loss.structure, Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, GROUPS)),
         )
         low, high = self.pairs.spacing
-        spacing = (
-            (low / _BUILDS, high * _BUILDS) if self.pairs.of_bodies else None
-        )  # shapes have no size in mm
+        spacing = (low / _BUILDS, high * _BUILDS) if self.pairs.bodies else None  # shapes have no size in mm
         return Reading("equalised", tuple(channels for weight, channels in parts if weight), spacing)
 
     def to_dict(self) -> dict[str, Any]:

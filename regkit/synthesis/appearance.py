@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from regkit.synthesis.artefacts import spoilt
 from regkit.synthesis.noise import Rng, knots, normals, onto, smooth_noises, splined
 
 _TEXTURES = (2, 4, 8, 16)  # voxels over which they vary
@@ -84,6 +85,7 @@ def render(
     grains: Sequence[Callable[[], torch.Tensor] | None] | None = None,
     partial: float = 0.35,
     thick: float = 0.1,
+    artefacts: float = 0.0,
 ) -> Rendering:
     """An image of each of several label maps, the same one whatever it is drawn beside.
 
@@ -97,6 +99,7 @@ def render(
             its own way; asked for only where it is seen.
         partial: probability that a field of view ends within the volume.
         thick: probability of thick slices, or of larger voxels.
+        artefacts: probability of one of :mod:`regkit.synthesis.artefacts`.
     """
     shape = labels.shape[1:]
     scanned = [not palette.window for palette in palettes]
@@ -119,6 +122,9 @@ def render(
         images[v] = _thick_slices(images[v], rng[v])
     for v in _chosen(rng, 0.05):
         images[v] = _in_k_space(images[v], rng[v])
+    # With none, nothing is drawn either: older configurations give what they gave.
+    for v in _chosen(rng, artefacts) if artefacts else ():
+        images[v] = spoilt(images[v], rng[v], scanned[v])
     _scan(images, rng, scanned)
     visible = torch.ones_like(images, dtype=torch.bool)
     for v in _chosen(rng, partial):

@@ -91,6 +91,9 @@ def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
         if kind == "t2" and rng.chance(0.25):  # fluid suppressed
             for name in _FLUIDS:
                 tissue[NUMBERS[name]] *= random.uniform(0, 0.15)
+        if rng.chance(0.2):  # a gradient echo: the beams of spongy bone take the signal of its marrow
+            for name in ("marrow", "rib"):
+                tissue[NUMBERS[name]] *= random.uniform(0.02, 0.4)
         if kind == "t1" and rng.chance(0.3):
             medium = random.uniform(0.1, 1)
             for name in _ENHANCED:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
@@ -39,11 +40,13 @@ class Pairs:
             ``shapes``; the offset within them is what room there is.
         bank: how many anatomies take turns at random; with 1, pairs of one anatomy follow on each other. A
             network learns few anatomies by heart, and no more from them.
-        trunks, anatomies: shares of the anatomies that are painted trunks (:mod:`regkit.synthesis.trunk`) and
-            whole label maps (:mod:`regkit.synthesis.label_maps`); the others are ensembles of shapes.
-        spacing: smallest and largest, of the views of a trunk or map, mm.
+        trunks, necks, anatomies: shares of the anatomies that are painted trunks
+            (:mod:`regkit.synthesis.trunk`), painted necks (:mod:`regkit.synthesis.neck`) and whole label maps
+            (:mod:`regkit.synthesis.label_maps`); the others are ensembles of shapes.
+        spacing: smallest and largest, of the views of a body, mm.
         shapes: voxels (Z, Y, X) that volumes have instead of those of a cube; one is drawn for each step.
         thick: share of the images that are of thick slices, or of larger voxels.
+        artefacts: share of the images that show one of :mod:`regkit.synthesis.artefacts`.
 
     Raises:
         RegkitError: if a number makes no pairs.
@@ -59,10 +62,12 @@ class Pairs:
     ensembles: Ensembles = field(default_factory=Ensembles)
     bank: int = 1
     trunks: float = 0.0
+    necks: float = 0.0
     anatomies: float = 0.0
     spacing: tuple[float, float] = (2.0, 4.0)
     shapes: tuple[tuple[int, int, int], ...] = ()
     thick: float = 0.1
+    artefacts: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("size", "reuse", "bank"):
@@ -82,13 +87,13 @@ class Pairs:
                 f"strays of pairs must be at least 0, and with the shapes of ensembles at most {MAX_SHAPES}, "
                 f"got {self.strays}"
             )
-        for name in ("trunks", "anatomies", "thick"):
+        for name in ("trunks", "necks", "anatomies", "thick", "artefacts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RegkitError(f"{name} of pairs must be a share from 0 to 1, got {getattr(self, name)}")
-        if self.trunks + self.anatomies > 1:
+        if self.bodies > 1:
             raise RegkitError(
-                f"trunks and anatomies of pairs must not exceed 1 together, got {self.trunks} and "
-                f"{self.anatomies}"
+                f"trunks, necks and anatomies of pairs must not exceed 1 together, got {self.trunks}, "
+                f"{self.necks} and {self.anatomies}"
             )
         if not 0 < self.spacing[0] <= self.spacing[1]:
             raise RegkitError(f"spacing of pairs must be positive and rising, got {list(self.spacing)}")
@@ -104,9 +109,9 @@ class Pairs:
         return self.shapes[rng.scalars.integers(len(self.shapes))] if self.shapes else (self.size,) * 3
 
     @property
-    def of_bodies(self) -> bool:
-        """Whether sizes in millimetres mean anything."""
-        return self.trunks + self.anatomies > 0
+    def bodies(self) -> float:
+        """Share of the anatomies of which sizes in millimetres mean anything."""
+        return self.trunks + self.necks + self.anatomies
 
     def turns(self, pair: int) -> range:
         """The numbers of the anatomies that take turns at a pair."""
@@ -187,13 +192,15 @@ def draw_anatomy(
     number: int,
     maps: Sequence[LabelMaps] = (),
 ) -> Anatomy:
-    """The anatomy of a number, on the CPU, without a grain: a trunk, a label map or an ensemble of shapes."""
+    """The anatomy of a number, on the CPU, without a grain: a body or an ensemble of shapes."""
     rng = Rng.of(seed, 0, number)
-    kind = rng.uniform(0, 1) if settings.of_bodies else 1.0
-    if kind < settings.trunks + settings.anatomies:
+    kind = rng.uniform(0, 1) if settings.bodies else 1.0
+    if kind < settings.bodies:
         spacing = _spacing(settings, rng)
         if kind < settings.trunks:
             anatomy = draw_trunk(rng, spacing)
+        elif kind < settings.trunks + settings.necks:
+            anatomy = draw_neck(rng, spacing)
         else:
             anatomy = maps[rng.one_of(len(maps))].draw(rng, spacing)
         low, high = settings.spacing
@@ -217,14 +224,31 @@ def draw_trunk(rng: Rng, spacing: float = 2.5) -> Anatomy:
     Raises:
         RegkitError: if scipy is missing, which a bare training machine need not have.
     """
-    try:
+    with _scipy_needed("trunks"):
         from regkit.synthesis.trunk import draw_trunk as drawn
+    return drawn(rng, spacing)
+
+
+def draw_neck(rng: Rng, spacing: float = 1.0) -> Anatomy:
+    """A neck, as :func:`draw_trunk`.
+
+    Raises:
+        RegkitError: if scipy is missing.
+    """
+    with _scipy_needed("necks"):
+        from regkit.synthesis.neck import draw_neck as drawn
+    return drawn(rng, spacing)
+
+
+@contextmanager
+def _scipy_needed(what: str) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise RegkitError(
-            f"drawing trunks needs {error.name}, which is not installed; install scipy, or set "
-            "'pairs.trunks: 0' in the configuration"
+            f"drawing {what} needs {error.name}, which is not installed; install scipy, or set "
+            f"'pairs.{what}: 0' in the configuration"
         ) from error
-    return drawn(rng, spacing)
 
 
 @dataclass(frozen=True)
@@ -281,7 +305,7 @@ def cut_and_render(
         for grain in (_upright_grain, _grain)
     ]
     palettes = [anatomy.palette(d) for anatomy, d in views]
-    rendering = render(labels, of_views, palettes, grains, thick=settings.thick)
+    rendering = render(labels, of_views, palettes, grains, thick=settings.thick, artefacts=settings.artefacts)
     return Views(rendering.images, labels, rendering.visible, partner, structures)
 
 
