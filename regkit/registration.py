@@ -31,8 +31,13 @@ from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_ma
 from regkit.io.provenance import record_of
 from regkit.ops import native
 from regkit.ops.dispatch import operation
-from regkit.ops.folding import unfold, unfolded_warp
-from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
+from regkit.ops.folding import unfold
+from regkit.ops.jacobian import (
+    folding_percent,
+    jacobian_determinant,
+    sd_log_jacobian,
+    unfolded_warp,
+)
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import sample
 from regkit.runtime.device import current, reproducible, torch_device
