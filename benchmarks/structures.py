@@ -74,8 +74,8 @@ def main() -> None:
         extract = NetworkFeatures(file, apart=True)
         for image in IMAGES:
             truth = load_labels(PAIR / f"{image}_labels.nii.gz", "labels").array
-            found = named(load_image(PAIR / f"{image}.nii.gz", "image"), extract)
-            theirs = sum((found == number_of(name)) * label for label, name in names.items())
+            recognised = named(load_image(PAIR / f"{image}.nii.gz", "image"), extract)
+            theirs = sum((recognised == number_of(name)) * label for label, name in names.items())
             scores = dice(truth, np.asarray(theirs, np.uint8), sorted(names))
             rows.append({"weights": extract.record, "image": image, "dice": scores})
     lines = ["| | " + " | ".join(f"{row['weights']['file']}, {row['image']}" for row in rows) + " |"]

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from property_cases import affine_warp, bent_warps, grids, matrices
+from regkit.results import save_segments, save_volume
 
 import regkit
 from regkit.core.geometry import Grid, affine_transform, transform_points
@@ -31,7 +32,6 @@ from regkit.io.meshes import open_mesh
 from regkit.io.points import POINT_SUFFIXES, open_points, read_pairs, read_points, write_points
 from regkit.io.segments import Segment, Segmentation
 from regkit.ops.folding import folded_points, unfold
-from regkit.results import save_segments, save_volume
 from regkit.warp import Warp
 
 places = arrays(np.float64, st.tuples(st.integers(1, 5), st.just(3)), elements=st.floats(-900, 900))

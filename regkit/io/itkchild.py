@@ -26,18 +26,18 @@ _TRICKS = os.environ.get("REGKIT_TRICKS", "all")
 _QUICK = _TRICKS == "all" or "parser" in _TRICKS.split(",")
 
 
-def _import_sitk(where: str) -> Any:
+def _import_sitk(folder: str) -> Any:
     if not _QUICK:
-        sys.path.insert(0, where)
+        sys.path.insert(0, folder)
         return importlib.import_module("SimpleITK.SimpleITK")
     package = types.ModuleType("SimpleITK")
-    package.__path__ = [os.path.join(where, "SimpleITK")]
+    package.__path__ = [os.path.join(folder, "SimpleITK")]
     sys.modules["SimpleITK"] = package
     try:
         return importlib.import_module("SimpleITK.SimpleITK")
     except ImportError:  # of another layout than that of the versions known
         del sys.modules["SimpleITK"]
-        sys.path.insert(0, where)
+        sys.path.insert(0, folder)
         return importlib.import_module("SimpleITK")
 
 
