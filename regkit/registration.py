@@ -28,8 +28,8 @@ from regkit.hints import PointsLike, distance, guides, images_of, landmark_pairs
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
 from regkit.ops import native
 from regkit.ops.dispatch import operation
-from regkit.ops.folding import unfold, unfolded_warp
-from regkit.ops.jacobian import Smoothness, jacobian_determinant
+from regkit.ops.folding import unfold
+from regkit.ops.jacobian import Smoothness, jacobian_determinant, unfolded_warp
 from regkit.ops.resample import Source
 from regkit.ops.sampling import sample
 from regkit.registration_result import Evidence, Registration

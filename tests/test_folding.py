@@ -10,8 +10,8 @@ from warp_cases import FIXED, affine_map
 
 from regkit.core.geometry import transform_points
 from regkit.ops.filters import smooth
-from regkit.ops.folding import CORNERS, corner_jacobian, folded_points, unfold, unfolded_warp
-from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.folding import CORNERS, corner_jacobian, folded_points, unfold
+from regkit.ops.jacobian import jacobian_determinant, unfolded_warp
 
 SHAPE = (7, 6, 8)
 

@@ -82,7 +82,7 @@ def test_pretraining_needs_torch_numpy_safetensors_and_rich_alone() -> None:
         "missing = ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib')\n"
         "for name in missing: sys.modules[name] = None\n"
         "import regkit.pretrain, regkit.synthesis, regkit.training\n"
-        "painted = ('__main__', '.anatomy', '.painting', '.phantom', '.trunk')\n"
+        "painted = ('__main__', '.anatomy', '.painting', '.phantom', '.procedural_trunk', '.trunk')\n"
         "for package in (regkit.pretrain, regkit.synthesis, regkit.training):\n"
         "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
         "        if not module.name.endswith(painted): __import__(module.name)\n"

@@ -17,8 +17,8 @@ from regkit.core.errors import RegkitError
 from regkit.core.geometry import slab_index, transform_points
 from regkit.features.weights import bundled_weights
 from regkit.io.formats import to_learn2reg, write_linear
-from regkit.ops.folding import folded_points, unfolded_warp
-from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.folding import folded_points
+from regkit.ops.jacobian import jacobian_determinant, unfolded_warp
 from regkit.synthesis.phantom import torso
 
 SHAPE = (37, 41, 29)  # of odd sizes that no stride divides

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.core.geometry import Float64, Grid, slab_index, transform_points
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
-from regkit.ops.jacobian import jacobian_determinant
 
 Corner = tuple[int, int, int]
 CORNERS: tuple[Corner, ...] = tuple(product((0, 1), repeat=3))  # type: ignore[arg-type]
@@ -91,31 +87,6 @@ def unfold(field: torch.Tensor, rounds: int = 200) -> torch.Tensor:
     while folded_points(field).any():
         field = 0.9 * field
     return field
-
-
-def unfolded_warp(
-    field: npt.NDArray[np.float32], grid: Grid, matrix: Float64
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """A warp whose Jacobian determinant is positive at every voxel.
-
-    Where it folds, what it does before the linear part is smoothed.
-
-    Args:
-        field: displacements (z, y, x, 3), LPS mm.
-        matrix: the linear part, 4x4, LPS mm, whose determinant is positive.
-
-    Returns:
-        The field, which is the one given where nothing folds, and its Jacobian determinant, (z, y, x).
-    """
-    determinant = jacobian_determinant(field, grid)
-    if (determinant > 0).all():
-        return field, determinant
-    index = slab_index(grid, 0, grid.shape[0])
-    points = transform_points(grid.index_to_world, index)
-    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
-    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
-    field = (transform_points(matrix @ grid.index_to_world, index + flat) - points).astype(np.float32)
-    return field, jacobian_determinant(field, grid)
 
 
 def _box_around(marked: torch.Tensor, margin: int) -> tuple[slice, slice, slice]:
