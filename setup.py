@@ -14,10 +14,10 @@ from setuptools.command.build_ext import build_ext
 
 class BuildKernels(build_ext):
     def run(self) -> None:
-        wanted = os.environ.get("REGKIT_REQUIRE_KERNELS", "0")
-        if wanted not in ("0", "1"):
-            raise SystemExit(f"REGKIT_REQUIRE_KERNELS is {wanted!r}; it may be 0 or 1")
-        if wanted == "1":
+        required = os.environ.get("REGKIT_REQUIRE_KERNELS", "0")
+        if required not in ("0", "1"):
+            raise SystemExit(f"REGKIT_REQUIRE_KERNELS is {required!r}; it may be 0 or 1")
+        if required == "1":
             for extension in self.extensions:
                 extension.optional = False
         super().run()

@@ -8,6 +8,9 @@ within 10 s and in so much memory. Readers run in a child process, so that a cra
 
 Where regkit starts a process for ITK to parse in, a process with ITK loaded is forked instead (``--fresh``
 starts one, as regkit does): the same parsers under the same bounds, without the 0.07 s to load them.
+
+Seconds are those of a machine with nothing else to do: without what the processes waited for a processor,
+and at least what they had one.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fuzz_fork import times
 
 from regkit.io.provenance import commit
 
-MOST_SECONDS = 10.0
+MAX_SECONDS = 10.0
 MEMORY = 4 << 30
 """Bytes of address space that a reader may take beyond what the process has once its libraries are in."""
 CANARY = "pickle-was-run"
@@ -76,18 +80,21 @@ def readers() -> dict[str, Reader]:
     from regkit.features.unet import Architecture, UNet
     from regkit.features.weights import load_network, save_weights
     from regkit.io.formats import read_linear, write_linear, write_warp
+    from regkit.io.frames import load_frames
     from regkit.io.images import load_image, load_labels, load_segmentation
     from regkit.io.labelnames import read_label_names
-    from regkit.io.outputs import save_segmentation
+    from regkit.io.meshes import open_mesh
+    from regkit.io.outputs import save_slicer_segmentation
     from regkit.io.points import open_points, read_pairs, read_points, write_points
     from regkit.io.provenance import read_record
-    from regkit.io.segments import Segment, Segmentation
+    from regkit.io.segments import LayeredSegmentation, Segment
     from regkit.warp import Warp
 
     grid = Grid((8, 9, 10), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
     rng = np.random.default_rng(0)
     values = rng.integers(0, 1000, grid.shape).astype(np.int16)
     field = rng.normal(size=(*grid.shape, 3)).astype(np.float32)
+    several = np.stack([values.T + k for k in range(4)], axis=-1)
     warp = Warp(field, grid, grid)
     affine = np.diag([-1.0, -1.5, 2.0, 1.0])
     matrix = np.array([[1, 0.1, 0, 3], [-0.1, 1, 0, 4], [0, 0, 1.1, 5], [0, 0, 0, 1]])
@@ -166,8 +173,8 @@ def readers() -> dict[str, Reader]:
 
     def slicer(path: Path) -> None:
         layers = [(values > 500).astype(np.uint8), (values % 2 * 2).astype(np.uint8)]
-        named = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
-        save_segmentation(Segmentation(layers, grid, named), path)
+        two_segments = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
+        save_slicer_segmentation(LayeredSegmentation(layers, grid, two_segments), path)
 
     def made_by(path: Path) -> Any:
         (path.with_suffix("")).write_text("")
@@ -186,7 +193,7 @@ def readers() -> dict[str, Reader]:
     )
     rows = "\n".join(" ".join(map(str, row)) for row in matrix)
     pair = "fx,fy,fz,mx,my,mz\n1,2,3,4,5,6\n7,8,9,10,11,12\n"
-    found = {
+    by_name = {
         "NIfTI-1": Reader("a.nii", nifti(nib.Nifti1Image), image),
         "NIfTI-1, gzip": Reader("a.nii.gz", nifti(nib.Nifti1Image), image),
         "NIfTI-2": Reader("a.nii", nifti(nib.Nifti2Image), image),
@@ -195,6 +202,7 @@ def readers() -> dict[str, Reader]:
         "Analyze": Reader("a.hdr", nifti(nib.Spm99AnalyzeImage), image),
         "MGH": Reader("a.mgh", nifti(nib.MGHImage), image),
         "MGZ": Reader("a.mgz", nifti(nib.MGHImage), image),
+        "NIfTI series": Reader("a.nii", nifti(nib.Nifti1Image, several), lambda p: load_frames(p, "image")),
         "label map": Reader("a.nii", nifti(nib.Nifti1Image, (values // 200).T), labels),
         "NRRD": Reader("a.nrrd", itk(), image, True, True),
         "NRRD, gzip": Reader("a.nrrd", itk(packed=True), image, True, True),
@@ -239,15 +247,57 @@ def readers() -> dict[str, Reader]:
         "weights, pickle": Reader("w.pth", network, load_network),
         "weights, hostile pickle": Reader("w.pth", hostile, load_network),
     }  # fmt: skip
+    by_name |= _meshes(
+        read=lambda path: open_mesh(path, None if path.suffix in (".gii", ".trk", ".tck") else "ras")
+    )
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        return found
-    return found | {
+        return by_name
+    return by_name | {
         "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image),
         "DICOM segments": Reader("s.dcm", lambda p: _frames(p, values > 500, segments=True), labels),
         "DICOM regions": Reader("r.dcm", _regions, lambda p: load_labels(p, "labels", grid)),
         "DICOM regions, no image": Reader("r.dcm", _regions, labels),
+    }
+
+
+def _meshes(read: Read) -> dict[str, Reader]:
+    """Surfaces of one tetrahedron, and two streamlines."""
+    import nibabel as nib
+    from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
+    from nibabel.streamlines import Tractogram
+
+    points = np.array([[0.5, 1, 2], [10, 1, 3], [4, 9, 2], [3, 4, 8]], np.float32)
+    triangles = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]], np.int32)
+
+    def gifti(path: Path) -> None:
+        image = GiftiImage()
+        centre = GiftiMetaData({f"VolGeomC_{axis}": "0" for axis in "RAS"})
+        image.add_gifti_data_array(GiftiDataArray(points, "NIFTI_INTENT_POINTSET", meta=centre))
+        image.add_gifti_data_array(GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"))
+        nib.save(image, path)
+
+    def streamlines(path: Path) -> None:
+        tracts = Tractogram([points[:3], points[1:]], affine_to_rasmm=np.eye(4))
+        nib.streamlines.save(tracts, str(path))
+
+    found = {
+        "GIFTI": Reader("s.gii", gifti, read, True),
+        "TrackVis": Reader("s.trk", streamlines, read),
+        "MRtrix tracks": Reader("s.tck", streamlines, read),
+    }
+    try:
+        import meshio
+    except ImportError:
+        return found
+
+    def mesh(path: Path) -> None:
+        meshio.Mesh(points, [("triangle", triangles)]).write(path)
+
+    return found | {
+        f"mesh, {suffix.upper()}": Reader(f"s.{suffix}", mesh, read, suffix in ("vtu", "obj"))
+        for suffix in ("vtk", "vtu", "stl", "ply", "obj")
     }
 
 
@@ -361,9 +411,9 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
         at = int(rng.integers(0, max(1, end)))
         kind = rng.integers(0, 8)
         if text and rng.random() < 0.5:
-            found = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
-            if found:
-                hit = found[rng.integers(len(found))]
+            matches = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
+            if matches:
+                hit = matches[rng.integers(len(matches))]
                 data[hit.start() : hit.end()] = _NUMBERS[rng.integers(len(_NUMBERS))]
             continue
         if kind == 0:
@@ -397,6 +447,8 @@ class _Forked:
     """A process as :class:`subprocess.Popen` makes it, forked from one that has ITK loaded."""
 
     server: socket.socket | None = None
+    worked = waited = 0.0
+    """Seconds that all of them had a processor, and waited for one."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
         if self.server is None:
@@ -410,11 +462,11 @@ class _Forked:
             theirs.close()
             type(self).server = ours
         assert self.server
-        asked, answer = os.pipe(), os.pipe()
-        socket.send_fds(self.server, [b"x"], [asked[0], answer[1]])
-        os.close(asked[0])
+        question, answer = os.pipe(), os.pipe()
+        socket.send_fds(self.server, [b"x"], [question[0], answer[1]])
+        os.close(question[0])
         os.close(answer[1])
-        self.stdin, self.stdout = os.fdopen(asked[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
+        self.stdin, self.stdout = os.fdopen(question[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
         self.pid = int(self.server.recv(32))
         self._code: int | None = None
 
@@ -427,7 +479,10 @@ class _Forked:
         """The exit code, as of Popen: the next thing that the server says."""
         if self._code is None:
             assert self.server
-            self._code = int(self.server.recv(32))
+            code, worked, waited = self.server.recv(96).split()
+            self._code = int(code)
+            _Forked.worked += float(worked)
+            _Forked.waited += float(waited)
         return self._code
 
 
@@ -471,32 +526,35 @@ def work(seed: int, jobs: list[tuple[str, int, int]], fresh: bool = False) -> No
                 as_it_is = case == 0 and name == _HOSTILE
                 path.write_bytes(whole if as_it_is else damage(whole, rng, reader.text))
                 say(name=name, start=case)
-                found = _one(reader, path, Path(folder))
-                for _ in range(2):  # a busy machine makes everything slow, but not three times
-                    if found["how"] == "hang":
-                        found = _one(reader, path, Path(folder))
-                say(name=name, case=case, **found)
+                outcome = _one(reader, path, Path(folder))
+                say(name=name, case=case, **outcome)
 
 
 def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     """How reading a file went."""
     from regkit.core.errors import RegkitError
 
-    start, detail = time.monotonic(), ""
+    start, detail = _clocks(), ""
     try:
         reader.read(path)
-        how = "read"
+        outcome = "read"
     except RegkitError as error:
-        how = "refused" if "\n" not in str(error) else "more than one line"
-        detail = "" if how == "refused" else str(error)[:200]
+        outcome = "refused" if "\n" not in str(error) else "more than one line"
+        detail = "" if outcome == "refused" else str(error)[:200]
     except BaseException as error:
-        how, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    seconds = time.monotonic() - start
+        outcome, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    seconds = max(end - begin for end, begin in zip(_clocks(), start))
     if (folder / CANARY).exists():
-        how, detail = "pickle run", ""
-    if seconds > MOST_SECONDS:
-        how = "hang"
-    return {"how": how, "detail": detail, "seconds": seconds}
+        outcome, detail = "pickle run", ""
+    if seconds > MAX_SECONDS:
+        outcome = "hang"
+    return {"how": outcome, "detail": detail, "seconds": seconds}
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds without those that this process and the forked ones waited, and seconds that they worked."""
+    worked, waited = times("thread-self")
+    return time.monotonic() - waited - _Forked.waited, worked + _Forked.worked
 
 
 class Tally:
@@ -508,12 +566,12 @@ class Tally:
         self.faults: list[str] = []
         self.seconds: list[float] = []
 
-    def add(self, name: str, how: str, detail: str = "", seconds: float = 0.0) -> None:
+    def add(self, name: str, outcome: str, detail: str = "", seconds: float = 0.0) -> None:
         """Count a case."""
-        self.counts[how] += 1
+        self.counts[outcome] += 1
         self.seconds.append(seconds)
-        if how not in ("read", "refused"):
-            self.faults.append(f"{name}, case {self.done}: {how} {detail}".strip())
+        if outcome not in ("read", "refused"):
+            self.faults.append(f"{name}, case {self.done}: {outcome} {detail}".strip())
         self.done += 1
         self.started = False
 
@@ -542,20 +600,20 @@ def fuzz(
                 process.kill()
 
             tally, name = None, ""
-            timer = Timer(120, end)
+            timer = Timer(900, end)  # so long may a busy machine take to load the libraries
             timer.start()
             for line in child.stdout:
                 timer.cancel()
-                found = json.loads(line)
-                name = found["name"]
+                outcome = json.loads(line)
+                name = outcome["name"]
                 tally = tallies[name]
-                if "start" in found:
+                if "start" in outcome:
                     tally.started = True
                 else:
-                    tally.add(name, found["how"], found["detail"], found["seconds"])
+                    tally.add(name, outcome["how"], outcome["detail"], outcome["seconds"])
                     if tally.done == tally.cases:
                         report(tally.row(name))
-                timer = Timer(20 * MOST_SECONDS, end)
+                timer = Timer(20 * MAX_SECONDS, end)
                 timer.start()
             timer.cancel()
         if tally is not None and tally.started:
@@ -608,7 +666,7 @@ def _page(options: Any, slow: int, lines: list[str], faults: list[str], total: i
     text = (
         f"# Damaged files against every reader\n\n`{command}`, commit {commit()}, one thread: {total:,} "
         "cases. A case is one file with one to four things wrong with it; it has to be read or refused with "
-        f"one line, within {MOST_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
+        f"one line, within {MAX_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
         f"Faults: {len(faults)}.\n\n"
     )
     text += "\n".join(lines) + "\n"

@@ -3,7 +3,8 @@
     python -I -S benchmarks/fuzz_fork.py SOCKET regkit/io/itkchild.py SITE-PACKAGES
 
 It loads ITK once. For every pair of pipes that comes over the socket it forks a process that answers one
-request as ``regkit/io/itkchild.py`` does, says its process number, and its exit code when it has ended.
+request as ``regkit/io/itkchild.py`` does, and says its process number. When it has ended, it says its exit
+code and how long both of them had a processor, and waited for one, s.
 """
 
 import importlib.util
@@ -12,19 +13,30 @@ import socket
 import sys
 
 
-def main(control: int, script: str, where: str) -> None:
+def times(process: int | str) -> tuple[float, float]:
+    """How long the first thread of a process has had a processor, and has waited for one, s; 0 off Linux."""
+    try:
+        with open(f"/proc/{process}/schedstat") as stream:
+            worked, waited, _ = stream.read().split()
+            return int(worked) / 1e9, int(waited) / 1e9
+    except OSError:
+        return 0.0, 0.0
+
+
+def main(control: int, script: str, folder: str) -> None:
     """Serve until the socket is closed."""
     spec = importlib.util.spec_from_file_location("itkchild", script)
     assert spec and spec.loader
     child = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(child)
-    child._import_sitk(where)
-    sys.argv = [script, where]
+    child._import_sitk(folder)
+    sys.argv = [script, folder]
     with socket.socket(fileno=control) as channel:
         while True:
-            said, pipes, *_ = socket.recv_fds(channel, 8, 2)
-            if not said:
+            message, pipes, *_ = socket.recv_fds(channel, 8, 2)
+            if not message:
                 return
+            before = times("self")
             pid = os.fork()
             if pid == 0:
                 for end, pipe in enumerate(pipes):
@@ -38,7 +50,10 @@ def main(control: int, script: str, where: str) -> None:
             for pipe in pipes:
                 os.close(pipe)
             channel.send(str(pid).encode())
-            channel.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            worked, waited = (sum(two) - one for *two, one in zip(times(pid), times("self"), before))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            channel.send(f"{code} {worked} {waited}".encode())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A template of heads that are rendered from label maps: is it sharper than the affine mean, and by how much?
 
     python benchmarks/template_heads.py ../shared/data/anatomies/heads -o heads/ [--images 8]
+    python benchmarks/template_heads.py trunks -o trunks/ --spacing 8   # the MR of made-up trunks instead
 
 All heads get one T1-like contrast, each with a texture, bias field, noise and pose of its own. The
 template sees the images alone. Then the label maps are taken through the maps, after the affine rounds and in
@@ -19,10 +20,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Grid, affine_transform, transform_points
+from regkit.core.geometry import Grid, affine_transform, linear_about, transform_points
 from regkit.io.formats import read_linear
 from regkit.io.frames import Frames
-from regkit.solver.motion import rigid
+from regkit.synthesis.phantom import torso
 from regkit.template import build_template, sharpness
 from regkit.warp import Warp
 
@@ -66,19 +67,29 @@ def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Imag
     own = Grid(tuple(size), (spacing,) * 3, tuple(-spacing * (size - 1) / 2))
     turn = Rotation.from_euler("xyz", random.uniform(-8, 8, 3), degrees=True)
     # The head's axes, whatever they are in the file, are those of the grid: all files are alike.
-    pose = rigid(turn, centre + random.uniform(-5, 5, 3), np.zeros(3))
-    found = []
+    pose = linear_about(np.zeros(3), turn.as_matrix(), centre + random.uniform(-5, 5, 3))
+    paths = []
     for volume, kind in ((image, sitk.sitkLinear), (names[ids], sitk.sitkNearestNeighbor)):
-        found.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
-    seen = sitk.GetArrayFromImage(found[0])
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in seen.shape), indexing="ij")
+        paths.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
+    noisy = sitk.GetArrayFromImage(paths[0])
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noisy.shape), indexing="ij")
     slope = random.uniform(-0.15, 0.15, 3)
-    seen = seen * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(size=seen.shape)
-    scanned = own.to_sitk((random.uniform(500, 1500) * seen).astype(np.float32))
-    return scanned, sitk.Cast(found[1], sitk.sitkUInt8)
+    noisy = noisy * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(
+        size=noisy.shape
+    )
+    scanned = own.to_sitk((random.uniform(500, 1500) * noisy).astype(np.float32))
+    return scanned, sitk.Cast(paths[1], sitk.sitkUInt8)
 
 
-def agreement(labels: list[sitk.Image], transforms: list[sitk.Transform], grid: Grid) -> np.ndarray:
+def trunk(seed: int, spacing: float) -> tuple[sitk.Image, sitk.Image, dict[int, str]]:
+    """The MR of a phantom, its label map and what its labels are."""
+    phantom = torso(seed, spacing)
+    return phantom.fixed.to_sitk(), phantom.fixed_labels.to_sitk(), phantom.names
+
+
+def agreement(
+    labels: list[sitk.Image], transforms: list[sitk.Transform], grid: Grid, tissues: int
+) -> np.ndarray:
     """(images, tissues): Dice of each label map with the majority of the others, all through their maps."""
     moved = np.stack(
         [
@@ -86,13 +97,13 @@ def agreement(labels: list[sitk.Image], transforms: list[sitk.Transform], grid: 
             for one, transform in zip(labels, transforms, strict=True)
         ]
     )
-    count = len(TISSUES) + 1
+    count = tissues + 1
     votes = np.stack([(moved == k).sum(0) for k in range(count)]).astype(np.int16)
     rows = []
     for one in moved:
-        most = (votes - np.stack([one == k for k in range(count)])).argmax(0)
+        majority = (votes - np.stack([one == k for k in range(count)])).argmax(0)
         dice = [
-            2 * ((one == k) & (most == k)).sum() / ((one == k).sum() + (most == k).sum())
+            2 * ((one == k) & (majority == k)).sum() / max((one == k).sum() + (majority == k).sum(), 1)
             for k in range(1, count)
         ]
         rows.append(dice)
@@ -116,7 +127,7 @@ def picture(volumes: dict[str, regkit.Volume], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("heads", type=Path)
+    parser.add_argument("heads", type=Path, help="folder of label maps, or 'trunks'")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--first", type=int, default=1)
@@ -126,14 +137,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(exist_ok=True, parents=True)
-    files, labels = [], []
+    files, labels, tissues = [], [], list(TISSUES)
+    trunks = str(options.heads) == "trunks"
     for n in range(options.first, options.first + options.images):
-        image, label_map = render(options.heads / f"training_seg_{n:02d}.nii.gz", n, options.spacing)
-        files.append(options.output / f"head{n:02d}.nii.gz")
+        if trunks:
+            image, label_map, names = trunk(n, options.spacing)
+            tissues = list(names.values())
+        else:
+            image, label_map = render(options.heads / f"training_seg_{n:02d}.nii.gz", n, options.spacing)
+        files.append(options.output / f"{'trunk' if trunks else 'head'}{n:02d}.nii.gz")
         sitk.WriteImage(image, str(files[-1]))
         labels.append(label_map)
 
-    def told(stage: str, done: float) -> None:
+    def report(stage: str, done: float) -> None:
         print(f"{100 * done:3.0f} % {stage}", flush=True)
 
     made = build_template(
@@ -141,13 +157,13 @@ def main() -> None:
         options.output / "template",
         affine_rounds=options.affine_rounds,
         rounds=options.rounds,
-        progress=told,
+        progress=report,
     )
     grid = made.image.grid
     affine = [affine_transform(read_linear(file)) for file in made.affine]
     final = [Warp.load(file).to_sitk() for file in made.transforms]
     header = [sitk.Transform(3, sitk.sitkIdentity)] * len(files)
-    dice = {name: agreement(labels, maps, grid) for name, maps in
+    dice = {name: agreement(labels, maps, grid, len(tissues)) for name, maps in
             (("headers", header), ("affine mean", affine), ("template", final))}  # fmt: skip
     print(
         "| structure | "
@@ -156,7 +172,7 @@ def main() -> None:
         + "|---" * len(dice)
         + "|"
     )
-    for k, tissue in enumerate(TISSUES):
+    for k, tissue in enumerate(tissues):
         print(f"| {tissue} | " + " | ".join(f"{d[:, k].mean():.3f}" for d in dice.values()) + " |")
     print("| mean | " + " | ".join(f"{d.mean():.3f}" for d in dice.values()) + " |")
     one = regkit.load_image(files[0], "image")
@@ -171,7 +187,7 @@ def main() -> None:
         grid,
     ).array.mean(0)
     volumes = {
-        "one head": one,
+        "one image": one,
         "mean by the headers": regkit.Volume(plain, grid),
         "affine mean": made.affine_mean,
         "template": made.image,

@@ -45,7 +45,7 @@ def run(pair: Pair) -> tuple[dict[str, Any], regkit.Registration]:
     row = {
         "name": pair.name, "half": pair.half, "kind": pair.kind, "right": pair.right,
         "truth": pair.truth(result) if pair.truth else {},
-        "seconds": result.timings,
+        "seconds": dict(result.timings),
         "voxels": int(pair.fixed.array.size),
         "values": {gate.name: gate.value for gate in result.verdict.gates},
         # What the run knows besides, for gates that might be.
@@ -65,7 +65,7 @@ def failed(pair_name: str, half: str, kind: str, right: bool, error: Exception) 
     return {"name": pair_name, "half": half, "kind": kind, "right": right, "error": str(error), "values": {}}
 
 
-def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
+def run_all(cache: Path, kinds: list[str] | None, limit: int) -> None:
     """Register what the cache has not, a few of every kind after the other."""
     rows = read(cache)
     by_kind: dict[str, list[tuple[str, Callable[[], Pair]]]] = {}
@@ -73,7 +73,7 @@ def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
         by_kind.setdefault(kind, []).append((name, make))
     jobs = []
     for kind, makers in by_kind.items():
-        keep = len(makers) if kind.startswith(("real", "painted", "bent")) else most
+        keep = len(makers) if kind.startswith(("real", "painted", "bent")) else limit
         chosen = [makers[int(k)] for k in np.unique(np.linspace(0, len(makers) - 1, keep).round())]
         jobs += [(k % 8, kind, name, make) for k, (name, make) in enumerate(chosen)]
     for _, kind, name, make in sorted(jobs, key=lambda job: job[:3]):
@@ -88,8 +88,8 @@ def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
             if (kind == "real" and name.endswith("start 0")) or kind == "painted trunks":
                 other = off(f"{name}, start off", pair, result.linear, result.warp.transform_points)
                 rows[other.name] = run(other)[0]
-        say = rows[name].get("error") or verdict_of(rows[name]["values"]).level
-        print(f"{kind}: {name}: {say}", flush=True)
+        level = rows[name].get("error") or verdict_of(rows[name]["values"]).level
+        print(f"{kind}: {name}: {level}", flush=True)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cache) as temporary:
             temporary.write_text(to_json(rows))
@@ -109,7 +109,7 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         pair = row["name"].partition(", start")[0]
         if row["kind"] == "real" and "dice" in row["truth"]:
             best[pair] = max(best.get(pair, 0.0), row["truth"]["dice"])
-    found = {}
+    counts = {}
     for name, row in rows.items():
         truth = row.get("truth") or {}
         lost = truth.get("error", 0.0) > RIGHT_ERROR
@@ -118,11 +118,11 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         if row["kind"] == "painted heads":
             lost |= truth["dice"] < 0.2
         if row["right"]:
-            found[name] = "went wrong by itself" if lost or "error" in row else "right"
+            counts[name] = "went wrong by itself" if lost or "error" in row else "right"
         else:
             near = row["kind"] == "start 60 mm off" and truth.get("error", 1.0) < RECOVERED
-            found[name] = "recovered" if near else "wrong"
-    return found
+            counts[name] = "recovered" if near else "wrong"
+    return counts
 
 
 def level_of(row: dict[str, Any]) -> str:
@@ -158,8 +158,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 ])  # fmt: skip
             text.append(f"| {kind} | " + " | ".join(cells) + " |")
     text += ["", "### By gate, on the half \"confirmed\"", "",
+             "ROC: area under the curve of the gate by itself, on the half \"chosen\" and on \"confirmed\"; "
+             "0.5 is nothing.", "",
              "| gate | WARN | FAIL | right: WARN, % | FAIL, % | wrong: WARN, % | FAIL, % | wrong that no "
-             "other gate tells, % |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+             "other gate tells, % | ROC, chosen | ROC, confirmed |", "|---|" + "--:|" * 9]  # fmt: skip
     for name, rule in RULES.items():
         cells = []
         for what in ("right", "wrong"):
@@ -178,7 +180,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         sign = "" if rule.above else "below "
         text.append(
             f"| {name} | {sign}{rule.warn:g} | {sign}{rule.fail:g} | " + " | ".join(cells)
-            + f" | {100 * alone / max(len(some), 1):.0f} |"
+            + f" | {100 * alone / max(len(some), 1):.0f} | "
+            + " | ".join(f"{roc(rows, of, name, half):.2f}" for half in HALVES) + " |"
         )  # fmt: skip
     seconds = [row["seconds"] for row in rows.values() if row.get("seconds") and "verdict" in row["seconds"]]
     if seconds:
@@ -186,6 +189,22 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         text += ["", f"The verdict took {100 * np.median(share):.0f} % of a run of these small pairs "
                  f"(median), {np.median([s['verdict'] for s in seconds]):.2f} s."]  # fmt: skip
     return "\n".join(text).replace("nan", "-")
+
+
+def roc(rows: dict[str, dict[str, Any]], of: dict[str, str], gate: str, half: str) -> float:
+    """Area under the ROC curve of a gate between right and wrong pairs of a half, where it was measured."""
+    right, wrong = (
+        np.array([
+            row["values"][gate] for name, row in rows.items()
+            if of[name] == what and row["half"] == half and not math.isnan(row["values"].get(gate, math.nan))
+        ])
+        for what in ("right", "wrong")
+    )  # fmt: skip
+    if not (len(right) and len(wrong)):
+        return math.nan
+    over = wrong[:, None] - right[None]
+    area = float(((over > 0) + 0.5 * (over == 0)).mean())
+    return area if RULES[gate].above else 1 - area
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from regkit.io.outputs import save_image
     from regkit.io.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
-    from regkit.registration import Registration, register
-    from regkit.results import save_volume
+    from regkit.registration import register
+    from regkit.registration_result import Registration
+    from regkit.result_files import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.series import AlignedSeries, align_series
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from regkit.transforms import average, chain
     from regkit.verdict import Gate, Verdict
     from regkit.viz.htmlreport import write_report
+    from regkit.viz.htmlvolumes import write_report_3d
     from regkit.warp import Warp
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "target_registration_error",
     "write_points",
     "write_report",
+    "write_report_3d",
 ]
 
 _MODULES = {
@@ -97,14 +100,16 @@ _MODULES = {
     "core.errors": ("FormatError", "InputError", "MemoryLimitError", "RegkitError", "UsageError"),
     "core.geometry": ("Grid",),
     "viz.htmlreport": ("write_report",),
+    "viz.htmlvolumes": ("write_report_3d",),
     "io.frames": ("Frames", "load_frames"),
     "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
     "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),
     "io.outputs": ("save_image",),
     "io.points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
-    "registration": ("Registration", "register"),
-    "results": ("save_volume",),
+    "registration": ("register",),
+    "registration_result": ("Registration",),
+    "result_files": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "series": ("AlignedSeries", "align_series"),

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regkit.bench import learn2reg, mmwhs
-from regkit.bench.dataset import Case, Request
-from regkit.bench.dataset_files import is_made_up
+from regkit.bench import learn2reg, learn2reg_ct, mmwhs
+from regkit.bench.dataset import Case, Request, Side
+from regkit.bench.dataset_files import is_made_up, labelled
 from regkit.bench.datasets import DATASETS, dataset
 from regkit.bench.imitation import imitate
 from regkit.bench.learn2reg import submission_cases
@@ -28,9 +29,11 @@ from regkit.evaluate import dice
 from regkit.io.images import load_grid, load_image, load_labels
 from regkit.io.outputs import save_image
 from regkit.io.points import read_pairs
+from regkit.synthesis.phantom import torso
 from regkit.warp import Warp
 
 _SHAPE = (48, 40, 48)
+_TRUNK_SHAPE = (48, 40, 64)
 _HEART_SHAPE = (32, 32, 16)
 
 
@@ -59,6 +62,15 @@ def write_json(path: Path, value: object) -> Path:
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn2reg, "SHAPE", _SHAPE)
+    monkeypatch.setattr(learn2reg_ct, "SHAPE", _TRUNK_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of three people of the test."""
+    folder = tmp_path_factory.mktemp("l2r-ct") / "AbdomenCTCT"
+    imitate("l2r-abdomen-ct", folder, 3, shape=_TRUNK_SHAPE)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +120,24 @@ def own_pairs(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 
 def test_names() -> None:
-    assert list(DATASETS) == ["l2r-abdomen", "mmwhs", "open-pairs", "phantom"]
+    assert list(DATASETS) == ["l2r-abdomen", "l2r-abdomen-ct", "mmwhs", "open-pairs", "phantom"]
     assert all(dataset(name).name == name and dataset(name).note for name in DATASETS)
-    assert "no data set named 'x'; there is: l2r-abdomen" in error_of(dataset, "x")
+    assert "no data set named 'x'; available: l2r-abdomen" in error_of(dataset, "x")
 
 
 def test_what_was_asked_for_must_exist(abdomen: Path, tmp_path: Path) -> None:
-    assert "there is: mr2ct, ct2mr" in error_of(cases, "l2r-abdomen", abdomen, tmp_path, ["1"], ["up"])
+    assert "available: mr2ct, ct2mr" in error_of(cases, "l2r-abdomen", abdomen, tmp_path, ["1"], ["up"])
     for pair in ("9", "0", "test", "²"):
         message = error_of(cases, "l2r-abdomen", abdomen, tmp_path, [pair])
         assert f"no pair '{pair}'" in message and "0001, 0002" in message
-    for name in ("l2r-abdomen", "mmwhs", "open-pairs"):
+    for name in ("l2r-abdomen", "l2r-abdomen-ct", "mmwhs", "open-pairs"):
         assert "needs the folder" in error_of(cases, name, None, tmp_path)
         assert "is not a folder" in error_of(cases, name, tmp_path / "absent", tmp_path)
 
 
 def test_abdomen(abdomen: Path, tmp_path: Path) -> None:
-    (one,) = cases("l2r-abdomen", abdomen, tmp_path, ["1", "0001"])
+    file = str(abdomen / "imagesTr" / "AbdomenMRCT_0001_0001.nii.gz")
+    (one,) = cases("l2r-abdomen", abdomen, tmp_path, ["1", "0001", file, "AbdomenMRCT_0001_0000"])
     assert (one.name, one.direction, one.exchanged, one.landmarks) == ("0001", "mr2ct", False, None)
     assert one.fixed.image == abdomen / "imagesTr/AbdomenMRCT_0001_0001.nii.gz"
     assert one.moving.mask == abdomen / "masksTr/AbdomenMRCT_0001_0000.nii.gz"
@@ -138,6 +151,69 @@ def test_abdomen(abdomen: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     for case in both:
         assert Case.from_dict(json.loads(json.dumps(case.to_dict()))) == case
+
+
+def test_people(trunks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the test onto each other, fixed first; by the numbers, the files' names, or groups."""
+    assert len(learn2reg_ct._TESTED) == 42
+    names = ["0024-0025", "0024-0026", "0025-0024", "0026-0024"]
+    for asked in ("24", "0024", str(trunks / "imagesTr/AbdomenCTCT_0024_0000.nii.gz")):
+        with pytest.raises(RegkitError, match=r"lacks 8 of 14 files .*AbdomenCTCT_0027_0000"):
+            cases("l2r-abdomen-ct", trunks, tmp_path, [asked])
+    file = "AbdomenCTCT_{}_0000.nii.gz"
+    asked = ["24-25", "0024-0025", f"{file.format('0024')}-{file.format('0026')}", "25-24", "26-24"]
+    found = cases("l2r-abdomen-ct", trunks.parent, tmp_path, asked)
+    assert [case.name for case in found] == names
+    one = found[0]
+    assert one.fixed.image == trunks / "imagesTr/AbdomenCTCT_0024_0000.nii.gz" and one.direction == "ct2ct"
+    assert one.moving.labels == trunks / "labelsTr/AbdomenCTCT_0025_0000.nii.gz" and one.moving.mask is None
+    assert one.labels == {n: f"label {n}" for n in range(1, 14)}
+    assert (found[2].fixed, found[2].moving) == (one.moving, one.fixed)
+    listed = [case.name for case in cases("l2r-abdomen-ct", trunks, tmp_path, ["val"])]
+    assert listed == ["0024-0025", "0024-0026", "0025-0026"]
+    for wrong in ("24-24", "31", "23", "0", "25-", "x", "24-31"):
+        assert f"no pair '{wrong}'" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, [wrong])
+    assert "available: ct2ct" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"], ["mr2ct"])
+    assert "lacks 8 of 14 files" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path)
+    monkeypatch.setattr(learn2reg_ct, "SHAPE", (192, 160, 256))
+    message = error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"])
+    assert "48 x 40 x 64 voxels, but those of Learn2Reg AbdomenCTCT have 192 x 160 x 256" in message
+
+
+def test_an_archive_of_people_that_is_damaged(trunks: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trunks, tmp_path / "copy")
+    path = folder / "AbdomenCTCT_dataset.json"
+    for pairs in (None, "all", [{"fixed": file} for file in ("x", "AbdomenCTCT_0024_0000.nii.gz")]):
+        write_json(path, {"registration_val": pairs})
+        message = error_of(cases, "l2r-abdomen-ct", folder, tmp_path, ["val"])
+        assert "damaged" in message and "registration_val" in message
+    write_json(path, {"labels": {"1": "spleen", "13": "adrenal"}})
+    (case,) = cases("l2r-abdomen-ct", folder, tmp_path, ["24-26"])
+    assert (case.labels[1], case.labels[2], case.labels[13]) == ("spleen", "label 2", "adrenal")
+    path.unlink()
+    assert "has no AbdomenCTCT_dataset.json" in error_of(cases, "l2r-abdomen-ct", folder, tmp_path)
+
+
+def test_the_measures_of_people_are_those_of_the_challenge(trunks: Path, tmp_path: Path) -> None:
+    """Different bodies on one grid: Dice, HD95 and SDlogJ of a field of zeros."""
+    (case,) = cases("l2r-abdomen-ct", trunks, tmp_path, ["24-25"])
+    grid = load_grid(case.fixed.image, "image")
+    found = measure(case, Warp(np.zeros((*grid.shape, 3), np.float32), grid))
+    fixed, moving = (load_labels(side.labels or "", "labels").array for side in (case.fixed, case.moving))
+    expected = [value for value in dice(fixed, moving, range(1, 14)).values() if not np.isnan(value)]
+    assert len(expected) >= 10 and 0.05 < np.mean(expected) < 0.95
+    assert found["learn2reg"]["dice"] == pytest.approx(np.mean(expected))
+    assert found["learn2reg"]["sdlogj"] == pytest.approx(0, abs=1e-5)
+    assert found["mean_dice"]["before"] == found["mean_dice"]["after"] == pytest.approx(np.mean(expected))
+    assert "agreement" not in found
+
+
+def test_labels_are_named_and_chosen(trunks: Path, tmp_path: Path) -> None:
+    found = cases("l2r-abdomen-ct", trunks, tmp_path, ["24-25"])
+    assert labelled(found, None) == found
+    (case,) = labelled(found, {1: "liver", 3: "kidney"})
+    assert case.labels == {1: "liver", 3: "kidney"} and case.fixed == found[0].fixed
+    assert "none of the labels 77" in error_of(labelled, found, {77: "x"})
 
 
 def test_the_imitation_of_the_abdomen(abdomen: Path, tmp_path: Path) -> None:
@@ -184,7 +260,7 @@ def test_submission(abdomen: Path, tmp_path: Path) -> None:
     assert "lacks 36 of 48 files" in error_of(submission_cases, folder, "train")
     (folder / "imagesTs/AbdomenMRCT_0010_0001.nii.gz").unlink()
     assert "imagesTs/AbdomenMRCT_0010_0001.nii.gz" in error_of(submission_cases, folder, "test")
-    assert "there is: train, val, test" in error_of(submission_cases, folder, "dev")
+    assert "available: train, val, test" in error_of(submission_cases, folder, "dev")
 
 
 def test_an_archive_that_is_half_there(abdomen: Path, tmp_path: Path) -> None:
@@ -344,7 +420,8 @@ def test_a_pairing_that_lacks_keys(tmp_path: Path) -> None:
 
 def test_hearts(hearts: Path, all_pairs: Path, tmp_path: Path) -> None:
     names = ["mr1001-ct1002", "mr1002-ct1002"]
-    found = cases("mmwhs", hearts, tmp_path, names, pairing=all_pairs)
+    files = ["mr_train/mr_train_1001_image.nii.gz-ct_train_1002_image.nii.gz", names[1]]
+    found = cases("mmwhs", hearts, tmp_path, files, pairing=all_pairs)
     assert [(c.name, c.direction) for c in found] == [(name, "mr2ct") for name in names]
     one, two = found
     assert one.labels == LABELS and one.fixed == two.fixed and one.moving != two.moving
@@ -418,7 +495,8 @@ def test_own_pairs(own_pairs: Path, tmp_path: Path) -> None:
     assert (exchanged.fixed, exchanged.moving) == (given.moving, given.fixed)
     assert given.landmarks == exchanged.landmarks == folder / "points.csv"
     assert given.labels == exchanged.labels == {3: "cube"}
-    assert cases("open-pairs", own_pairs, tmp_path, ["one"], ["exchanged"]) == [exchanged]
+    for name in ("one", str(folder), "own/one/manifest.json", str(folder / "fixed.nii.gz")):
+        assert cases("open-pairs", own_pairs, tmp_path, [name], ["exchanged"]) == [exchanged]
     for case in (given, exchanged):
         assert Case.from_dict(json.loads(json.dumps(case.to_dict()))) == case
 
@@ -429,8 +507,23 @@ def test_own_pairs_without_labels(own_pairs: Path, tmp_path: Path) -> None:
     write_json(path, bare)
     case, _ = cases("open-pairs", own_pairs, tmp_path)
     assert case.labels == {} and case.fixed.labels is None and case.landmarks
-    write_json(path, bare | {"landmarks": None})
-    assert "neither labels nor landmarks" in error_of(cases, "open-pairs", own_pairs, tmp_path)
+    write_json(path, {"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"})
+    case, _ = cases("open-pairs", own_pairs, tmp_path)
+    assert case.labels == {} and case.landmarks is None and case.fixed.labels is None
+
+
+def test_what_is_measured_without_labels(tmp_path: Path) -> None:
+    """Folding and smoothness of the warp, and how well the images agree: better through the true warp."""
+    (phantom,) = cases("phantom", None, tmp_path, ["0@6"])
+    bare = replace(
+        phantom, labels={}, landmarks=None, fixed=Side(phantom.fixed.image), moving=Side(phantom.moving.image)
+    )
+    true, grid = torso(0, 6.0).truth, load_grid(bare.fixed.image, "image")
+    points = grid.world_points()
+    found = measure(bare, Warp((true(points) - points).astype(np.float32), grid))
+    assert set(found) == {"folding_percent", "sd_log_jacobian", "agreement"}
+    assert found["folding_percent"] == 0 and 0 < found["sd_log_jacobian"] < 1
+    assert found["agreement"]["before"] < 0.2 < 0.3 < found["agreement"]["after"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -460,15 +553,15 @@ def test_a_manifest_that_is_wrong(
 
 
 def test_manifests_that_are_no_manifests(own_pairs: Path, tmp_path: Path) -> None:
-    assert "there is: one" in error_of(cases, "open-pairs", own_pairs, tmp_path, ["two"])
+    assert "available: one" in error_of(cases, "open-pairs", own_pairs, tmp_path, ["two"])
     message = error_of(cases, "open-pairs", own_pairs / "one", tmp_path)
     assert "has a manifest.json; give the folder above it" in message
     (tmp_path / "empty").mkdir()
     assert "no folder in" in error_of(cases, "open-pairs", tmp_path / "empty", tmp_path)
     path = own_pairs / "one/manifest.json"
-    write_json(path, {"fixed": "a", "moving": "b", "labels": {}})
+    write_json(path, {"moving": "moving.nii.gz"})
     message = error_of(cases, "open-pairs", own_pairs, tmp_path)
-    assert "lacks fixed_labels, moving_labels, landmarks" in message
+    assert "'fixed' must be the name of a file, not None" in message
     path.write_text("{'")
     assert "not valid JSON" in error_of(cases, "open-pairs", own_pairs, tmp_path)
 
@@ -500,7 +593,7 @@ def test_phantoms(tmp_path: Path) -> None:
     for name in ("x", "-1", "1@", "1@a"):
         assert f"no phantom '{name}'" in error_of(cases, "phantom", None, tmp_path, [name])
     assert "from 1 to 12 mm" in error_of(cases, "phantom", None, tmp_path, ["1@50"])
-    assert "there is: given, exchanged" in error_of(cases, "phantom", None, tmp_path, ["0@12"], ["x"])
+    assert "available: given, exchanged" in error_of(cases, "phantom", None, tmp_path, ["0@12"], ["x"])
 
 
 def test_the_default_phantoms_have_3_mm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,7 +615,7 @@ def test_the_default_phantoms_have_3_mm(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_the_imitation_refuses(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     assert "is not empty" in error_of(imitate, "mmwhs", tmp_path)
-    assert "there is: l2r-abdomen, mmwhs" in error_of(imitate, "phantom", tmp_path / "new")
+    assert "available: l2r-abdomen, l2r-abdomen-ct, mmwhs" in error_of(imitate, "phantom", tmp_path / "new")
     assert "from 1 to 8, not 9" in error_of(imitate, "l2r-abdomen", tmp_path / "new", 9)
     assert "from 1 to 20, not 0" in error_of(imitate, "mmwhs", tmp_path / "new", 0)
     assert "could not write to" in error_of(imitate, "mmwhs", tmp_path / "mine" / "new")

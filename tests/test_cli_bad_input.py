@@ -158,7 +158,7 @@ BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "labels of fractions": (
         "--fixed-labels",
         lambda path: _save(path, np.full(FIXED.shape, 0.5), FIXED),
-        "is no label map",
+        "is not a label map",
     ),
     "labels elsewhere": (
         "--fixed-labels",
@@ -168,14 +168,14 @@ BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "an image for labels": (
         "--fixed-labels",
         lambda path: _save(path, np.arange(np.prod(FIXED.shape)).reshape(FIXED.shape), FIXED),
-        "is no label map: it has more than 1,000 different values",
+        "is not a label map: it has more than 1,000 different values",
     ),
     "no label": (
         "--moving-labels",
         lambda path: _save(path, np.zeros(MOVING.shape), MOVING),
         "holds no label",
     ),
-    "start that is no transform": ("--init", lambda path: path.write_text("hello"), "bad"),
+    "start that is not a transform": ("--init", lambda path: path.write_text("hello"), "bad"),
 }
 
 
@@ -387,11 +387,14 @@ def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_stdout_is_one_line(good: Path) -> None:
-    command = [sys.executable, "-m", "regkit", "info", str(good / "moving.nii.gz"), "--json"]
+@pytest.mark.parametrize("words", [("--version",), ("info", "moving.nii.gz", "--json")])
+def test_a_full_stdout_is_one_line(good: Path, words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "regkit", *words]
     environment = os.environ | {"PYTHONPATH": str(Path(regkit.__file__).parents[1])}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=good
+        )
     assert done.returncode == 1
     assert done.stderr == "error: could not write the output: No space left on device\n"
 

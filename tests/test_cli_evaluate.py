@@ -21,7 +21,7 @@ from regkit.io.outputs import save_image
 from regkit.io.points import write_points
 from regkit.ops.jacobian import learn2reg_sdlogj, sd_log_jacobian
 from regkit.synthesis.phantom import torso
-from regkit.warp import resample_labels
+from regkit.warp import Warp, resample_labels
 
 
 @pytest.fixture
@@ -266,9 +266,47 @@ def test_info_of_a_matrix(files: Path) -> None:
         write_linear(matrix, files / name)
         np.testing.assert_allclose(_info(files / name)["matrix"], matrix, atol=1e-5)
     assert f"{matrix[0, 0]:.6f}" in run("info", files / "linear.tfm").stdout
-    (files / "broken.tfm").write_text("hello")
-    assert "cannot be read" in error_of("info", files / "broken.tfm")
+    for text in ("hello", "", "1 0 0 0 0 1 0 0 0 0 1 0"):
+        (files / "notes.txt").write_text(text)
+        assert "notes.txt: holds no transform" in error_of("info", files / "notes.txt")
     assert "no such file" in error_of("info", files / "absent.h5")
+
+
+def test_info_of_records_names_meshes_and_weights(tmp_path: Path, random_weights: Path) -> None:
+    grid = Grid((6, 7, 8), (1.0, 1.5, 2.0))
+    image = tmp_path / "image.nii.gz"
+    save_image(grid.to_sitk(np.arange(336.0).reshape(grid.shape)), image)
+    run("apply", zero_warp(tmp_path), image, "-o", tmp_path / "moved.nii.gz")
+    record = tmp_path / "moved.nii.gz.json"
+    found = _info(record)
+    assert found["kind"] == "record of a run of regkit" and found["wrote moved"] == "moved.nii.gz  as written"
+    assert found["record"]["inputs"]["image"]["file"] == str(image)
+    assert "made of image" in run("info", record).stdout
+    save_image(grid.to_sitk(np.ones(grid.shape)), tmp_path / "moved.nii.gz")
+    assert _info(record)["wrote moved"] == "moved.nii.gz  changed"
+    (tmp_path / "moved.nii.gz").unlink()
+    assert _info(record)["wrote moved"] == "moved.nii.gz  missing"
+
+    (tmp_path / "names.json").write_text('{"1": "liver", "3": "spleen"}')
+    assert _info(tmp_path / "names.json")["names"] == ["1 liver", "3 spleen"]
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert "no record of regkit's" in error_of("info", tmp_path / "other.json")
+    assert "does not exist" in error_of("info", tmp_path / "absent.json")
+
+    (tmp_path / "surface.obj").write_text("v 1 2 3\nv 4 5 6\nv 7 8 0\nf 1 2 3\n")
+    found = _info(tmp_path / "surface.obj")
+    assert "does not say whether LPS or RAS" in found["kind"] and found["highest_mm"] == [7, 8, 6]
+    (tmp_path / "surface.obj").write_text("# SPACE=RAS\nv 1 2 3\nv 4 5 6\nv 7 8 0\nf 1 2 3\n")
+    assert _info(tmp_path / "surface.obj")["lowest_lps_mm"] == [-7, -8, 0]
+
+    found = _info(random_weights)
+    assert found["kind"] == "weights of a network" and found["parameters"] > 1000 and found["data"] == "none"
+
+
+def zero_warp(folder: Path) -> Path:
+    grid = Grid((6, 7, 8), (1.0, 1.5, 2.0))
+    Warp(np.zeros((*grid.shape, 3), np.float32), grid).save(folder / "warp.nii.gz")
+    return folder / "warp.nii.gz"
 
 
 def test_info_describes_what_is_not_registered(tmp_path: Path) -> None:

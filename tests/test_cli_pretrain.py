@@ -67,14 +67,14 @@ def archive(tmp_path: Path) -> Path:
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM, as if it came from outside, in this step."""
-    advance = training.Trainer.advance
+    advance = training.PretrainTrainer.advance
 
-    def stopping(self: training.Trainer, *args: object) -> dict[str, torch.Tensor]:
+    def stopping(self: training.PretrainTrainer, *args: object) -> dict[str, torch.Tensor]:
         if self.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training.Trainer, "advance", stopping)
+    monkeypatch.setattr(training.PretrainTrainer, "advance", stopping)
 
 
 def test_a_run_is_stopped_gone_on_with_and_registers(

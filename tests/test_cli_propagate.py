@@ -36,6 +36,22 @@ def atlases(files: Files) -> tuple[object, ...]:
 QUICK = ("--preset", "linear", "--threads", 1)
 
 
+def test_verbose_and_the_log_say_what_each_stage_found(
+    files: Files, atlases: tuple[object, ...], tmp_path: Path
+) -> None:
+    log = tmp_path / "run.log"
+    words = ("propagate", files.fixed, *atlases[:4], *QUICK)
+    said = run(*words, "-o", tmp_path / "a.nii.gz", "-v", "--log", log).stderr
+    lines = said.splitlines()
+    assert any(line.startswith("linear start: ") for line in lines)
+    assert "linear start: " in log.read_text() and " DEBUG " in log.read_text()
+    before = len(log.read_text().splitlines())
+    said = run(*words, "-o", tmp_path / "b.nii.gz", "--log", log).stderr
+    assert "linear start: " not in said
+    assert len(log.read_text().splitlines()) == 2 * before  # it is appended to
+    assert "must end in .log" in error_of(*words, "-o", tmp_path / "c.nii.gz", "--log", tmp_path / "run.txt")
+
+
 def test_the_outputs_and_the_json(files: Files, atlases: tuple[object, ...], tmp_path: Path) -> None:
     out, share = tmp_path / "labels.nii.gz", tmp_path / "share.mha"
     result = run("propagate", files.fixed, *atlases, "-o", out, "--confidence", share, "--json", *QUICK)
@@ -155,7 +171,7 @@ def test_labels_that_cannot_be_used(files: Files, tmp_path: Path) -> None:
         (empty, f"labels of atlas 2 '{empty}' holds no label"),
         (far, "labels of atlas 2, 'far.nii.gz': none lies inside the atlas' image 'moving.nii.gz'"),
         (folder / "no.nii.gz", f"labels of atlas 2 '{folder / 'no.nii.gz'}' does not exist"),
-        (broken, f"labels of atlas 2 '{broken}' is no label map"),
+        (broken, f"labels of atlas 2 '{broken}' is not a label map"),
     ):
         words = (*first, "--atlas", files.moving, "--atlas-labels", bad, "-o", tmp_path / "out.nii.gz", "-q")
         assert expected in error_of("propagate", files.fixed, *words, *QUICK)

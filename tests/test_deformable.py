@@ -81,8 +81,8 @@ def test_the_working_grid_is_no_finer_than_the_coarser_image() -> None:
         assert plan(fixed, moving, SETTINGS).grid.spacing == pytest.approx((expected,) * 3)
 
 
-@pytest.mark.parametrize(("spacing", "share"), [(1.0, 0.7), (2.0, 0.7), (3.0, 1.0)])
-def test_an_accurate_grid_is_finer_where_the_images_are_fine(spacing: float, share: float) -> None:
+@pytest.mark.parametrize(("spacing", "share"), [(1.0, 0.7), (2.0, 0.7), (3.0, 0.9)])
+def test_an_accurate_grid_is_finer_most_of_all_for_fine_images(spacing: float, share: float) -> None:
     grid = Grid((32, 32, 32), (spacing,) * 3)
     assert plan(grid, grid, SETTINGS).grid.spacing == pytest.approx((spacing,) * 3)
     assert plan(grid, grid, PRESETS["accurate"]).grid.spacing == pytest.approx((share * spacing,) * 3)

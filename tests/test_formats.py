@@ -350,7 +350,7 @@ def test_what_is_missing_or_no_warp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match=r"absent\.nii\.gz: no such file"):
         Warp.load(tmp_path / "absent.nii.gz")
     (tmp_path / "warp.pkl").write_bytes(b"1")
-    with pytest.raises(RegkitError, match=r"'\.pkl' is no suffix of a warp"):
+    with pytest.raises(RegkitError, match=r"'\.pkl' is not a suffix of a warp"):
         Warp.load(tmp_path / "warp.pkl")
     sitk.WriteImage(FIXED.blank(), str(tmp_path / "image.mha"))
     with pytest.raises(RegkitError, match=r"a 3-D image of 1 component"):
@@ -456,10 +456,13 @@ def test_a_matlab_transform_that_is_cut_short_is_refused(tmp_path: Path) -> None
     # ITK would take what is missing from memory: another matrix in each process.
     sitk.WriteTransform(_affine(), str(tmp_path / "whole.mat"))
     content = (tmp_path / "whole.mat").read_bytes()
-    for damaged in (content[:-20], content[:60], content[:15], content + b"\0\0", b"text\n" * 20):
+    for damaged in (content[:-20], content[:60], content[:15], content + b"\0\0"):
         (tmp_path / "cut.mat").write_bytes(damaged)
         with pytest.raises(RegkitError, match="damaged"):
             read_linear(tmp_path / "cut.mat")
+    (tmp_path / "cut.mat").write_bytes(b"text\n" * 20)
+    with pytest.raises(RegkitError, match="holds no transform"):
+        read_linear(tmp_path / "cut.mat")
 
 
 @pytest.mark.parametrize("suffix", [".tfm", ".txt", ".mat", ".h5"])

@@ -18,7 +18,15 @@ from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
-from regkit.io.images import IMAGE_SUFFIXES, Volume, load_image, load_labels, load_mask
+from regkit.io.images import (
+    IMAGE_SUFFIXES,
+    Volume,
+    load_image,
+    load_labels,
+    load_mask,
+    load_volume,
+    resampled,
+)
 from regkit.runtime import memory
 from regkit.runtime.memory import check_fits_memory
 
@@ -328,6 +336,12 @@ def test_memory_is_checked_against_what_there_is(monkeypatch: pytest.MonkeyPatch
     check_fits_memory(2**27, "the volume")
     with pytest.raises(RegkitError, match=r"the volume needs 1\.5 GiB .* 134,217,728 voxels.* 1\.0 GiB"):
         check_fits_memory(2**27, "the volume", 12)
+    monkeypatch.setattr(memory, "resident_memory", lambda: 0.4e9)
+    with (
+        memory.capped(0.5e9),
+        pytest.raises(RegkitError, match=r"0\.16 GB .* beside 0\.4 GB .* 0\.5 GB in all"),
+    ):
+        check_fits_memory(20_000_000, "the volume")
     monkeypatch.undo()
     assert 2**26 < memory.available_memory() < 2**50
 
@@ -377,7 +391,10 @@ def test_labels_stored_with_a_slope_are_whole_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (ramp() / 2, r"is no label map: 168 voxels are not whole numbers, such as 0\.5; resample .* nearest"),
+        (
+            ramp() / 2,
+            r"is not a label map: 168 voxels are not whole numbers, such as 0\.5; resample .* nearest",
+        ),
         (ramp() * np.nan, "336 voxels that are NaN"),
         (np.zeros(CUBE.shape), "holds no label: every voxel is 0"),
         (ramp(dtype=np.uint64) * 10**17, "only whole numbers below 2"),
@@ -547,6 +564,32 @@ def test_a_ct_wrapped_to_unsigned_is_unwrapped(rng: np.random.Generator) -> None
     for other in (rng.integers(0, 65536, grid.shape), 60000 + rng.integers(0, 5000, grid.shape)):
         image = load_image(Volume(other.astype(np.uint16), grid), "fixed image")
         np.testing.assert_array_equal(image.array, other)
+    with pytest.warns(UserWarning, match="image: .* taken as signed"):
+        np.testing.assert_array_equal(load_volume(Volume(ct.view(np.uint16), grid), "image").array, ct)
+    labels = np.zeros(grid.shape, np.uint16)  # of which the percentiles are those of a CT
+    labels[:, :8], labels[5:9, 12:15] = 64000, 900
+    assert load_volume(Volume(labels, grid), "labels").array.max() == 64000
+
+
+def test_minc_1_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "old.mnc").write_bytes(b"CDF\x01" + bytes(200))
+    with pytest.raises(RegkitError, match=r"old\.mnc' is MINC 1, .* 'mincconvert -2'"):
+        load_image(tmp_path / "old.mnc", "fixed image")
+
+
+@pytest.mark.parametrize("ids", [(2**53 + 1, 2**62 + 3), (-(2**60) - 1, 5)])
+def test_ids_that_float64_has_not_are_kept(ids: tuple[int, int], tmp_path: Path) -> None:
+    grid = Grid((9, 8, 7))
+    labels = np.zeros(grid.shape, np.int64)
+    labels[1:4, 2:6, 2:7], labels[4:6, 2:6, 2:7] = ids
+    volume = Volume(labels, grid)
+    still = sitk.Transform(3, sitk.sitkIdentity)
+    larger = Grid((11, 8, 7), origin=(-1.0, 0.0, 0.0))
+    for how in (sitk.sitkNearestNeighbor, sitk.sitkLabelLinear):
+        seen = resampled(volume, larger, still, how)
+        assert seen.dtype == np.int64 and (seen[:, :, [0, 10]] == 0).all()
+        np.testing.assert_array_equal(seen[:, :, 1:10], labels)
+    assert (resampled(volume, larger, still, default=7)[:, :, 0] == 7).all()
 
 
 def test_a_mask_cropped_to_what_it_holds_is_filled_up(oblique_grid: Grid, tmp_path: Path) -> None:

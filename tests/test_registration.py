@@ -424,6 +424,29 @@ def test_progress_times_memory_and_state() -> None:
     assert result.settings["threads"] == 1
 
 
+def test_what_a_result_says_of_itself() -> None:
+    labels = regkit.Volume((texture() > 60).astype(np.uint8), GRID)
+    result = regkit.register(FIXED, FIXED, fixed_labels=labels, moving_labels=labels, threads=1)
+    written = result.to_dict()
+    assert list(written) == ["metrics", "verdict", "seconds", "memory_mb", "settings", "linear"]
+    assert list(written["metrics"]) == [
+        "folding_percent", "sd_log_jacobian", "feature_difference", "evidence",
+        "mean_dice", "mean_hd95_mm", "labels",
+    ]  # fmt: skip
+    assert set(written["metrics"]["feature_difference"]) == {"linear", "after"}
+    assert all(set(one) == {"share", "blur_of_match"} for one in written["metrics"]["evidence"].values())
+    assert list(written["metrics"]["labels"][0]) == [
+        "label", "name", "dice_before", "dice_linear", "dice", "hd95_before_mm", "hd95_mm"
+    ]  # fmt: skip
+    assert list(written["settings"]["start"]) == ["origin", "model", "similarity", "runner_up"]
+    assert list(written["seconds"])[-1] == "total"
+    assert sum(result.timings.stages.values()) == result.timings.total == written["seconds"]["total"]
+    said = repr(result)
+    assert len(said.splitlines()) <= 10
+    assert f"verdict   {result.verdict.level}" in said
+    assert "Dice      before 1.000, linear 1.000, after" in said
+
+
 def test_progress_of_a_linear_registration_ends_at_one() -> None:
     seen: list[float] = []
     regkit.register(FIXED, FIXED, preset="linear", progress=lambda stage, done: seen.append(done))

@@ -37,7 +37,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, *_, **__: SimpleNamespace(images=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *_, **__: SimpleNamespace(images=labels.float(), visible=labels < 255)
     )
 
 
@@ -165,9 +165,9 @@ def test_any_order_gives_the_same_pairs() -> None:
 
 def test_what_a_pair_is_made_of() -> None:
     pair = Synthesiser(HOW, [(Procedural(), 1.0)], 0, torch.device("cpu")).draw([4])
-    assert pair.images.shape == pair.labels.shape == pair.seen.shape == (2, N, N, N)
+    assert pair.images.shape == pair.labels.shape == pair.visible.shape == (2, N, N, N)
     assert pair.partner.shape == (1, 3, N, N, N)
-    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner[0])]
+    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.visible, pair.partner[0])]
     assert dtypes == [torch.float32, torch.uint8, torch.bool, torch.float32]
     assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner[0]))
     assert pair.structures.shape == pair.labels.shape
@@ -359,7 +359,7 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
         **_: float,
     ) -> SimpleNamespace:
         shown.extend(grain() for grain in grains)
-        return SimpleNamespace(images=labels.float(), seen=labels < 255)
+        return SimpleNamespace(images=labels.float(), visible=labels < 255)
 
     monkeypatch.setattr(pairs, "render", render)
     labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)

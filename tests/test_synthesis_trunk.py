@@ -17,7 +17,7 @@ from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
-from regkit.synthesis.pose import MOST_SIDE
+from regkit.synthesis.pose import MAX_SIDE
 from regkit.synthesis.procedural_trunk import NAMES, draw_tissues
 from regkit.synthesis.shape_sources import Procedural
 from regkit.synthesis.structures import GROUPS, STRUCTURES, TRUNK
@@ -148,7 +148,7 @@ def test_the_demo_draws_the_same_organs() -> None:
 def test_a_fine_trunk_is_a_box_out_of_it() -> None:
     """As many voxels at most; in it the parts are as large as they are in the whole."""
     box = draw_trunk(Rng.of(3), 1.5)
-    assert tuple(box.labels.shape) == (MOST_SIDE,) * 3
+    assert tuple(box.labels.shape) == (MAX_SIDE,) * 3
     assert box.spacing == 1.5
     sizes = {name: 1.5**3 * (_structures(box) == _NUMBER[name]).sum() / 1000 for name in TRUNK.values()}
     assert sum(size > 0 for size in sizes.values()) > 10  # ml

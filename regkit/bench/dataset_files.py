@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regkit.bench.dataset import Request
+from regkit.bench.dataset import Case, Request
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import read_json
-from regkit.io.images import Volume
+from regkit.io.images import Volume, load_labels
 
 MADE_UP = "MADE_UP.txt"
 """A file in the folder of an imitation, beside what a real archive has, by which its numbers are told."""
@@ -30,13 +31,13 @@ def data_folder(request: Request, title: str, source: str) -> Path:
         RegkitError: if none was given, or it does not exist.
     """
     if request.data is None:
-        raise RegkitError(f"{title} needs the folder of its data; to be had from {source}")
+        raise RegkitError(f"{title} needs the folder of its data; get it from {source}")
     if not request.data.is_dir():
-        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; to be had from {source}")
+        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; get it from {source}")
     return request.data
 
 
-def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
+def choose_names(names: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
     """The names asked for, each once, or the first ``default`` ones if none is.
 
     Args:
@@ -45,11 +46,11 @@ def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) 
     Raises:
         RegkitError: if a name is unknown.
     """
-    for name in asked:
+    for name in names:
         if name not in known:
             listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-            raise RegkitError(f"no {what} '{name}'; there is: {listed}")
-    return list(dict.fromkeys(asked)) or list(known[:default])
+            raise RegkitError(f"no {what} '{name}'; available: {listed}")
+    return list(dict.fromkeys(names)) or list(known[:default])
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -85,6 +86,21 @@ def check_present(files: Sequence[Path], folder: Path, remedy: str) -> None:
         )
 
 
+def labelled(cases: Sequence[Case], names: Mapping[int, str] | None) -> list[Case]:
+    """The cases with other names of their labels; only the labels that have one are scored.
+
+    Raises:
+        RegkitError: if a label map has none of them.
+    """
+    if names is None:
+        return list(cases)
+    chosen = dict(names)
+    for path in dict.fromkeys(side.labels for case in cases for side in (case.fixed, case.moving)):
+        if path is not None:
+            check_labelled(load_labels(path, "labels"), path, chosen)
+    return [replace(case, labels=chosen) if case.labels else case for case in cases]
+
+
 def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
     """Refuse a label map that has none of the labels that are scored, and warn of one that lacks some.
 
@@ -93,9 +109,9 @@ def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
     """
     missing = sorted(set(labels) - set(np.unique(volume.array).tolist()))
     if len(missing) == len(labels):
-        found = ", ".join(str(n) for n in np.unique(volume.array)[:10])
+        present = ", ".join(str(n) for n in np.unique(volume.array)[:10])
         raise RegkitError(
-            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {found}; "
+            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {present}; "
             "put the right file in its place"
         )
     if missing:

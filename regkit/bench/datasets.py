@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from regkit.bench import learn2reg, mmwhs, openpairs, phantoms
+from regkit.bench import learn2reg, learn2reg_ct, mmwhs, openpairs, phantoms
 from regkit.bench.dataset import Dataset
 from regkit.core.errors import RegkitError
 
 DATASETS: dict[str, Dataset] = {
-    module.DATASET.name: module.DATASET for module in (learn2reg, mmwhs, openpairs, phantoms)
+    module.DATASET.name: module.DATASET for module in (learn2reg, learn2reg_ct, mmwhs, openpairs, phantoms)
 }
 
 
@@ -18,5 +18,5 @@ def dataset(name: str) -> Dataset:
         RegkitError: if there is none.
     """
     if name not in DATASETS:
-        raise RegkitError(f"no data set named '{name}'; there is: {', '.join(DATASETS)}")
+        raise RegkitError(f"no data set named '{name}'; available: {', '.join(DATASETS)}")
     return DATASETS[name]

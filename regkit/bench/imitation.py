@@ -1,4 +1,4 @@
-"""Made-up volumes laid out as the archives of Learn2Reg AbdomenMRCT and MM-WHS are.
+"""Made-up volumes laid out as the archives of Learn2Reg AbdomenMRCT and AbdomenCTCT and of MM-WHS are.
 
 They are for rehearsing a benchmark before the real archives are at hand, and for the tests. What is
 measured on them says nothing about patients.
@@ -6,6 +6,7 @@ measured on them says nothing about patients.
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from scipy.ndimage import binary_fill_holes
 from scipy.spatial.transform import Rotation
 
-from regkit.bench import learn2reg, mmwhs
+from regkit.bench import learn2reg, learn2reg_ct, mmwhs
 from regkit.bench.dataset_files import MADE_UP
 from regkit.bench.mmwhs import LABELS, MEANT, STRAY
 from regkit.core.errors import RegkitError
@@ -29,6 +30,7 @@ Float32 = npt.NDArray[np.float32]
 Size = tuple[int, int, int]
 
 _ABDOMEN = (384.0, 320.0, 384.0)  # mm, field of view
+_TRUNK = (384.0, 320.0, 512.0)
 _APART = 20.0  # mm, the most that the MR of a patient is bent against the CT
 _CHEST = (192.0, 192.0, 144.0)
 _HEART = (20.0, -32.0, 120.0)  # anatomical mm
@@ -51,24 +53,29 @@ def imitate(
     """Write an imitation of an archive.
 
     Args:
-        name: "l2r-abdomen" or "mmwhs".
+        name: "l2r-abdomen", "l2r-abdomen-ct" or "mmwhs".
         folder: where to; made if it is absent.
-        count: pairs with labels (l2r-abdomen, at most 8), or subjects of each modality (mmwhs, at most 20);
-            all by default.
+        count: pairs with labels (l2r-abdomen, at most 8), people of the test (l2r-abdomen-ct, at most 7), or
+            subjects of each modality (mmwhs, at most 20); all by default.
         seed: of everything.
         shape: voxels along x, y, z; fewer ones are larger. By default 192 x 160 x 192 of 2 mm
-            (l2r-abdomen), or 128 x 128 x 64 of 1.5 x 1.5 x 2.25 mm (mmwhs).
+            (l2r-abdomen), 192 x 160 x 256 of 2 mm (l2r-abdomen-ct), or 128 x 128 x 64 of 1.5 x 1.5 x 2.25 mm
+            (mmwhs).
 
     Raises:
         RegkitError: if the name or count is impossible, the folder is not empty, or a file cannot be written.
     """
-    makers = {"l2r-abdomen": (_abdomen, 8), "mmwhs": (_hearts, len(mmwhs.SUBJECTS))}
+    makers = {
+        "l2r-abdomen": (_abdomen, 8),
+        "l2r-abdomen-ct": (_people, len(learn2reg_ct.TEST)),
+        "mmwhs": (_hearts, len(mmwhs.SUBJECTS)),
+    }
     if name not in makers:
-        raise RegkitError(f"no imitation of '{name}'; there is: {', '.join(makers)}")
-    make, most = makers[name]
-    count = most if count is None else count
-    if not 1 <= count <= most:
-        raise RegkitError(f"the imitation of {name} can have from 1 to {most}, not {count}")
+        raise RegkitError(f"no imitation of '{name}'; available: {', '.join(makers)}")
+    make, max_count = makers[name]
+    count = max_count if count is None else count
+    if not 1 <= count <= max_count:
+        raise RegkitError(f"the imitation of {name} can have from 1 to {max_count}, not {count}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -86,7 +93,7 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
         (folder / kind).mkdir()
     pairs: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for number in (*range(1, count + 1), 9, 10):
-        where = "Tr" if number < 9 else "Ts"
+        split = "Tr" if number < 9 else "Ts"
         rng = Rng.of(seed, number, 1)
         texture = int(rng.scalars.integers(2**31))
         person = _person(grid, np.eye(3), (0, 0, 12), rng)
@@ -100,12 +107,12 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
                 "images": scan(image, rng),
                 "masks": body.astype(np.uint8),
             }
-            if where == "Tr":
+            if split == "Tr":
                 arrays["labels"] = np.where(labels <= 4, labels, 0).astype(np.uint8)
             for what, array in arrays.items():
-                save_image(grid.to_sitk(array), folder / f"{what}{where}" / _name(number, kind))
-        ends = (f"./images{where}/{_name(number, kind)}" for kind in ("0000", "0001"))
-        pairs[where].append(dict(zip(("fixed", "moving"), ends)))
+                save_image(grid.to_sitk(array), folder / f"{what}{split}" / _name(number, kind))
+        ends = (f"./images{split}/{_name(number, kind)}" for kind in ("0000", "0001"))
+        pairs[split].append(dict(zip(("fixed", "moving"), ends)))
     described = {
         "name": "AbdomenMRCT",
         "release": "1.0",
@@ -125,6 +132,32 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
 
 def _name(number: int, kind: str) -> str:
     return f"AbdomenMRCT_{number:04d}_{kind}.nii.gz"
+
+
+def _people(folder: Path, count: int, seed: int, shape: Size | None) -> None:
+    size = shape or learn2reg_ct.SHAPE
+    grid = Grid(size, tuple(mm / n for mm, n in zip(_TRUNK, size)))  # type: ignore[arg-type]
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir()
+    numbers = learn2reg_ct.TEST[:count]
+    for number in numbers:
+        rng = Rng.of(seed, int(number), 3)
+        texture = int(rng.scalars.integers(2**31))
+        person = _person(grid, np.eye(3), np.add((0, 0, 12), rng.scalars.normal(0, 8, 3)), rng)
+        image, labels = draw(person, "ct", max(grid.spacing), texture)
+        kept = np.where(labels <= max(learn2reg_ct.LABELS), labels, 0).astype(np.uint8)
+        for what, array in (("images", scanned_ct(image, rng)), ("labels", kept)):
+            save_image(grid.to_sitk(array), folder / f"{what}Tr/AbdomenCTCT_{number}_0000.nii.gz")
+    ends = [f"./imagesTr/AbdomenCTCT_{number}_0000.nii.gz" for number in numbers]
+    described = {
+        "name": "AbdomenCTCT",
+        "release": "1.1",
+        "description": "An imitation made by regkit; no patients.",
+        "modality": {"0": "CT"},
+        "tensorImageShape": {"0": list(size)},
+        "registration_val": [{"fixed": one, "moving": other} for one, other in combinations(ends, 2)],
+    }
+    (folder / "AbdomenCTCT_dataset.json").write_text(to_json(described) + "\n", encoding="utf-8")
 
 
 def _hearts(folder: Path, count: int, seed: int, shape: Size | None) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import SimpleITK as sitk
 import torch
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, check_present, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid
 from regkit.io.atomic import make_folder
@@ -43,6 +44,7 @@ LABELS = {
 STRAY, MEANT = 421, 420  # a slip in the published label maps
 _TITLE = "MM-WHS 2017"
 _SOURCE = "https://zmic.org.cn, after registration there"
+_FILE = re.compile(r"(?:[^\s,]*/)?(ct|mr)_train_(\d{4})_(?:image|label)(?:\.nii\.gz)?")
 _PAIRING = Path(__file__).with_name("mmwhs_pairing.json")
 
 
@@ -100,23 +102,26 @@ class Pairing:
 
 
 def _cases(request: Request) -> list[Case]:
-    directions = chosen(request.directions, DATASET.directions, DATASET.default_directions, "direction")
+    directions = choose_names(request.directions, DATASET.directions, DATASET.default_directions, "direction")
     data = data_folder(request, _TITLE, _SOURCE)
     pairing = Pairing.read(request.pairing or _PAIRING)
     drawn = {f"mr{mr}-ct{ct}": (("mr", mr), ("ct", ct)) for mr, ct in pairing.draw()}
-    names = chosen(request.pairs, list(drawn), len(drawn), "pair by this pairing named")
+    requested: list[str] = []
+    for name in (_FILE.sub(r"\1\2", name) for name in request.pairs):
+        requested += [pair for pair in drawn if name in pair.split("-")] or [name]
+    names = choose_names(requested, list(drawn), len(drawn), "pair by this pairing named")
     subjects = sorted({subject for name in names for subject in drawn[name]})
     files = [path for subject in subjects for path in _files(data, *subject)]
-    check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")
+    check_present(files, data, f"unpack all of ct_train and mr_train, which are available from {_SOURCE}")
     folder = request.scratch / f"mmwhs-{pairing.spacing_mm:g}mm"
     make_folder(folder)
     sides = {subject: _prepared(data, folder, *subject, pairing.spacing_mm) for subject in subjects}
-    found = []
+    cases = []
     for name in names:
         mr, ct = (sides[subject] for subject in drawn[name])
         ends = {"mr2ct": (ct, mr), "ct2mr": (mr, ct)}
-        found += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
-    return found
+        cases += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
+    return cases
 
 
 def _files(data: Path, modality: str, subject: int) -> tuple[Path, Path]:
@@ -143,12 +148,12 @@ def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: fl
         values = np.where(known, structures.array, 0).astype(np.uint16)
         grid = cubic(volume.grid, spacing)
         smooth = Source(torch.from_numpy(volume.array), None, volume.grid).smoothed_for(spacing)
-        for array, how, path in (
+        for array, interpolator, path in (
             (values, sitk.sitkNearestNeighbor, labels),
             (smooth.image.numpy(), sitk.sitkLinear, image),
         ):
             before, border = volume.grid.to_sitk(array), float(array.min())
-            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), how, border), path)
+            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), interpolator, border), path)
     return Side(image, labels)
 
 

@@ -13,10 +13,11 @@ For example, with paths relative to the manifest::
       "moving_mask": null
     }
 
-All but the masks must be there. Label maps lie on the voxels of their image, numbered alike on both sides;
-``labels`` says which are scored. ``landmarks`` is a CSV with columns fx,fy,fz,mx,my,mz, LPS mm. Where there
-are landmarks, both label maps may be null and ``labels`` empty. Other keys, such as where the data are from,
-are for the reader. A pair is named by its folder.
+Only the images must be there; what is null or not named is taken as absent. Label maps lie on the voxels of
+their image, numbered alike on both sides; ``labels`` says which are scored. ``landmarks`` is a CSV with
+columns fx,fy,fz,mx,my,mz, LPS mm. A pair with neither is measured by what needs none: folding, SDlogJ and
+how well the images agree. Other keys, such as where the data are from, are for the reader. A pair is asked
+for by the name of its folder, or of a file in it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.io.images import load_grid, load_labels, load_mask
 from regkit.io.points import read_pairs
@@ -34,7 +35,6 @@ from regkit.io.points import read_pairs
 MANIFEST = "manifest.json"
 DIRECTIONS = ("given", "exchanged")
 _FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "landmarks", "fixed_mask", "moving_mask")
-_REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels", "labels", "landmarks")
 _SOURCE = "your own images, described as in the documentation of regkit.bench.openpairs"
 
 
@@ -51,16 +51,17 @@ def load_pairs(data: Path, request: Request, default_directions: int) -> list[Ca
     Raises:
         RegkitError: if there is no pair, one asked for is unknown, or a manifest or a file cannot be used.
     """
-    directions = chosen(request.directions, DIRECTIONS, default_directions, "direction")
+    directions = choose_names(request.directions, DIRECTIONS, default_directions, "direction")
     known = sorted(path.parent.name for path in data.glob(f"[!.]*/{MANIFEST}"))
     if not known:
-        where = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
-        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {where}")
-    found = []
-    for name in chosen(request.pairs, known, len(known), f"pair in '{data}' named"):
-        given = _read(data / name)
-        found += [given if direction == "given" else _exchanged(given) for direction in directions]
-    return found
+        hint = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
+        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {hint}")
+    cases = []
+    requested = [next((part for part in reversed(Path(p).parts) if part in known), p) for p in request.pairs]
+    for name in choose_names(requested, known, len(known), f"pair in '{data}' named"):
+        case = _read(data / name)
+        cases += [case if direction == "given" else _exchanged(case) for direction in directions]
+    return cases
 
 
 def _exchanged(case: Case) -> Case:
@@ -70,9 +71,6 @@ def _exchanged(case: Case) -> Case:
 def _read(folder: Path) -> Case:
     path = folder / MANIFEST
     manifest = read_object(path, "manifest")
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing:
-        raise RegkitError(f"manifest '{path}' lacks {', '.join(missing)}; null says that there is none")
     files: dict[str, Path | None] = {}
     for key in _FILES:
         value = manifest.get(key)
@@ -81,15 +79,13 @@ def _read(folder: Path) -> Case:
         files[key] = None if value is None else folder / value
         if value is not None and not os.path.isfile(folder / value):
             raise RegkitError(f"manifest '{path}': its {key}, '{folder / value}', does not exist")
-    labels = _labels(manifest["labels"], path)
+    labels = _labels(manifest.get("labels") or {}, path)
     if (files["fixed_labels"] is None) != (files["moving_labels"] is None):
         raise RegkitError(f"manifest '{path}' has a label map of one side; give both or null for both")
     if not labels and files["fixed_labels"]:
         raise RegkitError(f"manifest '{path}' has label maps but no labels; name those that are scored")
     if labels and not files["fixed_labels"]:
         raise RegkitError(f"manifest '{path}' names labels but no label maps; give both maps or no labels")
-    if not labels and not files["landmarks"]:
-        raise RegkitError(f"manifest '{path}' has neither labels nor landmarks: nothing could be measured")
     sides = []
     for role in ("fixed", "moving"):
         image = files[role]

@@ -1,7 +1,7 @@
 """Numbers that others have published for the data sets benchmarked here, to stand beside ours.
 
-They are of the direction in which the MR moves onto the CT. None was measured by regkit's code; what the
-authors did not print, but drew, was read by eye from their plot, and its source says so.
+None was measured by regkit's code; what the authors did not print, but drew, was read by eye from their
+plot, and its source says so.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DIRECTION = "mr2ct"
-"""The one direction that the published numbers are of."""
+DIRECTIONS = {"l2r-abdomen": "mr2ct", "l2r-abdomen-ct": "ct2ct", "mmwhs": "mr2ct"}
+"""The one direction of each data set that the published numbers are of."""
 
 _PLOT = "anatomix paper (ICLR 2025, arXiv 2411.02372), Figure 5; read by eye from the plot"
 _POINTS = f"{_PLOT}: mean of the subjects' values (each to about 0.01)"
 _README = "anatomix repository, README of its registration, September 2026"
 _TUNED = f"{_README}; its windows were tuned on these same 8 pairs"
+_VOXELOPT = (
+    "VoxelOpt repository, README, of its paper (MICCAI 2025), Table 1; volumes preprocessed by its authors"
+)
 _PRISM = "AAPM 2026, paper 2755; pairs called MR-CT, direction and folding not known to us"
 
 
@@ -44,6 +47,12 @@ _VIT = "anatomix-dev-vit + MIND-SSC + FireANTs"
 _RERUN = "anatomix + MIND-SSC + ConvexAdam, re-run"
 
 PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "l2r-abdomen-ct": (
+        Published("RDP, semi-supervised", "mean", 0.5877, 42, None, _VOXELOPT),
+        Published("VoxelOpt", "mean", 0.5851, 42, None, _VOXELOPT),
+        Published("Deeds", "mean", 0.5357, 42, None, _VOXELOPT),
+        Published("unregistered", "mean", 0.3086, 42, None, _VOXELOPT),
+    ),
     "l2r-abdomen": (
         Published(_VIT, "mean", 0.879, 8, 0.0, _TUNED),
         Published(_VIT, "median", 0.892, 8, 0.0, _TUNED),
@@ -76,4 +85,4 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 
 def published(dataset: str, direction: str) -> tuple[Published, ...]:
     """What is known of a data set in a direction; empty for all others."""
-    return PUBLISHED.get(dataset, ()) if direction == DIRECTION else ()
+    return PUBLISHED.get(dataset, ()) if direction == DIRECTIONS.get(dataset) else ()

@@ -29,7 +29,7 @@ from regkit.cli import (
     template,
     warps,
 )
-from regkit.cli.console import Commands
+from regkit.cli.console import Commands, has_no_output
 from regkit.core.version import __version__
 from regkit.runtime.process import leave
 
@@ -66,8 +66,8 @@ app.command("pretrain", no_args_is_help=True)(pretrain.command)
 app.add_typer(bench.app, name="bench")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"regkit {__version__}")
         raise typer.Exit
 
@@ -90,4 +90,9 @@ def main() -> NoReturn:
         app(prog_name="regkit")
     except SystemExit as end:
         leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+    except OSError as error:  # of the help and the version, which come before any command
+        if not has_no_output(error):
+            raise
+        typer.echo(f"error: could not write the output: {error.strerror}", err=True)
+        leave(1)
     leave(0)

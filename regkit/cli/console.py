@@ -53,7 +53,7 @@ class Commands(TyperGroup):
             except RegkitError as error:
                 _fail(str(error), 1)
             except OSError as error:
-                if error.errno not in _NO_OUTPUT or error.filename is not None:
+                if not has_no_output(error):
                     raise
                 _fail(f"could not write the output: {error.strerror}", 1)
             except KeyboardInterrupt:
@@ -62,6 +62,11 @@ class Commands(TyperGroup):
                 if not is_out_of_memory(error):
                     raise
                 _fail("out of memory: try --preset fast, a smaller image, or --device cpu", 1)
+
+
+def has_no_output(error: OSError) -> bool:
+    """Whether it is stdout that could not be written to, and no file."""
+    return error.errno in _NO_OUTPUT and error.filename is None
 
 
 @contextlib.contextmanager
@@ -79,19 +84,19 @@ def _libraries_kept_quiet() -> Iterator[None]:
     encoding = getattr(ours, "encoding", None) or "utf-8"
     with (
         open(real, "w", buffering=1, encoding=encoding, errors="backslashreplace") as stream,
-        tempfile.TemporaryFile() as kept,
+        tempfile.TemporaryFile() as captured,
     ):
         if _descriptor(ours) == 2:
             ours.flush()
             sys.stderr = stream
-        os.dup2(kept.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except (typer.Exit, RegkitError):
             raise
         except BaseException:
-            kept.seek(0)
-            stream.write(kept.read().decode(errors="replace"))
+            captured.seek(0)
+            stream.write(captured.read().decode(errors="replace"))
             raise
         finally:
             stream.flush()

@@ -25,7 +25,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weights of the network: .safetensors or .pth. Default: those that come with regkit.",
+            help="Network weights, .safetensors or .pth. Default: the bundled ones.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Draw the network's features of images: their first principal components as red, green and blue.
 
-    The components are common to all the images: what has one colour in two of them has like features.
+    All images share the same components: places of the same colour have similar features.
     """
     check_outputs([(output, PICTURES)], (*images, weights), overwrite)
 

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import print_facts, print_json, print_table
-from regkit.cli.files import in_series, load_grid, load_warp
+from regkit.cli.files import in_series, load_warp, optional_grid
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
 from regkit.core.errors import RegkitError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from regkit.core.geometry import Grid
+    from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
     from regkit.io.images import Volume
     from regkit.warp import Warp
 
 _POINTS = (".csv", ".fcsv", ".mrk.json")
+_WEIGHTS = (".safetensors", ".pth", ".pt")
 
 
 def command(
@@ -31,20 +32,24 @@ def command(
         typer.Argument(
             metavar="FILE",
             show_default=False,
-            help="An image, a DICOM folder, a label map, a warp, a transform or points.",
+            help="An image, a DICOM folder, a label map, a warp, a transform, points, a mesh, streamlines, "
+            "weights, names of labels, or the record beside a result (.json).",
         ),
     ],
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
     series: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER|UID", help="Which DICOM series of a folder; by default a list."),
+        typer.Option(metavar="NUMBER|UID", help="A DICOM series of the folder. Default: list them."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file holds: grid, orientation, values, labels, displacements or matrix."""
+    """Show what a file holds (grid, orientation, values, labels, displacements, matrix) and what made it."""
     facts = _describe(
-        in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+        in_series(file, series),
+        file,
+        optional_grid(fixed, "fixed image"),
+        optional_grid(moving, "moving image"),
     )
     facts |= _made(file)
     if as_json:
@@ -60,13 +65,13 @@ def command(
         print_table(["series", "modality", "slices", "read as"], rows)
     if labels is not None:
         typer.echo()
-        named = any("name" in row for row in labels)
+        has_names = any("name" in row for row in labels)
         print_table(
-            ["label", *(["name"] if named else []), "ml", "voxels"],
+            ["label", *(["name"] if has_names else []), "ml", "voxels"],
             [
                 [
                     str(row["label"]),
-                    *([row.get("name", "")] if named else []),
+                    *([row.get("name", "")] if has_names else []),
                     f"{row['ml']:.2f}",
                     f"{row['voxels']:,}",
                 ]
@@ -83,11 +88,11 @@ def _made(file: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     name = file.name.lower()
     if name.endswith(nifti.SUFFIXES):
-        with nifti.open_nifti(file) as found:
-            if found.description.startswith("regkit "):
-                made["made_by"] = found.description
-    elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
-        made["made_by"] = said
+        with nifti.open_nifti(file) as header:
+            if header.description.startswith("regkit "):
+                made["made_by"] = header.description
+    elif name.endswith(".nrrd") and (recorded := nrrd_fields(file).get(provenance.KEY)):
+        made["made_by"] = recorded
     found_record = provenance.read_record(file)
     if found_record:
         record, same = found_record
@@ -120,14 +125,15 @@ def _describe(
         source: the file, or a series of it if it is a folder.
     """
     from regkit.io import dicom
-    from regkit.io.formats import is_transform
+    from regkit.io.formats import OTHERS, is_transform
     from regkit.io.images import LabelledVolume, load_labels, load_volume, looks_like_labels
+    from regkit.io.meshes import is_mesh
 
     if os.path.isdir(file) or dicom.is_dicom(file):
         if source is file and (several := _several(file)):
             return several
         try:
-            volume = load_volume(source, "image")
+            volume = load_volume(source, "file")
         except RegkitError as error:
             described = _unreadable(source, file, str(error))
             if described is None:
@@ -140,18 +146,25 @@ def _describe(
         return _transform(file, fixed, moving)
     if file.name.lower().endswith(_POINTS):
         return _points(file)
+    if file.suffix.lower() == ".json":
+        return _json(file)
+    if file.suffix.lower() in _WEIGHTS:
+        return _weights(file)
     header = _Header.of(file)
-    if file.suffix.lower() == ".npz" or (
+    if header is None and is_mesh(file):
+        return _mesh(file)
+    if file.suffix.lower() in (".npz", *OTHERS) or (
         header and header.holds_vectors(fixed is not None and moving is not None)
     ):
         return _warp(load_warp(file, fixed, moving))
     try:
-        volume = load_volume(file, "image")
+        volume = load_volume(file, "file")
     except RegkitError as error:
         if header is None or not header.is_unusual():
             raise
         return header.facts(str(error))
-    if looks_like_labels(volume.array):
+    varies = isinstance(volume, LabelledVolume) or volume.array.min() < volume.array.max()
+    if varies and looks_like_labels(volume.array):
         return _label_map(load_labels(volume, f"labels '{file}'"))
     return _image(volume)
 
@@ -161,10 +174,10 @@ def _several(folder: Path) -> dict[str, Any] | None:
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(folder)
+        series = dicom.find_series(folder)
     except RegkitError:
         return None  # which reading it will raise again, with the name
-    if sum(one.is_volume or one.is_labels for one in found) < 2:
+    if sum(one.is_volume or one.is_labels for one in series) < 2:
         return None
     listed = [
         {
@@ -176,9 +189,9 @@ def _several(folder: Path) -> dict[str, Any] | None:
             "files": len(one.slices),
             "read_as": "labels" if one.is_labels else "image" if one.is_volume else "-",
         }
-        for one in found
+        for one in series
     ]
-    return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
+    return {"kind": f"folder of {len(series)} DICOM series", "series": listed}
 
 
 def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
@@ -186,14 +199,14 @@ def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[st
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(file)
+        series = dicom.find_series(file)
     except RegkitError:
         return None
-    wanted = source.series if isinstance(source, dicom.DicomSeries) else None
-    found = [one for one in found if wanted in (None, one.number, one.uid)]
-    if len(found) != 1 or found[0].is_volume or found[0].is_labels:  # those that fail are refused
+    requested = source.series if isinstance(source, dicom.DicomSeries) else None
+    series = [one for one in series if requested in (None, one.number, one.uid)]
+    if len(series) != 1 or series[0].is_volume or series[0].is_labels:  # those that fail are refused
         return None
-    (one,) = found
+    (one,) = series
     facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
     facts |= {"modality": one.modality, "number": one.number}
     facts |= {"description": one.description, "slices": one.count, "not_to_register": problem}
@@ -229,11 +242,13 @@ class _Header:
             return None
         try:
             if file.name.lower().endswith(nifti.SUFFIXES):
-                with nifti.open_nifti(file) as found:
-                    spacing = tuple(map(float, np.linalg.norm(found.affine[:3, :3], axis=0)))
-                    dtype = found.voxels.dtype
+                with nifti.open_nifti(file) as content:
+                    spacing = tuple(map(float, np.linalg.norm(content.affine[:3, :3], axis=0)))
+                    dtype = content.voxels.dtype
                     components = len(dtype.names or "x")
-                    return cls(found.kind, found.shape, spacing, str(dtype), components, found.intent[0])
+                    return cls(
+                        content.kind, content.shape, spacing, str(dtype), components, content.intent[0]
+                    )
             with guard.open_image([file]) as image:
                 header = image.header
                 name = header.format.removesuffix("ImageIO")
@@ -283,14 +298,63 @@ class _Header:
 def _points(file: Path) -> dict[str, Any]:
     from regkit.io.points import open_points
 
-    found = open_points(file)
-    points = found.points
+    file_points = open_points(file)
+    points = file_points.points
     return {
         "kind": "points, LPS mm",
         "count": len(points),
-        **({"names": list(found.labels)} if any(found.labels) else {}),
-        "lowest_lps_mm": [round(float(v), 3) for v in points.min(axis=0)],
-        "highest_lps_mm": [round(float(v), 3) for v in points.max(axis=0)],
+        **({"names": list(file_points.labels)} if any(file_points.labels) else {}),
+        **_box(points, "lps_mm"),
+    }
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A record or the names of labels."""
+    from regkit.core.errors import FormatError, InputError
+    from regkit.io.labelnames import read_label_names
+    from regkit.io.provenance import record_at, same_outputs
+
+    if record := record_at(file):
+        facts: dict[str, Any] = {"kind": "record of a run of regkit", "made_by": record["made_by"]}
+        for role, (name, state) in same_outputs(file, record).items():
+            facts[f"wrote {role}"] = f"{name}  {state}"
+        return facts | {"record": record}
+    if not os.path.isfile(file):
+        raise InputError(f"'{file}' does not exist")
+    try:
+        names = read_label_names(file)
+    except RegkitError as error:
+        raise FormatError(
+            f"'{file}' is not a record of regkit, names of labels, or points of 3D Slicer (.mrk.json)"
+        ) from error
+    return {"kind": "names of labels", "names": [f"{label} {name}" for label, name in (names or {}).items()]}
+
+
+def _weights(file: Path) -> dict[str, Any]:
+    from regkit.features.weights import load_network
+
+    network, provenance = load_network(file)
+    count = sum(tensor.numel() for tensor in network.parameters())
+    return {"kind": "weights of a network", "parameters": count, **provenance}
+
+
+def _mesh(file: Path) -> dict[str, Any]:
+    from regkit.io.meshes import SpaceError, open_mesh
+
+    kind = "points of a mesh or of streamlines, LPS mm"
+    try:
+        points = open_mesh(file).points
+    except SpaceError:
+        kind = "points of a mesh, mm; the file does not say whether LPS or RAS"
+        points = open_mesh(file, "lps").points
+    return {"kind": kind, "count": len(points), **_box(points, "lps_mm" if "LPS mm" in kind else "mm")}
+
+
+def _box(points: Float64, unit: str) -> dict[str, Any]:
+    lowest, highest = points.min(axis=0), points.max(axis=0)
+    return {
+        f"lowest_{unit}": [round(float(v), 3) for v in lowest],
+        f"highest_{unit}": [round(float(v), 3) for v in highest],
     }
 
 
@@ -323,7 +387,8 @@ def _image(volume: Volume) -> dict[str, Any]:
     facts = {"kind": "image", **_grid(volume.grid), "voxel_type": str(volume.array.dtype)}
     if not finite.all():
         facts["not_finite_voxels"] = int((~finite).sum())
-        return facts | ({"values": _range(volume.array[finite])} if finite.any() else {})
+        facts |= {"values": _range(volume.array[finite])} if finite.any() else {}
+        return facts | {"not_to_register": "voxels are infinite or not a number"}
     values = volume.array.astype(np.float32)
     facts["values"] = _range(volume.array)
     if values.min() == values.max():
@@ -356,16 +421,14 @@ def _label_map(volume: Volume) -> dict[str, Any]:
 def _warp(warp: Warp) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness
 
     length = np.linalg.norm(warp.field, axis=-1)
-    determinant = warp.jacobian().array
     return {
         "kind": "warp, fixed point -> moving point, LPS mm",
         **_grid(warp.grid),
         "displacement_mm": _range(length),
-        "folding_percent": folding_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
+        **Smoothness.of(warp.jacobian().array).to_dict(),
     }
 
 

@@ -7,19 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.console import print_json, progress
-from regkit.cli.files import IMAGES, check_outputs, recorded
+from regkit.cli.console import logged, print_json, progress
+from regkit.cli.files import IMAGES, check_log, check_outputs, recorded
 from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
     Features,
     Init,
+    LabelMapOfTarget,
+    Log,
     Overwrite,
     Preset,
     Quiet,
     Seed,
+    Target,
     Threads,
+    Verbose,
     Weights,
     start_file,
 )
@@ -27,20 +31,13 @@ from regkit.cli.report import print_atlases
 
 
 def command(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TARGET",
-            show_default=False,
-            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
-        ),
-    ],
+    target: Target,
     atlas: Annotated[
         list[Path],
         typer.Option(
             metavar="IMAGE",
             show_default=False,
-            help="An image that has labels, of any modality. May be given several times.",
+            help="An image with labels, of any modality. Repeatable.",
         ),
     ],
     atlas_labels: Annotated[
@@ -48,24 +45,19 @@ def command(
         typer.Option(
             metavar="LABELS",
             show_default=False,
-            help="Its label map. As many as there are --atlas, and in their order.",
+            help="The label map of an atlas. One for each --atlas, in the same order.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="The label map of TARGET: .nii.gz .nii .nrrd .mha."
-        ),
-    ],
+    output: LabelMapOfTarget,
     confidence: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image of the share of the votes that each voxel's label had."),
+        typer.Option(metavar="FILE", help="An image: the share of the votes for the label of each voxel."),
     ] = None,
     fusion: Annotated[
         Literal["similarity", "majority"],
         typer.Option(
-            help="How atlases vote. similarity: those that fit TARGET better around a voxel count more "
-            "there. majority: all alike."
+            help="How atlases vote. similarity: around each voxel, atlases that fit TARGET better count "
+            "more. majority: all count the same."
         ),
     ] = "similarity",
     overwrite: Overwrite = False,
@@ -79,6 +71,8 @@ def command(
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    log: Log = None,
 ) -> None:
     """Segment TARGET: register one or several atlases to it, and fuse their labels on its voxels."""
     if len(atlas) != len(atlas_labels):
@@ -89,18 +83,18 @@ def command(
     start = start_file(init)
     outputs = {"labels": output, "confidence": confidence}
     inputs = (target, *atlas, *atlas_labels, start, weights)
+    check_log(log)
     check_outputs([(path, IMAGES) for path in outputs.values()], inputs, overwrite, recorded=output)
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.outputs import save_image
     from regkit.propagation import propagate
 
-    with progress(quiet) as report:
+    with progress(quiet) as report, logged(not verbose, verbose, log):
         result = propagate(
             target,
             list(zip(atlas, atlas_labels)),

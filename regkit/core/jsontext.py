@@ -28,7 +28,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RegkitError(f"{what} '{path}' cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also what is no UTF-8
+    except (ValueError, RecursionError) as error:  # also what is no UTF-8, and brackets in brackets
         raise RegkitError(f"{what} '{path}' is not valid JSON: {error}") from error
 
 

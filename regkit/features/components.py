@@ -84,7 +84,7 @@ def _own_spacing(grid: Grid) -> float:
 
 def _counted(features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Vectors (M, C) of the cells that are not dark, thinned; of all if every cell is."""
-    where = torch.nonzero(image.flatten() > _DARK)[:, 0]
-    if len(where) < 4:
-        where = torch.arange(image.numel())
-    return features.flatten(1)[:, where[:: max(1, len(where) // _SAMPLE)]].T
+    counted = torch.nonzero(image.flatten() > _DARK)[:, 0]
+    if len(counted) < 4:
+        counted = torch.arange(image.numel())
+    return features.flatten(1)[:, counted[:: max(1, len(counted) // _SAMPLE)]].T

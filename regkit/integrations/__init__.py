@@ -1,1 +1,3 @@
-"""Registration as a transform of MONAI (:mod:`regkit.integrations.monai`) and of TorchIO (``.torchio``)."""
+"""Registration as a transform of MONAI (``.monai``) and of TorchIO (``.torchio``), and as a step of nipype
+(``.nipype``) and of pydra (``.pydra``).
+"""

@@ -3,7 +3,8 @@
 ITK 5.4 ends the process on some damaged headers (MetaImage, HDF5, MATLAB, transforms as text) and never
 returns on others. The child costs 0.07 s a file. Its memory is bounded, by half a GiB for a header and by
 what the voxels take after it, and so is its time: 8 s for a header, and for the voxels a second more for
-every 10 MiB of them.
+every 10 MiB of them. What counts is the time that it works or sleeps. The time that it waits for a processor
+or a disk, which a busy machine takes from good files, counts only up to twenty times as long.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from regkit.core.errors import FormatError, reason
 
 HEADER_SECONDS = 8.0
 """How long ITK may take to parse a header."""
-_STARVED = 20  # times as long for a process that is ready to run and does not get a processor
+_POLL = 0.1  # s
+_STARVED = 20  # times as long for a process that waits for a processor or a disk
 _BYTES_PER_SECOND = 10 << 20  # at least, of voxels
 _MARGIN = 1 << 28  # memory of the reader beside its voxels
 _TYPES = {
@@ -107,7 +109,7 @@ def open_image(files: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TransformPart:
     """One transform of a file.
 
     Args:
@@ -127,7 +129,7 @@ class Part:
     order: int
 
 
-def read_transform(path: Path) -> list[Part]:
+def read_transform(path: Path) -> list[TransformPart]:
     """The transforms of an ITK file, in ITK's order: the last one acts on a point first.
 
     Raises:
@@ -155,13 +157,13 @@ def read_transform(path: Path) -> list[Part]:
                     shape = (*(int(n) for n in fixed[2::-1]), 3)
                 values = child.take(shape, "f8")
             order = int(facts.get("order", 0))
-            parts.append(Part(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
+            parts.append(TransformPart(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
         return parts
 
 
 def _header(facts: dict[str, Any]) -> Header:
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-    return Header(**found)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return Header(**fields)
 
 
 class _Child:
@@ -171,11 +173,11 @@ class _Child:
         self.seconds = HEADER_SECONDS
         self._late = False
         spec = importlib.util.find_spec("SimpleITK")
-        where = str(Path(str(spec and spec.origin)).parents[1])
+        folder = str(Path(str(spec and spec.origin)).parents[1])
         script = Path(__file__).with_name("itkchild.py")
         # Neither the user's site-packages nor the environment's have a say: -I; -S saves their time, too.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), where],
+            [sys.executable, "-I", "-S", str(script), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -198,18 +200,18 @@ class _Child:
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            raise self._gone() from None
+        except OSError as error:
+            raise self._gone() from error
 
     def ask(self, line: str) -> dict[str, Any]:
         """The answer to a line."""
         assert self._process.stdout
         with self._watched():
             self.send(line)
-            said = self._process.stdout.readline()
-        if not said.endswith(b"\n"):
+            reply = self._process.stdout.readline()
+        if not reply.endswith(b"\n"):
             raise self._gone()
-        answer: dict[str, Any] = json.loads(said)
+        answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             raise ParserError(f"cannot be read ({reason(Exception(answer['error']))})")
         return answer
@@ -238,20 +240,17 @@ class _Child:
             done.set()
 
     def _end_when_late(self, done: Event) -> None:
-        worked = _seconds_worked(self._process.pid)
-        for _ in range(_STARVED):
-            if done.wait(self.seconds):
+        """End the child when its time is over, counted in polls: a machine that sleeps makes none."""
+        spent, polls, last = 0.0, 0, _state(self._process.pid)
+        while not done.wait(_POLL):
+            now = _state(self._process.pid)
+            slept = 0.0 if now and now.wants_processor else _POLL
+            worked = now.seconds_worked - last.seconds_worked if now and last else 0.0
+            spent, polls, last = spent + max(slept, worked), polls + 1, now
+            if spent >= self.seconds or polls * _POLL >= _STARVED * self.seconds:
+                self._late = True
+                self._process.kill()
                 return
-            now = _seconds_worked(self._process.pid)
-            if (
-                worked is None
-                or now is None
-                or now - worked > self.seconds / 2
-                or not _is_ready(self._process.pid)
-            ):
-                break
-        self._late = True
-        self._process.kill()
 
     def _gone(self) -> ParserError:
         """Why there is no answer."""
@@ -261,20 +260,23 @@ class _Child:
         return ParserError(f"is damaged: its reader crashed (exit code {code})")
 
 
-def _stat(pid: int) -> list[str]:
-    """What Linux tells of a process after its name; nothing elsewhere."""
+@dataclass(frozen=True)
+class _State:
+    """What a process does.
+
+    Args:
+        seconds_worked: how long it has had a processor.
+        wants_processor: whether it runs, would if it got a processor, or waits for a disk.
+    """
+
+    seconds_worked: float
+    wants_processor: bool
+
+
+def _state(pid: int) -> _State | None:
+    """That of a process, by what Linux tells after its name; None elsewhere, and where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _seconds_worked(pid: int) -> float | None:
-    """How long a process had a processor."""
-    stat = _stat(pid)
-    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") if stat else None
-
-
-def _is_ready(pid: int) -> bool:
-    """Whether a process runs, would if it got a processor, or waits for a disk."""
-    return _stat(pid)[:1] in (["R"], ["D"])
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return _State((int(numbers[10]) + int(numbers[11])) / os.sysconf("SC_CLK_TCK"), state in ("R", "D"))

@@ -23,15 +23,15 @@ from typing import Any
 _HEADER_BYTES = 1 << 29  # memory to parse a header in, beyond what the libraries take
 
 
-def _import_sitk(where: str) -> Any:
+def _import_sitk(folder: str) -> Any:
     package = types.ModuleType("SimpleITK")
-    package.__path__ = [os.path.join(where, "SimpleITK")]
+    package.__path__ = [os.path.join(folder, "SimpleITK")]
     sys.modules["SimpleITK"] = package
     try:
         return importlib.import_module("SimpleITK.SimpleITK")
     except ImportError:  # of another layout than that of the versions known
         del sys.modules["SimpleITK"]
-        sys.path.insert(0, where)
+        sys.path.insert(0, folder)
         return importlib.import_module("SimpleITK")
 
 

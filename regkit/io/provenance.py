@@ -31,7 +31,7 @@ KEY = "regkit"
 """The entry of a NRRD or MetaImage header that tells the version."""
 
 _MADE_BY = "made_by"
-_MOST_BYTES, _MOST_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
+_MAX_BYTES, _MAX_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
 _PAIRS = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -119,8 +119,8 @@ def _input(source: object) -> dict[str, str]:
 
         with contextlib.suppress(RegkitError):
             if series := dicom.series_of(source):
-                found = _together(sorted(one.path for one in series.slices))
-                return {"file": os.fspath(place), "series": series.uid, "sha256": found}
+                digest = _together(sorted(one.path for one in series.slices))
+                return {"file": os.fspath(place), "series": series.uid, "sha256": digest}
     return {"file": os.fspath(place), "sha256": sha256(place)}
 
 
@@ -142,9 +142,10 @@ def check_record(path: str | os.PathLike[str]) -> None:
         RegkitError: if there is another file of its name.
     """
     place = record_path(path)
-    if os.path.lexists(place) and _read(place) is None:
+    if os.path.lexists(place) and record_at(place) is None:
         raise RegkitError(
-            f"'{place}' is no record of regkit's, but '{path}' would have its record there; give another name"
+            f"'{place}' is not a record of regkit, but '{path}' would have its record there; give another "
+            "name"
         )
 
 
@@ -173,9 +174,9 @@ def read_record(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool] | N
     It is the one beside it, or one in the same folder that names it.
     """
     path = Path(path)
-    near = itertools.islice(sorted(path.parent.glob("*.json")), _MOST_RECORDS)
+    near = itertools.islice(sorted(path.parent.glob("*.json")), _MAX_RECORDS)
     for place in (record_path(path), *near):
-        record = _read(place)
+        record = record_at(place)
         outputs = record.get("outputs") if record else None
         for entry in outputs.values() if isinstance(outputs, dict) else ():
             if record and isinstance(entry, dict) and entry.get("file") == path.name:
@@ -183,10 +184,30 @@ def read_record(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool] | N
     return None
 
 
-def _read(place: Path) -> dict[str, Any] | None:
-    """A record, or None of any other file."""
+def same_outputs(place: Path, record: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The files that a record tells of, by their roles: each with "as written", "changed" or "missing".
+
+    Args:
+        place: of the record, beside which they lie.
+        record: of :func:`record_at`.
+    """
+    outputs, found = record.get("outputs"), {}
+    for role, entry in outputs.items() if isinstance(outputs, dict) else ():
+        if not isinstance(entry, dict):
+            continue
+        name = os.path.basename(str(entry.get("file", "")))
+        path = place.with_name(name) if name else place
+        state = "missing"
+        if name and os.path.exists(path):
+            state = "as written" if sha256(path) == entry.get("sha256") else "changed"
+        found[str(role)] = (name, state)
+    return found
+
+
+def record_at(place: Path) -> dict[str, Any] | None:
+    """The record that a file is, or None of any other file."""
     try:
-        if place.stat().st_size > _MOST_BYTES:
+        if place.stat().st_size > _MAX_BYTES:
             return None
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -5,6 +5,8 @@ J = 1 keeps volume, J < 1 shrinks, J <= 0 turns a neighbourhood inside out (a fo
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -82,6 +84,32 @@ def triple_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         - a[..., 1] * (b[..., 0] * c[..., 2] - b[..., 2] * c[..., 0])
         + a[..., 2] * (b[..., 0] * c[..., 1] - b[..., 1] * c[..., 0])
     )
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """How regular a warp is.
+
+    Args:
+        folding_percent: :func:`folding_percent` of its Jacobian determinant.
+        sd_log_jacobian: :func:`sd_log_jacobian`.
+    """
+
+    folding_percent: float
+    sd_log_jacobian: float
+
+    @classmethod
+    def of(cls, determinant: np.ndarray, mask: np.ndarray | None = None) -> Smoothness:
+        """The smoothness of a warp by its Jacobian determinant (Z, Y, X), inside ``mask`` where given.
+
+        Raises:
+            RegkitError: if the mask has another shape or no voxel.
+        """
+        return cls(folding_percent(determinant, mask), sd_log_jacobian(determinant, mask))
+
+    def to_dict(self) -> dict[str, float]:
+        """Ready for JSON but for NaN."""
+        return asdict(self)
 
 
 def folding_percent(determinant: np.ndarray, mask: np.ndarray | None = None) -> float:

@@ -16,7 +16,7 @@ from regkit.pretrain.train import check_same
 from regkit.synthesis.structures import STRUCTURES, TRUNK
 
 
-def started(network: UNet, provenance: Mapping[str, str], config: Config) -> tuple[UNet, list[str]]:
+def initial_network(network: UNet, provenance: Mapping[str, str], config: Config) -> tuple[UNet, list[str]]:
     """A network as a configuration has it, with the weights of one that may know fewer structures.
 
     The last convolution has a row for each channel of the output: rows of structures that both know are

@@ -49,6 +49,12 @@ def import_torch() -> None:
         _ready(_COMPILER)
 
 
+def prepare_to_compute() -> None:
+    """:func:`tune` and :func:`import_torch`: how a command begins that computes and does not train."""
+    tune()
+    import_torch()
+
+
 def _ready(name: str) -> ModuleType:
     """A module, in place of what stands for it."""
     if isinstance(sys.modules[name], _Later):

@@ -20,9 +20,9 @@ from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import LowRes
 
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
-_FEWEST_BLOCKS, _FEWEST_CELLS = 32, 100
+_MIN_BLOCKS, _MIN_CELLS = 32, 100
 _PLANES, _SAME = 2, 0.7  # how many are compared; the cosine between the normals of what is one plane
-_LEAST = 0.05  # of what chance gives: images that differ less from their mirror images tell nothing
+_MIN = 0.05  # of what chance gives: images that differ less from their mirror images tell nothing
 _BLOCK = 5  # cells along each side of what is one observation
 
 
@@ -43,9 +43,10 @@ def handedness(look: LowRes, close: LowRes, matrix: Float64) -> float:
         The least over the planes. NaN where no plane tells against the image and by one of them nothing is
         told, as either image hardly differs from its mirror image; or where there is nothing to compare.
     """
-    found = [_agreement(close, matrix, plane) for plane in mirror_planes(look)]
-    told = [one for one in found if not np.isnan(one)]
-    return min(told) if told and (len(told) == len(found) or min(told) < 0) else float("nan")
+    sides = _Sides(close, matrix)
+    agreements = [sides.agreement(plane) for plane in mirror_planes(look)]
+    known = [one for one in agreements if not np.isnan(one)]
+    return min(known) if known and (len(known) == len(agreements) or min(known) < 0) else float("nan")
 
 
 def mirror_planes(look: LowRes) -> list[Float64]:
@@ -54,23 +55,24 @@ def mirror_planes(look: LowRes) -> list[Float64]:
     The normal of a mirror plane is a principal axis of what is on both of its sides, so that those are tried
     as well as the axes of the grid. The best are refined by rigid block matching.
     """
-    where = np.argwhere(look.content.cpu().numpy() > 0.5)[:, ::-1]
-    if len(where) < _FEWEST_CELLS:
+    cells = np.argwhere(look.content.cpu().numpy() > 0.5)[:, ::-1]
+    if len(cells) < _MIN_CELLS:
         return []
-    points = transform_points(look.grid.index_to_world, where)
+    points = transform_points(look.grid.index_to_world, cells)
     centre = points.mean(0)
     principal = np.linalg.eigh(np.cov((points - centre).T))[1]
     self = _Itself(look)
     tried = [
-        (self.symmetry(self.mirrored(plane)), plane, normal)
+        (self.symmetry(seen), plane, normal, seen)
         for normal in (*np.reshape(look.grid.direction, (3, 3)).T, *principal.T)
         for plane in [_reflection(normal, centre)]
+        for seen in [self.mirrored(plane)]
     ]
-    kept: list[tuple[float, Float64, Float64]] = []
+    distinct: list[tuple[float, Float64, Float64, FeatureMap]] = []
     for one in sorted(tried, key=lambda one: -one[0]):
-        if len(kept) < _PLANES and all(abs(one[2] @ other[2]) < _SAME for other in kept):
-            kept.append(one)
-    return [self.refined(symmetry, plane, centre) for symmetry, plane, _ in kept]
+        if len(distinct) < _PLANES and all(abs(one[2] @ other[2]) < _SAME for other in distinct):
+            distinct.append(one)
+    return [self.refined(symmetry, plane, mirrored, centre) for symmetry, plane, _, mirrored in distinct]
 
 
 class _Itself:
@@ -93,22 +95,25 @@ class _Itself:
         total = self.content.sum()
         return 1 - float(((difference * weight).sum() / self.chance + total - weight.sum()) / total)
 
-    def refined(self, symmetry: float, plane: Float64, centre: Float64) -> Float64:
-        """The plane after rigid block matching of the image and its mirror image."""
-        seen = self.mirrored(plane)
+    def refined(self, symmetry: float, plane: Float64, mirrored_map: FeatureMap, centre: Float64) -> Float64:
+        """The plane after rigid block matching of the image and its mirror image.
+
+        Args:
+            symmetry, mirrored_map: of the image under the plane.
+        """
         for radius in _RADII:
-            blocks, matches = block_match(self.fixed, seen, radius)
-            if blocks.shape[1] < _FEWEST_BLOCKS:
+            blocks, matches = block_match(self.fixed, mirrored_map, radius)
+            if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
-            found = _nearest_reflection(
+            reflection = _nearest_reflection(
                 plane @ self.grid.index_to_world @ step @ self.grid.world_to_index, centre
             )
-            there = self.mirrored(found)
+            there = self.mirrored(reflection)
             better = self.symmetry(there)
             if better <= symmetry:
                 break
-            symmetry, plane, seen = better, found, there
+            symmetry, plane, mirrored_map = better, reflection, there
         return plane
 
 
@@ -127,26 +132,42 @@ def _nearest_reflection(matrix: Float64, centre: Float64) -> Float64:
     return _reflection(normal / np.linalg.norm(normal), (centre + transform_points(matrix, centre)) / 2)
 
 
-def _agreement(look: LowRes, matrix: Float64, plane: Float64) -> float:
-    """:func:`handedness` by one plane; NaN where it tells nothing."""
-    fixed = Source(look.image, look.content, look.grid)
+class _Sides:
+    """Both images, to be compared with what mirroring makes of them."""
 
-    def change(source: Source, matrix: Float64) -> tuple[torch.Tensor, torch.Tensor]:
-        """What mirroring changes in the features, and where that is known."""
-        image, weight = resample(source, matrix, look.grid)
-        mirrored, there = resample(source, matrix @ plane, look.grid)
-        return mind_ssc(image) - mind_ssc(mirrored), weight * there
+    def __init__(self, look: LowRes, matrix: Float64) -> None:
+        self.grid = look.grid
+        self.chance = look.chance(look.fixed)
+        # What is seen of each without mirroring.
+        self.fixed = self._resampled(Source(look.image, look.content, look.grid), np.eye(4))
+        self.moving = self._resampled(look.moving, matrix)
 
-    in_fixed, known = change(fixed, np.eye(4))
-    in_moving, weight = change(look.moving, matrix)
-    weight *= known
-    count, chance = float(weight.sum()), look.chance(look.fixed)
-    if count < _FEWEST_CELLS or not chance > 0:
-        return float("nan")
-    least = min(float((one.square().mean(0) * weight).sum()) for one in (in_fixed, in_moving)) / count
-    if least < _LEAST * chance:
-        return float("nan")
-    products = (in_fixed * in_moving).mean(0) * weight
-    side = [min(_BLOCK, n) for n in products.shape]
-    sums = F.avg_pool3d(products[None, None], side, ceil_mode=True, count_include_pad=False)
-    return float(sums.sum() / sums.square().sum().sqrt().clamp_min(1e-12))
+    def _resampled(
+        self, source: Source, matrix: Float64
+    ) -> tuple[Source, Float64, torch.Tensor, torch.Tensor]:
+        image, weight = resample(source, matrix, self.grid)
+        return source, matrix, mind_ssc(image), weight
+
+    def _change(
+        self, image: tuple[Source, Float64, torch.Tensor, torch.Tensor], plane: Float64
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What mirroring changes in the features of an image, and where that is known."""
+        source, matrix, features, weight = image
+        mirrored, there = resample(source, matrix @ plane, self.grid)
+        return features - mind_ssc(mirrored), weight * there
+
+    def agreement(self, plane: Float64) -> float:
+        """:func:`handedness` by one plane; NaN where it tells nothing."""
+        in_fixed, known = self._change(self.fixed, plane)
+        in_moving, weight = self._change(self.moving, plane)
+        weight *= known
+        count = float(weight.sum())
+        if count < _MIN_CELLS or not self.chance > 0:
+            return float("nan")
+        smallest = min(float((one.square().mean(0) * weight).sum()) for one in (in_fixed, in_moving)) / count
+        if smallest < _MIN * self.chance:
+            return float("nan")
+        products = (in_fixed * in_moving).mean(0) * weight
+        side = [min(_BLOCK, n) for n in products.shape]
+        sums = F.avg_pool3d(products[None, None], side, ceil_mode=True, count_include_pad=False)
+        return float(sums.sum() / sums.square().sum().sqrt().clamp_min(1e-12))
