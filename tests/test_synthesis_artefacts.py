@@ -13,11 +13,11 @@ from regkit.synthesis import artefacts
 from regkit.synthesis.artefacts import (
     ALL_IMAGES,
     MR_ONLY,
-    surface_coil,
-    slice_gaps,
     metal,
     motion,
     random_convolutions,
+    slice_gaps,
+    surface_coil,
     with_artefact,
     wrap_around,
 )
