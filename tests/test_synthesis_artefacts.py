@@ -11,15 +11,15 @@ from scipy.ndimage import gaussian_filter
 
 from regkit.synthesis import artefacts
 from regkit.synthesis.artefacts import (
-    ANYWHERE,
-    MAGNETIC,
-    coil_fall_off,
-    gaps_between_slices,
+    ALL_IMAGES,
+    MR_ONLY,
     metal,
-    moved,
+    motion,
     random_convolutions,
-    spoilt,
-    wrapped,
+    slice_gaps,
+    surface_coil,
+    with_artefact,
+    wrap_around,
 )
 from regkit.synthesis.noise import Rng
 
@@ -37,7 +37,7 @@ def _likeness(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(np.corrcoef(one.numpy().ravel(), other.numpy().ravel())[0, 1])
 
 
-@pytest.mark.parametrize("artefact", [*ANYWHERE, *MAGNETIC], ids=lambda artefact: artefact.__name__)
+@pytest.mark.parametrize("artefact", [*ALL_IMAGES, *MR_ONLY], ids=lambda artefact: artefact.__name__)
 def test_what_an_image_shows_stays_where_it_is(
     artefact: Callable[[torch.Tensor, Rng], torch.Tensor], image: torch.Tensor
 ) -> None:
@@ -57,7 +57,7 @@ def test_what_an_image_shows_stays_where_it_is(
 
 
 def test_the_signal_falls_off_along_one_line(image: torch.Tensor) -> None:
-    ratio = (coil_fall_off(image + 1, Rng.of(1)) / (image + 1)).log()
+    ratio = (surface_coil(image + 1, Rng.of(1)) / (image + 1)).log()
     for axis in range(3):
         assert torch.allclose(ratio.diff(dim=axis), ratio.diff(dim=axis).mean(), atol=1e-4)
     assert float(ratio.max() - ratio.min()) > 0.3
@@ -67,8 +67,8 @@ def test_what_wraps_comes_from_the_other_end() -> None:
     """A bright slice at one end is seen once more, and nowhere else."""
     lit = torch.zeros((32, 32, 32))
     lit[0] = lit[:, 0] = lit[..., 0] = 1
-    added = wrapped(lit, Rng.of(0)) - lit
-    # Only across the axis that is wrapped is all of a slice lit anew.
+    added = wrap_around(lit, Rng.of(0)) - lit
+    # Only across the axis that is wrap_around is all of a slice lit anew.
     profiles = [added.movedim(axis, 0).flatten(1).amin(1) for axis in range(3)]
     (profile,) = [profile for profile in profiles if profile.max() > 0]
     assert (profile > 0).sum() == 1
@@ -84,8 +84,8 @@ def test_who_lies_still_is_seen_as_he_is(image: torch.Tensor, monkeypatch: pytes
     rng = Rng.of(2)
     still = Rng(Still(np.random.PCG64(2)), rng.voxels)
     monkeypatch.setattr(Rng, "chance", lambda *_: False)
-    assert torch.allclose(moved(image, still), image, atol=1e-5)
-    assert _likeness(moved(image, rng), image) < 0.999
+    assert torch.allclose(motion(image, still), image, atol=1e-5)
+    assert _likeness(motion(image, rng), image) < 0.999
 
 
 def test_a_steady_drift_is_no_motion_but_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_steady_drift_is_no_motion_but_a_place(monkeypatch: pytest.MonkeyPatch
     image[10:14, 9:15, 8:12] = 1
     centres = []
     for seed in range(8):
-        found = moved(image, Rng.of(seed))
+        found = motion(image, Rng.of(seed))
         grid = torch.stack(torch.meshgrid(*map(torch.arange, image.shape), indexing="ij")).float()
         centres.append((grid * found.square()).sum((1, 2, 3)) / found.square().sum())
     assert torch.stack(centres).mean(0).sub(torch.tensor([11.5, 11.5, 9.5])).abs().max() < 0.6
@@ -103,7 +103,7 @@ def test_a_steady_drift_is_no_motion_but_a_place(monkeypatch: pytest.MonkeyPatch
 
 def test_slices_are_kept_and_what_lies_between_them_is_made_up(image: torch.Tensor) -> None:
     for seed in range(10):
-        found = gaps_between_slices(image, Rng.of(seed))
+        found = slice_gaps(image, Rng.of(seed))
         same = [
             (found == image).all(dim=tuple(k for k in range(3) if k != axis)).float().mean()
             for axis in range(3)
@@ -111,7 +111,7 @@ def test_slices_are_kept_and_what_lies_between_them_is_made_up(image: torch.Tens
         assert 0.1 < max(same) < 0.7
         assert sorted(same)[1] == 0
     ramp = torch.arange(48.0).expand(48, 48, 48).contiguous()
-    found = gaps_between_slices(ramp, Rng.of(0))
+    found = slice_gaps(ramp, Rng.of(0))
     assert (found - ramp).abs().max() <= 6
 
 
@@ -139,8 +139,8 @@ def test_random_convolutions_keep_mean_and_range_and_change_the_contrast(image: 
 
 def test_a_ct_has_no_artefact_of_an_mr(image: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[bool, set[str]] = {True: set(), False: set()}
-    of_both = [artefact.__name__ for artefact in ANYWHERE]
-    of_mr = [artefact.__name__ for artefact in MAGNETIC]
+    of_both = [artefact.__name__ for artefact in ALL_IMAGES]
+    of_mr = [artefact.__name__ for artefact in MR_ONLY]
 
     def noted(name: str) -> Callable[[torch.Tensor, Rng], torch.Tensor]:
         def artefact(image: torch.Tensor, _: Rng) -> torch.Tensor:
@@ -149,10 +149,10 @@ def test_a_ct_has_no_artefact_of_an_mr(image: torch.Tensor, monkeypatch: pytest.
 
         return artefact
 
-    monkeypatch.setattr(artefacts, "ANYWHERE", tuple(map(noted, of_both)))
-    monkeypatch.setattr(artefacts, "MAGNETIC", tuple(map(noted, of_mr)))
-    for magnetic in seen:
-        names = seen[magnetic]
+    monkeypatch.setattr(artefacts, "ALL_IMAGES", tuple(map(noted, of_both)))
+    monkeypatch.setattr(artefacts, "MR_ONLY", tuple(map(noted, of_mr)))
+    for mr in seen:
+        names = seen[mr]
         for seed in range(60):
-            spoilt(image, Rng.of(seed), magnetic)
+            with_artefact(image, Rng.of(seed), mr)
     assert seen == {True: {*of_both, *of_mr}, False: set(of_both)}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from regkit.synthesis.artefacts import spoilt
+from regkit.synthesis.artefacts import with_artefact
 from regkit.synthesis.noise import Rng, knots, normals, onto, smooth_noises, splined
 
 _TEXTURES = (2, 4, 8, 16)  # voxels over which they vary
@@ -124,7 +124,7 @@ def render(
         images[v] = _in_k_space(images[v], rng[v])
     # With none, nothing is drawn either: older configurations give what they gave.
     for v in _chosen(rng, artefacts) if artefacts else ():
-        images[v] = spoilt(images[v], rng[v], scanned[v])
+        images[v] = with_artefact(images[v], rng[v], scanned[v])
     _scan(images, rng, scanned)
     visible = torch.ones_like(images, dtype=torch.bool)
     for v in _chosen(rng, partial):

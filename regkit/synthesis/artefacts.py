@@ -1,6 +1,6 @@
 """What goes wrong in a scan, or is done to an image later: of one volume, which keeps its shape and place.
 
-Each takes an image (Z, Y, X), about 0 to 1, and gives another; :func:`spoilt` chooses one at random.
+Each takes an image (Z, Y, X), about 0 to 1, and gives another; :func:`with_artefact` chooses one at random.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _LAYERS = 4  # of random convolutions
 _CHANNELS = 2
 
 
-def spoilt(image: torch.Tensor, rng: Rng, magnetic: bool) -> torch.Tensor:
+def with_artefact(image: torch.Tensor, rng: Rng, mr: bool) -> torch.Tensor:
     """An image with one artefact, of those that its kind of scanner has.
 
     Args:
-        magnetic: whether it is no CT.
+        mr: whether it is an MR, and not a CT.
     """
-    kinds = (*ANYWHERE, *MAGNETIC) if magnetic else ANYWHERE
+    kinds = (*ALL_IMAGES, *MR_ONLY) if mr else ALL_IMAGES
     return kinds[rng.one_of(len(kinds))](image, rng)
 
 
-def coil_fall_off(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+def surface_coil(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """The signal falls off with the distance from a coil on one side."""
     direction = rng.scalars.standard_normal(3)
     direction /= np.linalg.norm(direction)
@@ -37,7 +37,7 @@ def coil_fall_off(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return image
 
 
-def wrapped(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+def wrap_around(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """What lies beyond the field of view along one axis is seen, fainter, at its other end."""
     axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
@@ -49,7 +49,7 @@ def wrapped(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return found
 
 
-def moved(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+def motion(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """The patient moved once or more often while the lines of k-space were measured, or all the time."""
     axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
@@ -72,7 +72,7 @@ def moved(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return torch.fft.ifftn(spectrum * turned).abs()
 
 
-def gaps_between_slices(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+def slice_gaps(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Thin slices with gaps along one axis, interpolated, or repeated, back to the voxels."""
     axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
@@ -109,8 +109,8 @@ def metal(image: torch.Tensor, rng: Rng) -> torch.Tensor:
         torch.exp(-across / (0.25 * max(image.shape)))
         * torch.exp(-0.5 * (z / radius).square())[:, None, None]
     )
-    spoiled = image + rng.uniform(0.05, 0.3) * (high - low) * streaks * fading
-    return torch.where(far < radius, high, spoiled)
+    streaked = image + rng.uniform(0.05, 0.3) * (high - low) * streaks * fading
+    return torch.where(far < radius, high, streaked)
 
 
 def random_convolutions(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -137,7 +137,7 @@ def random_convolutions(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return (mixed[0, 0] + image.mean()).contiguous()
 
 
-ANYWHERE = (gaps_between_slices, metal, random_convolutions)
+ALL_IMAGES = (slice_gaps, metal, random_convolutions)
 """Artefacts of all images."""
-MAGNETIC = (coil_fall_off, wrapped, moved)
+MR_ONLY = (surface_coil, wrap_around, motion)
 """Those that a CT has not, or not so."""
