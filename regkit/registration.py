@@ -141,7 +141,7 @@ def register(
     if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
         raise RegkitError("further images and labels that guide count in a preset that deforms alone")
     compute_device = torch_device(device)
-    features, parts, record = feature_parts(features, weights)
+    _, parts, record = feature_parts(features, weights)
     shares = {s: share for s, share in _SHARES.items() if chosen.deformable or s not in _DEFORMABLE}
     stages = StageRecorder(progress, compute_device, shares)
     before, cap = resident_memory(), None if memory is None else memory * GB
