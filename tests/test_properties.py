@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from property_cases import affine_warp, bent_warps, grids, matrices
-from regkit.results import save_segments, save_volume
 
 import regkit
 from regkit.core.geometry import Grid, affine_transform, transform_points
@@ -30,8 +29,9 @@ from regkit.io.frames import Frames, load_frames
 from regkit.io.images import Volume, load_image, load_labels, load_segmentation, load_volume
 from regkit.io.meshes import open_mesh
 from regkit.io.points import POINT_SUFFIXES, open_points, read_pairs, read_points, write_points
-from regkit.io.segments import Segment, Segmentation
+from regkit.io.segments import LayeredSegmentation, Segment
 from regkit.ops.folding import folded_points, unfold
+from regkit.result_files import save_segments, save_volume
 from regkit.warp import Warp
 
 places = arrays(np.float64, st.tuples(st.integers(1, 5), st.just(3)), elements=st.floats(-900, 900))
@@ -352,7 +352,7 @@ def test_meshes(suffix: str, corners: np.ndarray, space: str) -> None:
 
 
 @st.composite
-def _segmentations(draw: st.DrawFn, right_handed: bool = False) -> Segmentation:
+def _segmentations(draw: st.DrawFn, right_handed: bool = False) -> LayeredSegmentation:
     """Up to three segments, of which the last may overlap the others."""
     grid = draw(grids(4, 6, right_handed))
     first = draw(arrays(np.uint8, grid.shape, elements=st.integers(0, 2)))
@@ -362,12 +362,12 @@ def _segmentations(draw: st.DrawFn, right_handed: bool = False) -> Segmentation:
     text = st.text(st.characters(codec="ascii", min_codepoint=32, max_codepoint=126), min_size=1, max_size=9)
     colours = st.tuples(*[st.floats(0, 1)] * 3)
     segments = tuple(Segment(label, f"organ {draw(text)}".strip(), draw(colours)) for label in (1, 2, 3))
-    return Segmentation([first, second], grid, segments)
+    return LayeredSegmentation([first, second], grid, segments)
 
 
 @few
 @given(_segmentations())
-def test_segmentations_of_slicer(segmentation: Segmentation) -> None:
+def test_segmentations_of_slicer(segmentation: LayeredSegmentation) -> None:
     with folder() as path:
         save_segments(segmentation, path / "a.seg.nrrd")
         found = load_segmentation(path / "a.seg.nrrd", "labels")
@@ -380,13 +380,13 @@ def test_segmentations_of_slicer(segmentation: Segmentation) -> None:
         np.testing.assert_allclose(one.colour, other.colour, atol=1e-5)
 
 
-def _voxels(segmentation: Segmentation, label: int) -> np.ndarray:
+def _voxels(segmentation: LayeredSegmentation, label: int) -> np.ndarray:
     return np.any([layer == label for layer in segmentation.layers], axis=0)
 
 
 @few
 @given(_segmentations(right_handed=True))
-def test_segmentations_of_dicom(segmentation: Segmentation) -> None:
+def test_segmentations_of_dicom(segmentation: LayeredSegmentation) -> None:
     """A file's voxels end where its labels do."""
     pytest.importorskip("highdicom", reason="DICOM needs highdicom")
     with folder() as path:
