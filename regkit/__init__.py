@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     from regkit.cohort.run import Cohort, batch
     from regkit.core.errors import FormatError, InputError, MemoryLimitError, RegkitError, UsageError
     from regkit.core.geometry import Grid
-    from regkit.evaluate import LabelScore, compare_labels, target_registration_error
+    from regkit.evaluate import LabelScore, LabelScores, compare_labels, target_registration_error
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import Frames, load_frames
     from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask
     from regkit.io.outputs import save_image
     from regkit.io.points import read_pairs, read_points, write_points
+    from regkit.ops.jacobian import Smoothness
     from regkit.propagation import Propagation, propagate
     from regkit.registration import register
-    from regkit.registration_result import Registration
+    from regkit.registration_result import Evidence, Registration
     from regkit.result_files import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.series import AlignedSeries, align_series
+    from regkit.stages import Timings
     from regkit.template import Template, build_template
     from regkit.tensors import TensorRegistration, register_tensors
     from regkit.transforms import average, chain
@@ -46,6 +48,7 @@ __all__ = [
     "Check",
     "Cohort",
     "DicomSeries",
+    "Evidence",
     "Finetuned",
     "Finetuning",
     "FormatError",
@@ -55,13 +58,16 @@ __all__ = [
     "ImageLike",
     "InputError",
     "LabelScore",
+    "LabelScores",
     "MemoryLimitError",
     "Propagation",
     "Registration",
     "RegkitError",
     "Segmentation",
+    "Smoothness",
     "Template",
     "TensorRegistration",
+    "Timings",
     "UsageError",
     "Verdict",
     "Volume",
@@ -103,16 +109,18 @@ _MODULES = {
     "viz.htmlvolumes": ("write_report_3d",),
     "io.frames": ("Frames", "load_frames"),
     "io.images": ("ImageLike", "Volume", "load_image", "load_labels", "load_mask"),
-    "evaluate": ("LabelScore", "compare_labels", "target_registration_error"),
+    "evaluate": ("LabelScore", "LabelScores", "compare_labels", "target_registration_error"),
     "io.outputs": ("save_image",),
     "io.points": ("read_pairs", "read_points", "write_points"),
+    "ops.jacobian": ("Smoothness",),
     "propagation": ("Propagation", "propagate"),
     "registration": ("register",),
-    "registration_result": ("Registration",),
+    "registration_result": ("Evidence", "Registration"),
     "result_files": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "series": ("AlignedSeries", "align_series"),
+    "stages": ("Timings",),
     "template": ("Template", "build_template"),
     "tensors": ("TensorRegistration", "register_tensors"),
     "transforms": ("average", "chain"),
