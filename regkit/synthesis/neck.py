@@ -16,7 +16,7 @@ import numpy.typing as npt
 from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.noise import Rng
-from regkit.synthesis.painting import Float, Part, Solid, Texture, curve, cut, ellipsoid, join, mirrored
+from regkit.synthesis.painting import Canvas, Float, Solid, Texture, curve, cut, ellipsoid, join, mirrored
 from regkit.synthesis.pose import posed, sides
 from regkit.synthesis.structures import STRUCTURES
 from regkit.synthesis.tissues import TISSUES
@@ -122,7 +122,7 @@ def draw_tissues(
     return numbers.astype(np.uint8), labels
 
 
-def _paint(part: Part, random: np.random.Generator) -> None:
+def _paint(part: Canvas, random: np.random.Generator) -> None:
     build, texture = _Build.of(random), Texture(random)
     inner = _walls(part, build)
     _muscles_behind(part, build, inner, texture, random)
@@ -137,7 +137,7 @@ def _paint(part: Part, random: np.random.Generator) -> None:
     _canal(part, build, texture, random)
 
 
-def _walls(part: Part, build: _Build) -> Float:
+def _walls(part: Canvas, build: _Build) -> Float:
     """Skin and fat; returns the distance to what is within them, negative inside."""
     x, y, z = part.x, part.y, part.z
     shoulders = 1 / (1 + np.exp((z + 62) / 9))
@@ -157,7 +157,7 @@ def _walls(part: Part, build: _Build) -> Float:
 
 
 def _muscles_behind(
-    part: Part, build: _Build, inner: Float, texture: Texture, random: np.random.Generator
+    part: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator
 ) -> None:
     """Layers on each side behind the spine, parted by fat, and the ligament between them."""
     box = part.within((-60, -5, -130), (60, 110, 110))
@@ -179,7 +179,7 @@ def _muscles_behind(
     box.paint(septum, "gut wall" if random.random() < 0.5 else "fat", "inner fat")
 
 
-def _throat(part: Part, build: _Build, inner: Float, texture: Texture, random: np.random.Generator) -> None:
+def _throat(part: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator) -> None:
     """What lies before the spine: muscles, vessels, airway, gullet, thyroid and salivary glands."""
 
     def before(z: float, gap: float) -> float:
@@ -279,7 +279,7 @@ def _throat(part: Part, build: _Build, inner: Float, texture: Texture, random: n
         box.paint(np.maximum(node, inner[box.box] + 2), "spleen", "inner fat")
 
 
-def _chest(part: Part, build: _Build, inner: Float) -> None:
+def _chest(part: Canvas, build: _Build, inner: Float) -> None:
     """The tops of the lungs, the first ribs and the collar bones."""
     box = part.within((-130, -90, -160), (130, 90, -40))
     for side, name in ((-1, "right lung"), (1, "left lung")):
@@ -296,7 +296,7 @@ def _chest(part: Part, build: _Build, inner: Float) -> None:
     box.paint(collar + 2.2, "marrow", "ribs")
 
 
-def _head(part: Part, build: _Build, texture: Texture) -> None:
+def _head(part: Canvas, build: _Build, texture: Texture) -> None:
     """The jaw with the tongue, and the hind brain in the back of the skull."""
     box = part.within((-75, -110, 14), (75, 20, 140))
     tongue = ellipsoid(box.x, box.y + 58, box.z - 58, (26, 34, 24))
@@ -326,7 +326,7 @@ def _head(part: Part, build: _Build, texture: Texture) -> None:
 
 
 def _vertebra(
-    part: Part,
+    part: Canvas,
     build: _Build,
     k: int,
     height: float,
@@ -401,7 +401,7 @@ def _vertebra(
         box.paint(artery, "artery", "other vessels")
 
 
-def _atlas(part: Part, build: _Build) -> None:
+def _atlas(part: Canvas, build: _Build) -> None:
     y0 = float(build.front(_ATLAS))
     box = part.within((-48, y0 - 22, _ATLAS - 18), (48, y0 + 50, _ATLAS + 18))
     rear = float(build.middle(_ATLAS)) + build.canal[1] + 4
@@ -413,7 +413,7 @@ def _atlas(part: Part, build: _Build) -> None:
     box.paint(ring + 1.4, "marrow", "vertebrae")
 
 
-def _canal(part: Part, build: _Build, texture: Texture, random: np.random.Generator) -> None:
+def _canal(part: Canvas, build: _Build, texture: Texture, random: np.random.Generator) -> None:
     """The canal: ligaments and fat, the sac of fluid, the cord with its grey matter, and the nerve roots."""
     box = part.within((-30, -30, -130), (30, 70, 92))
     wider = np.interp(box.z, [-116, -45, -20, 55, 85], [0.84, 0.86, 1.0, 1.04, 1.35])
