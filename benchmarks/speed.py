@@ -5,6 +5,7 @@
     peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0 antspyx
     python benchmarks/speed.py peers --peer-python peer/bin/python [as above]
     python benchmarks/speed.py sizes [--sizes 64 96 128 192 256 384] [--runs 3] [--threads N] [-o FILE]
+    python benchmarks/speed.py tricks [as stages]
     python benchmarks/speed.py gpu [--runs 10] [--shape Z Y X] [-o FILE]
 
 All but the last are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The files are two
@@ -20,6 +21,9 @@ convexAdam is. antspyx also writes the inverse warp, and warps both images.
 sizes: cubes of one field of view. Beyond the preset's max_voxels, which no option sets, the working grid is
 coarser than the images and the cost levels off, so the exponents are given for the sizes up to there too.
 CPU seconds are those of all cores; other programs on the machine change them less than those on the clock.
+
+tricks: of regkit.runtime.process, each left out in turn beside all of them: of the start of a process, of a
+whole registration where it works on that, and of ten files that ITK parses.
 
 gpu: a process registers the pair on the GPU once, in which kernels are compiled or read from Triton's cache,
 and then again and again; what the GPU works on in each stage is from one more run under torch's profiler.
@@ -51,8 +55,13 @@ SIZES, FIELD_OF_VIEW = (64, 96, 128, 192, 256, 384), 384.0
 STAGES = ("start", "load", "linear", "features", "coarse", "fine", "warp", "write")
 # All that a registration imports and reads before its first stage.
 START = (
-    "from regkit.runtime.process import leave, tune; tune(); "
+    "from regkit.runtime.process import import_torch, leave, tune; tune(); import_torch(); "
     "import regkit.cli, regkit.registration as r, regkit.result_files; r.feature_parts(); leave(0)"
+)
+PARSED = 10
+PARSE = (
+    "import sys; from regkit.io.images import load_image\n"
+    f"for _ in range({PARSED}): load_image(sys.argv[1], 'image')"
 )
 OWN = ((), ("--preset", "fast"), ("--features", "mind", "--init", "none"))
 PEERS = {  # the package, what to import and what to run
@@ -95,11 +104,12 @@ def write_pair(folder: Path, shape: Sequence[int], spacing: float) -> None:
         sitk.WriteImage(resampled, str(folder / f"{name}.nii.gz"))
 
 
-def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, float], str]:
+def measure(command: Sequence[str], threads: int | None, **variables: str) -> tuple[dict[str, float], str]:
     """Seconds on the clock, CPU seconds and peak MB of a process by the system's account, and its output."""
     # Each library that counts threads reads one of these.
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
+    counts = {} if threads is None else dict.fromkeys(names, str(threads))
+    environment = os.environ | counts | variables
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
@@ -218,6 +228,46 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
             cells.append("" if name == reference else spread(ratios, 2))
         rows.append([name, *cells])
     return {"runs": seconds, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
+
+
+def tricks(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    from regkit.runtime.process import SWITCH, TRICKS
+
+    apart(write_pair, folder, arguments.shape, SPACING)
+    apart(write_parsed, folder)
+    start, parse = [sys.executable, "-c", START], [sys.executable, "-c", PARSE, str(folder / "small.nrrd")]
+    work = {
+        "start of a process": (start, ("garbage", "torch", "exit")),
+        "registration": (regkit(folder), ("threads", "memory")),
+        f"{PARSED} files that ITK parses": (parse, ("parser",)),
+    }
+    rows, found = [], {}
+    for name, (command, own) in work.items():
+        chosen = {"all used": TRICKS} | {f"without {trick}": set(TRICKS) - {trick} for trick in own}
+        chosen["none used"] = ()
+        runs: dict[str, list[dict[str, float]]] = {which: [] for which in chosen}
+        for _ in range(arguments.runs):
+            for which, used in chosen.items():
+                said = {SWITCH: ",".join(used) or "none"}
+                runs[which].append(measure(command, arguments.threads, **said)[0])
+                print(name, which, *(f"{value:.2f}" for value in runs[which][-1].values()), flush=True)
+        found[name] = runs
+        for which, ones in runs.items():
+            cells = []
+            for what in ("seconds", "cpu_seconds"):
+                cells.append(spread((one[what] for one in ones), 2))
+                more = (one[what] - other[what] for one, other in zip(ones, runs["all used"]))
+                cells.append("" if which == "all used" else spread(more, 2))
+            rows.append([f"{name}, {which}", *cells])
+    columns = ("what", "seconds, median (range)", "more than with all, run by run", "CPU seconds", "more")
+    return found, markdown(columns, rows)
+
+
+def write_parsed(folder: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(folder / "fixed.nii.gz"))
+    sitk.WriteImage(image[:32, :32, :32], str(folder / "small.nrrd"))
 
 
 def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
@@ -399,7 +449,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for work in (stages, peers, sizes, gpu):
+    for work in (stages, peers, sizes, tricks, gpu):
         name = work.__name__
         one = commands.add_parser(name)
         one.set_defaults(work=work)

@@ -56,11 +56,11 @@ def step_of_a_run(trainer: PretrainTrainer, workers: int) -> float:
     with batches(trainer, workers) as feed:
         for batch in islice(feed, first):
             trainer.advance(batch)
-        _wait(trainer.where.device)
+        _wait(trainer.context.device)
         began = time.perf_counter()
         for batch in islice(feed, STEPS_OF_A_RUN):
             trainer.advance(batch)
-        _wait(trainer.where.device)
+        _wait(trainer.context.device)
         return (time.perf_counter() - began) / STEPS_OF_A_RUN
 
 

@@ -29,7 +29,7 @@ from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_ma
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
-from regkit.ops.jacobian import Smoothness, jacobian_determinant
+from regkit.ops.jacobian import Smoothness, jacobian_determinant, unfolded_warp
 from regkit.ops.resample import Source
 from regkit.ops.sampling import sample
 from regkit.registration_result import Evidence, Registration
@@ -141,7 +141,7 @@ def register(
     if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
         raise RegkitError("further images and labels that guide count in a preset that deforms alone")
     compute_device = torch_device(device)
-    features, parts, record = feature_parts(features, weights)
+    _, parts, record = feature_parts(features, weights)
     shares = {s: share for s, share in _SHARES.items() if chosen.deformable or s not in _DEFORMABLE}
     stages = StageRecorder(progress, compute_device, shares)
     before, cap = resident_memory(), None if memory is None else memory * GB
@@ -399,8 +399,7 @@ def _warp(
 ) -> tuple[Warp, npt.NDArray[np.float32]]:
     """The displacement of the deformable stage and the linear start as one field on the fixed grid.
 
-    T(p) = A(p + d(p)). Sampling on another lattice may fold where the cells did not; such places are
-    smoothed until the determinant is positive at every voxel.
+    T(p) = A(p + d(p)). Sampled on another lattice it may fold where the cells did not, which is mended.
 
     Args:
         displacement: (3, Z, Y, X) in cells.
@@ -409,16 +408,8 @@ def _warp(
         The warp and its Jacobian determinant.
     """
     field = _dense_field(displacement.cpu(), cells, matrix, grid)
-    determinant = jacobian_determinant(field, grid)
-    if (determinant > 0).all():
-        return Warp(field, grid, moving), determinant
-    index = slab_index(grid, 0, grid.shape[0])
-    points = transform_points(grid.index_to_world, index)
-    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
-    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
-    target = transform_points(matrix @ grid.index_to_world, index + flat)
-    field = (target - points).astype(np.float32)
-    return Warp(field, grid, moving), jacobian_determinant(field, grid)
+    field, determinant = unfolded_warp(field, grid, matrix)
+    return Warp(field, grid, moving), determinant
 
 
 @operation

@@ -406,7 +406,8 @@ def test_a_run_on_label_maps_names_them_and_what_was_new_to_its_start(
     folder = tmp_path / "run"
     words = ("pretrain", "--config", config, "-o", folder, "--anatomies", anatomies)
     result = run(*words, "--start", start)
-    line = f"{len(HEAD | NECK)} structures that '{start}' does not know begin at random: left cerebral white matter, "
+    count = len(HEAD | NECK)
+    line = f"{count} structures that '{start}' does not know begin at random: left cerebral white matter, "
     assert result.stderr.startswith(line)
     network, provenance = load_network(folder / "tiny.safetensors")
     assert network.architecture.out_channels == 1 + len(STRUCTURES)

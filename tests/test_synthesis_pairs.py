@@ -156,7 +156,7 @@ def test_any_order_gives_the_same_pairs() -> None:
     forwards = [one.draw([k]) for k in range(7)]
     backwards = {k: other.draw([k]) for k in (6, 0, 5, 1, 4, 2, 3)}
     for k, pair in enumerate(forwards):
-        for name in ("images", "labels", "seen", "partner", "structures"):
+        for name in ("images", "labels", "visible", "partner", "structures"):
             assert torch.equal(getattr(pair, name), getattr(backwards[k], name)), (k, name)
     assert not torch.equal(forwards[0].images, forwards[1].images)
     others = Synthesiser(HOW, [(Procedural(), 1.0)], 12, torch.device("cpu"))
@@ -388,6 +388,6 @@ def test_pairs_do_not_depend_on_those_that_they_are_drawn_with() -> None:
     together = synthesiser.draw(numbers, (12, 16, 20))
     for k, number in enumerate(numbers):
         alone = synthesiser.draw([number], (12, 16, 20))
-        for name in ("images", "labels", "seen", "structures"):
+        for name in ("images", "labels", "visible", "structures"):
             assert torch.equal(getattr(alone, name), getattr(together, name)[2 * k : 2 * k + 2]), name
         assert torch.equal(alone.partner[0], together.partner[k])

@@ -13,7 +13,7 @@ from regkit.core.choices import Stage
 from regkit.core.errors import RegkitError
 from regkit.evaluate import LabelScores, LandmarkErrors
 from regkit.io.formats import to_learn2reg
-from regkit.io.images import Volume, load_grid, load_image, load_labels, load_mask
+from regkit.io.images import load_grid, load_image, load_labels, load_mask
 from regkit.io.points import read_pairs
 from regkit.ops.jacobian import Smoothness, jacobian_determinant
 from regkit.warp import Warp, resample_labels
@@ -60,11 +60,10 @@ def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
     assert case.fixed.labels and case.moving.labels
     fixed = load_labels(case.fixed.labels, "fixed labels", warp.grid)
     moving = load_labels(case.moving.labels, "moving labels")
-    identity = sitk.Transform(3, sitk.sitkIdentity)
-    transforms: dict[Stage, sitk.Transform] = {"before": identity, "after": warp.to_sitk()}
-    moved: dict[Stage, Volume] = {
-        stage: resample_labels(moving, fixed.grid, transform) for stage, transform in transforms.items()
-    }
+    transforms: dict[Stage, sitk.Transform] = {
+        "before": sitk.Transform(3, sitk.sitkIdentity), "after": warp.to_sitk()
+    }  # fmt: skip
+    moved = {stage: resample_labels(moving, fixed.grid, step) for stage, step in transforms.items()}
     measures = LabelScores.of(fixed, moved, case.labels, moving).to_dict()
     # The challenge's images have one shape, and it looks at no header.
     if moving.grid.size == fixed.grid.size and min(fixed.grid.size) >= 5:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from regkit.core.choices import FeatureSet, PresetName
+from regkit.core.choices import FeatureSet
 
 
 class Files(NamedTuple):
@@ -49,6 +49,7 @@ def register_files(
     Raises:
         RegkitError: if an image cannot be used, or a file cannot be written.
     """
+    from regkit.core.settings import preset_name
     from regkit.io.provenance import record_of
     from regkit.registration import register
     from regkit.result_files import write_results
@@ -60,8 +61,8 @@ def register_files(
         moving_mask=moving_mask,
         moving_labels=moving_labels,
         init=init,
-        preset=cast(PresetName, preset),
-        features=cast(FeatureSet, features),
+        preset=preset_name(preset),
+        features=cast(FeatureSet, features),  # register() refuses any other
         threads=threads,
         seed=seed,
         outputs=("moved",),

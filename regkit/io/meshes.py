@@ -1,4 +1,4 @@
-"""Meshes and streamlines, of which the points are moved and all else stays: by meshio and nibabel.
+"""Meshes and streamlines: their points move, all else stays. Read and written by meshio and nibabel.
 
 ======================= ========= ===================================================================
 .vtk .vtu .stl .ply .obj meshio   LPS or RAS as the file says (3D Slicer: "SPACE=LPS"), or as one is told
@@ -140,7 +140,8 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
                 if n.lower() in ("normals", "facet_normals", "obj:vn", "vn", "nx", "ny", "nz")
             ]:
                 del table[name]
-        mesh.write(place)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a triangle without an area has no normal
+            mesh.write(place)
         if stated:
             _say_space(place, suffix, stated)
 

@@ -130,7 +130,8 @@ def write_points(path: str | os.PathLike[str], points: npt.ArrayLike, labels: Se
     """Write points (n, 3), LPS mm, in the format of the ending: .csv, .fcsv or .mrk.json.
 
     Args:
-        labels: a name for each point. By default .fcsv and .mrk.json number them, and .csv has none.
+        labels: a name for each point. By default .fcsv and .mrk.json number them, and .csv has none. In a
+            table, what ends a line is a blank in them.
 
     Raises:
         RegkitError: if the file cannot be written.
@@ -169,9 +170,10 @@ def _decimal(value: float) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A cell of a table."""
+    """A cell of a table, on one line whatever a reader takes for the end of one."""
+    name = " ".join(name.split())
     quoted = name.replace('"', '""')
-    return f'"{quoted}"' if quoted != name or any(sign in name for sign in ",;\n") else name
+    return f'"{quoted}"' if quoted != name or any(sign in name for sign in ",;") else name
 
 
 def _read_text(path: Path) -> str:

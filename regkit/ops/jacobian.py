@@ -1,4 +1,5 @@
-"""How a warp changes volume: the Jacobian determinant of T(p) = p + d(p) and the numbers drawn from it.
+"""How a warp changes volume: the Jacobian determinant of T(p) = p + d(p), the numbers drawn from it, and the
+removal of folds from a warp.
 
 J = 1 keeps volume, J < 1 shrinks, J <= 0 turns a neighbourhood inside out (a fold).
 """
@@ -9,11 +10,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid
+from regkit.core.geometry import Float64, Grid, slab_index, transform_points
 from regkit.ops import native
 from regkit.ops.dispatch import operation
+from regkit.ops.folding import unfold
 
 _SLAB_VOXELS = 1 << 19  # 0.5 M voxels x 9 doubles = 38 MB at a time, whatever the size of the volume
 
@@ -168,3 +171,28 @@ def _inside(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     if not np.any(mask):
         raise RegkitError("the mask is empty: no voxel of it is different from 0")
     return values[mask != 0]
+
+
+def unfolded_warp(
+    field: npt.NDArray[np.float32], grid: Grid, matrix: Float64
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """A warp whose Jacobian determinant is positive at every voxel.
+
+    Where it folds, what it does before the linear part is smoothed.
+
+    Args:
+        field: displacements (z, y, x, 3), LPS mm.
+        matrix: the linear part, 4x4, LPS mm, whose determinant is positive.
+
+    Returns:
+        The field, which is the one given where nothing folds, and its Jacobian determinant, (z, y, x).
+    """
+    determinant = jacobian_determinant(field, grid)
+    if (determinant > 0).all():
+        return field, determinant
+    index = slab_index(grid, 0, grid.shape[0])
+    points = transform_points(grid.index_to_world, index)
+    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
+    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
+    field = (transform_points(matrix @ grid.index_to_world, index + flat) - points).astype(np.float32)
+    return field, jacobian_determinant(field, grid)

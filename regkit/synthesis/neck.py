@@ -117,29 +117,29 @@ def draw_tissues(
     """
     x, y, z = coordinates
     numbers, labels = np.full(x.shape, _BY_NAME["air"], np.float32), np.zeros(x.shape, np.uint8)
-    part = Solid(x, y, z, numbers, labels, _BY_NAME, _NUMBERS, edge, play=2, random=random)
-    _paint(part, random)
+    canvas = Solid(x, y, z, numbers, labels, _BY_NAME, _NUMBERS, edge, play=2, random=random)
+    _paint(canvas, random)
     return numbers.astype(np.uint8), labels
 
 
-def _paint(part: Canvas, random: np.random.Generator) -> None:
+def _paint(canvas: Canvas, random: np.random.Generator) -> None:
     build, texture = _Build.of(random), Texture(random)
-    inner = _walls(part, build)
-    _muscles_behind(part, build, inner, texture, random)
-    _throat(part, build, inner, texture, random)
-    _chest(part, build, inner)
-    _head(part, build, texture)
+    inner = _walls(canvas, build)
+    _muscles_behind(canvas, build, inner, texture, random)
+    _throat(canvas, build, inner, texture, random)
+    _chest(canvas, build, inner)
+    _head(canvas, build, texture)
     for k, height in enumerate(_VERTEBRAE):
         above = _VERTEBRAE[k - 1] if k else 68.0
         below = _VERTEBRAE[k + 1] if k + 1 < len(_VERTEBRAE) else height - 22
-        _vertebra(part, build, k, height, (above + height) / 2, (height + below) / 2, texture, random)
-    _atlas(part, build)
-    _canal(part, build, texture, random)
+        _vertebra(canvas, build, k, height, (above + height) / 2, (height + below) / 2, texture, random)
+    _atlas(canvas, build)
+    _canal(canvas, build, texture, random)
 
 
-def _walls(part: Canvas, build: _Build) -> Float:
+def _walls(canvas: Canvas, build: _Build) -> Float:
     """Skin and fat; returns the distance to what is within them, negative inside."""
-    x, y, z = part.x, part.y, part.z
+    x, y, z = canvas.x, canvas.y, canvas.z
     shoulders = 1 / (1 + np.exp((z + 62) / 9))
     head = 1 / (1 + np.exp(-(z - 52) / 8))
     half_x = build.half[0] + 100 * shoulders + 12 * head
@@ -149,18 +149,18 @@ def _walls(part: Canvas, build: _Build) -> Float:
     level = np.hypot(u, v) + 1e-4
     slope = np.hypot(u / half_x, v / half_y) / level + 1e-4
     skin = (level - 1) / slope
-    part.paint(skin, "skin", "fat of the wall")
-    part.paint(skin + 2, "fat", "fat of the wall")
+    canvas.paint(skin, "skin", "fat of the wall")
+    canvas.paint(skin + 2, "fat", "fat of the wall")
     inner = skin + 2 + build.fat
-    part.paint(inner, "muscle", "muscles of the neck")
+    canvas.paint(inner, "muscle", "muscles of the neck")
     return inner
 
 
 def _muscles_behind(
-    part: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator
+    canvas: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator
 ) -> None:
     """Layers on each side behind the spine, parted by fat, and the ligament between them."""
-    box = part.within((-60, -5, -130), (60, 110, 110))
+    box = canvas.within((-60, -5, -130), (60, 110, 110))
     depth = inner[box.box]
     y = box.y - build.middle(box.z)
     behind = np.maximum(np.maximum(depth + 3, -(y + 0.35 * np.abs(box.x) - 8)), np.abs(box.x) - 46)
@@ -179,13 +179,15 @@ def _muscles_behind(
     box.paint(septum, "gut wall" if random.random() < 0.5 else "fat", "inner fat")
 
 
-def _throat(part: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator) -> None:
+def _throat(
+    canvas: Canvas, build: _Build, inner: Float, texture: Texture, random: np.random.Generator
+) -> None:
     """What lies before the spine: muscles, vessels, airway, gullet, thyroid and salivary glands."""
 
     def before(z: float, gap: float) -> float:
         return float(build.front(z)) - 8.6 * build.scale - gap
 
-    room = part.within((-62, -95, -130), (62, 40, 110))
+    room = canvas.within((-62, -95, -130), (62, 40, 110))
     depth = inner[room.box]
     space = np.maximum(np.maximum(depth + 3, room.y - build.front(room.z) + 4), np.abs(room.x) - 36)
     room.paint(space, "fat", "inner fat", 1.0)
@@ -198,11 +200,16 @@ def _throat(part: Canvas, build: _Build, inner: Float, texture: Texture, random:
     scalenes = mirrored([(22, before(24, -6), 24, 5), (30, before(-15, -4), -15, 8), (44, 0, -75, 8)])
     room.paint(room.tube(scalenes), "muscle", "muscles of the neck")
     front = 10 - build.half[1]
-    mastoid = [(50, 12, 78, 9), (46, -2, 40, 11), (36, 0.55 * front, 0, 12), (16, front + 12, -62, 8)]
-    mastoid = [(x * build.half[0] / 60, *rest) for x, *rest in mastoid]
+    mastoid: list[tuple[float, float, float, float]] = [
+        (50, 12, 78, 9),
+        (46, -2, 40, 11),
+        (36, 0.55 * front, 0, 12),
+        (16, front + 12, -62, 8),
+    ]
+    mastoid = [(x * build.half[0] / 60, y, z, r) for x, y, z, r in mastoid]
     room.paint(room.tube(mirrored(mastoid)) + 0.4, "muscle", "muscles of the neck")
 
-    throat = part.organ((-45, -95, -130), (45, 20, 110))
+    throat = canvas.organ((-45, -95, -130), (45, 20, 110))
     # The cartilages move as one when people swallow.
     lift = random.normal(0, 7)
     airway = throat.tube([curve([
@@ -236,22 +243,22 @@ def _throat(part: Canvas, build: _Build, inner: Float, texture: Texture, random:
     throat.paint(gullet, "gut wall", "oesophagus")
     if random.random() < 0.4:
         throat.paint(gullet + random.uniform(2.5, 4.5), "gas" if random.random() < 0.6 else "fluid", None)
-    lobe = part.size(0.2)
+    lobe = canvas.size(0.2)
     thyroid = throat.tube(mirrored([
         (18, before(-4, 14), -2 + lift, 3 * lobe), (17, before(-22, 13), -22 + lift, 8.5 * lobe),
         (14, before(-40, 14), -40 + lift, 5 * lobe),
     ]) + [curve([(-14, before(-32, 26), -32 + lift, 3), (14, before(-32, 26), -32 + lift, 3)])])  # fmt: skip
     throat.paint(np.maximum(thyroid, 1.5 - airway), "spleen", "thyroid gland")
 
-    vessels = part.organ((-60, -60, -130), (60, 30, 110))
-    wide = part.size(0.15)
+    vessels = canvas.organ((-60, -60, -130), (60, 30, 110))
+    wide = canvas.size(0.15)
     arteries = mirrored([
         (10, before(-120, 10), -120, 4.2), (19, before(-50, 10), -50, 3.6 * wide),
         (25, before(10, 8), 10, 3.6 * wide), (27, before(22, 7), 22, 4.4), (27, before(75, 2), 75, 2.6),
     ])  # fmt: skip
     veins = []
     for side in (-1, 1):
-        thick = part.size(0.3)
+        thick = canvas.size(0.3)
         veins.append(curve([
             (side * 18, before(-100, 12), -100, 6), (side * 27, before(-50, 10), -50, 6.5 * thick),
             (side * 33, before(10, 4), 10, 5.5 * thick), (side * 31, before(80, -6), 80, 4.5 * thick),
@@ -262,26 +269,26 @@ def _throat(part: Canvas, build: _Build, inner: Float, texture: Texture, random:
     vessels.paint(vessels.tube(arteries), "artery", "other vessels")
 
     for side in (-1, 1):
-        box = part.organ((side * 50 - 30, -50, 15), (side * 50 + 30, 30, 95))
-        size = part.size(0.15)
-        gland = ellipsoid(box.x - side * 46, box.y + 4, box.z - 62, (11 * size, 17 * size, 24 * size))
-        gland = np.maximum(gland + 1.2 * texture(box, 6, 3 + side, gland), inner[box.box] + 1)
-        box.paint(gland, "pancreas", "salivary glands")
-        gland = ellipsoid(box.x - side * 28, box.y + 32, box.z - 36, (8 * size, 14 * size, 11 * size))
-        box.paint(gland, "pancreas", "salivary glands")
+        cheek = canvas.organ((side * 50 - 30, -50, 15), (side * 50 + 30, 30, 95))
+        size = canvas.size(0.15)
+        gland = ellipsoid(cheek.x - side * 46, cheek.y + 4, cheek.z - 62, (11 * size, 17 * size, 24 * size))
+        gland = np.maximum(gland + 1.2 * texture(cheek, 6, 3 + side, gland), inner[cheek.box] + 1)
+        cheek.paint(gland, "pancreas", "salivary glands")
+        gland = ellipsoid(cheek.x - side * 28, cheek.y + 32, cheek.z - 36, (8 * size, 14 * size, 11 * size))
+        cheek.paint(gland, "pancreas", "salivary glands")
     nodes = random.integers(0, 12)
     for _ in range(nodes):
         side = random.choice((-1, 1))
-        at = side * random.uniform(24, 44), random.uniform(-25, 18), random.uniform(-50, 60)
-        box = part.within(tuple(np.subtract(at, 10)), tuple(np.add(at, 10)))  # type: ignore[arg-type]
-        radii = random.uniform(1.5, 4.5, 3)
-        node = ellipsoid(box.x - at[0], box.y - at[1], box.z - at[2], radii)
-        box.paint(np.maximum(node, inner[box.box] + 2), "spleen", "inner fat")
+        x, y, z = side * random.uniform(24, 44), random.uniform(-25, 18), random.uniform(-50, 60)
+        spot = canvas.within((x - 10, y - 10, z - 10), (x + 10, y + 10, z + 10))
+        radii = random.uniform(1.5, 4.5, 3).tolist()
+        node = ellipsoid(spot.x - x, spot.y - y, spot.z - z, radii)
+        spot.paint(np.maximum(node, inner[spot.box] + 2), "spleen", "inner fat")
 
 
-def _chest(part: Canvas, build: _Build, inner: Float) -> None:
+def _chest(canvas: Canvas, build: _Build, inner: Float) -> None:
     """The tops of the lungs, the first ribs and the collar bones."""
-    box = part.within((-130, -90, -160), (130, 90, -40))
+    box = canvas.within((-130, -90, -160), (130, 90, -40))
     for side, name in ((-1, "right lung"), (1, "left lung")):
         lung = ellipsoid(box.x - side * 48, box.y - 8, box.z + 138, (36, 50, 62))
         box.paint(np.maximum(lung, inner[box.box] + 12), "lung", name)
@@ -296,9 +303,9 @@ def _chest(part: Canvas, build: _Build, inner: Float) -> None:
     box.paint(collar + 2.2, "marrow", "ribs")
 
 
-def _head(part: Canvas, build: _Build, texture: Texture) -> None:
+def _head(canvas: Canvas, build: _Build, texture: Texture) -> None:
     """The jaw with the tongue, and the hind brain in the back of the skull."""
-    box = part.within((-75, -110, 14), (75, 20, 140))
+    box = canvas.within((-75, -110, 14), (75, 20, 140))
     tongue = ellipsoid(box.x, box.y + 58, box.z - 58, (26, 34, 24))
     box.paint(tongue, "muscle", "muscles of the neck")
     box.paint(tongue + 1, "fat", None, 0.8 * np.clip(texture(box, 8, 5, tongue) - 0.7, 0, 1))
@@ -306,7 +313,7 @@ def _head(part: Canvas, build: _Build, texture: Texture) -> None:
     bone = box.tube(mirrored(jaw), flatten=0.8)
     box.paint(bone, "compact bone", "bones of the head")
     box.paint(bone + 2.2, "marrow", "bones of the head")
-    back = part.within((-80, -30, 70), (80, 110, 150))
+    back = canvas.within((-80, -30, 70), (80, 110, 150))
     y = back.y - float(build.middle(86))
     skull = join(
         ellipsoid(back.x, y - 28, back.z - 122, (58, 52, 40)),
@@ -326,7 +333,7 @@ def _head(part: Canvas, build: _Build, texture: Texture) -> None:
 
 
 def _vertebra(
-    part: Canvas,
+    canvas: Canvas,
     build: _Build,
     k: int,
     height: float,
@@ -344,7 +351,7 @@ def _vertebra(
     size = build.scale * float(np.interp(height, [-116, 0, 51], [1.28, 1.0, 0.95]))
     y0 = float(build.front(height))
     slope = build.slope + 2 * build.curvature * height
-    box = part.within((-48, y0 - 22, bottom - 24), (48, y0 + 70, top + 24))
+    box = canvas.within((-48, y0 - 22, bottom - 24), (48, y0 + 70, top + 24))
     up = box.z - height + slope * (box.y - y0)  # the column is bent: each tilts with its slope
     x, y = box.x, box.y - y0 - slope * (box.z - height)
     rx, ry = 9.6 * size, 8.4 * size
@@ -373,7 +380,7 @@ def _vertebra(
     fall = 18 if thoracic else 6
     rear = 2 * build.canal[1]
     lateral = canal_x + 6.5
-    processes = [
+    processes: list[list[tuple[float, float, float, float]]] = [
         [(0.75 * rx, 6, 1, 3.4), (lateral - 1, 9, 2, 4)],  # pedicle
         [(lateral, 11, 4, 4.6), (0.62 * canal_x, rear - 1, 0, 2.6), (0, rear + 5, -2, 2.8)],  # lamina
         [(lateral, 8, 7.5, 5.2), (lateral, 11, 0, 5.6), (lateral, 14, -7, 5.2)],  # articular
@@ -401,9 +408,9 @@ def _vertebra(
         box.paint(artery, "artery", "other vessels")
 
 
-def _atlas(part: Canvas, build: _Build) -> None:
+def _atlas(canvas: Canvas, build: _Build) -> None:
     y0 = float(build.front(_ATLAS))
-    box = part.within((-48, y0 - 22, _ATLAS - 18), (48, y0 + 50, _ATLAS + 18))
+    box = canvas.within((-48, y0 - 22, _ATLAS - 18), (48, y0 + 50, _ATLAS + 18))
     rear = float(build.middle(_ATLAS)) + build.canal[1] + 4
     ring = box.tube(mirrored([
         (0, y0 - 9, _ATLAS, 3.5), (10, y0 - 6, _ATLAS, 4), (18, y0 + 3, _ATLAS, 8), (26, y0 + 6, _ATLAS, 5),
@@ -413,9 +420,9 @@ def _atlas(part: Canvas, build: _Build) -> None:
     box.paint(ring + 1.4, "marrow", "vertebrae")
 
 
-def _canal(part: Canvas, build: _Build, texture: Texture, random: np.random.Generator) -> None:
+def _canal(canvas: Canvas, build: _Build, texture: Texture, random: np.random.Generator) -> None:
     """The canal: ligaments and fat, the sac of fluid, the cord with its grey matter, and the nerve roots."""
-    box = part.within((-30, -30, -130), (30, 70, 92))
+    box = canvas.within((-30, -30, -130), (30, 70, 92))
     wider = np.interp(box.z, [-116, -45, -20, 55, 85], [0.84, 0.86, 1.0, 1.04, 1.35])
     middle = build.middle(box.z)
     y = box.y - middle
@@ -431,7 +438,7 @@ def _canal(part: Canvas, build: _Build, texture: Texture, random: np.random.Gene
         roots += mirrored([
             (3, y0 - 2, z + 5, 1), (9, y0 - 3, z + 1, 2), (17, y0 - 6, z - 2, 2.6), (27, y0 - 9, z - 8, 2.2),
         ])  # fmt: skip
-    nerves = part.within((-34, -40, -130), (34, 60, 92))
+    nerves = canvas.within((-34, -40, -130), (34, 60, 92))
     roots_at = nerves.tube(roots)
     nerves.paint(roots_at - 1.4, "fat", "inner fat")
     nerves.paint(roots_at, "cord", "inner fat")
