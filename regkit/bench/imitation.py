@@ -145,8 +145,8 @@ def _people(folder: Path, count: int, seed: int, shape: Size | None) -> None:
         texture = int(rng.scalars.integers(2**31))
         person = _person(grid, np.eye(3), np.add((0, 0, 12), rng.scalars.normal(0, 8, 3)), rng)
         image, labels = draw(person, "ct", max(grid.spacing), texture)
-        kept = np.where(labels <= max(learn2reg_ct.LABELS), labels, 0).astype(np.uint8)
-        for what, array in (("images", scanned_ct(image, rng)), ("labels", kept)):
+        labels_kept = np.where(labels <= max(learn2reg_ct.LABELS), labels, 0).astype(np.uint8)
+        for what, array in (("images", scanned_ct(image, rng)), ("labels", labels_kept)):
             save_image(grid.to_sitk(array), folder / f"{what}Tr/AbdomenCTCT_{number}_0000.nii.gz")
     ends = [f"./imagesTr/AbdomenCTCT_{number}_0000.nii.gz" for number in numbers]
     described = {

@@ -54,9 +54,9 @@ def _pairs(name: str, content: dict[str, Any]) -> list[_Pair]:
         return list(_TESTED)
     if name == "val":
         return _validation(content)
-    found = _PAIR.fullmatch(_FILE.sub(r"\1", name))
-    if found:
-        first, second = (f"{int(n):04d}" if n else None for n in found.groups())
+    match = _PAIR.fullmatch(_FILE.sub(r"\1", name))
+    if match:
+        first, second = (f"{int(n):04d}" if n else None for n in match.groups())
         if second is None and first in TEST:
             return [pair for pair in _TESTED if first in pair]
         if first in PEOPLE and second in PEOPLE and first != second:
@@ -73,13 +73,13 @@ def _validation(content: dict[str, Any]) -> list[_Pair]:
     pairs = []
     for pair in listed if isinstance(listed, list) else [None]:
         ends = [pair.get(side) for side in ("fixed", "moving")] if isinstance(pair, dict) else []
-        found = [match[1] for end in ends if isinstance(end, str) and (match := _FILE.fullmatch(end))]
-        if len(found) != 2:
+        names = [match[1] for end in ends if isinstance(end, str) and (match := _FILE.fullmatch(end))]
+        if len(names) != 2:
             raise RegkitError(
                 f"'{_NAME}_dataset.json' is damaged: 'registration_val' must list pairs of images as "
                 f"{{fixed, moving}}, but there is {pair!r}; get the archive again from {_SOURCE}"
             )
-        pairs.append((found[0], found[1]))
+        pairs.append((names[0], names[1]))
     return pairs
 
 

@@ -40,8 +40,8 @@ def principal_components(
     spacing = max(finest, *(_own_spacing(volume.grid) for volume in volumes))
     ct = [is_ct(volume.array) for volume in volumes]
     windows = [default_ct_window(ct) if is_one else None for is_one in ct]
-    found = [cell_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
-    vectors = torch.cat([_counted(features, image) for features, image, _ in found]).double()
+    of_images = [cell_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
+    vectors = torch.cat([_counted(features, image) for features, image, _ in of_images]).double()
     mean = vectors.mean(0)
     _, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))
     axes = directions.flip(1)[:, :3]
@@ -51,7 +51,7 @@ def principal_components(
     projected = ((vectors - mean) @ axes).numpy()
     low, high = np.percentile(projected, _PERCENTILES, axis=0)
     components = []
-    for features, _, grid in found:
+    for features, _, grid in of_images:
         values = torch.einsum("czyx,ck->kzyx", features - mean.float().view(-1, 1, 1, 1), axes.float())
         scaled = (values.numpy().T - low) / np.maximum(high - low, 1e-9)
         channels = np.clip(scaled, 0, 1).T.astype(np.float32)

@@ -78,9 +78,9 @@ def _equalised_by_c(images: torch.Tensor) -> torch.Tensor:
     values = images.flatten(-3)
     values = values.reshape(-1, values.shape[-1])
     knots, between = _knots(values)
-    found = native.empty(*values.shape)
+    out = native.empty(*values.shape)
     tables, step = _table(knots), (1 - 2 * _MARGIN) / (_KNOTS - 1)
-    for image, ranks, own, table, any_there in zip(values, found, knots, tables, between):
+    for image, ranks, own, table, any_there in zip(values, out, knots, tables, between):
         if not any_there:
             ranks.copy_(image)
             continue
@@ -88,7 +88,7 @@ def _equalised_by_c(images: torch.Tensor) -> torch.Tensor:
             "equalise", values=image.contiguous(), knots=own.contiguous(), last_knot=_KNOTS - 1,
             part_of=table, parts=_CELLS, low=_ENDS[0], high=_ENDS[1], margin=_MARGIN, step=step, ranks=ranks,
         )  # fmt: skip
-    return found.view_as(images)
+    return out.view_as(images)
 
 
 def _parts(values: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:

@@ -83,8 +83,8 @@ def mind_ssc(
     out = image.new_empty((len(views), *(n // stride for n in image.shape)))
     weight = torch.ones_like(image[None]) if weight is None else weight
     for channel, view in zip(out, views):
-        found = torch.sub(lowest, view).div_(scale).exp_()
-        channel.copy_(pool(found[None], weight, stride)[0][0] if stride > 1 else found)
+        similarity = torch.sub(lowest, view).div_(scale).exp_()
+        channel.copy_(pool(similarity[None], weight, stride)[0][0] if stride > 1 else similarity)
     return out
 
 
@@ -320,7 +320,7 @@ def feature_maps(
             same = stride == part.stride
             pooled[stride].append(values if same else pool(values, own, stride // part.stride)[0])
         del values  # of full resolution, before the next part computes its own
-    channels = [len(found) for found in pooled[strides[0]]]
+    channels = [len(values_of) for values_of in pooled[strides[0]]]
     scales = [math.sqrt(part.weight * sum(channels) / n) for part, n in zip(parts, channels)]
     maps = {stride: FeatureMap(_scaled(level, scales), weights[stride]) for stride, level in pooled.items()}
     return maps, tuple(channels)

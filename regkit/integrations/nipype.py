@@ -102,9 +102,9 @@ class Register(_Command):
         outputs = super().aggregate_outputs(runtime, needed_outputs)
         if runtime is None:  # of a node that ran before
             return outputs
-        said = json.loads(runtime.stdout)
-        outputs.verdict = said["verdict"]["level"]
-        if dice := said["metrics"].get("mean_dice"):
+        report = json.loads(runtime.stdout)
+        outputs.verdict = report["verdict"]["level"]
+        if dice := report["metrics"].get("mean_dice"):
             outputs.mean_dice = dice["after"]
         return outputs
 

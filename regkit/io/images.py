@@ -742,8 +742,8 @@ def resample_volume(
         return resampled
     source = volume.to_sitk()
     onto = (grid.origin, grid.spacing, grid.direction)
-    seen = sitk.Resample(source, grid.size, transform, interpolator, *onto, default, source.GetPixelID())
-    return sitk.GetArrayFromImage(seen)
+    image = sitk.Resample(source, grid.size, transform, interpolator, *onto, default, source.GetPixelID())
+    return sitk.GetArrayFromImage(image)
 
 
 def _part_of(volume: Volume, grid: Grid) -> Volume | None:

@@ -1,4 +1,4 @@
-"""Which code made an artefact, of what and how; with nothing that a bare training machine has not.
+"""Provenance: which code made a file, from what and how. Needs only what a bare training machine has.
 
 The main result of a run has a record beside it, ``warp.nii.gz.json`` of ``warp.nii.gz``, that names the other
 results; NIfTI, NRRD and MetaImage files also say inside which regkit wrote them.
@@ -191,7 +191,7 @@ def same_outputs(place: Path, record: Mapping[str, Any]) -> dict[str, tuple[str,
         place: of the record, beside which they lie.
         record: of :func:`record_at`.
     """
-    outputs, found = record.get("outputs"), {}
+    outputs, states = record.get("outputs"), {}
     for role, entry in outputs.items() if isinstance(outputs, dict) else ():
         if not isinstance(entry, dict):
             continue
@@ -200,8 +200,8 @@ def same_outputs(place: Path, record: Mapping[str, Any]) -> dict[str, tuple[str,
         state = "missing"
         if name and os.path.exists(path):
             state = "as written" if sha256(path) == entry.get("sha256") else "changed"
-        found[str(role)] = (name, state)
-    return found
+        states[str(role)] = (name, state)
+    return states
 
 
 def record_at(place: Path) -> dict[str, Any] | None:

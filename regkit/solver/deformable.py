@@ -257,8 +257,8 @@ def believed_field(
             gains["intensity"] = gain_between(one, other, offset, field)
         del one, other
     if any(share for name, share in shares.items() if name not in always_on):
-        kept = [shares[name] for name in names]
-        some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
+        weights = [shares[name] for name in names]
+        some = fixed.weighted(weights), moving.weighted(weights, [gains[name] for name in names])
         field = coarse_field(some[0], some[1], work, on_step, landmarks)
     if min(blurs[name] for name, share in shares.items() if share > 0) < _TELLING:
         borne = borne_out(some[0].maps[STRIDE], some[1].maps[STRIDE], offset, field)

@@ -63,10 +63,10 @@ def mirror_planes(look: LowRes) -> list[Float64]:
     principal = np.linalg.eigh(np.cov((points - centre).T))[1]
     self = _Itself(look)
     tried = [
-        (self.symmetry(seen), plane, normal, seen)
+        (self.symmetry(mirror_image), plane, normal, mirror_image)
         for normal in (*np.reshape(look.grid.direction, (3, 3)).T, *principal.T)
         for plane in [_reflection(normal, centre)]
-        for seen in [self.mirrored(plane)]
+        for mirror_image in [self.mirrored(plane)]
     ]
     distinct: list[tuple[float, Float64, Float64, FeatureMap]] = []
     for one in sorted(tried, key=lambda one: -one[0]):

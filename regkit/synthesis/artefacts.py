@@ -43,10 +43,10 @@ def wrap_around(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     n = image.shape[axis]
     first = round(n * rng.uniform(0.65, 0.95))  # voxels from an end to what is seen there
     strength = rng.uniform(0.15, 0.8)
-    found = image.clone()
-    found.narrow(axis, first, n - first).add_(image.narrow(axis, 0, n - first), alpha=strength)
-    found.narrow(axis, 0, n - first).add_(image.narrow(axis, first, n - first), alpha=strength)
-    return found
+    wrapped = image.clone()
+    wrapped.narrow(axis, first, n - first).add_(image.narrow(axis, 0, n - first), alpha=strength)
+    wrapped.narrow(axis, 0, n - first).add_(image.narrow(axis, first, n - first), alpha=strength)
+    return wrapped
 
 
 def motion(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -77,14 +77,14 @@ def slice_gaps(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
     step = rng.uniform(2, min(6, max(2.5, n / 3)))
-    kept = np.round(np.arange(rng.uniform(0, step), n - 0.5, step)).astype(int)
-    at = np.interp(np.arange(n), kept, np.arange(len(kept)))
+    slices = np.round(np.arange(rng.uniform(0, step), n - 0.5, step)).astype(int)
+    at = np.interp(np.arange(n), slices, np.arange(len(slices)))
     if rng.chance(0.3):
         at = np.round(at)
     low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, len(kept) - 1)
+    high = np.minimum(low + 1, len(slices) - 1)
     share = onto(image.device, at - low).view([-1 if k == axis else 1 for k in range(3)])
-    below, above = (image.index_select(axis, onto(image.device, kept[k], np.int64)) for k in (low, high))
+    below, above = (image.index_select(axis, onto(image.device, slices[k], np.int64)) for k in (low, high))
     return below + share * (above - below)
 
 

@@ -160,8 +160,8 @@ def most_doubt(result: Registration) -> float | None:
     if result.doubt is None:
         return None
     values = result.doubt.image.cpu().numpy()
-    told = values[values < values.max()]  # the largest stands for places of which nothing is known
-    return max(float(np.percentile(told if told.size else values, 95)), 1e-6)
+    known = values[values < values.max()]  # the largest stands for places of which nothing is known
+    return max(float(np.percentile(known if known.size else values, 95)), 1e-6)
 
 
 class _Painter:

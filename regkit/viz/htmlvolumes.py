@@ -130,12 +130,12 @@ def niivue() -> tuple[str, str]:
         ) from None
     bundle = Path(str(package.locate_file(_BUNDLE)))
     text = bundle.read_text(encoding="utf-8") if bundle.is_file() else ""
-    found, exported = _CLASS.search(text), _EXPORT.search(text)
-    if found is None or exported is None:
+    match, exported = _CLASS.search(text), _EXPORT.search(text)
+    if match is None or exported is None:
         raise FormatError(
             f"{_PACKAGE} {package.version} is not one that regkit can read NiiVue from: {install(_EXTRA)}"
         )
-    return f"{text[: exported.start()]}globalThis.Niivue={found[1]};\n", f"{_PACKAGE} {package.version}"
+    return f"{text[: exported.start()]}globalThis.Niivue={match[1]};\n", f"{_PACKAGE} {package.version}"
 
 
 def _smaller(grid: Grid, most: int) -> Grid:
@@ -170,9 +170,9 @@ def _reduced(volume: Volume, grid: Grid) -> npt.NDArray[np.float32]:
     """A volume on a grid, smoothed for its voxels; NaN where it has none."""
     source = Source(torch.from_numpy(np.ascontiguousarray(volume.array, np.float32)), None, volume.grid)
     values, weight = resample(source.smoothed_for(min(grid.spacing)), np.eye(4), grid)
-    found = values.numpy()
-    found[weight.numpy() <= 0] = np.nan
-    return found
+    array = values.numpy()
+    array[weight.numpy() <= 0] = np.nan
+    return array
 
 
 def _grey(name: str, values: npt.NDArray[np.float32], ends: tuple[float, float], grid: Grid) -> Layer:

@@ -295,12 +295,12 @@ def _difference(
     first = lane[None, :] == 0  # the weight
     w = tl.sum(tl.where(first, value, 0.0), 1)
     known = inside & (w * moving_unit > 1e-6)
-    seen = value / tl.where(known, w, 1.0)[:, None]
+    moved = value / tl.where(known, w, 1.0)[:, None]
     own = tl.load(fixed + cell[:, None] * lanes + lane[None, :], known[:, None], 0).to(tl.float32)
-    residual = seen - own * fixed_unit
+    residual = moved - own * fixed_unit
     loss = tl.where(known, 0.5 * factor * moving_unit * w * tl.sum(residual * residual, 1), 0.0)
     # The weight stays a constant as a factor, but v / w moves with it.
-    part = tl.sum(residual * seen, 1)
+    part = tl.sum(residual * moved, 1)
     gx = tl.sum(residual * along_x, 1) - part * tl.sum(tl.where(first, along_x, 0.0), 1)
     gy = tl.sum(residual * along_y, 1) - part * tl.sum(tl.where(first, along_y, 0.0), 1)
     gz = tl.sum(residual * along_z, 1) - part * tl.sum(tl.where(first, along_z, 0.0), 1)
