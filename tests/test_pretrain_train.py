@@ -329,7 +329,7 @@ def test_processes_share_the_pairs_of_a_step() -> None:
     config = replace(CONFIG, batch=4)
     whole = _trainer(config).batch(2)
     halves = [_trainer(config, DistributedContext(rank, 2, HERE.device)).batch(2) for rank in range(2)]
-    for name in ("images", "labels", "seen", "partner"):
+    for name in ("images", "labels", "visible", "partner"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
 
 
