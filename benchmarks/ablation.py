@@ -78,7 +78,7 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     import torch
 
     from regkit.pretrain.config import load_config
-    from regkit.pretrain.train import Trainer, export, place, train
+    from regkit.pretrain.train import PretrainTrainer, distributed_context, export, train
     from regkit.synthesis.mixture import mixture
 
     torch.set_num_threads(1)
@@ -87,18 +87,18 @@ def trained(name: str, folder: Path, minutes: float) -> list[tuple[float, int, P
     file = folder / "config.yaml"
     file.write_text(configuration(VARIANTS[name]))
     config = load_config(file)
-    found: list[tuple[float, int, Path]] = []
+    checkpoints: list[tuple[float, int, Path]] = []
 
-    def keep(trainer: Trainer) -> None:
+    def keep(trainer: PretrainTrainer) -> None:
         path = folder / f"{trainer.step:07d}.safetensors"
         export(trainer, path, name)
-        found.append(((time.monotonic() - began) / 60, trainer.step, path))
+        checkpoints.append(((time.monotonic() - began) / 60, trainer.step, path))
 
     sources = mixture(config.procedural, config.templates, [TEMPLATES] if config.templates else [])
-    with place("cpu") as where:
+    with distributed_context("cpu") as context:
         began = time.monotonic()
-        train(config, sources, folder, where=where, minutes=minutes, save_every=minutes / 4, on_save=keep)
-    return found
+        train(config, sources, folder, context=context, minutes=minutes, save_every=minutes / 4, on_save=keep)
+    return checkpoints
 
 
 def variant(name: str, folder: Path, minutes: float, starts: dict[tuple[str, str], Any]) -> dict[str, Any]:

@@ -71,29 +71,29 @@ def measured(table: Path, out: Path, workers: int) -> Load:
     words += ["--threads", "1", "--preset", "fast", "--features", "mind"]
     start = time.monotonic()
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said, text=True) as program,
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=output, text=True) as program,
     ):
-        parent, seen = psutil.Process(program.pid), set[psutil.Process]()
+        parent, processes = psutil.Process(program.pid), set[psutil.Process]()
         while program.poll() is None:
             try:
                 family = [parent, *parent.children(recursive=True)]
-                seen.update(family)
+                processes.update(family)
                 memory = sum(one.memory_info().rss for one in family) / 2**20
                 files = sum(one.num_fds() for one in family)
             except psutil.Error:  # one has just ended
                 continue
             load.samples.append((time.monotonic() - start, memory, files, len(family)))
             time.sleep(_INTERVAL)
-        said.seek(0)
+        output.seek(0)
         if program.returncode not in (0, 1) or not (out / "summary.csv").exists():
-            raise SystemExit(said.read())
+            raise SystemExit(output.read())
     done = sorted(out.glob("*/warp.nii.gz.json"), key=lambda path: path.stat().st_mtime_ns)
     offset = time.time() - (time.monotonic() - start)
     load.seconds = [path.stat().st_mtime - offset for path in done]
     with (out / "summary.csv").open(newline="") as stream:
         load.failed = sum(row["status"] != "ok" for row in csv.DictReader(stream))
-    load.left = len(psutil.wait_procs(seen, timeout=_ENDING)[1])
+    load.left = len(psutil.wait_procs(processes, timeout=_ENDING)[1])
     load.temporary = len(list(out.rglob(".regkit-*")))
     load.machine = before, os.getloadavg()[0]
     return load

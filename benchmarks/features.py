@@ -49,27 +49,27 @@ def linear_starts(name: str, direction: str, count: int) -> list[np.ndarray]:
     from regkit.io.images import load_image
 
     row = run(name, direction, {"preset": "linear"})
-    found = np.array(row["linear"])
+    matrix = np.array(row["linear"])
     grid = load_image(SHARED / "data" / "pairs" / name / row["settings"]["fixed"], "fixed").grid
     middle, random = grid.centre, np.random.default_rng(0)
     off_by = _SHIFT_MM * min(1.0, float(grid.extent.min()) / _FIELD_MM)
-    starts = [found]
+    starts = [matrix]
     for _ in range(count - 1):
         off = np.eye(4)
         off[:3, :3] = Rotation.from_rotvec(random.normal(0, np.radians(_TURN_DEGREES), 3)).as_matrix()
         off[:3, 3] = middle - off[:3, :3] @ middle + random.normal(0, off_by, 3)
-        starts.append(found @ off)
+        starts.append(matrix @ off)
     return starts
 
 
-def kept_starts(kept: Path | None, name: str, direction: str, count: int) -> list[np.ndarray]:
+def kept_starts(path: Path | None, name: str, direction: str, count: int) -> list[np.ndarray]:
     """:func:`linear_starts`, from a JSON file where it has them; what it lacks is added to it."""
-    known = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    known = json.loads(path.read_text()) if path and path.exists() else {}
     key = f"{name}, {direction}"
     if len(known.get(key, ())) < count:
         known[key] = [start.tolist() for start in linear_starts(name, direction, count)]
-        if kept:
-            kept.write_text(json.dumps(known))
+        if path:
+            path.write_text(json.dumps(known))
     return [np.array(start) for start in known[key][:count]]
 
 
@@ -104,7 +104,7 @@ class Gain:
 
 def gain(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> Gain:
     """Compare the rows of some starts with those of the reference from the same starts."""
-    found = Gain(
+    result = Gain(
         f"{rows[0]['pair']}, {rows[0]['direction']}", rows[0]["settings"]["features"], {}, {}, {}, {},
         worst_structure(rows, reference), rows[0],
     )  # fmt: skip
@@ -112,15 +112,15 @@ def gain(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) ->
         ours, theirs = measured(rows, measure), measured(reference, measure)
         if ours and theirs:
             gained = ours["after"] - theirs["after"]
-            found.linear[measure], found.reached[measure] = ours["linear"].mean(), ours["after"].mean()
-            found.gained[measure], found.spread[measure] = gained.mean(), gained.std()
-    return found
+            result.linear[measure], result.reached[measure] = ours["linear"].mean(), ours["after"].mean()
+            result.gained[measure], result.spread[measure] = gained.mean(), gained.std()
+    return result
 
 
 def measured(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, np.ndarray]:
     """Mean Dice or TRE of each row by stage; empty if the pair has none."""
-    found = [row["metrics"].get("mean_dice") if measure == "dice" else row.get("tre_mm") for row in rows]
-    return {stage: np.array([of[stage] for of in found if of]) for stage in ("linear", "after") if found[0]}
+    scores = [row["metrics"].get("mean_dice") if measure == "dice" else row.get("tre_mm") for row in rows]
+    return {stage: np.array([of[stage] for of in scores if of]) for stage in ("linear", "after") if scores[0]}
 
 
 def worst_structure(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> tuple[float, str]:
@@ -131,29 +131,29 @@ def worst_structure(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str
     ]
     changes = {}
     for name in by_name[0]:
-        values = np.array([found[name] for found in by_name]).reshape(2, -1)
+        values = np.array([scores[name] for scores in by_name]).reshape(2, -1)
         if not np.isnan(values).any():
             changes[name] = float((values[0] - values[1]).mean())
     return min(((change, name) for name, change in changes.items()), default=(0.0, ""))
 
 
-def line(found: Gain) -> str:
-    cells = [found.title, found.features]
+def line(one: Gain) -> str:
+    cells = [one.title, one.features]
     for measure in MEASURES:
-        if measure in found.reached:
-            cells += [f"{found.linear[measure]:.3f}", f"{found.reached[measure]:.3f}"]
-            cells.append(f"{found.gained[measure]:+.3f} ± {found.spread[measure]:.3f}")
+        if measure in one.reached:
+            cells += [f"{one.linear[measure]:.3f}", f"{one.reached[measure]:.3f}"]
+            cells.append(f"{one.gained[measure]:+.3f} ± {one.spread[measure]:.3f}")
         else:
             cells += [""] * 3
         if measure == "dice":
-            cells.append(f"{found.worst[0]:+.3f} {found.worst[1]}" if found.worst[1] else "")
-    told = found.row["metrics"]["evidence"]
-    several = len(told) > 1
+            cells.append(f"{one.worst[0]:+.3f} {one.worst[1]}" if one.worst[1] else "")
+    evidence = one.row["metrics"]["evidence"]
+    several = len(evidence) > 1
     cells.append(
-        ", ".join(f"{k} {v['blur_of_match']:.2f}: {v['share']:.2f}" for k, v in told.items() if several)
+        ", ".join(f"{k} {v['blur_of_match']:.2f}: {v['share']:.2f}" for k, v in evidence.items() if several)
     )
-    seconds = [f"{found.row['seconds'][stage]:.1f}" for stage in ("features", "coarse", "fine")]
-    cells += [f"{found.row['metrics']['folding_percent']:.4f}", *seconds]
+    seconds = [f"{one.row['seconds'][stage]:.1f}" for stage in ("features", "coarse", "fine")]
+    cells += [f"{one.row['metrics']['folding_percent']:.4f}", *seconds]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -167,23 +167,20 @@ HEAD = (
 def summary(gains: Sequence[Gain]) -> str:
     """The number that leads, for all features but the reference."""
     lines = []
-    for features in dict.fromkeys(found.features for found in gains):
-        some = [found for found in gains if found.features == features]
-        dice = [found for found in some if "dice" in found.gained]
-        marks = [found for found in some if "tre_mm" in found.gained]
+    for features in dict.fromkeys(one.features for one in gains):
+        some = [one for one in gains if one.features == features]
+        dice = [one for one in some if "dice" in one.gained]
+        marks = [one for one in some if "tre_mm" in one.gained]
         text = f"* **{features}**:"
         if dice:
-            worst = min(dice, key=lambda found: found.gained["dice"])
-            structure = min(dice, key=lambda found: found.worst[0])
-            mean = np.mean([found.gained["dice"] for found in dice])
+            worst = min(dice, key=lambda one: one.gained["dice"])
+            structure = min(dice, key=lambda one: one.worst[0])
+            mean = np.mean([one.gained["dice"] for one in dice])
             text += f" Dice {mean:+.4f} on average of {len(dice)}, worst {worst.gained['dice']:+.3f} "
             text += f"({worst.title}), worst structure {structure.worst[0]:+.3f} "
             text += f"({structure.worst[1]}, {structure.title})"
         if marks:
-            ratios = [
-                found.reached["tre_mm"] / (found.reached["tre_mm"] - found.gained["tre_mm"])
-                for found in marks
-            ]
+            ratios = [one.reached["tre_mm"] / (one.reached["tre_mm"] - one.gained["tre_mm"]) for one in marks]
             k = int(np.argmax(ratios))
             text += f"; TRE times {np.exp(np.mean(np.log(ratios))):.3f} on average of {len(marks)}, "
             text += f"at worst {ratios[k]:.3f} ({marks[k].title})"
@@ -217,9 +214,9 @@ def main() -> None:
                 own["weights"] = None if features == "mind" else arguments.weights
                 rows = [run(name, direction, {**own, "init": start}) for start in starts]
                 reference = reference or rows
-                found = gain(rows, reference)
-                gains += [found] if rows is not reference else []
-                lines.append(line(found))
+                result = gain(rows, reference)
+                gains += [result] if rows is not reference else []
+                lines.append(line(result))
                 every += rows
                 print(lines[-1], flush=True)
     print(summary(gains))

@@ -72,7 +72,7 @@ class Local(nn.Module):
         z, y, x = (n // 2 for n in shape)
         cells = images.view(count, z, 2, y, 2, x, 2).permute(0, 2, 4, 6, 1, 3, 5).reshape(count, 8, z, y, x)
         first, second = cells.mean(1, keepdim=True), cells.square().mean(1, keepdim=True)
-        found = []
+        tensors = []
         for radius in self.radii:
             mean, square = (
                 F.avg_pool3d(F.pad(moment, (radius,) * 6, mode="replicate"), 2 * radius + 1, 1)
@@ -80,8 +80,8 @@ class Local(nn.Module):
             )
             deviation = (square - mean * mean).clamp_min(1e-8).sqrt()
             floor = 0.15 * deviation.mean((2, 3, 4), keepdim=True) + 1e-4
-            found.append((cells - mean) / (deviation + floor))
-        return torch.cat(found, 1)
+            tensors.append((cells - mean) / (deviation + floor))
+        return torch.cat(tensors, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         first, second, last = self.layers
@@ -183,23 +183,23 @@ def through_random_layers(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Mixed with what random convolutions make of it (Ouyang et al., IEEE TMI 2023)."""
     side = int(rng.scalars.choice([1, 3]))
     padded = F.pad(image[None, None], (side // 2,) * 6, mode="replicate")
-    found = F.conv3d(padded, rng.normal(4, 1, side, side, side))
+    values = F.conv3d(padded, rng.normal(4, 1, side, side, side))
     shift = 0.3 * rng.normal(4).view(4, 1, 1, 1)
-    found = F.leaky_relu((found - found.mean()) / (found.std() + 1e-4) + shift, 0.1)
-    found = (found[0] * rng.normal(4, 1, 1, 1)).sum(0)
-    found = (found - found.mean()) / (found.std() + 1e-4) * image.std() + image.mean()
-    return image.lerp(found, rng.uniform(0, 1))
+    values = F.leaky_relu((values - values.mean()) / (values.std() + 1e-4) + shift, 0.1)
+    values = (values[0] * rng.normal(4, 1, 1, 1)).sum(0)
+    values = (values - values.mean()) / (values.std() + 1e-4) * image.std() + image.mean()
+    return image.lerp(values, rng.uniform(0, 1))
 
 
-def at(volume: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def at(volume: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """Channels (C, Z, Y, X) at (z, y, x) coordinates (3, ...), beyond the border as there."""
     last = torch.tensor(volume.shape[1:]).view(3, 1, 1, 1) - 1
-    ratios = (where / last * 2 - 1).flip(0).movedim(0, -1)
+    ratios = (coordinates / last * 2 - 1).flip(0).movedim(0, -1)
     return F.grid_sample(volume[None], ratios[None], padding_mode="border", align_corners=True)[0]
 
 
-def nearest(labels: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    z, y, x = (axis.round().clamp(0, n - 1).long() for axis, n in zip(where, labels.shape))
+def nearest(labels: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    z, y, x = (axis.round().clamp(0, n - 1).long() for axis, n in zip(coordinates, labels.shape))
     return labels[z, y, x]
 
 
@@ -224,10 +224,10 @@ def draw_pair(anatomy: Anatomy, rng: Rng) -> Pair:
         if len(labels[tuple(box)].unique()) > 2:
             break
     turn = torch.from_numpy(random_turn(rng, 25) * zoom).float()
-    where = torch.einsum("ij,jzyx->izyx", turn, about_the_middle(block))
-    labels = nearest(labels, where + torch.from_numpy(middle).float().view(3, 1, 1, 1))
-    chances, most = (0.7, 0.4, 0.4), (0.28, 0.8, 1.2)
-    shared = [rng.uniform(0, m) if rng.chance(c) else 0.0 for c, m in zip(chances, most)]
+    coordinates = torch.einsum("ij,jzyx->izyx", turn, about_the_middle(block))
+    labels = nearest(labels, coordinates + torch.from_numpy(middle).float().view(3, 1, 1, 1))
+    chances, limits = (0.7, 0.4, 0.4), (0.28, 0.8, 1.2)
+    shared = [rng.uniform(0, m) if rng.chance(c) else 0.0 for c, m in zip(chances, limits)]
     own = [rng.uniform(0.2, 0.8) * s for s in shared] if rng.chance(0.35) else [0.0] * 3
 
     matrix = random_turn(rng, 12) * np.exp(random.uniform(-0.12, 0.12, 3))
@@ -252,11 +252,11 @@ def draw_pair(anatomy: Anatomy, rng: Rng) -> Pair:
     # Where the cells of the first lie in the second, by iteration: y = T^-1 (x - shift - bend(y)).
     back = torch.from_numpy(np.linalg.inv(matrix)).float()
     cells = 4 * about_the_middle(SIDE // 2) - shift
-    found = torch.einsum("ij,jzyx->izyx", back, cells)
+    mapped = torch.einsum("ij,jzyx->izyx", back, cells)
     for _ in range(8):
-        found = torch.einsum("ij,jzyx->izyx", back, cells - at(bend, found + (_FINE - 1) / 2))
+        mapped = torch.einsum("ij,jzyx->izyx", back, cells - at(bend, mapped + (_FINE - 1) / 2))
     mind = torch.stack([mind_ssc(image, stride=2) for image in images])
-    return Pair(images.half(), found / 2 + (SIDE - 1) / 2, mind.half())
+    return Pair(images.half(), mapped / 2 + (SIDE - 1) / 2, mind.half())
 
 
 _STEPS = torch.stack(
@@ -278,8 +278,8 @@ def matching_loss(
         partner: (3, Z, Y, X), components (z, y, x), cells.
     """
     shape = first.shape[1:]
-    where = partner.reshape(3, -1)
-    near = where.round().long() + torch.from_numpy(rng.scalars.integers(-1, 2, where.shape))
+    coordinates = partner.reshape(3, -1)
+    near = coordinates.round().long() + torch.from_numpy(rng.scalars.integers(-1, 2, coordinates.shape))
     sides = torch.tensor(shape).view(3, 1)
     inside = ((near >= _RADIUS) & (near < sides - _RADIUS)).all(0).nonzero()[:, 0]
     if len(inside) < 16:
@@ -289,7 +289,7 @@ def matching_loss(
     flat = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
     others = second.flatten(1).index_select(1, flat.flatten()).view(len(second), *flat.shape)
     costs = (first.flatten(1)[:, inside, None] - others).square().sum(0)
-    away = (cells - where[:, inside, None]).square().sum(0)
+    away = (cells - coordinates[:, inside, None]).square().sum(0)
     target = torch.softmax(away / (-2 * _TARGET**2), 1)
     return -(target * torch.log_softmax(-sharpness * costs, 1)).sum(1).mean()
 
@@ -299,15 +299,15 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     network = load(arguments.start) if arguments.start else Local()
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    kept, sharpness = copy.deepcopy(network), nn.Parameter(torch.full((2,), math.log(12)))
+    average, sharpness = copy.deepcopy(network), nn.Parameter(torch.full((2,), math.log(12)))
     groups: list[dict[str, Any]] = [
         {"params": network.parameters()},
         {"params": [sharpness], "weight_decay": 0},
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    how = Pairs(trunks=0.25, anatomies=0.5, spacing=(0.6, 3.8), strays=0)
+    settings = Pairs(trunks=0.25, anatomies=0.5, spacing=(0.6, 3.8), strays=0)
     draw = partial(
-        draw_anatomy, how, mixture(1, 0, []), arguments.seed, maps=anatomies(0.5, arguments.anatomies)
+        draw_anatomy, settings, mixture(1, 0, []), arguments.seed, maps=anatomies(0.5, arguments.anatomies)
     )
     bank: list[Anatomy] = []
     pairs: list[Pair] = []
@@ -322,11 +322,11 @@ def train(arguments: argparse.Namespace) -> None:
         batch = [new, *(pairs[rng.one_of(len(pairs))] for _ in range(3))]
         images = torch.cat([pair.images for pair in batch])[:, None].float()
         with torch.autocast("cpu", torch.bfloat16):
-            found = network(images).float()
+            output = network(images).float()
         # As the solver adds them up: means over the channels of each part, the network's four times.
-        found = found * math.sqrt(4 / found.shape[1])
+        output = output * math.sqrt(4 / output.shape[1])
         mind = torch.cat([pair.mind for pair in batch]).float() / math.sqrt(_MIND_CHANNELS)
-        features = torch.cat([found, mind], 1)
+        features = torch.cat([output, mind], 1)
         total, every = torch.zeros(()), []
         for level, weight in enumerate((1.0, 0.5)):
             far = 2**level
@@ -347,13 +347,13 @@ def train(arguments: argparse.Namespace) -> None:
         step += 1
         keep = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(kept.parameters()), list(network.parameters()), 1 - keep)
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
         losses.append([float(np.mean(every))])
         if step % 50 == 0:
             print(f"{step} steps, {100 * done:.0f} %, loss {np.mean(losses[-50:]):.4f}", flush=True)
         if step % 500 == 0:
-            save(kept, arguments.file, step)
-    save(kept, arguments.file, step)
+            save(average, arguments.file, step)
+    save(average, arguments.file, step)
 
 
 def save(network: Local, path: Path, step: int) -> None:
@@ -379,8 +379,8 @@ def part(path: Path, weight: float) -> Part:
         z, y, x = (n % 2 for n in image.shape)
         padded = F.pad(image[None, None], (0, x, 0, y, 0, z), mode="replicate")
         with torch.autocast("cpu", torch.bfloat16):
-            found: torch.Tensor = network(padded)[0].float().contiguous()
-        return found
+            output: torch.Tensor = network(padded)[0].float().contiguous()
+        return output
 
     return Part(extract, 2, weight, "local")
 
@@ -388,20 +388,20 @@ def part(path: Path, weight: float) -> Part:
 def measure(arguments: argparse.Namespace) -> None:
     """MIND, the default features, and these with the descriptor, as features.py compares them."""
     added = part(arguments.file, arguments.weight)
-    asked = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
-    asked["local+network+mind"] = (added, *asked["network+mind"])
+    parts_of = {name: feature_parts(name)[1] for name in ("mind", "network+mind")}
+    parts_of["local+network+mind"] = (added, *parts_of["network+mind"])
     lines, gains, every = [HEAD], [], []
     for name in chosen(arguments.pairs):
         for direction in DIRECTIONS:
             starts = kept_starts(arguments.known, name, direction, arguments.starts)
             reference: list[dict[str, Any]] = []
-            for features, parts in asked.items():
+            for features, parts in parts_of.items():
                 with patch("regkit.registration.feature_parts", lambda *_, f=features, p=parts: (f, p, None)):
                     rows = [run(name, direction, {"init": start, "threads": 1}) for start in starts]
                 reference = reference or rows
-                found = gain(rows, reference)
-                gains += [found] if rows is not reference else []
-                lines.append(line(found))
+                result = gain(rows, reference)
+                gains += [result] if rows is not reference else []
+                lines.append(line(result))
                 every += rows
                 print(lines[-1], flush=True)
     print(summary(gains))

@@ -57,12 +57,12 @@ def profile(
         return float((difference * known).sum() / known.sum().clamp_min(1e-6))
 
     here = cost((0, 0, 0))
-    found = []
+    rows = []
     for far in shifts:
         steps = (np.eye(3, dtype=int) * far * sign for sign in (-1, 1))
         misses = [cost(tuple(step)) for both in steps for step in both.tolist()]
-        found.append(here / max(float(np.mean(misses)), 1e-9))
-    return found
+        rows.append(here / max(float(np.mean(misses)), 1e-9))
+    return rows
 
 
 def of_pair(name: str, direction: str, start: np.ndarray, parts: dict[str, Part]) -> dict[str, list[float]]:
@@ -106,8 +106,8 @@ def main() -> None:
             for direction in DIRECTIONS:
                 key = f"{name}, {direction}"
                 start = known[key][0] if key in known else linear_starts(name, direction, 1)[0]
-                found = of_pair(name, direction, np.array(start), parts)
-                cells = [" ".join(f"{value:.2f}" for value in values) for values in found.values()]
+                rows = of_pair(name, direction, np.array(start), parts)
+                cells = [" ".join(f"{value:.2f}" for value in values) for values in rows.values()]
                 print(f"| {key} | " + " | ".join(cells) + " |", flush=True)
 
 

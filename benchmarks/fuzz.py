@@ -43,7 +43,7 @@ from fuzz_fork import times
 
 from regkit.io.provenance import commit
 
-MOST_SECONDS = 10.0
+MAX_SECONDS = 10.0
 MEMORY = 4 << 30
 """Bytes of address space that a reader may take beyond what the process has once its libraries are in."""
 CANARY = "pickle-was-run"
@@ -84,10 +84,10 @@ def readers() -> dict[str, Reader]:
     from regkit.io.images import load_image, load_labels, load_segmentation
     from regkit.io.labelnames import read_label_names
     from regkit.io.meshes import open_mesh
-    from regkit.io.outputs import save_segmentation
+    from regkit.io.outputs import save_slicer_segmentation
     from regkit.io.points import open_points, read_pairs, read_points, write_points
     from regkit.io.provenance import read_record
-    from regkit.io.segments import Segment, Segmentation
+    from regkit.io.segments import LayeredSegmentation, Segment
     from regkit.warp import Warp
 
     grid = Grid((8, 9, 10), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
@@ -173,8 +173,8 @@ def readers() -> dict[str, Reader]:
 
     def slicer(path: Path) -> None:
         layers = [(values > 500).astype(np.uint8), (values % 2 * 2).astype(np.uint8)]
-        named = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
-        save_segmentation(Segmentation(layers, grid, named), path)
+        two_segments = (Segment(1, "liver", (0.9, 0.5, 0.2)), Segment(2, "vessel"))
+        save_slicer_segmentation(LayeredSegmentation(layers, grid, two_segments), path)
 
     def made_by(path: Path) -> Any:
         (path.with_suffix("")).write_text("")
@@ -193,7 +193,7 @@ def readers() -> dict[str, Reader]:
     )
     rows = "\n".join(" ".join(map(str, row)) for row in matrix)
     pair = "fx,fy,fz,mx,my,mz\n1,2,3,4,5,6\n7,8,9,10,11,12\n"
-    found = {
+    by_name = {
         "NIfTI-1": Reader("a.nii", nifti(nib.Nifti1Image), image),
         "NIfTI-1, gzip": Reader("a.nii.gz", nifti(nib.Nifti1Image), image),
         "NIfTI-2": Reader("a.nii", nifti(nib.Nifti2Image), image),
@@ -247,14 +247,14 @@ def readers() -> dict[str, Reader]:
         "weights, pickle": Reader("w.pth", network, load_network),
         "weights, hostile pickle": Reader("w.pth", hostile, load_network),
     }  # fmt: skip
-    found |= _meshes(
+    by_name |= _meshes(
         read=lambda path: open_mesh(path, None if path.suffix in (".gii", ".trk", ".tck") else "ras")
     )
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        return found
-    return found | {
+        return by_name
+    return by_name | {
         "DICOM frames": Reader("f.dcm", lambda p: _frames(p, values), image),
         "DICOM segments": Reader("s.dcm", lambda p: _frames(p, values > 500, segments=True), labels),
         "DICOM regions": Reader("r.dcm", _regions, lambda p: load_labels(p, "labels", grid)),
@@ -411,9 +411,9 @@ def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
         at = int(rng.integers(0, max(1, end)))
         kind = rng.integers(0, 8)
         if text and rng.random() < 0.5:
-            found = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
-            if found:
-                hit = found[rng.integers(len(found))]
+            matches = list(re.finditer(rb"[-+]?[0-9][0-9.eE+-]*", bytes(data[:4096])))
+            if matches:
+                hit = matches[rng.integers(len(matches))]
                 data[hit.start() : hit.end()] = _NUMBERS[rng.integers(len(_NUMBERS))]
             continue
         if kind == 0:
@@ -462,11 +462,11 @@ class _Forked:
             theirs.close()
             type(self).server = ours
         assert self.server
-        asked, answer = os.pipe(), os.pipe()
-        socket.send_fds(self.server, [b"x"], [asked[0], answer[1]])
-        os.close(asked[0])
+        question, answer = os.pipe(), os.pipe()
+        socket.send_fds(self.server, [b"x"], [question[0], answer[1]])
+        os.close(question[0])
         os.close(answer[1])
-        self.stdin, self.stdout = os.fdopen(asked[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
+        self.stdin, self.stdout = os.fdopen(question[1], "wb"), os.fdopen(answer[0], "rb", buffering=1 << 16)
         self.pid = int(self.server.recv(32))
         self._code: int | None = None
 
@@ -526,8 +526,8 @@ def work(seed: int, jobs: list[tuple[str, int, int]], fresh: bool = False) -> No
                 as_it_is = case == 0 and name == _HOSTILE
                 path.write_bytes(whole if as_it_is else damage(whole, rng, reader.text))
                 say(name=name, start=case)
-                found = _one(reader, path, Path(folder))
-                say(name=name, case=case, **found)
+                outcome = _one(reader, path, Path(folder))
+                say(name=name, case=case, **outcome)
 
 
 def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
@@ -537,18 +537,18 @@ def _one(reader: Reader, path: Path, folder: Path) -> dict[str, Any]:
     start, detail = _clocks(), ""
     try:
         reader.read(path)
-        how = "read"
+        outcome = "read"
     except RegkitError as error:
-        how = "refused" if "\n" not in str(error) else "more than one line"
-        detail = "" if how == "refused" else str(error)[:200]
+        outcome = "refused" if "\n" not in str(error) else "more than one line"
+        detail = "" if outcome == "refused" else str(error)[:200]
     except BaseException as error:
-        how, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        outcome, detail = "traceback", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     seconds = max(end - begin for end, begin in zip(_clocks(), start))
     if (folder / CANARY).exists():
-        how, detail = "pickle run", ""
-    if seconds > MOST_SECONDS:
-        how = "hang"
-    return {"how": how, "detail": detail, "seconds": seconds}
+        outcome, detail = "pickle run", ""
+    if seconds > MAX_SECONDS:
+        outcome = "hang"
+    return {"how": outcome, "detail": detail, "seconds": seconds}
 
 
 def _clocks() -> tuple[float, float]:
@@ -566,12 +566,12 @@ class Tally:
         self.faults: list[str] = []
         self.seconds: list[float] = []
 
-    def add(self, name: str, how: str, detail: str = "", seconds: float = 0.0) -> None:
+    def add(self, name: str, outcome: str, detail: str = "", seconds: float = 0.0) -> None:
         """Count a case."""
-        self.counts[how] += 1
+        self.counts[outcome] += 1
         self.seconds.append(seconds)
-        if how not in ("read", "refused"):
-            self.faults.append(f"{name}, case {self.done}: {how} {detail}".strip())
+        if outcome not in ("read", "refused"):
+            self.faults.append(f"{name}, case {self.done}: {outcome} {detail}".strip())
         self.done += 1
         self.started = False
 
@@ -604,16 +604,16 @@ def fuzz(
             timer.start()
             for line in child.stdout:
                 timer.cancel()
-                found = json.loads(line)
-                name = found["name"]
+                outcome = json.loads(line)
+                name = outcome["name"]
                 tally = tallies[name]
-                if "start" in found:
+                if "start" in outcome:
                     tally.started = True
                 else:
-                    tally.add(name, found["how"], found["detail"], found["seconds"])
+                    tally.add(name, outcome["how"], outcome["detail"], outcome["seconds"])
                     if tally.done == tally.cases:
                         report(tally.row(name))
-                timer = Timer(20 * MOST_SECONDS, end)
+                timer = Timer(20 * MAX_SECONDS, end)
                 timer.start()
             timer.cancel()
         if tally is not None and tally.started:
@@ -666,7 +666,7 @@ def _page(options: Any, slow: int, lines: list[str], faults: list[str], total: i
     text = (
         f"# Damaged files against every reader\n\n`{command}`, commit {commit()}, one thread: {total:,} "
         "cases. A case is one file with one to four things wrong with it; it has to be read or refused with "
-        f"one line, within {MOST_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
+        f"one line, within {MAX_SECONDS:.0f} s and {MEMORY >> 30} GiB of memory beyond the libraries'. "
         f"Faults: {len(faults)}.\n\n"
     )
     text += "\n".join(lines) + "\n"

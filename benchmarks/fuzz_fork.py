@@ -23,18 +23,18 @@ def times(process: int | str) -> tuple[float, float]:
         return 0.0, 0.0
 
 
-def main(control: int, script: str, where: str) -> None:
+def main(control: int, script: str, folder: str) -> None:
     """Serve until the socket is closed."""
     spec = importlib.util.spec_from_file_location("itkchild", script)
     assert spec and spec.loader
     child = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(child)
-    child._import_sitk(where)
-    sys.argv = [script, where]
+    child._import_sitk(folder)
+    sys.argv = [script, folder]
     with socket.socket(fileno=control) as channel:
         while True:
-            said, pipes, *_ = socket.recv_fds(channel, 8, 2)
-            if not said:
+            message, pipes, *_ = socket.recv_fds(channel, 8, 2)
+            if not message:
                 return
             before = times("self")
             pid = os.fork()

@@ -87,11 +87,11 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{case} failed with {child.returncode}")
-    found = json.loads((folder / "out.json").read_text())
-    working = found["settings"]["working_size"]
+    output = json.loads((folder / "out.json").read_text())
+    working = output["settings"]["working_size"]
     return {
         "peak": usage.ru_maxrss * 1024 / MB,
-        "foretold": found["memory_mb"]["foretold"] * 2**20 / MB,
+        "foretold": output["memory_mb"]["foretold"] * 2**20 / MB,
         "working": float(np.prod(working)),
     }
 

@@ -25,12 +25,12 @@ from regkit.features.weights import bundled_weights
 from regkit.pretrain.config import load_config
 from regkit.pretrain.targets import STRUCTURE_CHANNELS
 from regkit.synthesis.anatomy import Anatomy
-from regkit.synthesis.label_maps import LabelMaps, load_maps
+from regkit.synthesis.label_maps import LabelMaps, load_label_maps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, cut_and_render, draw_trunk
 
 _FIELD_MM = (160, 288, 336)
-_LARGEST = 280  # voxels along a side
+_MAX_SIDE = 280  # voxels along a side
 _FINER = 1.2  # voxels of label maps are so much finer than those of their views
 _SEED = 77  # no run's
 
@@ -44,22 +44,22 @@ def of_maps(maps: LabelMaps, count: int, spacing: float) -> list[Anatomy]:
 def named(
     network: NetworkFeatures,
     anatomies: Sequence[Anatomy],
-    how: Pairs,
+    settings: Pairs,
     spacing: float,
     field_mm: Sequence[float] | None,
 ) -> tuple[float, float]:
     """Mean Dice over the structures, all anatomies together, and the share of them called nothing."""
-    how = replace(how, spacing=(spacing, spacing), strays=0, offset=0)
+    settings = replace(settings, spacing=(spacing, spacing), strays=0, offset=0)
     middle = (slice(network.stride // 2, None, network.stride),) * 3
-    found, truth = [], []
+    recognised, truth = [], []
     for number, anatomy in enumerate(anatomies):
         assert anatomy.spacing is not None
         field = field_mm or [n * anatomy.spacing for n in anatomy.labels.shape]
-        shape = tuple(min(_LARGEST, round(mm / spacing / 16) * 16) for mm in field)
-        pair = cut_and_render([anatomy], how, [Rng.of(_SEED, 1, number)], shape)
-        found.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
+        shape = tuple(min(_MAX_SIDE, round(mm / spacing / 16) * 16) for mm in field)
+        pair = cut_and_render([anatomy], settings, [Rng.of(_SEED, 1, number)], shape)
+        recognised.append(network(pair.images[0]).argmax(0).to(torch.uint8).flatten())
         truth.append(pair.structures[0][middle].flatten())
-    likely, there = (torch.cat(maps).numpy() for maps in (found, truth))
+    likely, there = (torch.cat(maps).numpy() for maps in (recognised, truth))
     # What is nowhere found scores 0, since it is there.
     numbers = [number for number in range(1, STRUCTURE_CHANNELS) if (there == number).any()]
     scores = dice(there, likely, numbers, moving_labels=there)
@@ -78,9 +78,9 @@ def main() -> None:
         "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "names_by_spacing"
     )
     arguments = parser.parse_args()
-    how = load_config(ROOT / "models" / "regkit-small.yaml").pairs
+    settings = load_config(ROOT / "models" / "regkit-small.yaml").pairs
     network = NetworkFeatures(arguments.weights or bundled_weights(), apart=True)
-    maps = load_maps(arguments.anatomies) if arguments.anatomies else None
+    maps = load_label_maps(arguments.anatomies) if arguments.anatomies else None
     trunks = [
         draw_trunk(Rng.of(_SEED, 0, number)).with_grain(Rng.of(_SEED, 2, number))
         for number in range(0 if maps else arguments.count)
@@ -89,7 +89,7 @@ def main() -> None:
     lines = ["| voxels mm | Dice | called nothing |", "|--:|--:|--:|"]
     for spacing in arguments.spacings:
         drawn = of_maps(maps, arguments.count, spacing) if maps else trunks
-        score, nothing = named(network, drawn, how, spacing, None if maps else _FIELD_MM)
+        score, nothing = named(network, drawn, settings, spacing, None if maps else _FIELD_MM)
         rows.append({"spacing_mm": spacing, "dice": score, "called_nothing": nothing})
         lines.append(f"| {spacing:g} | {score:.3f} | {100 * nothing:.0f} % |")
         print(lines[-1], flush=True)

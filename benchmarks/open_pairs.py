@@ -129,8 +129,12 @@ def commit() -> str:
 def setting() -> str:
     """What was measured and where, for the head of a table."""
     cores = f"{os.cpu_count()} CPU cores"
-    told = Path("/proc/cpuinfo")  # where there is one
-    models = [line for line in told.read_text().splitlines() if "model name" in line] if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")  # where there is one
+    models = (
+        [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
     if models:
         cores += f" ({models[0].partition(': ')[2]})"
     return f"commit {commit()}, {cores}, Python {platform.python_version()}"

@@ -19,9 +19,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Float64, Grid, affine_transform, transform_points
+from regkit.core.geometry import Float64, Grid, affine_transform, linear_about, transform_points
 from regkit.io.frames import Frames
-from regkit.solver.motion import rigid
 
 SIZE, SPACING = (72, 84, 44), (3.0, 3.0, 3.5)
 BRAIN_BELOW = 100  # FreeSurfer's numbers
@@ -53,9 +52,9 @@ def moving_head(
     labels = sitk.GetArrayFromImage(image).astype(int)
     grid = Grid.from_sitk(image)
     random = np.random.default_rng(seed)
-    found = np.unique(labels)
-    signal = dict(zip(found.tolist(), random.uniform(0.2, 1, len(found)).tolist())) | {0: 0.0, 515: 0.08}
-    growth = dict(zip(found.tolist(), (gain * random.uniform(0, 1, len(found))).tolist()))
+    present = np.unique(labels)
+    signal = dict(zip(present.tolist(), random.uniform(0.2, 1, len(present)).tolist())) | {0: 0.0, 515: 0.08}
+    growth = dict(zip(present.tolist(), (gain * random.uniform(0, 1, len(present))).tolist()))
     texture = gaussian_filter(random.normal(size=labels.shape), 2)
     texture = 1 + 0.05 * texture / texture.std()
     brain = transform_points(
@@ -69,15 +68,15 @@ def moving_head(
     table = np.zeros(labels.max() + 1)
     arrays, truth = [], []
     for k in range(frames):
-        for label in found:
+        for label in present:
             table[label] = signal[int(label)] * (1 + growth[int(label)] * k / frames)
         shown = gaussian_filter((table[labels] * texture).astype(np.float32), blur)
         turn = Rotation.from_rotvec(random.normal(size=3) * degrees / 2 * (k > 0), degrees=True)
-        matrix = rigid(turn, random.normal(size=3) * mm / 2 * (k > 0), centre)
-        seen = sitk.Resample(
+        matrix = linear_about(centre, turn.as_matrix(), random.normal(size=3) * mm / 2 * (k > 0))
+        resampled = sitk.Resample(
             grid.to_sitk(shown), own.blank(), affine_transform(np.linalg.inv(matrix)), sitk.sitkLinear
         )
-        array = sitk.GetArrayFromImage(seen)
+        array = sitk.GetArrayFromImage(resampled)
         array = np.hypot(
             array + noise * random.normal(size=array.shape), noise * random.normal(size=array.shape)
         )
@@ -86,12 +85,12 @@ def moving_head(
     return Frames(np.array(arrays), own, 2.0), truth, brain
 
 
-def errors(found: list[Float64], truth: list[Float64], points: Float64) -> Float64:
+def errors(estimated: list[Float64], truth: list[Float64], points: Float64) -> Float64:
     """mm, of the frames but the first, to which both are taken."""
-    back = np.linalg.inv(found[0])
+    back = np.linalg.inv(estimated[0])
     off = [
         np.linalg.norm(transform_points(one @ back, points) - transform_points(true, points), axis=1).mean()
-        for one, true in zip(found, truth)
+        for one, true in zip(estimated, truth)
     ]
     return np.array(off[1:])
 

@@ -39,8 +39,8 @@ def measure(spacing: float, seed: int, threads: int | None) -> list[dict[str, An
         network, provenance = load_network(bundled_weights())
         entries = {key: value for key, value in provenance.items() if key != "spacing"}
         save_weights(untold, network, entries)
-        for name, (features, told) in COLUMNS.items():
-            weights = None if told else untold
+        for name, (features, options) in COLUMNS.items():
+            weights = None if options else untold
             result = regkit.register(
                 *images,
                 fixed_labels=phantom.fixed_labels,
@@ -61,7 +61,7 @@ def measure(spacing: float, seed: int, threads: int | None) -> list[dict[str, An
                     "dice": result.metrics["mean_dice"],
                     "tre_mm": float(np.mean(error)),
                     "folding_percent": result.metrics["folding_percent"],
-                    "seconds": result.timings,
+                    "seconds": dict(result.timings),
                 }
             )
     return rows

@@ -5,6 +5,7 @@
     peer/bin/pip install -c constraints.txt torch nibabel SimpleITK convexAdam==0.2.0 antspyx
     python benchmarks/speed.py peers --peer-python peer/bin/python [as above]
     python benchmarks/speed.py sizes [--sizes 64 96 128 192 256 384] [--runs 3] [--threads N] [-o FILE]
+    python benchmarks/speed.py tricks [as stages]
     python benchmarks/speed.py gpu [--runs 10] [--shape Z Y X] [-o FILE]
 
 All but the last are whole processes, one at a time: NIfTI files in, a NIfTI warp out. The files are two
@@ -20,6 +21,9 @@ convexAdam is. antspyx also writes the inverse warp, and warps both images.
 sizes: cubes of one field of view. Beyond the preset's max_voxels, which no option sets, the working grid is
 coarser than the images and the cost levels off, so the exponents are given for the sizes up to there too.
 CPU seconds are those of all cores; other programs on the machine change them less than those on the clock.
+
+tricks: of regkit.runtime.process, each left out in turn beside all of them: of the start of a process, of a
+whole registration where it works on that, and of ten files that ITK parses.
 
 gpu: a process registers the pair on the GPU once, in which kernels are compiled or read from Triton's cache,
 and then again and again; what the GPU works on in each stage is from one more run under torch's profiler.
@@ -51,8 +55,13 @@ SIZES, FIELD_OF_VIEW = (64, 96, 128, 192, 256, 384), 384.0
 STAGES = ("start", "load", "linear", "features", "coarse", "fine", "warp", "write")
 # All that a registration imports and reads before its first stage.
 START = (
-    "from regkit.runtime.process import leave, tune; tune(); "
-    "import regkit.cli, regkit.registration as r, regkit.results; r.feature_parts(); leave(0)"
+    "from regkit.runtime.process import import_torch, leave, tune; tune(); import_torch(); "
+    "import regkit.cli, regkit.registration as r, regkit.result_files; r.feature_parts(); leave(0)"
+)
+PARSED = 10
+PARSE = (
+    "import sys; from regkit.io.images import load_image\n"
+    f"for _ in range({PARSED}): load_image(sys.argv[1], 'image')"
 )
 OWN = ((), ("--preset", "fast"), ("--features", "mind", "--init", "none"))
 PEERS = {  # the package, what to import and what to run
@@ -91,22 +100,23 @@ def write_pair(folder: Path, shape: Sequence[int], spacing: float) -> None:
     sides = (("fixed", phantom.fixed, sitk.Transform()), ("moving", phantom.moving, shift))
     for name, volume, transform in sides:
         image, background = volume.to_sitk(), float(volume.array.min())
-        seen = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
-        sitk.WriteImage(seen, str(folder / f"{name}.nii.gz"))
+        resampled = sitk.Resample(image, grid.blank(), transform, sitk.sitkLinear, background, sitk.sitkInt16)
+        sitk.WriteImage(resampled, str(folder / f"{name}.nii.gz"))
 
 
-def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, float], str]:
+def measure(command: Sequence[str], threads: int | None, **variables: str) -> tuple[dict[str, float], str]:
     """Seconds on the clock, CPU seconds and peak MB of a process by the system's account, and its output."""
     # Each library that counts threads reads one of these.
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    environment = os.environ | ({} if threads is None else dict.fromkeys(names, str(threads)))
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+    counts = {} if threads is None else dict.fromkeys(names, str(threads))
+    environment = os.environ | counts | variables
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
+        output.seek(0)
         errors.seek(0)
         if status:
             raise SystemExit(f"{' '.join(command[:4])} failed:\n{errors.read()[-2000:]}")
@@ -114,7 +124,7 @@ def measure(command: Sequence[str], threads: int | None) -> tuple[dict[str, floa
             "seconds": seconds,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-        }, said.read()
+        }, output.read()
 
 
 def regkit(folder: Path, *options: str) -> list[str]:
@@ -129,8 +139,8 @@ def empty(threads: int | None) -> dict[str, float]:
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
-    found = list(values)
-    return f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})"
+    listed = list(values)
+    return f"{statistics.median(listed):.{digits}f} ({min(listed):.{digits}f} to {max(listed):.{digits}f})"
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -145,8 +155,8 @@ def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     rates: dict[str, float] = {}
     for _ in range(arguments.runs):
         start = empty(arguments.threads)["seconds"]
-        whole, said = measure(regkit(folder), arguments.threads)
-        result = json.loads(said)
+        whole, output = measure(regkit(folder), arguments.threads)
+        result = json.loads(output)
         settings, seconds = result["settings"], {"start": start, **result["seconds"]}
         seconds["write"] = whole["seconds"] - start - seconds.pop("total")
         runs.append({**whole, "stages": seconds})
@@ -158,12 +168,12 @@ def stages(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     for stage in STAGES:
         median = statistics.median(run["stages"][stage] for run in runs)
         own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
-        limit = sum(least for _, least, _ in own)
+        limit = sum(seconds_min for _, seconds_min, _ in own)
         share = [f"{limit:.2f}", f"{100 * limit / median:.0f} %"] if own else ["", ""]
         rows.append([stage, f"{median:.2f}", "", "", "", *share])
-        for need, least, which in own:
+        for need, seconds_min, which in own:
             work = [f"{need['bytes'] / 1e9:.2f}", f"{need['operations'] / 1e9:.1f} {need['kind']}", which]
-            rows.append([f"- {need['part']}", "", *work, f"{least:.2f}", ""])
+            rows.append([f"- {need['part']}", "", *work, f"{seconds_min:.2f}", ""])
     rows.append(["whole process", spread((run["seconds"] for run in runs), 2), *[""] * 5])
     columns = ["stage", "seconds, median", "needs GB", "10^9 operations", "its ceiling", "seconds there"]
     reached = ", ".join(
@@ -179,9 +189,9 @@ does before its first stage, and ends; *write* is what remains, with the end of 
 
 def peer_version(python: str, package: str, imports: str) -> str | None:
     """Of a package that can be imported, which also brings it into memory before it is timed."""
-    asked = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
-    found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
-    return None if found.returncode else found.stdout.split()[-1]
+    program = f"{imports}\nfrom importlib.metadata import version\nprint(version({package!r}))"
+    process = subprocess.run([python, "-c", program], capture_output=True, text=True)
+    return None if process.returncode else process.stdout.split()[-1]
 
 
 def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
@@ -196,11 +206,11 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         else:
             missing.append(f"{name} is skipped: it is not in the environment of --peer-python.")
             print(missing[-1], flush=True)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(arguments.runs):
         for name, command in commands.items():
-            found[name].append(measure(command, arguments.threads)[0])
-            print(name, *(f"{value:.1f}" for value in found[name][-1].values()), flush=True)
+            seconds[name].append(measure(command, arguments.threads)[0])
+            print(name, *(f"{value:.1f}" for value in seconds[name][-1].values()), flush=True)
             warps = list(folder.glob("*Warp.nii.gz"))
             if not warps:
                 raise SystemExit(f"{name} wrote no warp")
@@ -210,33 +220,73 @@ def peers(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     columns = ["program", "seconds, median (range)", "CPU seconds", "peak MB"]
     columns += [f"seconds / {name}'s, run by run" for name in references]
     rows = []
-    for name, runs in found.items():
+    for name, runs in seconds.items():
         cells = [spread(run[what] for run in runs) for what in ("seconds", "cpu_seconds")]
         cells.append(f"{max(run['peak_mb'] for run in runs):.0f}")
         for reference in references:
-            ratios = (run["seconds"] / other["seconds"] for run, other in zip(runs, found[reference]))
+            ratios = (run["seconds"] / other["seconds"] for run, other in zip(runs, seconds[reference]))
             cells.append("" if name == reference else spread(ratios, 2))
         rows.append([name, *cells])
-    return {"runs": found, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
+    return {"runs": seconds, "missing": missing}, "\n\n".join([markdown(columns, rows), *missing])
+
+
+def tricks(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
+    from regkit.runtime.process import SWITCH, TRICKS
+
+    apart(write_pair, folder, arguments.shape, SPACING)
+    apart(write_parsed, folder)
+    start, parse = [sys.executable, "-c", START], [sys.executable, "-c", PARSE, str(folder / "small.nrrd")]
+    work = {
+        "start of a process": (start, ("garbage", "torch", "exit")),
+        "registration": (regkit(folder), ("threads", "memory")),
+        f"{PARSED} files that ITK parses": (parse, ("parser",)),
+    }
+    rows, found = [], {}
+    for name, (command, own) in work.items():
+        chosen = {"all used": TRICKS} | {f"without {trick}": set(TRICKS) - {trick} for trick in own}
+        chosen["none used"] = ()
+        runs: dict[str, list[dict[str, float]]] = {which: [] for which in chosen}
+        for _ in range(arguments.runs):
+            for which, used in chosen.items():
+                said = {SWITCH: ",".join(used) or "none"}
+                runs[which].append(measure(command, arguments.threads, **said)[0])
+                print(name, which, *(f"{value:.2f}" for value in runs[which][-1].values()), flush=True)
+        found[name] = runs
+        for which, ones in runs.items():
+            cells = []
+            for what in ("seconds", "cpu_seconds"):
+                cells.append(spread((one[what] for one in ones), 2))
+                more = (one[what] - other[what] for one, other in zip(ones, runs["all used"]))
+                cells.append("" if which == "all used" else spread(more, 2))
+            rows.append([f"{name}, {which}", *cells])
+    columns = ("what", "seconds, median (range)", "more than with all, run by run", "CPU seconds", "more")
+    return found, markdown(columns, rows)
+
+
+def write_parsed(folder: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(folder / "fixed.nii.gz"))
+    sitk.WriteImage(image[:32, :32, :32], str(folder / "small.nrrd"))
 
 
 def gpu(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
     apart(write_pair, folder, arguments.shape, SPACING)
-    found = apart(warm_runs, folder, arguments.runs)
-    runs, rates, settings = found["runs"], found["ceilings"], found["settings"]
+    warm = apart(warm_runs, folder, arguments.runs)
+    runs, rates, settings = warm["runs"], warm["ceilings"], warm["settings"]
     counted = apart(needs, settings, math.prod(arguments.shape))
     rows = []
     for stage in STAGES[1:-1]:
         median = 1e3 * statistics.median(run["stages"][stage] for run in runs)
         own = [(need, *at_ceiling(need, rates)) for need in counted if need["stage"] == stage]
         own = own if stage != "warp" else []  # which is made on the CPU
-        limit = 1e3 * sum(least for _, least, _ in own)
-        busy = found["busy"].get(stage, 0.0)
+        limit = 1e3 * sum(seconds_min for _, seconds_min, _ in own)
+        busy = warm["busy"].get(stage, 0.0)
         share = [f"{limit:.2f}", f"{100 * limit / busy:.0f} %"] if own else ["", ""]
         rows.append([stage, f"{median:.0f}", f"{busy:.1f}", *share])
     columns = ["stage", "ms, median", "of them the GPU works", "at its ceiling", "share of the limit reached"]
     totals = [
-        [name, spread((run[what] for run in runs), 3), f"{found['first'][what]:.1f}"]
+        [name, spread((run[what] for run in runs), 3), f"{warm['first'][what]:.1f}"]
         for what, name in (
             ("seconds", "files in, warp in memory"),
             ("plain", "and written as .nii"),
@@ -250,8 +300,8 @@ GPU memory at its peak: {max(run["gpu_mb"] for run in runs):.0f} MB. By stage:
 {markdown(columns, rows)}
 
 Ceilings: copying {rates["memory"] / 1e9:.0f} GB/s (read and written), products of float32 matrices
-{rates["float32"] / 1e12:.0f}, in TF32 {rates["tf32"] / 1e12:.0f} * 10^12 operations/s. {found["gpu"]}."""
-    return {**found, "needs": counted}, text
+{rates["float32"] / 1e12:.0f}, in TF32 {rates["tf32"] / 1e12:.0f} * 10^12 operations/s. {warm["gpu"]}."""
+    return {**warm, "needs": counted}, text
 
 
 def warm_runs(folder: Path, count: int) -> dict[str, Any]:
@@ -272,7 +322,7 @@ def warm_runs(folder: Path, count: int) -> dict[str, Any]:
             result.warp.save(folder / f"Warp{suffix}")
             took[what] = seconds + time.perf_counter() - start
         memory = torch.cuda.max_memory_reserved() / 2**20
-        return {"seconds": seconds, **took, "gpu_mb": memory, "stages": result.timings}
+        return {"seconds": seconds, **took, "gpu_mb": memory, "stages": dict(result.timings)}
 
     first, runs = run(), [run() for _ in range(count)]
     stage: list[Any] = [None]
@@ -326,20 +376,20 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         apart(write_pair, folder, (side,) * 3, FIELD_OF_VIEW / side)
         runs = []
         for _ in range(arguments.runs):
-            run, said = measure(regkit(folder), arguments.threads)
+            run, output = measure(regkit(folder), arguments.threads)
             runs.append(run)
             print(side, *(f"{value:.1f}" for value in run.values()), flush=True)
-        settings = json.loads(said)["settings"]
+        settings = json.loads(output)["settings"]
         coarsened = settings["working_spacing_mm"] > 1.001 * FIELD_OF_VIEW / side
-        found = {"runs": runs, "coarsened": coarsened, "settings": settings}
-        rows.append({"side": side, **medians(runs), **found})
+        fitted = {"runs": runs, "coarsened": coarsened, "settings": settings}
+        rows.append({"side": side, **medians(runs), **fitted})
     fits = {
         "seconds": ("seconds", 0.0),
         "seconds above those of an empty process": ("seconds", base["seconds"]),
         "peak MB above that of an empty process": ("peak_mb", base["peak_mb"]),
     }
-    kept = [row for row in rows if not row["coarsened"]]
-    exponents = {name: (exponent(rows, *fit), exponent(kept, *fit)) for name, fit in fits.items()}
+    full_grid = [row for row in rows if not row["coarsened"]]
+    exponents = {name: (exponent(rows, *fit), exponent(full_grid, *fit)) for name, fit in fits.items()}
     cells = [["an empty process", "", "", *(f"{value:.1f}" for value in base.values())]]
     for row in rows:
         spacing, working = FIELD_OF_VIEW / row["side"], row["settings"]["working_spacing_mm"]
@@ -347,7 +397,7 @@ def sizes(arguments: argparse.Namespace, folder: Path) -> tuple[Any, str]:
         numbers = (f"{row['side'] ** 3 / 1e6:.2f}", f"{working:.2f}", seconds, f"{row['cpu_seconds']:.1f}")
         cells.append([f"{row['side']}^3 of {spacing:.2f} mm", *numbers, f"{row['peak_mb']:.0f}"])
     columns = ("voxels", "10^6", "working grid, mm", "seconds, median (range)", "CPU seconds", "peak MB")
-    powers = [[name, *(f"{a:.2f}" for a in found)] for name, found in exponents.items()]
+    powers = [[name, *(f"{a:.2f}" for a in fitted)] for name, fitted in exponents.items()]
     text = f"""{markdown(columns, cells)}
 
 The exponent a of voxels^a, by least squares of the logarithms:
@@ -399,7 +449,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for work in (stages, peers, sizes, gpu):
+    for work in (stages, peers, sizes, tricks, gpu):
         name = work.__name__
         one = commands.add_parser(name)
         one.set_defaults(work=work)
@@ -419,13 +469,13 @@ def main() -> None:
     arguments = parser.parse_args()
     empty(None)  # what all processes read from the disk is in memory from here on
     with tempfile.TemporaryDirectory() as name:
-        found, text = arguments.work(arguments, Path(name))
+        result, text = arguments.work(arguments, Path(name))
     used = f"python benchmarks/speed.py {arguments.command} --runs {arguments.runs}"
     for option in ("threads", "shape", "sizes"):
         value = getattr(arguments, option, None)
         if value and value not in (list(SHAPE), list(SIZES)):
             used += f" --{option} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value))
-    write_rows(found, arguments.output, f"`{used}`, {setting()}\n\n{text}")
+    write_rows(result, arguments.output, f"`{used}`, {setting()}\n\n{text}")
     print(text)
 
 

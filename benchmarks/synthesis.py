@@ -25,12 +25,12 @@ from open_pairs import ROOT, setting, write_rows
 
 from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, load_config
-from regkit.pretrain.train import Place, Trainer
+from regkit.pretrain.train import DistributedContext, PretrainTrainer
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture
 from regkit.synthesis.pairs import Pairs, Synthesiser
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 
 DEFAULT = ROOT / "models" / "regkit-small.yaml"
 SIDES = (64, 128)
@@ -49,18 +49,18 @@ def seconds(work: Callable[[int], object], times: int, device: torch.device) -> 
     return (time.perf_counter() - began) / times
 
 
-def step_of_a_run(trainer: Trainer, workers: int) -> float:
+def step_of_a_run(trainer: PretrainTrainer, workers: int) -> float:
     """Seconds of a step of a run whose anatomies processes draw, once the first ones are there."""
-    how = trainer.config.pairs
-    first = 4 * how.bank // trainer.config.batch + 20 * workers
+    settings = trainer.config.pairs
+    first = 4 * settings.bank // trainer.config.batch + 20 * workers
     with batches(trainer, workers) as feed:
         for batch in islice(feed, first):
             trainer.advance(batch)
-        _wait(trainer.where.device)
+        _wait(trainer.context.device)
         began = time.perf_counter()
         for batch in islice(feed, STEPS_OF_A_RUN):
             trainer.advance(batch)
-        _wait(trainer.where.device)
+        _wait(trainer.context.device)
         return (time.perf_counter() - began) / STEPS_OF_A_RUN
 
 
@@ -72,32 +72,32 @@ def _wait(device: torch.device) -> None:
 def cubes(
     pairs: Pairs,
     side: int,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     maps: Sequence[LabelMaps],
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """A row for a pair of cubes, the anatomies that they are cut from included."""
-    how = replace(
+    settings = replace(
         pairs,
         size=side,
         shapes=(),
         ensembles=replace(pairs.ensembles, size=max(pairs.ensembles.size, side + pairs.offset)),
     )
-    synthesiser = Synthesiser(how, sources, 0, device, maps=maps)
-    pair = seconds(lambda number: synthesiser.draw([number]), 3 * how.reuse, device)
+    synthesiser = Synthesiser(settings, sources, 0, device, maps=maps)
+    pair = seconds(lambda number: synthesiser.draw([number]), 3 * settings.reuse, device)
     return [{"what": f"a pair of {side}^3", "seconds": pair, "per_second": 1 / pair}]
 
 
 def steps(
     config: Config,
     bank: int,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     maps: Sequence[LabelMaps],
     workers: int,
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Rows for a step of a configuration: its drawing, its training, and with workers both in a run."""
-    trainer = Trainer(config, sources, Place(0, 1, device), maps=maps)
+    trainer = PretrainTrainer(config, sources, DistributedContext(0, 1, device), maps=maps)
     of = f"the {config.batch} pairs of a step"
     batch = trainer.batch(0)
     step = seconds(lambda k: trainer.advance(batch), 40, device)
@@ -112,7 +112,9 @@ def steps(
     rows.append({"what": "training on them", "seconds": step, "per_second": 1 / step})
     if workers:
         whole = replace(config, pairs=replace(config.pairs, bank=bank))
-        run = step_of_a_run(Trainer(whole, sources, Place(0, 1, device), maps=maps), workers)
+        run = step_of_a_run(
+            PretrainTrainer(whole, sources, DistributedContext(0, 1, device), maps=maps), workers
+        )
         what = f"a step of a run, {workers} processes draw anatomies"
         rows.append({"what": what, "seconds": run, "per_second": 1 / run, "share": run / step - 1})
     return rows
@@ -134,10 +136,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    given = load_config(arguments.config)
-    given = replace(given, pairs=replace(given.pairs, reuse=arguments.reuse or given.pairs.reuse))
+    config_of_file = load_config(arguments.config)
+    config_of_file = replace(
+        config_of_file,
+        pairs=replace(config_of_file.pairs, reuse=arguments.reuse or config_of_file.pairs.reuse),
+    )
     # From the first pair on as many anatomies per pair as a bank draws in the long run.
-    config = replace(given, pairs=replace(given.pairs, bank=1))
+    config = replace(config_of_file, pairs=replace(config_of_file.pairs, bank=1))
     if not arguments.templates:
         config = replace(config, procedural=1.0, templates=0.0)
     sources = mixture(config.procedural, config.templates, arguments.templates)
@@ -145,7 +150,13 @@ def main() -> None:
     device = torch.device(arguments.device)
     parts: list[Callable[[], list[dict[str, Any]]]] = [
         partial(
-            steps, replace(config, batch=batch), given.pairs.bank, sources, maps, arguments.workers, device
+            steps,
+            replace(config, batch=batch),
+            config_of_file.pairs.bank,
+            sources,
+            maps,
+            arguments.workers,
+            device,
         )
         for batch in arguments.batch or (config.batch,)
     ]

@@ -20,10 +20,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 import regkit
-from regkit.core.geometry import Grid, affine_transform, transform_points
+from regkit.core.geometry import Grid, affine_transform, linear_about, transform_points
 from regkit.io.formats import read_linear
 from regkit.io.frames import Frames
-from regkit.solver.motion import rigid
 from regkit.synthesis.phantom import torso
 from regkit.template import build_template, sharpness
 from regkit.warp import Warp
@@ -68,16 +67,18 @@ def render(file: Path, seed: int, spacing: float) -> tuple[sitk.Image, sitk.Imag
     own = Grid(tuple(size), (spacing,) * 3, tuple(-spacing * (size - 1) / 2))
     turn = Rotation.from_euler("xyz", random.uniform(-8, 8, 3), degrees=True)
     # The head's axes, whatever they are in the file, are those of the grid: all files are alike.
-    pose = rigid(turn, centre + random.uniform(-5, 5, 3), np.zeros(3))
-    found = []
+    pose = linear_about(np.zeros(3), turn.as_matrix(), centre + random.uniform(-5, 5, 3))
+    paths = []
     for volume, kind in ((image, sitk.sitkLinear), (names[ids], sitk.sitkNearestNeighbor)):
-        found.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
-    seen = sitk.GetArrayFromImage(found[0])
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in seen.shape), indexing="ij")
+        paths.append(sitk.Resample(grid.to_sitk(volume), own.blank(), affine_transform(pose), kind, 0.0))
+    noisy = sitk.GetArrayFromImage(paths[0])
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noisy.shape), indexing="ij")
     slope = random.uniform(-0.15, 0.15, 3)
-    seen = seen * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(size=seen.shape)
-    scanned = own.to_sitk((random.uniform(500, 1500) * seen).astype(np.float32))
-    return scanned, sitk.Cast(found[1], sitk.sitkUInt8)
+    noisy = noisy * np.exp(slope[0] * x + slope[1] * y + slope[2] * z) + 0.02 * random.normal(
+        size=noisy.shape
+    )
+    scanned = own.to_sitk((random.uniform(500, 1500) * noisy).astype(np.float32))
+    return scanned, sitk.Cast(paths[1], sitk.sitkUInt8)
 
 
 def trunk(seed: int, spacing: float) -> tuple[sitk.Image, sitk.Image, dict[int, str]]:
@@ -100,9 +101,9 @@ def agreement(
     votes = np.stack([(moved == k).sum(0) for k in range(count)]).astype(np.int16)
     rows = []
     for one in moved:
-        most = (votes - np.stack([one == k for k in range(count)])).argmax(0)
+        majority = (votes - np.stack([one == k for k in range(count)])).argmax(0)
         dice = [
-            2 * ((one == k) & (most == k)).sum() / max((one == k).sum() + (most == k).sum(), 1)
+            2 * ((one == k) & (majority == k)).sum() / max((one == k).sum() + (majority == k).sum(), 1)
             for k in range(1, count)
         ]
         rows.append(dice)
@@ -148,7 +149,7 @@ def main() -> None:
         sitk.WriteImage(image, str(files[-1]))
         labels.append(label_map)
 
-    def told(stage: str, done: float) -> None:
+    def report(stage: str, done: float) -> None:
         print(f"{100 * done:3.0f} % {stage}", flush=True)
 
     made = build_template(
@@ -156,7 +157,7 @@ def main() -> None:
         options.output / "template",
         affine_rounds=options.affine_rounds,
         rounds=options.rounds,
-        progress=told,
+        progress=report,
     )
     grid = made.image.grid
     affine = [affine_transform(read_linear(file)) for file in made.affine]

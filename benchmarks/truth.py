@@ -132,7 +132,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def measure(case: Case, found: Found, reference: Found | None = None) -> dict[str, Any]:
+def measure(case: Case, result: Found, reference: Found | None = None) -> dict[str, Any]:
     """Errors in voxels, inside and at the border, and the shares of the fixed voxels that are imaged.
 
     Args:
@@ -146,28 +146,28 @@ def measure(case: Case, found: Found, reference: Found | None = None) -> dict[st
     """
     grid, moving = case.fixed.grid, case.moving.grid
     points = grid.world_points()
-    maps = {"truth": case.truth(points), "after": points + found.warp.field}
+    maps = {"truth": case.truth(points), "after": points + result.warp.field}
     truths = {"after": maps["truth"], "linear": maps["truth"]}
-    if found.linear is not None:
-        maps["linear"] = transform_points(found.linear, points)
+    if result.linear is not None:
+        maps["linear"] = transform_points(result.linear, points)
     if reference is not None:
         truths["after"] = maps["truth"] = case.truth(reference.warp.transform_points(points))
         if reference.linear is not None:
             truths["linear"] = case.truth(transform_points(reference.linear, points))
     voxel = float(np.prod(grid.spacing) ** (1 / 3))
     deep = inside(grid, points, BORDER) & inside(moving, maps["truth"], BORDER)
-    seen = inside(moving, maps["truth"], 0)
-    where = {"body": case.body & deep, "border": case.body & seen & ~deep}
+    visible = inside(moving, maps["truth"], 0)
+    regions = {"body": case.body & deep, "border": case.body & visible & ~deep}
     errors = {stage: distance(maps[stage], truths[stage]) / voxel for stage in truths if stage in maps}
     row: dict[str, Any] = {"voxel_mm": voxel}
-    for region, mask in where.items():
+    for region, mask in regions.items():
         row[region] = {"voxels": int(mask.sum())}
         row[region] |= {stage: summary(error[mask]) for stage, error in errors.items()}
     row["imaged"] = {stage: float(contains(moving, mapped).mean()) for stage, mapped in maps.items()}
     row["doubt"] = None
-    if found.doubt is not None and reference is None and where["body"].any():
-        mask = where["body"]
-        row["doubt"] = doubt_against_error(found.doubt[mask] / voxel, errors["after"][mask])
+    if result.doubt is not None and reference is None and regions["body"].any():
+        mask = regions["body"]
+        row["doubt"] = doubt_against_error(result.doubt[mask] / voxel, errors["after"][mask])
     return row
 
 
@@ -177,8 +177,8 @@ def inside(grid: regkit.Grid, points: Float64, voxels: int) -> npt.NDArray[np.bo
     return np.all((index >= voxels - 1e-6) & (index <= np.asarray(grid.size) - 1 - voxels + 1e-6), axis=-1)
 
 
-def distance(found: Float64, truth: Float64) -> Float64:
-    return np.asarray(np.linalg.norm(found - truth, axis=-1))
+def distance(mapped: Float64, truth: Float64) -> Float64:
+    return np.asarray(np.linalg.norm(mapped - truth, axis=-1))
 
 
 def summary(error: Float64) -> dict[str, float] | None:
@@ -203,11 +203,11 @@ def doubt_against_error(doubt: npt.NDArray[Any], error: Float64) -> dict[str, An
 @lru_cache(maxsize=1)
 def digest(case: Case) -> str:
     """Of the images and how they are registered."""
-    found = hashlib.sha1(repr((case.fixed.grid, case.moving.grid, case.init, case.threads)).encode())
+    content = hashlib.sha1(repr((case.fixed.grid, case.moving.grid, case.init, case.threads)).encode())
     for volume in (case.fixed, case.moving):
-        found.update(volume.array.tobytes())
-    found.update(np.packbits(case.body).tobytes())
-    return found.hexdigest()[:12]
+        content.update(volume.array.tobytes())
+    content.update(np.packbits(case.body).tobytes())
+    return content.hexdigest()[:12]
 
 
 def run(case: Case, name: str, threads: int) -> dict[str, Any]:
@@ -218,12 +218,12 @@ def run(case: Case, name: str, threads: int) -> dict[str, Any]:
     }  # fmt: skip
     start = time.perf_counter()
     try:
-        found, reference = METHODS[name].run(case, threads), None
+        result, reference = METHODS[name].run(case, threads), None
         if case.reference is not None:
             reference = run_reference(name, *case.reference, case.init, threads)
     except Exception as error:  # of a peer anything may come: a row, not the end
         return row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - start}
-    return row | measure(case, found, reference) | {"seconds": found.seconds}
+    return row | measure(case, result, reference) | {"seconds": result.seconds}
 
 
 @lru_cache(maxsize=8)
@@ -255,8 +255,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run what the output already has as well")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "truth")
     arguments = parser.parse_args()
-    kept = arguments.output.with_suffix(".json")
-    rows = {(r["case"], r["method"]): r for r in json.loads(kept.read_text())} if kept.exists() else {}
+    table = arguments.output.with_suffix(".json")
+    rows = {(r["case"], r["method"]): r for r in json.loads(table.read_text())} if table.exists() else {}
     for case in cases(arguments.groups, arguments.cases):
         for name in arguments.methods:
             old = rows.get((case.name, name))

@@ -31,7 +31,7 @@ Move = Callable[[regkit.Volume], tuple[regkit.Volume, PointMap]]
 IDENTITY = tuple(map(tuple, np.eye(4)))
 BOTH = ("", ", remapped")  # contrasts of the known maps
 
-MOST_VOXELS = 3_200_000  # larger images are averaged over blocks first, so that a case takes seconds
+MAX_VOXELS = 3_200_000  # larger images are averaged over blocks first, so that a case takes seconds
 BLUR_FWHM = 2.0  # voxels
 NOISE = 0.05  # of the deviation
 TURN_DEG = (5.0, -4.0, 6.0)  # of the lattice, about x, y and z
@@ -90,11 +90,11 @@ class Case:
     threads: int | None = None
 
 
-def cases(groups: tuple[str, ...] = ("identity",), wanted: str = "") -> Iterator[Case]:
-    """All cases of some groups whose name contains ``wanted``; none is made before it is asked for."""
+def cases(groups: tuple[str, ...] = ("identity",), pattern: str = "") -> Iterator[Case]:
+    """All cases of some groups whose name contains ``pattern``; none is made before it is asked for."""
     for group in groups:
         for name, make in MAKERS[group]().items():
-            if wanted.lower() in name.lower():
+            if pattern.lower() in name.lower():
                 yield make()
 
 
@@ -125,7 +125,7 @@ def _stay(points: npt.ArrayLike) -> Float64:
 
 @lru_cache(maxsize=1)
 def real(name: str) -> tuple[regkit.Volume, regkit.Volume | None]:
-    """One of :data:`IMAGES` and its labels, of at most :data:`MOST_VOXELS` voxels."""
+    """One of :data:`IMAGES` and its labels, of at most :data:`MAX_VOXELS` voxels."""
     folder = SHARED / "data" / "pairs"
     image, labels = IMAGES[name]
     return read(folder / image), None if labels is None else read(folder / labels, labels=True)
@@ -135,7 +135,7 @@ def read(path: Path, labels: bool = False) -> regkit.Volume:
     """An image averaged over whole blocks of voxels until it is small; of labels, every n-th voxel."""
     volume = regkit.load_labels(path, "labels") if labels else regkit.load_image(path, "image")
     block = 1
-    while volume.array.size / block**3 > MOST_VOXELS:
+    while volume.array.size / block**3 > MAX_VOXELS:
         block += 1
     if block == 1:
         return volume

@@ -34,22 +34,22 @@ def report(rows: list[Row]) -> str:
     cropped = [row for row in done(rows) if row["kind"] == "cropped"]
     if cropped:
         parts += ["## Cropped: % of the fixed voxels that land in the moving field of view", imaged(cropped)]
-    told = [row for row in done(rows) if row["doubt"] is not None]
-    if told:
+    with_doubt = [row for row in done(rows) if row["doubt"] is not None]
+    if with_doubt:
         parts += [
             "## Stated doubt",
-            doubt_overview(told),
+            doubt_overview(with_doubt),
             "In bins of equally many places:",
-            doubt_bins(told),
+            doubt_bins(with_doubt),
         ]
     return "\n\n".join(parts)
 
 
 def grouped(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
+        groups.setdefault(row[key], []).append(row)
+    return groups
 
 
 def common(rows: list[Row]) -> list[Row]:
@@ -76,8 +76,8 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def values(rows: list[Row], region: str, stage: str, what: str) -> list[float]:
     """What the cases have of a measure; fewer than there are rows where some have none."""
-    found = (row[region].get(stage) for row in done(rows))
-    return [summary[what] for summary in found if summary is not None]
+    numbers = (row[region].get(stage) for row in done(rows))
+    return [summary[what] for summary in numbers if summary is not None]
 
 
 def average(numbers: list[float]) -> str:
@@ -90,11 +90,11 @@ def overview(rows: list[Row]) -> str:
     for method, own in grouped(rows, "method").items():
         measured = [row for row in done(own) if row["body"]["after"] is not None]
         worst = max(measured, key=lambda row: row["body"]["after"]["mean"], default=None)
-        found = sum(row["body"]["after"]["mean"] < 1 for row in measured)
+        below = sum(row["body"]["after"]["mean"] < 1 for row in measured)
         lines.append(
             [
                 f"{method} ({', '.join(grouped(own, 'version'))})",
-                str(len(own)), str(len(own) - len(done(own))), str(found),
+                str(len(own)), str(len(own) - len(done(own))), str(below),
                 average(values(own, "body", "linear", "mean")),
                 *(average(values(own, "body", "after", what)) for what in ("mean", "p95", "max")),
                 "" if worst is None else f"{worst['body']['after']['mean']:.2f}, {worst['case']}",
@@ -135,8 +135,8 @@ def cell(row: Row | None, region: str = "body") -> str:
         return ""
     if row["error"] is not None:
         return "failed"
-    found = row[region]["after"]
-    return "no voxel" if found is None else " / ".join(f"{found[k]:.2f}" for k in ("mean", "p95", "max"))
+    after = row[region]["after"]
+    return "no voxel" if after is None else " / ".join(f"{after[k]:.2f}" for k in ("mean", "p95", "max"))
 
 
 def imaged(rows: list[Row]) -> str:
@@ -154,9 +154,9 @@ def doubt_overview(rows: list[Row]) -> str:
     for group, own in grouped(rows, "group").items():
         for method, mine in grouped(own, "method").items():
             right = [row["doubt"]["right_where_sure"] for row in mine]
-            told = [share for share in right if share is not None]
+            known = [share for share in right if share is not None]
             cells = [f"{100 * np.mean([row['doubt']['sure'] for row in mine]):.1f}"]
-            cells += [f"{100 * f:.1f}" for f in (np.mean(told), min(told))] if told else ["", ""]
+            cells += [f"{100 * f:.1f}" for f in (np.mean(known), min(known))] if known else ["", ""]
             lines.append([f"{group}, {method}", str(len(mine)), *cells])
     return markdown(["", "cases", "% that say under 1", "% of those that are", "in the worst case"], lines)
 
@@ -186,9 +186,9 @@ def draw(rows: list[Row], picture: Path) -> None:
     from regkit.io.atomic import atomic_path
     from regkit.viz.colours import DIM, INK, PALE
 
-    told = [row for row in done(rows) if row["doubt"] is not None]
+    with_doubt = [row for row in done(rows) if row["doubt"] is not None]
     groups = grouped(rows, "group")
-    panels = len(groups) + bool(told)
+    panels = len(groups) + bool(with_doubt)
     tallest = max(len(grouped(own, "kind")) for own in groups.values())
     figure = Figure((5 * panels, 1.5 + 0.22 * tallest), dpi=120, facecolor=INK, layout="constrained")
     FigureCanvasAgg(figure)
@@ -208,9 +208,9 @@ def draw(rows: list[Row], picture: Path) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_yticks(range(len(kinds)), kinds)
         ax.set_xlabel("mean error in the body, voxels")
-    if told:
+    if with_doubt:
         ax = axes[-1]
-        for method, own in grouped(told, "method").items():
+        for method, own in grouped(with_doubt, "method").items():
             parts = binned(own)
             doubt = [part.mean() for part, _ in parts]
             for what, style in ((np.mean, "-"), (lambda e: np.percentile(e, 95), ":")):

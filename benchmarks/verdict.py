@@ -45,7 +45,7 @@ def run(pair: Pair) -> tuple[dict[str, Any], regkit.Registration]:
     row = {
         "name": pair.name, "half": pair.half, "kind": pair.kind, "right": pair.right,
         "truth": pair.truth(result) if pair.truth else {},
-        "seconds": result.timings,
+        "seconds": dict(result.timings),
         "voxels": int(pair.fixed.array.size),
         "values": {gate.name: gate.value for gate in result.verdict.gates},
         # What the run knows besides, for gates that might be.
@@ -65,7 +65,7 @@ def failed(pair_name: str, half: str, kind: str, right: bool, error: Exception) 
     return {"name": pair_name, "half": half, "kind": kind, "right": right, "error": str(error), "values": {}}
 
 
-def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
+def run_all(cache: Path, kinds: list[str] | None, limit: int) -> None:
     """Register what the cache has not, a few of every kind after the other."""
     rows = read(cache)
     by_kind: dict[str, list[tuple[str, Callable[[], Pair]]]] = {}
@@ -73,7 +73,7 @@ def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
         by_kind.setdefault(kind, []).append((name, make))
     jobs = []
     for kind, makers in by_kind.items():
-        keep = len(makers) if kind.startswith(("real", "painted", "bent")) else most
+        keep = len(makers) if kind.startswith(("real", "painted", "bent")) else limit
         chosen = [makers[int(k)] for k in np.unique(np.linspace(0, len(makers) - 1, keep).round())]
         jobs += [(k % 8, kind, name, make) for k, (name, make) in enumerate(chosen)]
     for _, kind, name, make in sorted(jobs, key=lambda job: job[:3]):
@@ -88,8 +88,8 @@ def run_all(cache: Path, kinds: list[str] | None, most: int) -> None:
             if (kind == "real" and name.endswith("start 0")) or kind == "painted trunks":
                 other = off(f"{name}, start off", pair, result.linear, result.warp.transform_points)
                 rows[other.name] = run(other)[0]
-        say = rows[name].get("error") or verdict_of(rows[name]["values"]).level
-        print(f"{kind}: {name}: {say}", flush=True)
+        level = rows[name].get("error") or verdict_of(rows[name]["values"]).level
+        print(f"{kind}: {name}: {level}", flush=True)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cache) as temporary:
             temporary.write_text(to_json(rows))
@@ -109,7 +109,7 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         pair = row["name"].partition(", start")[0]
         if row["kind"] == "real" and "dice" in row["truth"]:
             best[pair] = max(best.get(pair, 0.0), row["truth"]["dice"])
-    found = {}
+    counts = {}
     for name, row in rows.items():
         truth = row.get("truth") or {}
         lost = truth.get("error", 0.0) > RIGHT_ERROR
@@ -118,11 +118,11 @@ def outcome(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
         if row["kind"] == "painted heads":
             lost |= truth["dice"] < 0.2
         if row["right"]:
-            found[name] = "went wrong by itself" if lost or "error" in row else "right"
+            counts[name] = "went wrong by itself" if lost or "error" in row else "right"
         else:
             near = row["kind"] == "start 60 mm off" and truth.get("error", 1.0) < RECOVERED
-            found[name] = "recovered" if near else "wrong"
-    return found
+            counts[name] = "recovered" if near else "wrong"
+    return counts
 
 
 def level_of(row: dict[str, Any]) -> str:

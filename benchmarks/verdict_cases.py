@@ -1,6 +1,6 @@
 """Pairs of images that a registration should get right, and pairs that nobody could: for ``verdict.py``.
 
-Every image is averaged over blocks until it has at most :data:`MOST_VOXELS` voxels, so that a pair takes
+Every image is averaged over blocks until it has at most :data:`MAX_VOXELS` voxels, so that a pair takes
 seconds. Images are of one of two halves, and so are all pairs made of them: thresholds are chosen on
 the half "chosen" and their errors counted on the half "confirmed", on other images.
 """
@@ -28,7 +28,7 @@ from regkit.synthesis.noise import Rng
 from regkit.synthesis.phantom import torso
 from regkit.warp import resample_labels
 
-MOST_VOXELS = 300_000
+MAX_VOXELS = 300_000
 PAIRS = SHARED / "data" / "pairs"
 HALVES = ("chosen", "confirmed")
 
@@ -112,7 +112,7 @@ class Pair:
 def small(volume: regkit.Volume) -> regkit.Volume:
     """Averaged over blocks, first along the axis of the shortest voxel side, until there are few voxels."""
     block = np.ones(3, int)
-    while volume.array.size / block.prod() > MOST_VOXELS:
+    while volume.array.size / block.prod() > MAX_VOXELS:
         block[int(np.argmin(block * volume.grid.spacing))] += 1
     whole = volume.grid.window((0, 0, 0), tuple(np.array(volume.grid.size) // block * block))
     z, y, x = whole.shape
@@ -201,18 +201,18 @@ def by_labels(folder: str, exchanged: bool, rigid: Float64) -> Truth | None:
     back = np.linalg.inv(rigid)
 
     def measure(result: regkit.Registration) -> dict[str, float]:
-        found = {}
+        scores = {}
         if manifest["landmarks"]:
             pairs = dict(zip(("fixed", "moving"), regkit.read_pairs(PAIRS / folder / manifest["landmarks"])))
             mapped = transform_points(back, result.warp.transform_points(pairs[sides[0]]))
-            found["error_mm"] = float(np.linalg.norm(mapped - pairs[sides[1]], axis=1).mean())
-            found["error"] = found["error_mm"] / float(np.prod(result.warp.grid.extent) ** (1 / 3))
+            scores["error_mm"] = float(np.linalg.norm(mapped - pairs[sides[1]], axis=1).mean())
+            scores["error"] = scores["error_mm"] / float(np.prod(result.warp.grid.extent) ** (1 / 3))
         if manifest["fixed_labels"]:
             one, other = (
                 regkit.load_labels(PAIRS / folder / manifest[f"{side}_labels"], "labels") for side in sides
             )
-            found["dice"] = mean_dice(one, posed(other, rigid), result)
-        return found
+            scores["dice"] = mean_dice(one, posed(other, rigid), result)
+        return scores
 
     return measure
 

@@ -22,14 +22,14 @@ _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     todo = [_in_repository(file.src_uri) for file in files.documentation_pages()] + list(FROM_NAVIGATION)
-    seen = set(todo)
+    visited = set(todo)
     for path in todo:
         if not path.startswith("docs/"):
             files.append(File.generated(config, _in_site(path), abs_src_path=str(ROOT / path)))
         if path.endswith(".md"):
-            found = _targets(path, (ROOT / path).read_text(encoding="utf-8"))
-            todo += sorted(found - seen)
-            seen |= found
+            targets = _targets(path, (ROOT / path).read_text(encoding="utf-8"))
+            todo += sorted(targets - visited)
+            visited |= targets
     return files
 
 
@@ -45,14 +45,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _targets(path: str, markdown: str) -> set[str]:
     """The files of the repository outside docs/ that a page links to."""
-    found = set()
+    targets = set()
     for match in _LINK.finditer(_FENCE.sub("", markdown)):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), match[2]))
         if not (ROOT / target).is_file():
             raise PluginError(f"{path} links to {match[2]}, which is no file")
         if not target.startswith("docs/"):
-            found.add(target)
-    return found
+            targets.add(target)
+    return targets
 
 
 def _outside_fences(markdown: str, change):

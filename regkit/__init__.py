@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from regkit.io.outputs import save_image
     from regkit.io.points import read_pairs, read_points, write_points
     from regkit.propagation import Propagation, propagate
-    from regkit.registration import Registration, register
-    from regkit.results import save_volume
+    from regkit.registration import register
+    from regkit.registration_result import Registration
+    from regkit.result_files import save_volume
     from regkit.segmentation.inference import Segmentation, segment
     from regkit.segmentation.training import Finetuned, Finetuning, finetune
     from regkit.series import AlignedSeries, align_series
@@ -106,8 +107,9 @@ _MODULES = {
     "io.outputs": ("save_image",),
     "io.points": ("read_pairs", "read_points", "write_points"),
     "propagation": ("Propagation", "propagate"),
-    "registration": ("Registration", "register"),
-    "results": ("save_volume",),
+    "registration": ("register",),
+    "registration_result": ("Registration",),
+    "result_files": ("save_volume",),
     "segmentation.inference": ("Segmentation", "segment"),
     "segmentation.training": ("Finetuned", "Finetuning", "finetune"),
     "series": ("AlignedSeries", "align_series"),

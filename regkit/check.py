@@ -41,7 +41,7 @@ _RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Reading:
+class Interpretation:
     """One way to take the numbers of a file.
 
     Args:
@@ -61,29 +61,29 @@ class Reading:
 
 @dataclass(frozen=True)
 class Check:
-    """What a warp or linear transform is to two images.
+    """What :func:`check_warp` found out about a warp or linear transform.
 
     Args:
         kind: "field" or "linear".
-        stated: the reading that regkit takes; None where it refuses the file.
+        stated: the reading that regkit takes, or None if it refuses the file.
         best: the reading under which the images agree best.
-        header: agreement of the images as their headers place them, without any warp.
-        right: whether the warp as it is read is the right one.
-        folding_percent: of the field's voxels; None of a linear transform.
-        in_field: share of the fixed voxels that lie on the field's grid; None of a linear transform.
-        answer: what to say, a sentence each.
-        readings: all that were tried, best first.
+        header: agreement of the images without a warp, as their headers place them.
+        right: whether the warp is right as it is read.
+        folding_percent: voxels of the field that fold, or None for a linear transform.
+        in_field: share of the fixed voxels that lie on the grid of the field, or None for a linear transform.
+        answer: the conclusion, in sentences.
+        readings: everything that was tried, best first.
     """
 
     kind: str
-    stated: Reading | None
-    best: Reading
+    stated: Interpretation | None
+    best: Interpretation
     header: float
     right: bool
     folding_percent: float | None
     in_field: float | None
     answer: tuple[str, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[Interpretation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -99,12 +99,12 @@ class _Candidate:
 
 
 def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike) -> Check:
-    """Say whether a warp brings one image onto another, and if not, what would.
+    """Find out whether a warp brings one image onto another and, if not, what would.
 
     Args:
-        path: a warp or linear transform of any kind that is read (docs/formats.md); of a plain 4x4 matrix
-            the convention need not be named.
-        fixed, moving: the images that it is thought to go between.
+        path: a warp or linear transform of any kind that regkit reads (docs/formats.md). The convention of a
+            plain 4x4 matrix need not be named.
+        fixed, moving: the images that the warp should connect.
 
     Raises:
         RegkitError: if a file cannot be used.
@@ -131,7 +131,7 @@ def check_warp(path: str | os.PathLike[str], fixed: ImageLike, moving: ImageLike
 
 
 def agreement(fixed: Volume, moving: Volume, *maps: Points) -> list[float]:
-    """How well two images agree under each of some maps, as of :class:`Reading`: 0 is chance, 1 perfect."""
+    """How well two images agree under each of some maps (:class:`Interpretation`): 0 chance, 1 perfect."""
     look = _look(fixed, moving)
     return [_tried(look, _Candidate("", "", "", one)).agreement for one in maps]
 
@@ -142,14 +142,14 @@ def _look(fixed: Volume, moving: Volume) -> LowRes:
     return LowRes(*_sources(fixed, moving), float(np.prod(fixed.grid.extent) / cells) ** (1 / 3))
 
 
-def _better(one: Reading, other: Reading) -> bool:
+def _better(one: Interpretation, other: Interpretation) -> bool:
     return 1 - one.agreement < _BETTER * (1 - other.agreement)
 
 
 def _answer(
-    own: Reading | None,
-    best: Reading,
-    header: Reading,
+    own: Interpretation | None,
+    best: Interpretation,
+    header: Interpretation,
     right: bool,
     folding: float | None,
     in_field: float | None,
@@ -188,20 +188,20 @@ def _answer(
         yield f"Of what the fixed image shows, {100 * best.covered:.0f} % lies in the moving one."
 
 
-def _tried(look: LowRes, candidate: _Candidate) -> Reading:
+def _tried(look: LowRes, candidate: _Candidate) -> Interpretation:
     points = look.grid.world_points()
     targets = candidate.map(points)
     agreement = covered = 0.0
     if np.isfinite(targets).all() and _plausible(points, targets):
-        seen = look.through(lambda _: targets)
-        shown = look.content * seen.weight
-        covered = look.covered(seen)
-        chance = look.chance(seen)
+        moved = look.through(lambda _: targets)
+        shown = look.content * moved.weight
+        covered = look.covered(moved)
+        chance = look.chance(moved)
         if covered > 0.02 and np.isfinite(chance):
-            difference = float((look.difference(seen) * shown).sum() / shown.sum()) / max(chance, 1e-9)
+            difference = float((look.difference(moved) * shown).sum() / shown.sum()) / max(chance, 1e-9)
             # Where there is nothing to see, chance is all there is.
             agreement = covered * (1 - difference)
-    return Reading(candidate.name, candidate.text, candidate.advice, agreement, covered)
+    return Interpretation(candidate.name, candidate.text, candidate.advice, agreement, covered)
 
 
 def _plausible(points: Float64, targets: Float64) -> bool:
@@ -215,12 +215,12 @@ def _plausible(points: Float64, targets: Float64) -> bool:
 def _sources(fixed: Volume, moving: Volume) -> tuple[Source, Source]:
     """Both images normalised as for a registration without masks."""
     ct = [is_ct(volume.array) for volume in (fixed, moving)]
-    found = []
+    sources = []
     for volume, is_hu in zip((fixed, moving), ct):
         window = window_of(volume.array, default_ct_window(ct) if is_hu else None)
         image = torch.from_numpy(normalise(volume.array, window))
-        found.append(Source(image, None, volume.grid).without_filling(volume.array))
-    return found[0], found[1]
+        sources.append(Source(image, None, volume.grid).without_filling(volume.array))
+    return sources[0], sources[1]
 
 
 _LPS, _LEARN2REG = "LPS mm", "Learn2Reg"
@@ -274,15 +274,15 @@ def _candidates(
 def _is_learn2reg(file: Path) -> bool:
     if not file.name.lower().endswith(SUFFIXES):
         return False
-    with open_nifti(file) as found:
-        return len(found.shape) == 4 and found.intent[0] == 0
+    with open_nifti(file) as header:
+        return len(header.shape) == 4 and header.intent[0] == 0
 
 
 def _positions(file: Path) -> Warp | None:
     """The vectors of a file as they stand in it; None where they cannot be read so."""
     if file.name.lower().endswith(SUFFIXES):
-        with open_nifti(file) as found:
-            vectors, affine, shape = foreign._vectors(found), found.affine, found.shape[:3]
+        with open_nifti(file) as file_header:
+            vectors, affine, shape = foreign._vectors(file_header), file_header.affine, file_header.shape[:3]
         return Warp(np.ascontiguousarray(vectors), Grid.from_ras_affine(shape, affine))
     with guard.open_image([file]) as image:
         header = image.header
@@ -340,8 +340,8 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
         targets = placed(values)
         if not np.isfinite(targets).all():
             continue
-        found = Warp((targets - here).astype(np.float32), raw.grid)
-        yield _Candidate(name, text, advice, found.transform_points)
+        warp = Warp((targets - here).astype(np.float32), raw.grid)
+        yield _Candidate(name, text, advice, warp.transform_points)
         if not _plausible(here, targets):
             continue
         also = f" Besides, it is {text}. {advice}" if name != stated else ""
@@ -349,7 +349,7 @@ def _of_field(vectors: Warp, stated: str, moving: Grid) -> Iterator[_Candidate]:
             f"inverse of {name}",
             "the warp the other way, from MOVING to FIXED",
             _SWAP + also,
-            Inverter(found),
+            Inverter(warp),
         )
 
 
@@ -393,5 +393,5 @@ def _of_matrix(matrix: Float64, fixed: Grid, moving: Grid, stated: str) -> Itera
         ("inverse of voxels", "a matrix between voxel indices, moving to fixed", f"Invert it. {rewrite}",
          moving.index_to_world @ inverse @ fixed.world_to_index),
     ]  # fmt: skip
-    for own, text, advice, found in ways:
-        yield _Candidate(own, text, advice, partial(transform_points, found))
+    for own, text, advice, warp in ways:
+        yield _Candidate(own, text, advice, partial(transform_points, warp))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regkit.core.geometry import Float64
+from regkit.core.choices import PresetName
 from regkit.core.jsontext import to_json
-from regkit.evaluate import summarise_errors, target_registration_error
+from regkit.evaluate import LandmarkErrors
 from regkit.io.atomic import atomic_path
 from regkit.io.outputs import save_image
-from regkit.registration import Registration, register
-from regkit.results import write_results
+from regkit.registration import register
+from regkit.registration_result import Registration
+from regkit.result_files import write_results
 from regkit.synthesis.phantom import Phantom, torso
 
 FILES = {
@@ -41,24 +42,24 @@ class Demo:
 
     Args:
         registration: of the phantom's files.
-        landmarks: ``count``, and ``tre_before_mm`` and ``tre_mm``: each ``mean``, ``median`` and ``max``.
+        landmarks: errors of the phantom's landmarks.
         command: the command line that repeats the registration.
     """
 
     registration: Registration
-    landmarks: dict[str, Any]
+    landmarks: LandmarkErrors
     command: str
 
     def to_dict(self) -> dict[str, Any]:
         """As of the registration, with the landmarks and the command."""
-        return {**self.registration.to_dict(), "landmarks": self.landmarks, "command": self.command}
+        return {**self.registration.to_dict(), "landmarks": self.landmarks.to_dict(), "command": self.command}
 
 
 def run_demo(
     folder: Path,
     *,
     seed: int = 0,
-    preset: str = "default",
+    preset: PresetName = "default",
     progress: Callable[[str, float], None] | None = None,
 ) -> Demo:
     """Write the phantom and its registration to an existing folder, as :data:`FILES` names them.
@@ -93,12 +94,7 @@ def run_demo(
         files["fixed_labels"],
         files["moving_labels"],
     )
-    mapped = result.warp.transform_points(phantom.landmarks_fixed)
-    errors = {
-        "count": len(mapped),
-        "tre_before_mm": _errors(phantom.landmarks_fixed, phantom),
-        "tre_mm": _errors(mapped, phantom),
-    }
+    errors = LandmarkErrors.of(phantom.landmarks_fixed, phantom.landmarks_moving, result.warp)
     demo = Demo(result, errors, _command(files, preset, seed))
     with atomic_path(files["metrics"]) as temporary:
         temporary.write_text(to_json(demo.to_dict()) + "\n", encoding="utf-8")
@@ -126,10 +122,6 @@ def write_phantom(phantom: Phantom, files: dict[str, Path]) -> None:
         table = csv.writer(stream)
         table.writerow(["name", "fx", "fy", "fz", "mx", "my", "mz"])
         table.writerows([name, *(f"{x:.4f}" for x in (*here, *there))] for name, here, there in pairs)
-
-
-def _errors(mapped: Float64, phantom: Phantom) -> dict[str, float]:
-    return summarise_errors(target_registration_error(mapped, phantom.landmarks_moving))
 
 
 def _command(files: dict[str, Path], preset: str, seed: int) -> str:

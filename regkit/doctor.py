@@ -54,8 +54,8 @@ _MODULES = {"annotated-types": "annotated_types", "jinja2": "jinja2", "pillow": 
 _SPACING, _SEED = 6.0, 0
 # Mean over the voxels of all organs, mm. A right run ends at 4.1, the linear start alone at 6.0, the headers
 # alone at 53: measured, with and without kernels.
-_MOST_ERROR = 5.0
-_MOST_FILE_ERROR = 0.01  # mm; the file holds float32
+_MAX_ERROR = 5.0
+_MAX_FILE_ERROR = 0.01  # mm; the file holds float32
 _FILE_POINTS = 500
 _LITTLE_MEMORY = 2 * 2**30  # bytes
 
@@ -239,10 +239,10 @@ def self_test(progress: Progress | None = None) -> SelfTest:
     """Register the phantom with coarse voxels and compare with its known warp. Nothing is raised."""
     start = time.perf_counter()
     try:
-        found = _registered(progress)
+        outcome = _registered(progress)
     except Exception as error:  # whatever it is, it is what the user wants to know
-        found = {"problems": (f"registration failed: {type(error).__name__}: {reason(error)}",)}
-    return SelfTest(seconds=time.perf_counter() - start, **found)
+        outcome = {"problems": (f"registration failed: {type(error).__name__}: {reason(error)}",)}
+    return SelfTest(seconds=time.perf_counter() - start, **outcome)
 
 
 def _registered(progress: Progress | None) -> dict[str, Any]:
@@ -269,11 +269,11 @@ def _registered(progress: Progress | None) -> dict[str, Any]:
     by_itk = np.array([itk.TransformPoint(point) for point in some.tolist()])
     apart = float(np.linalg.norm(by_itk - result.warp.transform_points(some), axis=-1).max())
 
-    folding, verdict = result.metrics["folding_percent"], result.verdict.level
+    folding, verdict = result.smoothness.folding_percent, result.verdict.level
     problems = []
-    if not error <= _MOST_ERROR:
-        problems.append(f"the warp is {error:.1f} mm off on average; at most {_MOST_ERROR:g} mm are expected")
-    if not apart <= _MOST_FILE_ERROR:
+    if not error <= _MAX_ERROR:
+        problems.append(f"the warp is {error:.1f} mm off on average; at most {_MAX_ERROR:g} mm are expected")
+    if not apart <= _MAX_FILE_ERROR:
         problems.append(f"SimpleITK applies the warp's file differently, up to {apart:.3g} mm apart")
     if folding > 0:
         problems.append(f"{folding:.2g} % of the warp's voxels fold; none should")
@@ -318,11 +318,13 @@ def _packages() -> tuple[dict[str, str | None], tuple[Extra, ...], list[str]]:
     extras = []
     for extra in names:
         of_it = [r for r in needed if _wanted(r, extra) and not _wanted(r, "")]
-        found = {r.name: _version(r.name) for r in of_it}
+        installed = {r.name: _version(r.name) for r in of_it}
         old = [
-            r.name for r in of_it if (v := found[r.name]) and not r.specifier.contains(v, prereleases=True)
+            r.name
+            for r in of_it
+            if (v := installed[r.name]) and not r.specifier.contains(v, prereleases=True)
         ]
-        extras.append(Extra(extra, found, tuple(old), WITHOUT.get(extra, "what needs them does not run")))
+        extras.append(Extra(extra, installed, tuple(old), WITHOUT.get(extra, "what needs them does not run")))
     return versions, tuple(extras), problems
 
 
@@ -340,30 +342,30 @@ def _wanted(requirement: Requirement, extra: str) -> bool:
 
 def _problem(requirement: Requirement, version: str | None) -> str | None:
     """What is wrong with a package that regkit needs, and what to do."""
-    name, wanted = requirement.name, f"'{requirement.name}{requirement.specifier}'"
+    name, specifier = requirement.name, f"'{requirement.name}{requirement.specifier}'"
     if version is None:
-        return f"{name} is missing: pip install {wanted}"
+        return f"{name} is missing: pip install {specifier}"
     if not requirement.specifier.contains(version, prereleases=True):
-        return f"{name} {version} is not supported: pip install {wanted}"
+        return f"{name} {version} is not supported: pip install {specifier}"
     try:
         import_module(_MODULES.get(name.lower(), name))
     except Exception as error:  # a library of C that does not load, a module of another version
         why = reason(error)
-        return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {wanted}"
+        return f"{name} {version} cannot be imported ({why}): pip install --force-reinstall {specifier}"
     return None
 
 
 def _compiler() -> str | None:
     """The first line of what the compiler that setuptools would call says of itself."""
-    named = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    for word in (named.split()[0], "gcc", "clang", "cl"):
+    command_line = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    for word in (command_line.split()[0], "gcc", "clang", "cl"):
         path = shutil.which(word)
         if path is None:
             continue
         with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
-            lines = (said.stdout or said.stderr).strip().splitlines()
-            if said.returncode == 0 and lines:
+            process = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10)
+            lines = (process.stdout or process.stderr).strip().splitlines()
+            if process.returncode == 0 and lines:
                 return lines[0]
     return None
 
@@ -391,8 +393,8 @@ def _device() -> Device:
     import torch
 
     if torch.cuda.is_available():
-        seen = torch.cuda.get_device_properties(0)
-        return Device("cuda", seen.name, seen.total_memory, find_spec("triton") is not None)
+        properties = torch.cuda.get_device_properties(0)
+        return Device("cuda", properties.name, properties.total_memory, find_spec("triton") is not None)
     if sys.platform == "darwin":
         return Device("cpu", "regkit computes on GPUs of NVIDIA's alone")
     if torch.version.cuda is None:

@@ -15,17 +15,19 @@ lost scores 0 (Dice) and infinity (HD95), provided that the caller says what was
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from regkit.core.choices import Stage
 from regkit.core.errors import InputError
 
 if TYPE_CHECKING:
     from regkit.io.images import Volume
+    from regkit.warp import Warp
 
 Labels = npt.NDArray[np.int64]
 
@@ -93,15 +95,15 @@ def hd95(
         raise InputError(f"surface distances need 3-D label maps, got shape {fixed.shape}")
     in_fixed, in_moved = _counts(fixed), _counts(moved)
     findable = _findable(in_moved, moving_labels)
-    found: dict[int, float] = {}
+    distances: dict[int, float] = {}
     for label in _chosen(labels, in_fixed):
         if label not in in_fixed or label not in findable:
-            found[label] = float("nan")
+            distances[label] = float("nan")
         elif label not in in_moved:
-            found[label] = float("inf")
+            distances[label] = float("inf")
         else:
-            found[label] = _hd95(fixed == label, moved == label, spacing_xyz[::-1])
-    return found
+            distances[label] = _hd95(fixed == label, moved == label, spacing_xyz[::-1])
+    return distances
 
 
 def target_registration_error(mapped: npt.ArrayLike, moving: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -133,16 +135,60 @@ def summarise(values: Iterable[float]) -> float:
     return float(np.mean(scored)) if scored else float("nan")
 
 
-def summarise_errors(errors: npt.ArrayLike) -> dict[str, float]:
-    """``mean``, ``median`` and ``max`` of distances, NaN if there are none."""
-    found = np.asarray(errors, dtype=np.float64)
-    if not found.size:
-        return dict.fromkeys(("mean", "median", "max"), float("nan"))
-    return {"mean": float(found.mean()), "median": float(np.median(found)), "max": float(found.max())}
+@dataclass(frozen=True)
+class ErrorSummary:
+    """Distances in mm, in three numbers; NaN if there are none."""
+
+    mean: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, distances: npt.ArrayLike) -> ErrorSummary:
+        """The summary of distances of any shape."""
+        values = np.asarray(distances, dtype=np.float64)
+        if not values.size:
+            return cls(float("nan"), float("nan"), float("nan"))
+        return cls(float(values.mean()), float(np.median(values)), float(values.max()))
+
+    def to_dict(self) -> dict[str, float]:
+        """Ready for JSON but for NaN."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LandmarkErrors:
+    """Target registration errors of landmarks.
+
+    Args:
+        count: of the landmarks.
+        before: by the headers alone.
+        after: under the warp; None if there is no warp.
+    """
+
+    count: int
+    before: ErrorSummary
+    after: ErrorSummary | None
+
+    @classmethod
+    def of(
+        cls, fixed: npt.NDArray[np.float64], moving: npt.NDArray[np.float64], warp: Warp | None
+    ) -> LandmarkErrors:
+        """The errors of landmarks (n, 3), LPS mm, in the same order in both images."""
+        before = ErrorSummary.of(target_registration_error(fixed, moving))
+        if warp is None:
+            return cls(len(fixed), before, None)
+        mapped = warp.transform_points(fixed)
+        return cls(len(fixed), before, ErrorSummary.of(target_registration_error(mapped, moving)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON but for NaN."""
+        after = {} if self.after is None else {"tre_mm": self.after.to_dict()}
+        return {"count": self.count, "tre_before_mm": self.before.to_dict(), **after}
 
 
 def compare_labels(
-    fixed: Volume, moved: Volume, names: dict[int, str] | None = None, moving: Volume | None = None
+    fixed: Volume, moved: Volume, names: Mapping[int, str] | None = None, moving: Volume | None = None
 ) -> list[LabelScore]:
     """Dice and HD95 (mm) of each label of two label maps on one grid.
 
@@ -178,6 +224,73 @@ def compare_labels(
     ]
 
 
+@dataclass(frozen=True)
+class LabelScores:
+    """Scores of the same labels at several stages of a registration.
+
+    Args:
+        stages: "before" (by the headers alone), "linear" or "after" -> the scores of all labels, which have
+            the same order at every stage.
+    """
+
+    stages: Mapping[Stage, Sequence[LabelScore]]
+
+    @classmethod
+    def of(
+        cls,
+        fixed: Volume,
+        moved: Mapping[Stage, Volume],
+        names: Mapping[int, str] | None = None,
+        moving: Volume | None = None,
+    ) -> LabelScores:
+        """The scores of label maps on the fixed grid.
+
+        Args:
+            moved: the moving labels at each stage, on the fixed grid.
+            names, moving: as of :func:`compare_labels`.
+
+        Raises:
+            RegkitError: as :func:`compare_labels`.
+        """
+        return cls({stage: compare_labels(fixed, labels, names, moving) for stage, labels in moved.items()})
+
+    @property
+    def mean_dice(self) -> dict[Stage, float]:
+        """Mean over the labels, by stage."""
+        return {stage: summarise(s.dice for s in scores) for stage, scores in self.stages.items()}
+
+    @property
+    def mean_hd95(self) -> dict[Stage, float]:
+        """Mean over the labels in mm, by stage."""
+        return {stage: summarise(s.hd95 for s in scores) for stage, scores in self.stages.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON but for NaN and infinity.
+
+        The means are by stage. A row has ``label``, ``name``, ``dice_before``, ``dice_linear``, ``dice``,
+        ``hd95_before_mm`` and ``hd95_mm``, as far as there are such stages.
+        """
+        return {
+            "mean_dice": self.mean_dice,
+            "mean_hd95_mm": self.mean_hd95,
+            "labels": [
+                self._row(dict(zip(self.stages, scores, strict=True)))
+                for scores in zip(*self.stages.values(), strict=True)
+            ],
+        }
+
+    @staticmethod
+    def _row(scores: Mapping[Stage, LabelScore]) -> dict[str, Any]:
+        first = next(iter(scores.values()))
+        row: dict[str, Any] = {"label": first.label, "name": first.name}
+        for stage, score in scores.items():
+            row["dice" if stage == "after" else f"dice_{stage}"] = score.dice
+        for stage, score in scores.items():
+            if stage != "linear":
+                row["hd95_mm" if stage == "after" else f"hd95_{stage}_mm"] = score.hd95
+        return row
+
+
 def _label_maps(fixed: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[Labels, Labels]:
     first, second = _whole(fixed, "fixed"), _whole(moved, "moved")
     if first.shape != second.shape:
@@ -186,13 +299,13 @@ def _label_maps(fixed: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[Labels, Lab
 
 
 def _whole(labels: npt.ArrayLike, which: str) -> Labels:
-    given = np.asarray(labels)
-    if given.dtype.kind in "ui":
-        whole = given
+    array = np.asarray(labels)
+    if array.dtype.kind in "ui":
+        whole = array
     else:
         with np.errstate(invalid="ignore"):
-            whole = given.astype(np.int64)
-        if (whole != given).any():
+            whole = array.astype(np.int64)
+        if (whole != array).any():
             raise InputError(
                 f"the {which} labels are not whole numbers: resample label maps with nearest neighbour"
             )

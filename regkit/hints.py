@@ -38,8 +38,8 @@ def landmark_pairs(
     if fixed is None and moving is None:
         return None
     if fixed is None or moving is None:
-        given, other = ("moving", "fixed") if fixed is None else ("fixed", "moving")
-        raise RegkitError(f"{given} landmarks need {other} landmarks: give both, in the same order")
+        present, other = ("moving", "fixed") if fixed is None else ("fixed", "moving")
+        raise RegkitError(f"{present} landmarks need {other} landmarks: give both, in the same order")
     ours, theirs = _points(fixed, "fixed landmarks"), _points(moving, "moving landmarks")
     if len(ours) != len(theirs):
         raise RegkitError(

@@ -13,20 +13,23 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, slab_index, slabs, transform_points
 from regkit.core.intensity import normalise
 from regkit.core.settings import named_settings
 from regkit.features.featuremap import FeatureMap
-from regkit.features.maps import DEFAULT, INTENSITY, feature_maps, feature_parts, parts_for
+from regkit.features.maps import INTENSITY, feature_maps, feature_parts, parts_for
 from regkit.io.images import ImageLike, Volume, load_image, load_labelled
 from regkit.ops.filters import smooth
 from regkit.ops.resample import Source, resample
 from regkit.ops.sampling import sample
-from regkit.registration import Progress, Registration, register
+from regkit.registration import register
+from regkit.registration_result import Registration
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.solver.deformable import STRIDE, plan
+from regkit.stages import Progress
 from regkit.start import Init
 from regkit.warp import Warp, contains
 
@@ -40,15 +43,14 @@ _BYTES_PER_ATLAS, _BYTES_OF_FUSION = 16, 64
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What :func:`propagate` found.
+    """The result of :func:`propagate`.
 
     Args:
-        labels: the label map on the target's grid, of the first of uint8, int16, int32, uint32 and int64
-            that holds the labels of all atlases; 0 where no atlas covers the target.
-        confidence: the share of the votes that the label of a voxel had, 0 to 1, float32; 0 where there was
-            no vote.
-        atlases: for each its names, ``image`` and ``labels``, its share of all ``votes``, and what
-            :meth:`regkit.Registration.to_dict` says of its registration.
+        labels: the label map on the grid of the target, in the first of uint8, int16, int32, uint32 and int64
+            that holds the labels of all atlases. 0 where no atlas covers the target.
+        confidence: share of the votes for the label of each voxel, 0 to 1, float32. 0 where nobody voted.
+        atlases: for each atlas its names (``image`` and ``labels``), its share of all ``votes``, and
+            :meth:`regkit.Registration.to_dict` of its registration.
     """
 
     labels: Volume
@@ -57,7 +59,7 @@ class Propagation:
 
 
 @dataclass(frozen=True, eq=False)
-class _Atlas:
+class RegisteredAtlas:
     """An atlas that was registered: its labels, the grid of its image, the warp from the target to it."""
 
     labels: Volume
@@ -90,40 +92,41 @@ def propagate(
     *,
     fusion: str = "similarity",
     init: Init = "auto",
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     ct_window: tuple[float, float] | None = None,
     device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Propagation:
-    """Segment an image by registering atlases to it and fusing their labels.
+    """Segment an image: register atlases to it and fuse their labels.
 
-    At a voxel x of the target, an atlas of the warp T votes for each label by the label's indicator, linearly
-    interpolated at T(x), unless T(x) lies outside the atlas' image. The label of the most votes wins, of
-    equals the smallest. With one atlas that is ``Warp.apply(interpolation="label")`` within its image.
+    At a voxel x of the target, an atlas with the warp T votes for each label by the label's indicator,
+    linearly interpolated at T(x), unless T(x) lies outside the image of the atlas. The label with the most
+    votes wins, and among equals the smallest. With one atlas this is ``Warp.apply(interpolation="label")``
+    inside its image.
 
     Args:
         target: the image to segment; anything that :func:`regkit.register` takes.
-        atlases: (image, label map) each, likewise; the label map on any grid that shares the image's world,
-            its labels 0, background, or more.
-        fusion: ``majority``: all atlases count alike. ``similarity``: they count by how well they fit the
-            target there, by ``exp(1 - d / d_min)`` with d the local mean squared feature difference
-            (:func:`local_difference`) and d_min the least of the atlases that vote: the locally weighted
-            voting of Artaechevarria et al. (IEEE TMI 2009), with the exponential of Sabuncu et al. (IEEE TMI
-            2010) and, as in Coupe et al. (NeuroImage 2011), the best match for its scale.
+        atlases: pairs of an image and a label map. The label map may lie on any grid in the world of its
+            image. Its labels are 0, background, or more.
+        fusion: ``majority``: all atlases count the same. ``similarity``: an atlas counts by how well it fits
+            the target there, by ``exp(1 - d / d_min)`` with d the local mean squared feature difference
+            (:func:`local_difference`) and d_min the smallest d of the atlases that vote. This is the locally
+            weighted voting of Artaechevarria et al. (IEEE TMI 2009), with the exponential of Sabuncu et al.
+            (IEEE TMI 2010) and, as in Coupe et al. (NeuroImage 2011), scaled by the best match.
         init, features, weights, preset, ct_window, device, threads, seed: of every registration, as for
             :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if an input cannot be used, or an atlas cannot be registered; the message names it. All
             inputs are read before the first registration.
     """
     if fusion not in FUSIONS:
-        raise RegkitError(f"no fusion named {fusion!r}; there is: {', '.join(FUSIONS)}")
+        raise RegkitError(f"no fusion named {fusion!r}; available: {', '.join(FUSIONS)}")
     if not atlases:
         raise RegkitError("there is no atlas: give at least one image with its label map")
     count = len(atlases)
@@ -139,7 +142,7 @@ def propagate(
         compare = None
         if fusion == "similarity" and count > 1:
             compare = _Comparison(image, features, weights, preset, torch_device(device))
-        found: list[_Atlas] = []
+        registered: list[RegisteredAtlas] = []
         differences: list[torch.Tensor] = []
         measures: list[dict[str, Any]] = []
         for k, (moving, labels) in enumerate(loaded, 1):
@@ -151,18 +154,18 @@ def propagate(
                 )  # fmt: skip
             except RegkitError as error:
                 raise type(error)(f"atlas {k} of {count}, '{moving.name}': {error}") from error
-            found.append(_Atlas(labels, moving.grid, result.warp))
+            registered.append(RegisteredAtlas(labels, moving.grid, result.warp))
             if compare:
                 differences.append(compare(result))
             measures.append({"image": moving.name, "labels": labels.name, **result.to_dict()})
 
-        shares = np.stack([atlas.covers() for atlas in found]).astype(np.float32)
+        shares = np.stack([atlas.covers() for atlas in registered]).astype(np.float32)
         if compare:
-            _weigh(shares, torch.cat(differences), compare.cells, image.grid)
+            weigh_votes(shares, torch.cat(differences), compare.cells, image.grid)
         if not shares.any():
             raise RegkitError("no atlas covers any part of the target after registration")
         step = partial(_report_fusion, report)
-        labels_of_target, confidence = _fuse(found, shares, step)
+        labels_of_target, confidence = fuse_votes(registered, shares, step)
     total = float(shares.sum(dtype=np.float64))
     for row, share in zip(measures, shares):
         row["votes"] = float(share.sum(dtype=np.float64)) / total
@@ -183,9 +186,9 @@ class _Comparison:
     def __init__(
         self,
         target: Volume,
-        features: str,
+        features: FeatureSet,
         weights: str | PathLike[str] | None,
-        preset: str,
+        preset: PresetName,
         device: torch.device,
     ) -> None:
         self.target = target
@@ -206,11 +209,11 @@ class _Comparison:
         transform = result.warp.to_sitk()
         image, reference = source.grid.to_sitk(source.image.cpu().numpy()), self.grid.blank()
         pixel, at_border = sitk.sitkFloat32, True  # continued by its border values, as in the registration
-        seen = (
+        maps = (
             sitk.Resample(image, reference, transform, sitk.sitkLinear, 0.0, pixel, at_border),
             sitk.Resample(source.grid.blank() + 1, reference, transform, sitk.sitkNearestNeighbor),
         )
-        moved, weight = (torch.from_numpy(sitk.GetArrayFromImage(i)).to(self.device) for i in seen)
+        moved, weight = (torch.from_numpy(sitk.GetArrayFromImage(i)).to(self.device) for i in maps)
         return local_difference(self._of_target(fixed), self._cells(moved, weight)).cpu()
 
     def _features_of_target(self, window: tuple[float, float]) -> FeatureMap:
@@ -236,7 +239,7 @@ def local_difference(fixed: FeatureMap, moved: FeatureMap) -> torch.Tensor:
     return (smooth(squares) + 1e-3 * mean) / (smooth(weight) + 1e-3)
 
 
-def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) -> None:
+def weigh_votes(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) -> None:
     """Turn coverage, 0 or 1, into the weights of the votes, 0 to 1, the best atlas' being 1.
 
     Args:
@@ -245,15 +248,15 @@ def _weigh(shares: Float32, differences: torch.Tensor, cells: Grid, grid: Grid) 
     """
     to_cells = cells.world_to_index @ grid.index_to_world
     for first, last in slabs(grid):
-        where = transform_points(to_cells, slab_index(grid, first, last)).astype(np.float32)
-        found = sample(differences, torch.from_numpy(where).movedim(-1, 0)).numpy()
+        index = transform_points(to_cells, slab_index(grid, first, last)).astype(np.float32)
+        sampled = sample(differences, torch.from_numpy(index).movedim(-1, 0)).numpy()
         part = shares[:, first:last]
-        best = np.where(part > 0, found, np.inf).min(axis=0)
-        part *= np.exp(np.minimum(best - found, 0) / np.maximum(best, 1e-6))
+        best = np.where(part > 0, sampled, np.inf).min(axis=0)
+        part *= np.exp(np.minimum(best - sampled, 0) / np.maximum(best, 1e-6))
 
 
-def _fuse(
-    atlases: Sequence[_Atlas], shares: Float32, on_step: Callable[[float], None]
+def fuse_votes(
+    atlases: Sequence[RegisteredAtlas], shares: Float32, on_step: Callable[[float], None]
 ) -> tuple[npt.NDArray[Any], Float32]:
     """The label of the most votes at each voxel, and its share of them; label by label, atlas by atlas.
 
@@ -263,18 +266,18 @@ def _fuse(
     """
     held = [np.unique(atlas.labels.array) for atlas in atlases]
     labels = np.unique(np.concatenate([[0], *held]))  # ascending: of equal votes, the smallest label's win
-    found = np.zeros(shares.shape[1:], np.result_type(*[atlas.labels.array for atlas in atlases]))
-    most = np.zeros(found.shape)
+    fused = np.zeros(shares.shape[1:], np.result_type(*[atlas.labels.array for atlas in atlases]))
+    highest = np.zeros(fused.shape)
     for k, label in enumerate(labels, 1):
-        votes = np.zeros(found.shape)
+        votes = np.zeros(fused.shape)
         for atlas, share, own in zip(atlases, shares, held):
             if label == 0 or label in own:
                 votes += share * atlas.votes(int(label))
-        better = votes > most
-        found[better] = label
-        most[better] = votes[better]
+        better = votes > highest
+        fused[better] = label
+        highest[better] = votes[better]
         on_step(k / len(labels))
-    return found, (most / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
+    return fused, (highest / np.maximum(shares.sum(axis=0, dtype=np.float64), 1e-30)).astype(np.float32)
 
 
 def _load(number: int, atlas: object) -> tuple[Volume, Volume]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,24 +16,25 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, STARTS, FeatureSet, LinearModel, PresetName, Stage
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform, slab_index, slabs, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.core.settings import LinearModel, changed_settings
+from regkit.core.settings import changed_settings
 from regkit.core.version import __version__
-from regkit.evaluate import LabelScore, compare_labels, summarise
-from regkit.features.maps import DEFAULT, Part, feature_parts, further_parts, mind_ssc, parts_for
+from regkit.evaluate import LabelScores
+from regkit.features.maps import Part, feature_parts, further_parts, mind_ssc, parts_for
 from regkit.hints import PointsLike, distance, guides, images_of, landmark_pairs, pairs_of
 from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_mask, names_of, warn_other_names
-from regkit.io.provenance import record_of
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.folding import unfold
-from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
-from regkit.ops.resample import Source, resample
+from regkit.ops.jacobian import Smoothness, jacobian_determinant, unfolded_warp
+from regkit.ops.resample import Source
 from regkit.ops.sampling import sample
+from regkit.registration_result import Evidence, Registration
 from regkit.runtime.device import current, reproducible, torch_device
-from regkit.runtime.memory import GB, capped, fitting, peak_mb, resident_memory
+from regkit.runtime.memory import GB, capped, fitting, resident_memory
 from regkit.solver.deformable import (
     STRIDE,
     Pyramid,
@@ -51,13 +49,12 @@ from regkit.solver.deformable import (
 from regkit.solver.evidence import taken_back
 from regkit.solver.landmarks import Landmarks
 from regkit.solver.linear import STEPS, LinearStart, align, align_landmarks, improved
+from regkit.stages import Progress, StageRecorder, Timings
 from regkit.start import Init, described, given_start, seen_through
-from regkit.verdict import Verdict, measured, verdict_of
+from regkit.verdict import measured, verdict_of
 from regkit.warp import Warp, resample_labels
 
 _LOG = logging.getLogger(__name__)
-Progress = Callable[[str, float], None]
-INITS = ("auto", "none", "centre", "rigid", "affine")
 # Shares of the whole run, for the progress bar.
 _SHARES = {
     "load": 0.02, "linear": 0.28, "features": 0.05, "coarse": 0.2, "fine": 0.38, "warp": 0.03, "verdict": 0.04
@@ -66,76 +63,6 @@ _DEFORMABLE = ("features", "coarse", "fine")
 _FITS: dict[str, tuple[str, ...]] = {
     "rigid": ("rigid",), "similarity": ("rigid", "similarity"), "affine": ("rigid", "affine")
 }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Registration:
-    """What :func:`register` found.
-
-    Args:
-        warp: displacement field on the fixed grid, LPS mm.
-        linear: 4x4, fixed LPS mm -> moving LPS mm: the linear start that the warp includes.
-        metrics: ``folding_percent``, ``sd_log_jacobian``, ``feature_difference`` (mean squared
-            difference over the overlap, after the linear and the deformable stage), ``evidence`` (of each
-            part of the features the share of its weight that it kept, :mod:`regkit.solver.evidence`) and,
-            where labels were given, ``mean_dice``, ``mean_hd95_mm`` (before by the headers alone, linear,
-            after) and ``labels`` (one row per label).
-        timings: seconds by stage, ``total`` last.
-        memory: peak MB of the process up to the end of each stage, what was ``foretold``, ``peak`` last.
-        settings: everything the run depended on.
-        verdict: whether the result can be believed (:mod:`regkit.verdict`).
-        moving: the moving image, as loaded.
-        moved_labels: the moving labels on the fixed grid, by nearest neighbour, where given.
-        doubt: ``uncertainty`` on the solver's cells, mm.
-    """
-
-    warp: Warp
-    linear: Float64
-    metrics: dict[str, Any]
-    timings: dict[str, float]
-    memory: dict[str, float]
-    settings: dict[str, Any]
-    verdict: Verdict
-    moving: Volume = field(repr=False)
-    moved_labels: Volume | None = field(default=None, repr=False)
-    doubt: Source | None = field(default=None, repr=False)
-
-    @cached_property
-    def moved(self) -> Volume:
-        """The moving image on the fixed grid, linearly interpolated, float32."""
-        moved: Volume = self.warp.apply(self.moving)
-        return moved
-
-    @cached_property
-    def uncertainty(self) -> Volume | None:
-        """How far off the warp may be at each voxel of the fixed grid, mm, float32; None of a linear start.
-
-        From how well the features tell the match from its neighbours (:func:`regkit.solver.evidence.doubt`).
-        Where the moving image has no data, or nothing is told, it is the largest value there is.
-        """
-        if self.doubt is None:
-            return None
-        values, _ = resample(self.doubt, np.eye(4), self.warp.grid)
-        return Volume(values.cpu().numpy(), self.warp.grid)
-
-    def provenance(self, **inputs: object) -> dict[str, Any]:
-        """What made it, for :func:`regkit.io.provenance.write_record`: version, settings, hashes of inputs.
-
-        Args:
-            inputs: the files that were registered, by their roles, as ``fixed="fixed.nii.gz"``.
-        """
-        return record_of(inputs, self.settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Measures, verdict, times and settings, ready for JSON but for NaN."""
-        return {
-            "metrics": self.metrics,
-            "verdict": self.verdict.to_dict(),
-            "seconds": self.timings,
-            "memory_mb": self.memory,
-            "settings": self.settings,
-            "linear": self.linear.tolist(),
-        }
 
 
 def register(
@@ -151,9 +78,9 @@ def register(
     moving_labels: ImageLike | None = None,
     label_names: dict[int, str] | None = None,
     init: Init = "auto",
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | os.PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     settings: Mapping[str, Any] | None = None,
     ct_window: tuple[float, float] | None = None,
     device: str | torch.device = "auto",
@@ -187,7 +114,7 @@ def register(
             SimpleITK, or a :class:`regkit.Warp`, from which the registration goes on. Deformable presets
             first turn and move a given linear transform to where the features near it agree best; linear
             ones take it as it is.
-        features: what the deformable stages compare, of :data:`regkit.features.maps.NAMES`: ``mind``,
+        features: what the deformable stages compare, of :data:`regkit.core.choices.FEATURE_SETS`: ``mind``,
             ``network`` or ``network+mind``. In the last the network is left out on a working grid that is
             much finer than what it learnt from. The linear start always compares MIND.
         weights: the file of the network's weights; by default those that come with regkit.
@@ -213,31 +140,34 @@ def register(
     pairs = pairs_of(images_of(fixed), images_of(moving))
     if not chosen.deformable and (len(pairs) > 1 or guide_labels is not None):
         raise RegkitError("further images and labels that guide count in a preset that deforms alone")
-    where = torch_device(device)
-    features, parts, record = feature_parts(features, weights)
-    stages = _Stages(progress, where, chosen.deformable)
+    compute_device = torch_device(device)
+    _, parts, record = feature_parts(features, weights)
+    shares = {s: share for s, share in _SHARES.items() if chosen.deformable or s not in _DEFORMABLE}
+    stages = StageRecorder(progress, compute_device, shares)
     before, cap = resident_memory(), None if memory is None else memory * GB
-    with reproducible(threads, seed), current(where):
+    with reproducible(threads, seed), current(compute_device):
         with stages("load"), capped(cap):
             with ThreadPoolExecutor(1) as other:
                 reading = other.submit(copy_context().run, load_image, pairs[0][1], "moving image")
                 fixed_image, moving_image = load_image(pairs[0][0], "fixed image"), reading.result()
             fixed_map, moving_map = _labels(fixed_labels, moving_labels, fixed_image, moving_image)
-            sources, windows = _sources(fixed_image, moving_image, fixed_mask, moving_mask, ct_window, where)
+            sources, windows = _sources(
+                fixed_image, moving_image, fixed_mask, moving_mask, ct_window, compute_device
+            )
             marks = landmark_pairs(fixed_landmarks, moving_landmarks, fixed_image.grid)
-            guide, guided = guides(guide_labels, (fixed_image, moving_image), where)
+            guide, guided = guides(guide_labels, (fixed_image, moving_image), compute_device)
             more = []
             for k, (ours, theirs) in enumerate(pairs[1:], 2):
                 first = fixed_image if ours is pairs[0][0] else load_image(ours, f"fixed image {k}")
                 second = moving_image if theirs is pairs[0][1] else load_image(theirs, f"moving image {k}")
-                more.append(_sources(first, second, None, None, ct_window, where)[0])
+                more.append(_sources(first, second, None, None, ct_window, compute_device)[0])
             more += guide
             work = plan(fixed_image.grid, moving_image.grid, chosen)
             chosen, foretold = fitting(
                 chosen,
                 fixed_image.array.size,
                 moving_image.array.size,
-                int(np.prod(work.grid.size)) if chosen.deformable and where.type == "cpu" else 0,
+                int(np.prod(work.grid.size)) if chosen.deformable and compute_device.type == "cpu" else 0,
                 before,
                 cap,
                 labels=moving_map is not None,
@@ -253,41 +183,41 @@ def register(
 
         with stages("linear"):
             step = stages.stepper(STEPS)
-            given = given_start(init, INITS, fixed_image.grid, moving_image.grid)
+            given_init = given_start(init, STARTS, fixed_image.grid, moving_image.grid)
             origin = "file" if isinstance(init, str | os.PathLike) else "given"
-            seen, matrix = sources[1], np.eye(4)
-            if given is None:
+            moving_source, matrix = sources[1], np.eye(4)
+            if given_init is None:
                 start = _linear_start(
                     str(init), *sources, work.grid.spacing[0], chosen.linear_model, step, marks
                 )
                 matrix = start.matrix
-            elif isinstance(given, Warp):
+            elif isinstance(given_init, Warp):
                 if more or marks is not None:
                     raise RegkitError("landmarks, labels that guide and further images need a linear start")
-                start = LinearStart(given.affine_part(), np.nan, origin, "warp")
-                seen = seen_through(given, seen, work.grid, work.reach)
+                start = LinearStart(given_init.affine_part(), np.nan, origin, "warp")
+                moving_source = seen_through(given_init, moving_source, work.grid, work.reach)
             else:
-                start = LinearStart(given, np.nan, origin, "given")
+                start = LinearStart(given_init, np.nan, origin, "given")
                 if chosen.deformable:  # the pose is the solver's to improve as well
-                    start = improved(*sources, given, work.grid.spacing[0], mind_ssc)
+                    start = improved(*sources, given_init, work.grid.spacing[0], mind_ssc)
                     start = replace(start, origin=origin)
                 matrix = start.matrix
         _LOG.debug("linear start: %s, %s, similarity %.3f", start.origin, start.model, start.similarity)
 
         landmarks = None
         if marks is not None and chosen.landmark_weight:
-            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, where)
+            landmarks = Landmarks.on(work.grid, matrix, *marks, chosen.landmark_weight, compute_device)
         cells = work.grid.pooled(STRIDE)
-        displacement = torch.zeros((3, *cells.shape), device=where)
-        difference: dict[str, float] = {}
-        evidence: dict[str, dict[str, float]] = {}
+        displacement = torch.zeros((3, *cells.shape), device=compute_device)
+        difference: dict[Stage, float] = {}
+        evidence: dict[str, Evidence] = {}
         uncertain: Source | None = None
         if chosen.deformable:
             with stages("features"):
                 further = [[pair[side] for pair in more] for side in (0, 1)]
                 views = (
                     fixed_view(sources[0], work, further[0]),
-                    moving_view(seen, matrix, work, further[1]),
+                    moving_view(moving_source, matrix, work, further[1]),
                 )
                 del further
 
@@ -308,53 +238,55 @@ def register(
                     fixed_pyramid, moving_pyramid, displacement, chosen, step, landmarks
                 )
                 in_cells = displacement_doubt(fixed_pyramid, moving_pyramid, displacement)
-                kept = taken_back(displacement, in_cells)
+                believed_displacement = taken_back(displacement, in_cells)
                 if landmarks is not None:
-                    kept = landmarks.pooled(STRIDE).kept(displacement, kept)
-                displacement = unfold(kept)
+                    believed_displacement = landmarks.pooled(STRIDE).kept(displacement, believed_displacement)
+                displacement = unfold(believed_displacement)
                 difference["after"] = feature_difference(fixed_pyramid, moving_pyramid, displacement)
                 uncertain = _doubt(in_cells, cells)
             evidence = {
-                name: {"share": share, "blur_of_match": believed.blurs[name]}
-                for name, share in believed.shares.items()
+                name: Evidence(share, believed.blurs[name]) for name, share in believed.shares.items()
             }
-            _LOG.debug("evidence: %s", {name: round(told["share"], 2) for name, told in evidence.items()})
+            _LOG.debug("evidence: %s", {name: round(one.share, 2) for name, one in evidence.items()})
             del believed, fixed_pyramid, moving_pyramid, views
 
         with stages("warp"):
             warp, determinant = _warp(displacement, cells, matrix, fixed_image.grid, moving_image.grid)
-            if isinstance(given, Warp):
-                warp = replace(warp.compose(given), moving_grid=moving_image.grid)
+            if isinstance(given_init, Warp):
+                warp = replace(warp.compose(given_init), moving_grid=moving_image.grid)
                 determinant = jacobian_determinant(warp.field, warp.grid)
-            metrics: dict[str, Any] = {
-                "folding_percent": folding_percent(determinant),
-                "sd_log_jacobian": sd_log_jacobian(determinant),
-                "feature_difference": difference,
-                "evidence": evidence,
-            }
+            smoothness = Smoothness.of(determinant)
+            landmarks_mm: dict[Stage, float] | None = None
             if marks is not None:
-                ways = {"before": marks[0], "linear": transform_points(start.matrix, marks[0]),
-                        "after": warp.transform_points(marks[0])}  # fmt: skip
-                metrics["landmarks_mm"] = {stage: distance(at, marks[1]) for stage, at in ways.items()}
-            moved_labels = None
+                mapped: dict[Stage, Float64] = {
+                    "before": marks[0],
+                    "linear": transform_points(start.matrix, marks[0]),
+                    "after": warp.transform_points(marks[0]),
+                }
+                landmarks_mm = {stage: distance(at, marks[1]) for stage, at in mapped.items()}
+            moved_labels, scores = None, None
             if moving_map is not None:
                 moved_labels = resample_labels(moving_map, warp.grid, warp.to_sitk())
                 if fixed_map is not None:
                     known = label_names or names_of(fixed_map)
-                    metrics |= _label_metrics(fixed_map, moving_map, moved_labels, start.matrix, known)
+                    scores = _label_scores(fixed_map, moving_map, moved_labels, start.matrix, known)
 
         with stages("verdict"):
             gates = measured(*sources, start.matrix, warp.transform_points)
-            gates["folding"] = metrics["folding_percent"]
-            if "mean_dice" in metrics:
-                gates["labels"] = metrics["mean_dice"]["after"] - metrics["mean_dice"]["before"]
+            gates["folding"] = smoothness.folding_percent
+            if scores is not None:
+                gates["labels"] = scores.mean_dice["after"] - scores.mean_dice["before"]
 
         return Registration(
             warp=warp,
-            linear=start.matrix,
-            metrics=metrics,
+            start=start,
+            smoothness=smoothness,
+            feature_difference=difference,
+            evidence=evidence,
+            label_scores=scores,
+            landmarks_mm=landmarks_mm,
             verdict=verdict_of(gates),
-            timings=stages.seconds | {"total": sum(stages.seconds.values())},
+            timings=Timings(stages.seconds),
             memory=stages.memory | {"foretold": foretold / 2**20, "peak": max(stages.memory.values())},
             settings={
                 "regkit": __version__,
@@ -366,7 +298,7 @@ def register(
                 "features": features,
                 "known": [part.name for part in parts],
                 "asked": list(evidence),
-                "compared": [name for name, told in evidence.items() if told["share"] > 0],
+                "compared": [name for name, one in evidence.items() if one.share > 0],
                 "weights": record,
                 "images": len(pairs),
                 "landmarks": 0 if marks is None else len(marks[0]),
@@ -374,15 +306,9 @@ def register(
                 "preset": preset,
                 "solver": asdict(chosen),
                 "init": described(init),
-                "start": {
-                    "origin": start.origin,
-                    "model": start.model,
-                    "similarity": start.similarity,
-                    "runner_up": start.runner_up
-                    and {"origin": start.runner_up[0], "similarity": start.runner_up[1]},
-                },
+                "start": start.to_dict(),
                 "intensity_windows": windows,
-                "device": str(where),
+                "device": str(compute_device),
                 "threads": torch.get_num_threads(),
                 "seed": seed,
                 "working_spacing_mm": work.grid.spacing[0],
@@ -394,58 +320,6 @@ def register(
             moved_labels=moved_labels,
             doubt=uncertain,
         )
-
-
-class _Stages:
-    """Seconds and peak memory by stage, and the share of the run that is done."""
-
-    def __init__(self, progress: Progress | None, device: torch.device, deformable: bool) -> None:
-        self.progress = progress or (lambda stage, done: None)
-        self.device = device
-        shares = {s: v for s, v in _SHARES.items() if deformable or s not in _DEFORMABLE}
-        self.shares = {s: v / sum(shares.values()) for s, v in shares.items()}
-        self.seconds: dict[str, float] = {}
-        self.memory: dict[str, float] = {}
-        self.done = 0.0
-        self.stage = ""
-        self.elsewhere = 0.0  # seconds of the stage that count as another's
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self.stage = stage
-        self.progress(stage, self.done)
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - self.elsewhere
-        self.elsewhere = 0.0
-        self.memory[stage] = peak_mb()
-        _LOG.debug("%s: %.2f s, %.0f MB at most", stage, self.seconds[stage], self.memory[stage])
-        self.done += self.shares[stage]
-        self.progress(stage, min(self.done, 1.0))
-
-    @contextmanager
-    def counted(self, stage: str) -> Iterator[None]:
-        """A block whose time counts as that of an earlier stage, not of the one that it is in."""
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        spent = time.perf_counter() - start
-        self.seconds[stage] += spent
-        self.elsewhere += spent
-
-    def stepper(self, steps: int) -> Callable[[], None]:
-        """A function to call after each of ``steps`` equal parts of the current stage."""
-        count = 0
-
-        def step() -> None:
-            nonlocal count
-            count = min(count + 1, steps)
-            self.progress(self.stage, self.done + self.shares[self.stage] * count / steps)
-
-        return step
 
 
 def _labels(
@@ -525,8 +399,7 @@ def _warp(
 ) -> tuple[Warp, npt.NDArray[np.float32]]:
     """The displacement of the deformable stage and the linear start as one field on the fixed grid.
 
-    T(p) = A(p + d(p)). Sampling on another lattice may fold where the cells did not; such places are
-    smoothed until the determinant is positive at every voxel.
+    T(p) = A(p + d(p)). Sampled on another lattice it may fold where the cells did not, which is mended.
 
     Args:
         displacement: (3, Z, Y, X) in cells.
@@ -535,16 +408,8 @@ def _warp(
         The warp and its Jacobian determinant.
     """
     field = _dense_field(displacement.cpu(), cells, matrix, grid)
-    determinant = jacobian_determinant(field, grid)
-    if (determinant > 0).all():
-        return Warp(field, grid, moving), determinant
-    index = slab_index(grid, 0, grid.shape[0])
-    points = transform_points(grid.index_to_world, index)
-    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
-    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
-    target = transform_points(matrix @ grid.index_to_world, index + flat)
-    field = (target - points).astype(np.float32)
-    return Warp(field, grid, moving), jacobian_determinant(field, grid)
+    field, determinant = unfolded_warp(field, grid, matrix)
+    return Warp(field, grid, moving), determinant
 
 
 @operation
@@ -556,9 +421,9 @@ def _dense_field(
     to_cells = cells.world_to_index @ grid.index_to_world
     for first, last in slabs(grid):
         index = slab_index(grid, first, last)
-        where = transform_points(to_cells, index)
-        found = sample(displacement, torch.from_numpy(where.astype(np.float32)).movedim(-1, 0))
-        local = found.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
+        cell_index = transform_points(to_cells, index)
+        sampled = sample(displacement, torch.from_numpy(cell_index.astype(np.float32)).movedim(-1, 0))
+        local = sampled.movedim(0, -1).numpy() @ cells.index_to_world[:3, :3].T
         points = transform_points(grid.index_to_world, index)
         field[first:last] = transform_points(matrix, points + local) - points
     return field
@@ -578,30 +443,11 @@ def _dense_field_by_c(
     return field
 
 
-def _label_metrics(
-    fixed: Volume, moving: Volume, moved: Volume, matrix: Float64, names: dict[int, str] | None
-) -> dict[str, Any]:
-    stages: dict[str, list[LabelScore]] = {}
-    starts = {"before": sitk.Transform(3, sitk.sitkIdentity), "linear": affine_transform(matrix)}
-    for stage, transform in starts.items():
-        seen = resample_labels(moving, fixed.grid, transform)
-        stages[stage] = compare_labels(fixed, seen, names, moving)
-    stages["after"] = compare_labels(fixed, moved, names, moving)
-    return {
-        "mean_dice": {stage: summarise(score.dice for score in scores) for stage, scores in stages.items()},
-        "mean_hd95_mm": {
-            stage: summarise(score.hd95 for score in scores) for stage, scores in stages.items()
-        },
-        "labels": [
-            {
-                "label": after.label,
-                "name": after.name,
-                "dice_before": before.dice,
-                "dice_linear": mid.dice,
-                "dice": after.dice,
-                "hd95_before_mm": before.hd95,
-                "hd95_mm": after.hd95,
-            }
-            for before, mid, after in zip(stages["before"], stages["linear"], stages["after"])
-        ],
-    }
+def _label_scores(
+    fixed: Volume, moving: Volume, moved: Volume, matrix: Float64, names: Mapping[int, str] | None
+) -> LabelScores:
+    starts: dict[Stage, sitk.Transform] = {
+        "before": sitk.Transform(3, sitk.sitkIdentity), "linear": affine_transform(matrix)
+    }  # fmt: skip
+    stages = {stage: resample_labels(moving, fixed.grid, start) for stage, start in starts.items()}
+    return LabelScores.of(fixed, {**stages, "after": moved}, names, moving)

@@ -15,18 +15,20 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, affine_transform, transform_points
 from regkit.core.intensity import default_ct_window, is_ct, normalise, window_of
-from regkit.features.maps import DEFAULT, mind_ssc
+from regkit.features.maps import mind_ssc
 from regkit.io.frames import Frames, FramesLike, load_frames
 from regkit.io.images import ImageLike, Volume, load_mask
 from regkit.ops.resample import Source
-from regkit.registration import Progress, register
+from regkit.registration import register
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.solver.linear import align
 from regkit.solver.motion import Fit, Reference, parameters
+from regkit.stages import Progress
 from regkit.transforms import average
 from regkit.warp import INTERPOLATORS, Warp
 
@@ -56,17 +58,17 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class AlignedSeries:
-    """What :func:`align_series` found.
+    """The result of :func:`align_series`.
 
     Args:
-        frames: every frame on the voxels of the series, as if nothing had moved; float32.
+        frames: every frame on the voxels of the series, without motion; float32.
         mean: of these frames.
-        matrices: (t, 4, 4), rigid, LPS mm: a point of the mean to the frame.
-        warps: of each frame, with the rigid part; empty of a rigid alignment.
-        points: (n, 3) LPS mm, spread over the tissue of the mean, at which motion is measured.
-        differences: (t,), mean squared difference of local contrast of frame and mean, after alignment.
-        searched: the frames that fitted far worse than the others and were looked for anew.
-        settings: what the result depended on.
+        matrices: (t, 4, 4), rigid, from points of the mean to points of each frame, LPS mm.
+        warps: of each frame, rigid part included; empty for a rigid alignment.
+        points: (n, 3) LPS mm, spread over the tissue of the mean. Motion is measured there.
+        differences: (t,), mean squared difference of local contrast between frame and mean, after alignment.
+        searched: frames that fitted far worse than the others, for which a new start was searched.
+        settings: everything that the result depends on.
     """
 
     frames: Frames
@@ -80,25 +82,30 @@ class AlignedSeries:
 
     @cached_property
     def parameters(self) -> Float64:
-        """(t, 6): shifts along x, y, z (LPS mm) and turns about them (degrees), through the middle of the
-        grid (:func:`regkit.solver.motion.parameters`)."""
+        """(t, 6): translations along x, y, z (LPS mm) and rotations about them (degrees) through the centre
+        of
+        the grid (:func:`regkit.solver.motion.parameters`).
+        """
         return np.stack([parameters(matrix, self.mean.grid.centre) for matrix in self.matrices])
 
     @cached_property
     def displacement(self) -> Float64:
-        """(t,): mm that the tissue lies away from where it is in the mean, on average."""
+        """(t,), mm: mean distance of the tissue in each frame from its place in the mean."""
         return np.linalg.norm(self._moved - self.points, axis=2).mean(axis=1)
 
     @cached_property
     def framewise_displacement(self) -> Float64:
-        """(t,): mm that the tissue moved since the frame before, on average; 0 of the first."""
+        """(t,), mm: mean distance that the tissue moved since the previous frame; 0 for the first."""
         steps = np.linalg.norm(np.diff(self._moved, axis=0), axis=2).mean(axis=1)
         return np.concatenate([[0.0], steps])
 
     @cached_property
     def fd_power(self) -> Float64:
-        """(t,): mm, as Power et al. have it (NeuroImage 2012): the sum of the absolute changes of the six
-        parameters, turns taken on a sphere of 50 mm; 0 of the first. Of the rigid part alone."""
+        """(t,), mm: framewise displacement of Power et al. (NeuroImage 2012), the sum of the absolute changes
+        of
+        the six parameters with rotations on a sphere of 50 mm; 0 for the first frame. Of the rigid part
+        alone.
+        """
         changes = np.abs(np.diff(self.parameters, axis=0))
         changes[:, 3:] = np.radians(changes[:, 3:]) * _POWER_MM
         return np.concatenate([[0.0], changes.sum(axis=1)])
@@ -155,41 +162,42 @@ def align_series(
     rounds: int = 2,
     interpolation: str = "linear",
     mask: ImageLike | None = None,
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | os.PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> AlignedSeries:
-    """Align every frame of a 4-D image to their mean, rigidly or by a warp each.
+    """Align every frame of a 4-D image to the mean of all frames, rigidly or by one warp per frame.
 
-    The first round aligns all to the frame in the middle, each from where its neighbour lies; every other one
-    to the mean of the aligned frames. A frame that agrees far less than the others is looked for anew, over
-    all overlaps. With ``deformable``, frames are then registered to the mean by :func:`regkit.register`, and
-    the mean of the deformations is taken out after every round, so that the mean has the average shape.
+    The first round aligns all frames to the middle one, each starting from the result of its neighbour. Later
+    rounds align them to the mean of the aligned frames. For a frame that agrees far less than the others, a
+    new start is searched over all overlaps. If ``deformable``, :func:`regkit.register` then registers the
+    frames to the mean, and after each round the mean deformation is removed, so that the mean has the average
+    shape.
 
     Args:
         series: a 4-D file (NIfTI, MGH, MetaImage, NRRD), or an object of SimpleITK, nibabel or regkit.
         model: "rigid" or "deformable".
-        rounds: of the rigid alignment, and of the deformable one.
-        interpolation: of the frames in the end: linear, bspline (cubic, sharper) or nearest.
-        mask: on the grid of the series: where the images count.
-        features, weights, preset: of the deformable registration, as :func:`regkit.register`.
-        device, threads, seed: as :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        rounds: of the rigid and of the deformable alignment.
+        interpolation: of the frames that are returned: linear, bspline (cubic, sharper) or nearest.
+        mask: on the grid of the series; only voxels inside it count.
+        features, weights, preset: of the deformable registration, as for :func:`regkit.register`.
+        device, threads, seed: as for :func:`regkit.register`.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if the series or an option cannot be used.
     """
     if model not in MODELS:
-        raise RegkitError(f"no model named {model!r}; there is: {', '.join(MODELS)}")
+        raise RegkitError(f"no model named {model!r}; available: {', '.join(MODELS)}")
     if interpolation not in INTERPOLATORS or interpolation == "label":
         raise RegkitError(f"interpolation '{interpolation}' is unknown: use linear, bspline or nearest")
     if rounds < 1:
         raise RegkitError(f"rounds must be at least 1, got {rounds}")
-    where = torch_device(device)
+    compute_device = torch_device(device)
     report = progress or (lambda stage, done: None)
     frames = load_frames(series, "series")
     size = frames.array.size
@@ -198,7 +206,7 @@ def align_series(
     inside = None if mask is None else load_mask(mask, "mask", frames.grid).array
     with reproducible(threads, seed):
         share = 1.0 if model == "rigid" else _RIGID_SHARE
-        aligner = _Aligner(frames, inside, where)
+        aligner = _Aligner(frames, inside, compute_device)
         fits, searched = aligner.rigid(rounds, lambda stage, done: report(stage, share * done))
         matrices, warps = [fit.matrix for fit in fits], []
         if model == "deformable":
@@ -224,7 +232,7 @@ def align_series(
             "model": model,
             "rounds": rounds,
             "interpolation": interpolation,
-            "device": str(where),
+            "device": str(compute_device),
             "threads": torch.get_num_threads(),
             "seed": seed,
             **({"features": features, "preset": preset} if model == "deformable" else {}),
@@ -289,14 +297,14 @@ class _Aligner:
 
     def moved(self, maps: Sequence[Float64 | Warp], interpolator: int) -> npt.NDArray[np.float32]:
         """(t, z, y, x), every frame as if nothing had moved."""
-        grid, found = self.frames.grid, np.empty(self.frames.array.shape, np.float32)
+        grid, moved = self.frames.grid, np.empty(self.frames.array.shape, np.float32)
         onto = grid.blank(sitk.sitkUInt8)
         for k, one in enumerate(maps):
             image = grid.to_sitk(np.ascontiguousarray(self.frames.array[k], dtype=np.float32))
             transform = one.to_sitk() if isinstance(one, Warp) else affine_transform(one)
-            seen = sitk.Resample(image, onto, transform, interpolator, self.default, sitk.sitkFloat32)
-            found[k] = sitk.GetArrayViewFromImage(seen)
-        return found
+            resampled = sitk.Resample(image, onto, transform, interpolator, self.default, sitk.sitkFloat32)
+            moved[k] = sitk.GetArrayViewFromImage(resampled)
+        return moved
 
     def mean(self, maps: Sequence[Float64 | Warp]) -> Volume:
         """The mean of the moved frames."""
@@ -318,15 +326,15 @@ def _warps(
     frames: Frames, mean: Volume, matrices: list[Float64], options: dict[str, Any], report: Progress
 ) -> list[Warp]:
     """Of each frame the warp from the mean of average shape to it."""
-    found = []
+    warps = []
     for k, matrix in enumerate(matrices):
         done = register(mean, frames.volume(k), init=matrix, **options)
-        found.append(Warp(done.warp.field, frames.grid, frames.grid))
+        warps.append(Warp(done.warp.field, frames.grid, frames.grid))
         report(f"deformable, frame {k + 1} of {len(frames)}", (k + 1) / len(frames))
     # Where a point of the mean lies on average, but for the rigid motion.
-    shape = average([warp.compose(np.linalg.inv(matrix)) for warp, matrix in zip(found, matrices)])
+    shape = average([warp.compose(np.linalg.inv(matrix)) for warp, matrix in zip(warps, matrices)])
     back = shape.inverse(frames.grid)
-    return [replace(back.compose(warp), moving_grid=frames.grid) for warp in found]
+    return [replace(back.compose(warp), moving_grid=frames.grid) for warp in warps]
 
 
 def _report_round(report: Progress, number: int, rounds: int, stage: str, done: float) -> None:

@@ -31,7 +31,7 @@ def given_start(init: Init, names: tuple[str, ...], fixed: Grid, moving: Grid) -
         fixed, moving: grids of the images.
 
     Raises:
-        RegkitError: if it cannot be read or is no transform.
+        RegkitError: if it cannot be read or is not a transform.
     """
     if isinstance(init, Warp):
         return init
@@ -41,7 +41,7 @@ def given_start(init: Init, names: tuple[str, ...], fixed: Grid, moving: Grid) -
         path = os.fspath(init)
         if not os.path.exists(path) and not os.path.splitext(path)[1]:
             raise RegkitError(
-                f"no start named {path!r}; there is: {', '.join(names)}, or the file of a transform"
+                f"no start named {path!r}; available: {', '.join(names)}, or the file of a transform"
             )
         try:
             if is_transform(path):
@@ -81,11 +81,11 @@ def seen_through(warp: Warp, moving: Source, grid: Grid, margin: int) -> Source:
         points = warp.transform_points(transform_points(grid.index_to_world, slab_index(grid, first, last)))
         index = transform_points(moving.grid.world_to_index, points)
         inside = np.all((index >= -0.5) & (index <= np.asarray(moving.grid.size) - 0.5), axis=-1)
-        where = torch.from_numpy(index.astype(np.float32)).movedim(-1, 0).contiguous()
-        image[first:last] = sample(source, where)[0]
+        coordinates = torch.from_numpy(index.astype(np.float32)).movedim(-1, 0).contiguous()
+        image[first:last] = sample(source, coordinates)[0]
         mask[first:last] = torch.from_numpy(inside.astype(np.float32))
         if counted is not None:
-            mask[first:last] *= sample(counted, where, mode="nearest")[0]
+            mask[first:last] *= sample(counted, coordinates, mode="nearest")[0]
     return Source(image.to(device), mask.to(device), grid)
 
 

@@ -24,18 +24,19 @@ import SimpleITK as sitk
 import torch
 from scipy.linalg import expm, logm, polar
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, affine_transform
 from regkit.core.intensity import default_ct_window, is_ct, window_of
 from regkit.core.jsontext import to_json
-from regkit.features.maps import DEFAULT
 from regkit.io.atomic import atomic_path, make_folder, together
 from regkit.io.formats import write_linear, write_warp
 from regkit.io.images import Volume, load_grid, load_image
 from regkit.io.outputs import save_image
 from regkit.io.provenance import sha256, version
-from regkit.registration import Progress, register
+from regkit.registration import register
 from regkit.runtime.device import torch_device
+from regkit.stages import Progress
 from regkit.verdict import FAIL
 from regkit.warp import Warp
 
@@ -47,17 +48,17 @@ _SHOWN = 0.1  # of the range of intensities: what is there is tissue
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """What :func:`build_template` made.
+    """The result of :func:`build_template`.
 
     Args:
-        image: the template, float32, in the images' mean range of intensities.
+        image: the template, float32, in the mean intensity range of the images.
         affine_mean: the mean of the images after the affine rounds.
-        transforms: the files of the maps, template point -> point of the image, LPS mm, in the images' order:
-            warps, or affine maps if there were no deformable rounds.
+        transforms: the files of the maps from template points to points of each image, LPS mm, in the order
+            of the images: warps, or affine maps if there were no deformable rounds.
         affine: the files of the affine maps, from the affine mean.
-        rounds: of each round its ``stage``, ``sharpness`` (:func:`sharpness` of its mean), the mean
-            ``displacement_mm`` of the bias that was taken out, and ``failed``, the images with FAIL.
-        settings: what the result depended on.
+        rounds: for each round its ``stage``, ``sharpness`` (:func:`sharpness` of its mean), the mean
+            ``displacement_mm`` of the bias that was removed, and ``failed``, the images with FAIL.
+        settings: everything that the result depends on.
     """
 
     image: Volume
@@ -75,9 +76,9 @@ def build_template(
     reference: str | os.PathLike[str] | None = None,
     affine_rounds: int = 2,
     rounds: int = 3,
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | os.PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     device: str | torch.device = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -86,13 +87,13 @@ def build_template(
     """Build the unbiased template of a group of images of one modality.
 
     Args:
-        images: files, at least two, that :func:`regkit.register` reads.
-        folder: where the template and its warps are kept; new, empty, or of a run of the same images and
-            settings, which goes on.
-        reference: an image on whose voxels, and in whose pose, the template lies; by default the first.
+        images: at least two files that :func:`regkit.register` reads.
+        folder: for the template and its warps. New, empty, or that of a run of the same images and settings,
+            which then resumes.
+        reference: an image whose voxels and pose the template gets; by default the first.
         affine_rounds, rounds: of the affine and of the deformable registration.
-        features, weights, preset, device, threads, seed: as of :func:`regkit.register`.
-        progress: called with the stage and the share of the whole run that is done, 0 to 1.
+        features, weights, preset, device, threads, seed: as for :func:`regkit.register`.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if an image or option cannot be used, or the folder holds something else.
@@ -158,13 +159,13 @@ class _Builder:
         """All that is not done yet."""
         if not (self.folder / TEMPLATE).exists():
             self._rounds()
-        told = _read(self.folder / ROUNDS)
+        rounds = _read(self.folder / ROUNDS)
         return Template(
             load_image(self.folder / TEMPLATE, "template"),
             load_image(self.folder / AFFINE_MEAN, "mean of the affine rounds"),
             tuple(self._files(self.folder, self.stages[-1])),
             tuple(self._files(self.folder, "affine")),
-            tuple(told),
+            tuple(rounds),
             self.settings,
         )
 
@@ -175,10 +176,10 @@ class _Builder:
             try:
                 before = _read(place)
                 other = [key for key in settings if before.get(key) != settings[key]]
-            except (OSError, ValueError, AttributeError):
+            except (OSError, ValueError, AttributeError) as error:
                 raise RegkitError(
                     f"'{self.folder}' is not empty and holds no template that was begun; give another folder"
-                ) from None
+                ) from error
             if other:
                 raise RegkitError(
                     f"'{self.folder}' holds a template with other {', '.join(other)}; give another folder"
@@ -196,31 +197,31 @@ class _Builder:
     def _rounds(self) -> None:
         template = load_image(self.start, "reference")
         template = replace(template, array=_brought(template.array, _window(template), self.window))
-        told: list[dict[str, Any]] = []
+        rounds: list[dict[str, Any]] = []
         matrices: list[Float64] = []
         for k, stage in enumerate(self.stages):
             place = self.folder / f"round-{k + 1}"
             if (place / ROUNDS).exists():
                 known = _read(place / ROUNDS)
-                told, matrices = known["rounds"], [np.array(matrix) for matrix in known["matrices"]]
+                rounds, matrices = known["rounds"], [np.array(matrix) for matrix in known["matrices"]]
             else:
                 for folder in (AFFINE, WARPS, "found"):
                     make_folder(place / folder)
-                told, matrices = self._round(k, place, template, matrices, told)
+                rounds, matrices = self._round(k, place, template, matrices, rounds)
             template = load_image(place / TEMPLATE, f"template of round {k + 1}")
             if stage == "affine":
                 affine_mean = template
             if k:  # what the next one needs is here
                 shutil.rmtree(self.folder / f"round-{k}", ignore_errors=True)
-        self._finish(place, template, affine_mean, told)
+        self._finish(place, template, affine_mean, rounds)
 
     def _round(
-        self, k: int, place: Path, template: Volume, matrices: list[Float64], told: list[dict[str, Any]]
+        self, k: int, place: Path, template: Volume, matrices: list[Float64], rounds: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], list[Float64]]:
         """Register all images to the template, take the bias out, and make the next template."""
         stage, count = self.stages[k], len(self.images)
         options = self.options | ({"preset": "linear"} if stage == "affine" else {})
-        failed, found = [], []
+        failed, mapped = [], []
         for n in range(count):
             done = place / "found" / f"{n}.json"
             if not done.exists():
@@ -232,39 +233,39 @@ class _Builder:
                     _write(done, {"linear": result.linear.tolist(), "level": result.verdict.level})
             known = _read(done)
             # The warp starts from the affine map, but the pose may have been improved on the way.
-            found.append(np.array(known["linear"]) if stage == "affine" else matrices[n])
+            mapped.append(np.array(known["linear"]) if stage == "affine" else matrices[n])
             if known["level"] == FAIL:
                 failed.append(self.images[n].name)
             share = (k + (n + 1) / count) / len(self.stages)
             self.report(f"round {k + 1} of {len(self.stages)}, image {n + 1} of {count}", share)
         if stage == "affine":
-            found, bias = without_mean_stretch(found, self.grid)
-            mean = self._mean(affine_transform(matrix) for matrix in found)
+            mapped, bias = without_mean_stretch(mapped, self.grid)
+            mean = self._mean(affine_transform(matrix) for matrix in mapped)
         else:
-            bias = self._take_out(place, found)
+            bias = self._take_out(place, mapped)
             mean = self._mean(Warp.load(file).to_sitk() for file in self._files(place, stage))
-        told = [
-            *told,
+        rounds = [
+            *rounds,
             {"stage": stage, "sharpness": sharpness(mean), "displacement_mm": bias, "failed": failed},
         ]
         with together():
-            for file, matrix in zip(self._files(place, "affine"), found):
+            for file, matrix in zip(self._files(place, "affine"), mapped):
                 write_linear(matrix, file)
             save_image(mean.to_sitk(), place / TEMPLATE)
             if stage == "affine":
                 save_image(mean.to_sitk(), self.folder / AFFINE_MEAN)
-            _write(place / ROUNDS, {"rounds": told, "matrices": [matrix.tolist() for matrix in found]})
-        return told, found
+            _write(place / ROUNDS, {"rounds": rounds, "matrices": [matrix.tolist() for matrix in mapped]})
+        return rounds, mapped
 
     def _take_out(self, place: Path, matrices: list[Float64]) -> float:
         """Write the warps of a round without their mean displacement; its mean length, mm."""
-        found = [place / "found" / f"{n}.nii.gz" for n in range(len(matrices))]
+        paths = [place / "found" / f"{n}.nii.gz" for n in range(len(matrices))]
         total = np.zeros((*self.grid.shape, 3))
-        for file, matrix in zip(found, matrices):
+        for file, matrix in zip(paths, matrices):
             total += Warp.load(file, self.grid).compose(np.linalg.inv(matrix)).field
-        shape = Warp((total / len(found)).astype(np.float32), self.grid)
+        shape = Warp((total / len(paths)).astype(np.float32), self.grid)
         back = shape.inverse(self.grid)
-        for file, own in zip(found, self._files(place, "deformable")):
+        for file, own in zip(paths, self._files(place, "deformable")):
             write_warp(back.compose(Warp.load(file, self.grid)), own)
         return float(np.linalg.norm(shape.field, axis=-1).mean())
 
@@ -280,8 +281,8 @@ class _Builder:
         for n, transform in enumerate(transforms):
             image = self._image(n)
             inside = image.grid.blank(sitk.sitkUInt8) + 1
-            seen = sitk.Resample(inside, onto, transform, sitk.sitkNearestNeighbor, 0.0)
-            here = sitk.GetArrayFromImage(seen) > 0
+            covered = sitk.Resample(inside, onto, transform, sitk.sitkNearestNeighbor, 0.0)
+            here = sitk.GetArrayFromImage(covered) > 0
             moved = sitk.Resample(image.to_sitk(), onto, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
             total[here] += sitk.GetArrayViewFromImage(moved)[here]
             count += here
@@ -289,7 +290,9 @@ class _Builder:
         mean = np.where(count > 0, total / np.maximum(count, 1), min(low, self.window[0]))
         return Volume(mean.astype(np.float32), self.grid, "template")
 
-    def _finish(self, place: Path, template: Volume, affine_mean: Volume, told: list[dict[str, Any]]) -> None:
+    def _finish(
+        self, place: Path, template: Volume, affine_mean: Volume, rounds: list[dict[str, Any]]
+    ) -> None:
         """Put the results where they stay; the template comes last, and with it the run is done."""
         for folder in [AFFINE] + [WARPS] * (self.stages[-1] == "deformable"):
             if not os.path.isdir(self.folder / folder):
@@ -297,7 +300,7 @@ class _Builder:
         with together():
             save_image(affine_mean.to_sitk(), self.folder / AFFINE_MEAN)
             save_image(template.to_sitk(), self.folder / TEMPLATE)
-            _write(self.folder / ROUNDS, told)
+            _write(self.folder / ROUNDS, rounds)
         shutil.rmtree(place, ignore_errors=True)
 
 

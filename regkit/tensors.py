@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
-from regkit.features.maps import DEFAULT
 from regkit.io.images import Volume
 from regkit.ops.sampling import index_grid, map_index, sample
-from regkit.registration import Progress, Registration, register
+from regkit.registration import register
+from regkit.registration_result import Registration
+from regkit.stages import Progress
 from regkit.start import Init
 from regkit.warp import Warp
 
@@ -30,13 +32,13 @@ _MODES = {"linear": "bilinear", "nearest": "nearest"}
 
 @dataclass(frozen=True, eq=False)
 class TensorRegistration:
-    """What :func:`register_tensors` found.
+    """The result of :func:`register_tensors`.
 
     Args:
-        displacement: (B, 3, I, J, K) float32, RAS mm, on the voxels and the device of the fixed tensor: what
-            to add to the place of a fixed voxel to reach its partner in the moving image.
+        displacement: (B, 3, I, J, K) float32, RAS mm, on the voxels and the device of the fixed tensor: the
+            vector from a fixed voxel to its place in the moving image.
         fixed_affine, moving_affine: (B, 4, 4) float64, index -> RAS mm.
-        results: of each pair the whole result, on the CPU.
+        results: the whole result for each pair, on the CPU.
     """
 
     displacement: torch.Tensor
@@ -52,19 +54,19 @@ class TensorRegistration:
         mode: str = "linear",
         default: float | None = None,
     ) -> torch.Tensor:
-        """Images of the moving side on the voxels of the fixed one, differentiable in their values.
+        """Resample images of the moving side on the voxels of the fixed side; differentiable in their values.
 
         Args:
-            moving: (B, C, I, J, K), on any grid that shares the moving image's world.
-            affine: of it, (4, 4) or (B, 4, 4); by default that of the moving image.
-            mode: "linear", or "nearest" for labels, whose type stays.
-            default: value where the image ends; by itself 0 for "nearest", else the minimum of each image.
+            moving: (B, C, I, J, K), on any grid in the world of the moving image.
+            affine: of ``moving``, (4, 4) or (B, 4, 4); by default that of the moving image.
+            mode: "linear", or "nearest" for labels, which keep their type.
+            default: value outside the image; by default 0 for "nearest", else the minimum of each image.
 
         Returns:
             (B, C, I', J', K') on the device of the displacement.
 
         Raises:
-            RegkitError: if the shape, the affine or the mode is not one of these.
+            RegkitError: if the shape, the affine or the mode cannot be used.
         """
         if mode not in _MODES:
             raise RegkitError(f"mode '{mode}' is unknown: use linear or nearest")
@@ -75,19 +77,21 @@ class TensorRegistration:
         places = self.moving_affine if affine is None else _affines(affine, count, "the affine")
         kind = images.dtype
         values = images if images.is_floating_point() else images.to(torch.float64)
-        found = []
+        warped = []
         for image, warp, own, place in zip(values, self.displacement, self.fixed_affine, places):
             here = index_grid(tuple(warp.shape[1:]), warp.device).flip(0).double()  # components (i, j, k)
             world = map_index(own.numpy(), here) + warp
             index = map_index(np.linalg.inv(place.numpy()), world).to(image.dtype)
-            seen = sample(image, index.flip(0), mode=_MODES[mode])
+            sampled = sample(image, index.flip(0), mode=_MODES[mode])
             size = torch.tensor(image.shape[1:], device=index.device).view(3, 1, 1, 1)
             inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=0)
             value = default if default is not None else 0.0 if mode == "nearest" else image.min()
-            found.append(
-                torch.where(inside, seen, torch.as_tensor(value, dtype=seen.dtype, device=seen.device))
+            warped.append(
+                torch.where(
+                    inside, sampled, torch.as_tensor(value, dtype=sampled.dtype, device=sampled.device)
+                )
             )
-        moved = torch.stack(found)
+        moved = torch.stack(warped)
         return (
             moved.to(kind)
             if mode == "nearest"
@@ -95,7 +99,7 @@ class TensorRegistration:
         )
 
     def transform_points(self, points: torch.Tensor, item: int = 0) -> torch.Tensor:
-        """Points of a fixed image, RAS mm (..., 3), carried to the moving image; of one pair of the batch."""
+        """Map points of a fixed image, RAS mm (..., 3), to the moving image, for one pair of the batch."""
         flip = points.new_tensor([-1.0, -1.0, 1.0])
         moved = self.results[item].warp.transform_points((points * flip).detach().cpu().numpy())
         return torch.from_numpy(moved).to(points) * flip
@@ -110,23 +114,24 @@ def register_tensors(
     fixed_mask: torch.Tensor | None = None,
     moving_mask: torch.Tensor | None = None,
     init: Init | Sequence[Init] = "auto",
-    features: str = DEFAULT,
+    features: FeatureSet = DEFAULT_FEATURES,
     weights: str | PathLike[str] | None = None,
-    preset: str = "default",
+    preset: PresetName = "default",
     ct_window: tuple[float, float] | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TensorRegistration:
-    """Register a batch of tensors, pair by pair, without a file or an object of ITK.
+    """Register a batch of tensors, pair by pair, without files or ITK objects.
 
     Args:
         fixed, moving: (B, 1, I, J, K) each; (I, J, K) of the two may differ.
         fixed_affine, moving_affine: (4, 4) or (B, 4, 4), index (i, j, k) -> RAS mm.
-        fixed_mask, moving_mask: as their images; above 0.5 where a voxel counts.
-        init: for all pairs, or a list of one for each; as of :func:`regkit.register`, matrices in LPS mm.
-        features, weights, preset, ct_window, threads, seed, progress: as of :func:`regkit.register`.
+        fixed_mask, moving_mask: shaped like their images; voxels above 0.5 count.
+        init: one for all pairs, or a list with one for each; as for :func:`regkit.register`, matrices in LPS
+            mm.
+        features, weights, preset, ct_window, threads, seed, progress: as for :func:`regkit.register`.
         device: where to compute; by default where ``fixed`` is.
 
     Raises:
@@ -153,7 +158,7 @@ def register_tensors(
     if isinstance(init, list | tuple) and len(init) != count:
         raise RegkitError(f"init is a list of {len(init)} for {count} pairs")
     starts: list[Any] = list(init) if isinstance(init, list | tuple) else [init] * count
-    where = fixed.device if device is None else device
+    compute_device = fixed.device if device is None else device
     results = []
     for k in range(count):
         sides: dict[str, Any] = {}
@@ -165,7 +170,7 @@ def register_tensors(
         results.append(
             register(
                 **sides, init=starts[k], features=features, weights=weights, preset=preset,
-                ct_window=ct_window, device=where, threads=threads, seed=seed, progress=report,
+                ct_window=ct_window, device=compute_device, threads=threads, seed=seed, progress=report,
             )
         )  # fmt: skip
     displacement = torch.stack([displacement_of(result.warp) for result in results]).to(fixed.device)
@@ -182,7 +187,7 @@ def volume_of(tensor: torch.Tensor, affine: torch.Tensor | np.ndarray, name: str
         tensor = tensor[0]
     if tensor.ndim != 3:
         raise RegkitError(
-            f"{name}: a tensor of shape {tuple(tensor.shape)} is no volume; give (I, J, K) or (1, I, J, K)"
+            f"{name}: a tensor of shape {tuple(tensor.shape)} is not a volume; give (I, J, K) or (1, I, J, K)"
         )
     grid = Grid.from_ras_affine(tuple(tensor.shape), _affines(affine, 1, f"the affine of {name}")[0].numpy())
     return Volume(tensor.permute(2, 1, 0).contiguous(), grid, name)  # type: ignore[arg-type]
@@ -223,14 +228,16 @@ def _batch(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def _affines(affine: torch.Tensor | np.ndarray, count: int, name: str) -> torch.Tensor:
     """(B, 4, 4), float64, on the CPU."""
-    found = torch.as_tensor(np.asarray(affine.cpu() if isinstance(affine, torch.Tensor) else affine)).double()
-    if found.shape == (4, 4):
-        found = found.expand(count, 4, 4)
-    if found.shape != (count, 4, 4) or not torch.isfinite(found).all():
+    matrices = torch.as_tensor(
+        np.asarray(affine.cpu() if isinstance(affine, torch.Tensor) else affine)
+    ).double()
+    if matrices.shape == (4, 4):
+        matrices = matrices.expand(count, 4, 4)
+    if matrices.shape != (count, 4, 4) or not torch.isfinite(matrices).all():
         raise RegkitError(
-            f"{name} must be finite, of shape (4, 4) or ({count}, 4, 4), got {tuple(found.shape)}"
+            f"{name} must be finite, of shape (4, 4) or ({count}, 4, 4), got {tuple(matrices.shape)}"
         )
-    return found
+    return matrices
 
 
 def _report(progress: Progress, number: int, count: int, stage: str, done: float) -> None:

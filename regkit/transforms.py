@@ -45,16 +45,17 @@ def chain(
     reference: Grid | None = None,
     moving: Grid | None = None,
 ) -> Warp:
-    """Several transforms in a row as one warp, so that an image is interpolated once.
+    """Combine several transforms into one warp, so that an image is interpolated only once.
 
     Args:
         transforms: in the order in which they act on a point of the fixed image; each a warp, a 4x4 matrix
-            (LPS mm), a transform of SimpleITK, or a file as ``regkit apply`` takes it (``inverse:FILE`` too).
-        reference: the grid to compute it on; by itself that of the first, if it is a warp.
-        moving: of the image at the end, for the inverse and for files that count in its voxels.
+            (LPS mm), a transform of SimpleITK, or a file as ``regkit apply`` takes it (also
+            ``inverse:FILE``).
+        reference: the grid of the result; by default that of the first transform, if it is a warp.
+        moving: grid of the image at the end, for the inverse and for files in its voxels.
 
     Raises:
-        RegkitError: if there is none, one cannot be used, or no grid is known.
+        RegkitError: if there is no transform, one cannot be used, or no grid is known.
     """
     if not len(transforms):
         raise RegkitError("a chain needs one transform at least")
@@ -70,14 +71,14 @@ def chain(
 
 
 def average(warps: Sequence[Warp], weights: Sequence[float] | None = None) -> Warp:
-    """The warp whose displacement at each voxel is the mean of those of several.
+    """The warp whose displacement at each voxel is the mean of the displacements of several warps.
 
     Args:
-        warps: at least one; on the grid of the first, onto which the others are sampled where theirs differ.
-        weights: of each; by default all count alike.
+        warps: at least one. All are sampled on the grid of the first.
+        weights: one for each; by default all are equal.
 
     Raises:
-        RegkitError: if there is none, or the weights do not fit.
+        RegkitError: if there is no warp, or the weights do not fit.
     """
     if not len(warps):
         raise RegkitError("an average needs one warp at least")
@@ -201,7 +202,7 @@ def _linear(matrix: Float64) -> Callable[[Float64], Float64]:
 
 
 @dataclass(frozen=True, eq=False)
-class Coarser:
+class CoarsenedWarp:
     """A warp on larger voxels, and what that costs.
 
     Args:
@@ -218,7 +219,7 @@ class Coarser:
         return {"spacing_mm": list(self.warp.grid.spacing), "mean_mm": self.mean_mm, "max_mm": self.max_mm}
 
 
-def coarser(warp: Warp, spacing: float) -> Coarser:
+def coarsened(warp: Warp, spacing: float) -> CoarsenedWarp:
     """A warp with voxels of at most ``spacing`` mm, unless its own are larger: a smaller file of its kind.
 
     ITK interpolates between its voxels, so that images are resampled through it on their own.
@@ -237,11 +238,11 @@ def coarser(warp: Warp, spacing: float) -> Coarser:
     sides = [span / (n - 1) if n > 1 else s for span, n, s in zip(spans, size, old.spacing)]
     grid = Grid(tuple(size), tuple(sides), old.origin, old.direction)  # type: ignore[arg-type]
     still = Warp(np.zeros((*grid.shape, 3), np.float32), grid)
-    found = Warp(still.compose(warp).field, grid, warp.moving_grid)
-    total, most = 0.0, 0.0
+    warp_on_grid = Warp(still.compose(warp).field, grid, warp.moving_grid)
+    total, largest = 0.0, 0.0
     for first, last in slabs(old):
         here = transform_points(old.index_to_world, slab_index(old, first, last))
-        off = found.transform_points(here) - here - warp.field[first:last]
+        off = warp_on_grid.transform_points(here) - here - warp.field[first:last]
         distance = np.linalg.norm(off, axis=-1)
-        total, most = total + float(distance.sum()), max(most, float(distance.max()))
-    return Coarser(found, total / warp.field[..., 0].size, most)
+        total, largest = total + float(distance.sum()), max(largest, float(distance.max()))
+    return CoarsenedWarp(warp_on_grid, total / warp.field[..., 0].size, largest)

@@ -25,7 +25,7 @@ from regkit.core.geometry import Float64, Grid, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.features.maps import mind_ssc
 from regkit.ops.resample import Source, resample
-from regkit.solver.evidence import MOST_DOUBT, doubt
+from regkit.solver.evidence import MAX_DOUBT, doubt
 from regkit.solver.handedness import handedness
 from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import EMPTY, LowRes, Points, Seen, content
@@ -33,16 +33,16 @@ from regkit.solver.shifts import Shifts
 
 PASS, WARN, FAIL = LEVELS = ("PASS", "WARN", "FAIL")
 
-_MANY = 3  # gates that warn are a FAIL together, of which those that see the same thing count once
+_MIN_WARNINGS = 3  # gates that warn are a FAIL together, of which those that see the same thing count once
 _ALIKE = {"inside": "copies"}
 # Cells of the low resolution over the smaller and over the larger field of view.
-_CELLS, _MOST_CELLS = 15_000, 75_000
-_CLOSE, _MOST_CLOSE = 100_000, 500_000  # the same where sides are told
-_FINEST = 1.5  # voxels of the coarser image along a cell of the low resolution, at least
+_CELLS, _MAX_CELLS = 15_000, 75_000
+_CLOSE, _MAX_CLOSE = 100_000, 500_000  # the same where sides are told
+_MIN_SPACING_VOXELS = 1.5  # of the coarser image along a low-resolution cell
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
-_FEWEST_BLOCKS = 32
-_REACH, _FEW = 2, 100  # cells from an outline that its features reach, and too few of them
-_LEAST_OVERLAP = 0.2  # of what is to see in the smaller image
+_MIN_BLOCKS = 32
+_REACH, _MIN_INSIDE = 2, 100  # cells from an outline that its features reach, and too few of them
+_MIN_OVERLAP = 0.2  # of what is to see in the smaller image
 # Axes of the array (z, y, x) that the copies of the moving image are turned over along. The grid's axes point
 # to the patient's left, back and head, as nearly as they can.
 _COPIES: dict[str, tuple[int, ...]] = {
@@ -54,16 +54,16 @@ _COPIES: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Gate:
-    """One measured value and what it says of a registration.
+    """One check of a registration: a measured value and what it means.
 
     Args:
-        name: in short.
-        value: as measured; NaN where it cannot be measured on this pair.
+        name: a short name.
+        value: the measured value; NaN if it cannot be measured on this pair.
         unit: of the value, or "".
-        warn, fail: from these on the gate warns or fails; NaN where it never does.
-        above: whether values above the thresholds are bad, or those below.
+        warn, fail: thresholds; NaN if the gate never warns or fails.
+        above: whether values above the thresholds are bad, or values below them.
         level: "PASS", "WARN" or "FAIL".
-        says: what the value means, a sentence.
+        says: what the value means, in one sentence.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gates say together: the worst of them, and FAIL where several warn.
+    """The result of all gates: the worst level among them, and FAIL if several of them warn.
 
     Args:
         level: "PASS", "WARN" or "FAIL".
-        gates: all that were measured.
+        gates: everything that was measured.
     """
 
     level: str
@@ -185,7 +185,7 @@ def verdict_of(values: Mapping[str, float]) -> Verdict:
             says = rule.unknown
         gates.append(Gate(name, value, rule.unit, rule.warn, rule.fail, rule.above, level, says))
     levels = [gate.level for gate in gates]
-    many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MANY
+    many = len({_ALIKE.get(gate.name, gate.name) for gate in gates if gate.level != PASS}) >= _MIN_WARNINGS
     return Verdict(FAIL if many else max(levels, key=LEVELS.index), tuple(gates))
 
 
@@ -202,46 +202,46 @@ def measured(fixed: Source, moving: Source, matrix: Float64, points: Points) -> 
     """
     # The voxels of the coarser image.
     voxel = max(float(np.prod(source.grid.spacing)) for source in (fixed, moving)) ** (1 / 3)
-    spacing = max(_spacing(fixed, moving, _CELLS, _MOST_CELLS), _FINEST * voxel)
+    spacing = max(_spacing(fixed, moving, _CELLS, _MAX_CELLS), _MIN_SPACING_VOXELS * voxel)
     look = LowRes(fixed, moving, spacing)
-    seen = look.through(points)
+    moved = look.through(points)
     sides = [float(source.grid.extent.max()) for source in (fixed, moving)]
     left, scales, right = np.linalg.svd(np.asarray(matrix)[:3, :3])
     values = {
-        "overlap": 100 * look.covered(seen),
+        "overlap": 100 * look.covered(moved),
         "size": max(sides) / min(sides),
         "scale": float(max(scales.max(), 1 / scales.min())),
         "turn": float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))),
-        "doubt": _doubt(look, seen),
+        "doubt": _doubt(look, moved),
     }
     # What follows says the same whichever image is fixed, and faster where that is the smaller one.
     if np.prod(moving.grid.extent) < np.prod(fixed.grid.extent):
         fixed, moving, matrix = moving, fixed, np.asarray(np.linalg.inv(matrix), np.float64)
         look = look.exchanged()
-    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MOST_CLOSE), voxel))
+    close = LowRes(fixed, moving, max(_spacing(fixed, moving, _CLOSE, _MAX_CLOSE), voxel))
     return values | _against_copies(look, matrix) | {"side": handedness(look, close, matrix)}
 
 
-def _spacing(fixed: Source, moving: Source, cells: int, most: int) -> float:
+def _spacing(fixed: Source, moving: Source, cells: int, max_cells: int) -> float:
     """mm, for so many cells over the smaller field of view, and at most so many over the larger."""
     small, large = sorted(float(np.prod(source.grid.extent)) for source in (fixed, moving))
-    return max((small / cells) ** (1 / 3), (large / most) ** (1 / 3))
+    return max((small / cells) ** (1 / 3), (large / max_cells) ** (1 / 3))
 
 
-def _doubt(look: LowRes, seen: Seen) -> float:
+def _doubt(look: LowRes, moved_image: Seen) -> float:
     """Median of how far off the warp may be, as far as the features at low resolution tell: % of the body."""
     fixed = FeatureMap(look.fixed.features, look.content[None])
-    moved = FeatureMap(seen.features, seen.weight[None])
+    moved = FeatureMap(moved_image.features, moved_image.weight[None])
     nowhere = torch.zeros(3, *look.content.shape).to(look.content)
-    found = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
-    some = look.content[::2, ::2, ::2] * seen.weight[::2, ::2, ::2]
-    known = found[(some > 0.5) & (found < MOST_DOUBT)]
+    doubts = doubt(fixed, moved, nowhere[:, 0, 0, 0], nowhere)
+    some = look.content[::2, ::2, ::2] * moved_image.weight[::2, ::2, ::2]
+    known = doubts[(some > 0.5) & (doubts < MAX_DOUBT)]
     body = float(look.content.sum()) ** (1 / 3)
     return 100 * float(known.median()) / body if len(known) else math.nan
 
 
 @dataclass(frozen=True)
-class Fit:
+class CopyFit:
     """Where a copy of the moving image fits best.
 
     Args:
@@ -271,7 +271,7 @@ def _against_copies(look: LowRes, matrix: Float64) -> dict[str, float]:
     }
 
 
-def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float]:
+def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, CopyFit], float]:
     """Where the moving image and its copies fit best after the same search and the same rigid fit of each.
 
     Args:
@@ -282,19 +282,19 @@ def fits_of_copies(look: LowRes, matrix: Float64) -> tuple[dict[str, Fit], float
         The fits by name, none where there is nothing to compare, and the similarity under the linear start.
     """
     lattice = _lattice(look.moving.grid, matrix, look.grid)
-    seen, weight = resample(look.moving, matrix, lattice)
-    shown = content(seen, weight)
+    moving_image, weight = resample(look.moving, matrix, lattice)
+    shown = content(moving_image, weight)
     search = _Search(look, float(shown.sum()), lattice)
-    fits: dict[str, Fit] = {}
+    fits: dict[str, CopyFit] = {}
     start, judge = math.nan, None
     for name, axes in _COPIES.items():
-        turned = Source(seen.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
+        turned = Source(moving_image.flip(axes).contiguous(), shown.flip(axes).contiguous(), lattice)
         shift = search(turned)
         if shift is None:
             return {}, math.nan
         if judge is None:
             judge = _Judge(look, turned, search.mismatch)
-            start = judge.similarity(judge.seen(turned, np.eye(4)))
+            start = judge.similarity(judge.moved_features(turned, np.eye(4)))
         fits[name] = judge.fitted(turned, shift)
     return fits, start
 
@@ -320,46 +320,46 @@ class _Judge:
         self.full = max(min(float(self.content.sum()), shown), 1.0)
         self.inner = _inner(look.content)
 
-    def seen(self, copy: Source, matrix: Float64) -> FeatureMap:
+    def moved_features(self, copy: Source, matrix: Float64) -> FeatureMap:
         image, weight = resample(copy, matrix, self.grid)
         return FeatureMap(mind_ssc(image), weight[None])
 
-    def differences(self, seen: FeatureMap) -> torch.Tensor:
+    def differences(self, moved: FeatureMap) -> torch.Tensor:
         """Mean squared differences of the features, (Z, Y, X)."""
-        return (seen.values - self.fixed.values).square_().mean(0)
+        return (moved.values - self.fixed.values).square_().mean(0)
 
-    def similarity(self, seen: FeatureMap) -> float:
+    def similarity(self, moved: FeatureMap) -> float:
         """0 where the overlap is no better than at a random shift, 1 where it is perfect."""
-        weight = (self.fixed.weight * seen.weight)[0]
-        overlap, covered = float(weight.sum()), float((self.content * seen.weight[0]).sum())
-        if covered <= _LEAST_OVERLAP * self.full:
+        weight = (self.fixed.weight * moved.weight)[0]
+        overlap, covered = float(weight.sum()), float((self.content * moved.weight[0]).sum())
+        if covered <= _MIN_OVERLAP * self.full:
             return -math.inf
-        difference = float((self.differences(seen) * weight).sum())
+        difference = float((self.differences(moved) * weight).sum())
         missing = max(self.full - covered, 0.0)
         return 1 - (difference + missing * self.mismatch) / (self.mismatch * (overlap + missing))
 
-    def fitted(self, copy: Source, shift: Float64) -> Fit:
+    def fitted(self, copy: Source, shift: Float64) -> CopyFit:
         """After rigid block matching from a shift, LPS mm."""
         matrix = np.eye(4)
         matrix[:3, 3] = shift
-        seen = self.seen(copy, matrix)
-        best, grid = self.similarity(seen), self.grid
+        moved = self.moved_features(copy, matrix)
+        best, grid = self.similarity(moved), self.grid
         for radius in _RADII:
-            blocks, matches = block_match(self.fixed, seen, radius)
-            if blocks.shape[1] < _FEWEST_BLOCKS:
+            blocks, matches = block_match(self.fixed, moved, radius)
+            if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
-            found = matrix @ grid.index_to_world @ step @ grid.world_to_index
-            there = self.seen(copy, found)
+            candidate = matrix @ grid.index_to_world @ step @ grid.world_to_index
+            there = self.moved_features(copy, candidate)
             similarity = self.similarity(there)
             if similarity <= best:
                 break
-            matrix, seen, best = found, there, similarity
+            matrix, moved, best = candidate, there, similarity
         away = np.linalg.norm(transform_points(matrix, grid.centre) - grid.centre) / grid.spacing[0]
-        inside = self.inner * _inner(seen.weight[0])
+        inside = self.inner * _inner(moved.weight[0])
         count = float(inside.sum())
-        within = float((self.differences(seen) * inside).sum()) / count if count >= _FEW else math.nan
-        return Fit(best, float(away), within)
+        within = float((self.differences(moved) * inside).sum()) / count if count >= _MIN_INSIDE else math.nan
+        return CopyFit(best, float(away), within)
 
 
 def _inner(shown: torch.Tensor) -> torch.Tensor:
@@ -396,7 +396,7 @@ class _Search:
         if self.full < 1 or copy.mask is None:
             return None
         difference, overlap = self.shifts(FeatureMap(mind_ssc(copy.image), copy.mask[None]))
-        possible = overlap >= _LEAST_OVERLAP * self.full
+        possible = overlap >= _MIN_OVERLAP * self.full
         if not possible.any():
             return None
         if math.isnan(self.mismatch):  # of the image itself, which comes first

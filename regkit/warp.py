@@ -8,12 +8,13 @@ other way, through :meth:`Warp.inverse`.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import nibabel as nib
 import numpy as np
@@ -22,18 +23,20 @@ import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 
+from regkit.core.choices import Interpolation
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid, slab_index, slabs, transform_points
+from regkit.io.dicom import DicomSeries
 from regkit.io.displacement import DisplacementField
 from regkit.io.formats import NotLinearError, linear_of, read_warp, write_warp
 from regkit.io.frames import Frames, as_given, is_series, load_frames
-from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume, resampled
+from regkit.io.images import ImageLike, Volume, load_image, load_labels, load_volume, resample_volume
 from regkit.ops.jacobian import jacobian_determinant
 from regkit.ops.sampling import sample
 from regkit.runtime.memory import check_fits_memory
 
 _BLOCK = 1 << 20  # points handled at a time: bounds the float64 temporaries to some tens of MB
-INTERPOLATORS = {
+INTERPOLATORS: dict[Interpolation, int] = {
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,
     "nearest": sitk.sitkNearestNeighbor,
@@ -70,38 +73,85 @@ class Warp(DisplacementField):
 
     @classmethod
     def of(cls, displacement: DisplacementField) -> Warp:
-        """The warp of a displacement field, whose memory it shares."""
+        """A warp that shares the memory of a displacement field."""
         return cls(displacement.field, displacement.grid, displacement.moving_grid)
 
     def save(self, path: str | Path, format: str | None = None) -> None:
         """Write a warp file; see :func:`regkit.io.formats.write_warp`."""
         write_warp(self, path, format)
 
+    # SimpleITK carries no types, so that its overload, which takes anything to a checker, comes last.
+    @overload
+    def apply(
+        self,
+        image: Volume,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Volume: ...
+    @overload
+    def apply(
+        self,
+        image: Frames,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Frames: ...
+    @overload
+    def apply(
+        self,
+        image: SpatialImage,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> nib.Nifti1Image: ...
+    @overload
+    def apply(
+        self,
+        image: str | os.PathLike[str] | DicomSeries,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> Volume | Frames: ...
+    @overload
+    def apply(
+        self,
+        image: sitk.Image,
+        *,
+        interpolation: Interpolation = ...,
+        reference: Grid | None = ...,
+        default: float | None = ...,
+    ) -> sitk.Image: ...
     def apply(
         self,
         image: ImageLike | Frames,
         *,
-        interpolation: str = "linear",
+        interpolation: Interpolation = "linear",
         reference: Grid | None = None,
         default: float | None = None,
-    ) -> Any:
-        """The moving image, or its labels, seen from the fixed image; resampled by SimpleITK.
+    ) -> Volume | Frames | SpatialImage | sitk.Image:
+        """Resample the moving image, or its labels, on the fixed grid, by SimpleITK.
 
         Args:
-            image: in the moving image's space, on any grid; of a 4-D image every volume is moved alike.
+            image: in the world of the moving image, on any grid. All volumes of a 4-D image move alike.
             interpolation: ``linear``, ``bspline`` (cubic), ``nearest``, or ``label``: the label whose
                 linearly interpolated indicator is largest, which keeps outlines smooth and labels whole.
-            reference: the grid to resample on instead of the fixed one. ITK moves no point that lies
-                beyond the fixed grid.
-            default: value where the moving image ends; by itself 0 for labels, else the image's minimum.
+            reference: a grid to resample on, in place of the fixed one. ITK does not move points beyond the
+                fixed grid.
+            default: value outside the moving image; by default 0 for labels, else the minimum of the image.
 
         Returns:
-            What was given: a SimpleITK image for one (of its pixel type), a NIfTI image for one of
-            nibabel, else a Volume, or Frames for a 4-D image. All but the first are float32, of ``nearest``
-            the type of the image, of ``label`` the smallest integer type that fits.
+            The type that was given: a SimpleITK image (of the same pixel type), a NIfTI image of nibabel, a
+            Volume, or Frames. For a file it is a Volume, or Frames if the file is 4-D. All but SimpleITK
+            images are float32, or with ``nearest`` of the type of the image, or with ``label`` of the
+            smallest integer type that fits.
 
         Raises:
-            RegkitError: if the image is unusable or the interpolation unknown.
+            RegkitError: if the image cannot be used or the interpolation is unknown.
         """
         if interpolation not in INTERPOLATORS:
             raise RegkitError(
@@ -131,7 +181,7 @@ class Warp(DisplacementField):
             # ITK rounds in its own way to whole numbers: an image of ITK's is left to it as it is.
             onto = (grid.origin, grid.spacing, grid.direction)
             return sitk.Resample(image, grid.size, transform, how, *onto, default, image.GetPixelID())
-        array = resampled(volume, grid, transform, how, default)
+        array = resample_volume(volume, grid, transform, how, default)
         if isinstance(image, sitk.Image):
             return sitk.Cast(grid.to_sitk(array), image.GetPixelID())
         if isinstance(image, SpatialImage):
@@ -139,10 +189,10 @@ class Warp(DisplacementField):
         return replace(volume, array=array, grid=grid)
 
     def transform_points(self, points: npt.ArrayLike) -> Float64:
-        """Points of the fixed image carried to the moving image, LPS mm, shape (..., 3).
+        """Map points of the fixed image to the moving image, LPS mm, shape (..., 3).
 
-        Trilinear in the field. A point beyond the grid moves as the nearest border voxel does, where
-        ITK would leave it in place without a word; :func:`contains` tells which points those are.
+        The field is interpolated linearly. A point beyond the grid moves like the nearest voxel at the
+        border, where ITK would silently leave it in place. :func:`contains` tells which points lie inside.
         """
         points = np.asarray(points, dtype=np.float64)
         if points.ndim == 0 or points.shape[-1] != 3 or not np.isfinite(points).all():
@@ -155,11 +205,12 @@ class Warp(DisplacementField):
         return moved.reshape(points.shape)
 
     def compose(self, then: Warp | sitk.Transform | npt.ArrayLike) -> Warp:
-        """The warp p -> then(self(p)), on this one's grid.
+        """The warp p -> then(self(p)), on the grid of this one.
 
         Args:
-            then: what goes on from the points that this warp gives: a warp, a 4x4 matrix (LPS mm), or a 3-D
-                transform of SimpleITK. The moving grid is that of a warp, else unknown.
+            then: applied to the points that this warp returns: a warp, a 4x4 matrix (LPS mm), or a 3-D
+                transform of SimpleITK. The moving grid of the result is that of ``then`` if it is a warp,
+                else unknown.
 
         Raises:
             RegkitError: if it is none of these.
@@ -174,15 +225,14 @@ class Warp(DisplacementField):
     def inverse(self, grid: Grid | None = None) -> Warp:
         """The warp from the moving image to the fixed one: for every voxel y, the x with T(x) = y.
 
-        T is split into its least-squares affine part, inverted exactly, and a residual, inverted by
-        iteration to 0.1 % of the smallest voxel side; beyond the field's outer voxel centres the
-        residual continues as at the border. The result holds to that precision at the voxels; between
-        them it is interpolated. Where T folds there is no inverse or there are several: a warning then
-        tells what share of the points that fall into the fixed image did not converge (they keep the
-        best found).
+        T is split into its least-squares affine part, which is inverted exactly, and a residual, which is
+        inverted by iteration to 0.1 % of the smallest voxel side. Beyond the outer voxel centres the residual
+        continues as at the border. The inverse has that precision at the voxels and is interpolated between
+        them. Where T folds there is no inverse, or there are several. A warning then gives the share of the
+        points inside the fixed image that did not converge; they keep the best value found.
 
         Args:
-            grid: where to compute it; by itself on the moving image's grid.
+            grid: where to compute it; by default the grid of the moving image.
 
         Raises:
             RegkitError: if no grid is known, or the affine part is singular.
@@ -207,7 +257,7 @@ class Warp(DisplacementField):
         return Volume(jacobian_determinant(self.field, self.grid), self.grid, "jacobian")
 
     def affine_part(self) -> Float64:
-        """The 4x4 LPS matrix nearest to T in least squares, over some 16 samples a side."""
+        """The 4x4 LPS matrix nearest to T in least squares, over about 16 samples a side."""
         z, y, x = (np.arange(0, n, max(1, n // 16)) for n in self.grid.shape)
         index = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
         points = transform_points(self.grid.index_to_world, index)
@@ -252,20 +302,20 @@ class Inverter:
     def __call__(self, points: Float64) -> Float64:
         """For points y of the moving image, LPS mm (..., 3), the x with T(x) = y."""
         flat = points.reshape(-1, 3)
-        found = np.empty_like(flat)
+        inverse = np.empty_like(flat)
         spacing = torch.tensor(self._grid.spacing)
         for first in range(0, len(flat), _BLOCK):
             target = _tensor(transform_points(self._to_target, flat[first : first + _BLOCK]))
             index, converged = _solve(self._residual, target, spacing, 1e-3 * min(self._grid.spacing))
             source = transform_points(self._grid.index_to_world, index.numpy())
-            found[first : first + _BLOCK] = source
+            inverse[first : first + _BLOCK] = source
             here = contains(self._grid, source)
             self._inside += int(here.sum())
             self._failed += int((here & ~converged.numpy()).sum())
-        return found.reshape(points.shape)
+        return inverse.reshape(points.shape)
 
     def warn(self) -> None:
-        """Warn if some of the points so far that came into the fixed image did not converge."""
+        """Warn if some of the points inside the fixed image did not converge."""
         if self._failed:
             warnings.warn(
                 "the warp folds or nearly so: its inverse did not converge at "
@@ -277,9 +327,9 @@ class Inverter:
 def resample_labels(labels: Volume, grid: Grid, transform: sitk.Transform) -> Volume:
     """Labels on ``grid`` through a transform (fixed point -> moving point), by nearest neighbour.
 
-    The type stays what it was, and there is nothing to refuse: a label map may fill its whole grid.
+    The type is kept, and a label map that fills its whole grid is allowed.
     """
-    return replace(labels, array=resampled(labels, grid, transform), grid=grid)
+    return replace(labels, array=resample_volume(labels, grid, transform), grid=grid)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
@@ -291,7 +341,7 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
 
 
 def contains(grid: Grid, points: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which points, LPS mm (..., 3), lie within the voxels of a grid (half a voxel beyond the centres)."""
+    """Which points, LPS mm (..., 3), lie inside a grid, whose border is half a voxel beyond the centres."""
     index = transform_points(grid.world_to_index, points)
     return np.all((index >= -0.5) & (index <= np.asarray(grid.size) - 0.5), axis=-1)
 
@@ -327,8 +377,8 @@ def _solve(
         error = u + _sample(residual, u) - goal
         return error, (error * spacing).norm(dim=1)
 
-    found = target.clone()
-    error, size = error_at(found, target)
+    solution = target.clone()
+    error, size = error_at(solution, target)
     length = torch.ones_like(size)
     for round_ in range(100):
         active = (size > tolerance).nonzero()[:, 0]
@@ -338,14 +388,16 @@ def _solve(
         if round_ == 8:
             length[:] = 1
         if round_ >= 8:
-            step = torch.linalg.solve_ex(_derivative(residual, found[active]), step[:, :, None])[0][:, :, 0]
-        trial = found[active] - length[active, None] * step
+            step = torch.linalg.solve_ex(_derivative(residual, solution[active]), step[:, :, None])[0][
+                :, :, 0
+            ]
+        trial = solution[active] - length[active, None] * step
         trial_error, trial_size = error_at(trial, target[active])
         better = trial_size < size[active]  # False for the NaN of a singular derivative
         taken = active[better]
-        found[taken], error[taken], size[taken] = trial[better], trial_error[better], trial_size[better]
+        solution[taken], error[taken], size[taken] = trial[better], trial_error[better], trial_size[better]
         length[active] = torch.where(better, (2 * length[active]).clamp(max=1), length[active] / 2)
-    return found, size <= tolerance
+    return solution, size <= tolerance
 
 
 def _derivative(residual: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -381,7 +433,7 @@ def _through_itk(transform: Any, points: Float64) -> Float64:
 def apply_to_frames(
     warp: Warp,
     frames: Frames,
-    interpolation: str = "linear",
+    interpolation: Interpolation = "linear",
     reference: Grid | None = None,
     default: float | None = None,
 ) -> Frames:
@@ -416,5 +468,5 @@ def apply_to_frames(
     moved = np.empty((len(frames), *grid.shape), dtype)
     for k, frame in enumerate(frames.array):
         source = Volume(np.ascontiguousarray(frame, dtype=dtype), frames.grid)
-        moved[k] = resampled(source, grid, transform, how, default)
+        moved[k] = resample_volume(source, grid, transform, how, default)
     return replace(frames, array=moved, grid=grid)

@@ -14,11 +14,19 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from scipy.spatial.transform import Rotation
 
 from regkit.core.geometry import Grid
 from regkit.features.unet import Architecture, UNet
 from regkit.features.weights import save_weights
+
+# The same examples in every run, and few; --hypothesis-profile wide draws others, and more. Time limits of an
+# example would fail on a busy machine.
+_DRAWN = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, max_examples=20, **_DRAWN)
+settings.register_profile("wide", max_examples=500, **_DRAWN)
+settings.load_profile("repeatable")
 
 # Before Triton is imported, by whomever: without a GPU its interpreter runs the kernels of regkit.ops.gpu.
 if not torch.cuda.is_available():

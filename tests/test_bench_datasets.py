@@ -122,11 +122,11 @@ def own_pairs(tmp_path: Path, rng: np.random.Generator) -> Path:
 def test_names() -> None:
     assert list(DATASETS) == ["l2r-abdomen", "l2r-abdomen-ct", "mmwhs", "open-pairs", "phantom"]
     assert all(dataset(name).name == name and dataset(name).note for name in DATASETS)
-    assert "no data set named 'x'; there is: l2r-abdomen" in error_of(dataset, "x")
+    assert "no data set named 'x'; available: l2r-abdomen" in error_of(dataset, "x")
 
 
 def test_what_was_asked_for_must_exist(abdomen: Path, tmp_path: Path) -> None:
-    assert "there is: mr2ct, ct2mr" in error_of(cases, "l2r-abdomen", abdomen, tmp_path, ["1"], ["up"])
+    assert "available: mr2ct, ct2mr" in error_of(cases, "l2r-abdomen", abdomen, tmp_path, ["1"], ["up"])
     for pair in ("9", "0", "test", "²"):
         message = error_of(cases, "l2r-abdomen", abdomen, tmp_path, [pair])
         assert f"no pair '{pair}'" in message and "0001, 0002" in message
@@ -173,7 +173,7 @@ def test_people(trunks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert listed == ["0024-0025", "0024-0026", "0025-0026"]
     for wrong in ("24-24", "31", "23", "0", "25-", "x", "24-31"):
         assert f"no pair '{wrong}'" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, [wrong])
-    assert "there is: ct2ct" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"], ["mr2ct"])
+    assert "available: ct2ct" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"], ["mr2ct"])
     assert "lacks 8 of 14 files" in error_of(cases, "l2r-abdomen-ct", trunks, tmp_path)
     monkeypatch.setattr(learn2reg_ct, "SHAPE", (192, 160, 256))
     message = error_of(cases, "l2r-abdomen-ct", trunks, tmp_path, ["24-25"])
@@ -260,7 +260,7 @@ def test_submission(abdomen: Path, tmp_path: Path) -> None:
     assert "lacks 36 of 48 files" in error_of(submission_cases, folder, "train")
     (folder / "imagesTs/AbdomenMRCT_0010_0001.nii.gz").unlink()
     assert "imagesTs/AbdomenMRCT_0010_0001.nii.gz" in error_of(submission_cases, folder, "test")
-    assert "there is: train, val, test" in error_of(submission_cases, folder, "dev")
+    assert "available: train, val, test" in error_of(submission_cases, folder, "dev")
 
 
 def test_an_archive_that_is_half_there(abdomen: Path, tmp_path: Path) -> None:
@@ -553,7 +553,7 @@ def test_a_manifest_that_is_wrong(
 
 
 def test_manifests_that_are_no_manifests(own_pairs: Path, tmp_path: Path) -> None:
-    assert "there is: one" in error_of(cases, "open-pairs", own_pairs, tmp_path, ["two"])
+    assert "available: one" in error_of(cases, "open-pairs", own_pairs, tmp_path, ["two"])
     message = error_of(cases, "open-pairs", own_pairs / "one", tmp_path)
     assert "has a manifest.json; give the folder above it" in message
     (tmp_path / "empty").mkdir()
@@ -593,7 +593,7 @@ def test_phantoms(tmp_path: Path) -> None:
     for name in ("x", "-1", "1@", "1@a"):
         assert f"no phantom '{name}'" in error_of(cases, "phantom", None, tmp_path, [name])
     assert "from 1 to 12 mm" in error_of(cases, "phantom", None, tmp_path, ["1@50"])
-    assert "there is: given, exchanged" in error_of(cases, "phantom", None, tmp_path, ["0@12"], ["x"])
+    assert "available: given, exchanged" in error_of(cases, "phantom", None, tmp_path, ["0@12"], ["x"])
 
 
 def test_the_default_phantoms_have_3_mm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,7 +615,7 @@ def test_the_default_phantoms_have_3_mm(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_the_imitation_refuses(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     assert "is not empty" in error_of(imitate, "mmwhs", tmp_path)
-    assert "there is: l2r-abdomen, l2r-abdomen-ct, mmwhs" in error_of(imitate, "phantom", tmp_path / "new")
+    assert "available: l2r-abdomen, l2r-abdomen-ct, mmwhs" in error_of(imitate, "phantom", tmp_path / "new")
     assert "from 1 to 8, not 9" in error_of(imitate, "l2r-abdomen", tmp_path / "new", 9)
     assert "from 1 to 20, not 0" in error_of(imitate, "mmwhs", tmp_path / "new", 0)
     assert "could not write to" in error_of(imitate, "mmwhs", tmp_path / "mine" / "new")

@@ -109,7 +109,7 @@ def test_the_list_has_the_layouts() -> None:
 
 
 def test_no_layout_of_that_name() -> None:
-    with pytest.raises(RegkitError, match=r"no layout 'hearts'; there is: abdomen, .*msd-heart"):
+    with pytest.raises(RegkitError, match=r"no layout 'hearts'; available: abdomen, .*msd-heart"):
         load_layout("hearts")
 
 
@@ -262,7 +262,7 @@ def test_wrong_words(data: Path, tmp_path: Path) -> None:
     assert "'best' is none of pretrained, random, propagate" in usage_error_of(
         *words, "--data", data, "--arm", "best"
     )
-    assert "is not a folder; to be had from the real pairs" in error_of(*words, "--data", tmp_path / "no")
+    assert "is not a folder; get it from the real pairs" in error_of(*words, "--data", tmp_path / "no")
     assert "t1.nii.gz' does not exist" in error_of(*words, "--data", data)
     assert not (tmp_path / "results").exists()
     # The last of the draws is what cannot be had, or the names are.

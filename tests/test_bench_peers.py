@@ -18,8 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from regkit.bench.dataset import Case, Side
 from regkit.bench.external import External
-from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.peer import Pair
+from regkit.bench.method import Inputs, Method, MethodResult
+from regkit.bench.peer import PeerImages
 from regkit.bench.peers import PEERS, Elastix
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
@@ -120,7 +120,7 @@ def error(warp: Warp, known: Warp) -> float:
     return float(np.linalg.norm(apart, axis=1).mean())
 
 
-def check(outcome: Outcome, known: Warp) -> float:
+def check(outcome: MethodResult, known: Warp) -> float:
     assert outcome.warp.grid is not None and outcome.warp.grid.same_as(FIXED)
     assert outcome.warp.moving_grid is not None and outcome.warp.moving_grid.same_as(MOVING)
     assert list(outcome.seconds) == ["load", "register", "warp"]
@@ -194,12 +194,12 @@ def test_a_ct_is_clipped(case: Case, tmp_path: Path) -> None:
     array = np.linspace(-1000, 1500, np.prod(FIXED.shape)).reshape(FIXED.shape).astype(np.float32)
     save_image(FIXED.to_sitk(array), tmp_path / "ct.nii.gz")
     ct = Side(tmp_path / "ct.nii.gz")
-    pair = Pair.load(replace(case, fixed=ct))
+    pair = PeerImages.load(replace(case, fixed=ct))
     assert pair.window == (-450, 450)
     assert (pair.fixed.array.min(), pair.fixed.array.max()) == (-450, 450)
     assert pair.moving.array.max() > 1900
-    assert Pair.load(replace(case, fixed=ct, moving=ct)).window == (-950, 450)
-    assert Pair.load(case).window is None
+    assert PeerImages.load(replace(case, fixed=ct, moving=ct)).window == (-950, 450)
+    assert PeerImages.load(case).window is None
 
 
 def test_convexadam_says_that_it_needs_a_start(case: Case, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_baseline_is_mind_or_the_first_or_what_is_asked_for() -> None:
     assert statistics.chosen_baseline(rows, None) == "regkit"
     assert statistics.chosen_baseline(rows, "linear") == "linear"
     assert statistics.chosen_baseline(_rows(regkit=A, mind=B), None) == "mind"
-    with pytest.raises(RegkitError, match=r"'mnd'.*there is: regkit, linear"):
+    with pytest.raises(RegkitError, match=r"'mnd'.*available: regkit, linear"):
         statistics.chosen_baseline(rows, "mnd")
 
 
@@ -415,7 +415,7 @@ def test_no_rows_no_run_another_format_and_no_such_baseline(tmp_path: Path) -> N
     with pytest.raises(RegkitError, match="has no finished pairs yet"):
         report(folder)
     append_row(folder, _row(1, "mind", 0.5))
-    with pytest.raises(RegkitError, match="'demons' to compare with; there is: mind"):
+    with pytest.raises(RegkitError, match="'demons' to compare with; available: mind"):
         report(folder, baseline="demons")
     (tmp_path / "file").write_text("")
     with pytest.raises(RegkitError, match="cannot make the folder"):

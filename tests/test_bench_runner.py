@@ -351,7 +351,7 @@ def test_fields_for_the_challenge(harness: Harness, tmp_path: Path, monkeypatch:
     assert harness.calls() == 4
     (tmp_path / "fields" / names[1]).unlink()
     other = [*words[:-1], harness.word("other", 0, 0, 0)]
-    assert "made otherwise" in error_of(*other, "--resume")
+    assert "because this run differs" in error_of(*other, "--resume")
     (tmp_path / "fields.json").unlink()
     assert "does not say" in error_of(*words, "--resume")
     assert "no such luck" in error_of(*words[:5], tmp_path / "more", "--method", harness.word("bad", "fail"))

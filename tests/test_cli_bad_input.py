@@ -158,7 +158,7 @@ BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "labels of fractions": (
         "--fixed-labels",
         lambda path: _save(path, np.full(FIXED.shape, 0.5), FIXED),
-        "is no label map",
+        "is not a label map",
     ),
     "labels elsewhere": (
         "--fixed-labels",
@@ -168,14 +168,14 @@ BAD_EXTRAS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "an image for labels": (
         "--fixed-labels",
         lambda path: _save(path, np.arange(np.prod(FIXED.shape)).reshape(FIXED.shape), FIXED),
-        "is no label map: it has more than 1,000 different values",
+        "is not a label map: it has more than 1,000 different values",
     ),
     "no label": (
         "--moving-labels",
         lambda path: _save(path, np.zeros(MOVING.shape), MOVING),
         "holds no label",
     ),
-    "start that is no transform": ("--init", lambda path: path.write_text("hello"), "bad"),
+    "start that is not a transform": ("--init", lambda path: path.write_text("hello"), "bad"),
 }
 
 

@@ -23,7 +23,7 @@ from regkit.io.labelnames import read_label_names
 from regkit.io.outputs import save_image
 from regkit.segmentation.files import labelled_files, split
 from regkit.segmentation.model import Segmenter
-from regkit.segmentation.training import INITS, Finetuning, Trainer
+from regkit.segmentation.training import INITS, FinetuneTrainer, Finetuning
 from regkit.training.checkpoint import checkpoints
 
 
@@ -122,14 +122,14 @@ def test_a_run_that_was_stopped_and_the_tables(
     words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is a model however early it was, and no success whatever is printed; the same command goes on."""
-    plain = Trainer.advance
+    plain = FinetuneTrainer.advance
 
-    def advance(self: Trainer, done: float) -> Any:
+    def advance(self: FinetuneTrainer, done: float) -> Any:
         if self.step in (0, 1, 2):
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, done)
 
-    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(FinetuneTrainer, "advance", advance)
     folder = tmp_path / "model"
     result = run(*words, "-o", folder, code=130)
     stopped = "stopped after step {} of 20; the same command goes on from there"

@@ -23,7 +23,7 @@ from regkit.features.weights import Channels, Reading, load_network, save_weight
 from regkit.pretrain import run as running
 from regkit.pretrain import train as training
 from regkit.pretrain.validation import Validation
-from regkit.synthesis.structures import HEAD, STRUCTURES
+from regkit.synthesis.structures import HEAD, NECK, STRUCTURES
 from regkit.training import plot, session
 from regkit.training.checkpoint import checkpoints, load_checkpoint
 
@@ -67,14 +67,14 @@ def archive(tmp_path: Path) -> Path:
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM, as if it came from outside, in this step."""
-    advance = training.Trainer.advance
+    advance = training.PretrainTrainer.advance
 
-    def stopping(self: training.Trainer, *args: object) -> dict[str, torch.Tensor]:
+    def stopping(self: training.PretrainTrainer, *args: object) -> dict[str, torch.Tensor]:
         if self.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training.Trainer, "advance", stopping)
+    monkeypatch.setattr(training.PretrainTrainer, "advance", stopping)
 
 
 def test_a_run_is_stopped_gone_on_with_and_registers(
@@ -406,7 +406,8 @@ def test_a_run_on_label_maps_names_them_and_what_was_new_to_its_start(
     folder = tmp_path / "run"
     words = ("pretrain", "--config", config, "-o", folder, "--anatomies", anatomies)
     result = run(*words, "--start", start)
-    line = f"16 structures that '{start}' does not know begin at random: left cerebral white matter, "
+    count = len(HEAD | NECK)
+    line = f"{count} structures that '{start}' does not know begin at random: left cerebral white matter, "
     assert result.stderr.startswith(line)
     network, provenance = load_network(folder / "tiny.safetensors")
     assert network.architecture.out_channels == 1 + len(STRUCTURES)
@@ -414,7 +415,7 @@ def test_a_run_on_label_maps_names_them_and_what_was_new_to_its_start(
     origin = json.loads(provenance["origin"])
     assert origin["anatomies"] == [{"folder": "anatomies", "maps": 1, "source": "nobody, CC0"}]
     assert origin["start"]["file"] == start.name
-    assert origin["start"]["new"] == list(HEAD.values())
+    assert origin["start"]["new"] == list((HEAD | NECK).values())
     assert result.stderr.count("begin at random") == 1
     assert (
         "begin at random" not in run(*words, "--start", start).stderr

@@ -171,7 +171,7 @@ def test_labels_that_cannot_be_used(files: Files, tmp_path: Path) -> None:
         (empty, f"labels of atlas 2 '{empty}' holds no label"),
         (far, "labels of atlas 2, 'far.nii.gz': none lies inside the atlas' image 'moving.nii.gz'"),
         (folder / "no.nii.gz", f"labels of atlas 2 '{folder / 'no.nii.gz'}' does not exist"),
-        (broken, f"labels of atlas 2 '{broken}' is no label map"),
+        (broken, f"labels of atlas 2 '{broken}' is not a label map"),
     ):
         words = (*first, "--atlas", files.moving, "--atlas-labels", bad, "-o", tmp_path / "out.nii.gz", "-q")
         assert expected in error_of("propagate", files.fixed, *words, *QUICK)

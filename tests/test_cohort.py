@@ -23,8 +23,8 @@ from cohort_cases import LINEAR, NAMES, leftovers, write_table
 
 import regkit
 from regkit.cohort.html_page import page_of
-from regkit.cohort.pair_job import Job, key_of, register_pair
-from regkit.cohort.pairs import Pair, read_table
+from regkit.cohort.pair_job import PairJob, key_of, register_pair
+from regkit.cohort.pairs import Pair, read_pairs_table
 from regkit.cohort.result_rows import read_row, row_path, write_row
 from regkit.cohort.summary import measures, table_of
 from regkit.core.errors import RegkitError
@@ -36,11 +36,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table(tmp_path_factory.mktemp("images"))
 
 
-def _job(table: Path, folder: Path, name: str = "ct", **changes: Any) -> Job:
-    pair = next(pair for pair in read_table(table)[0] if pair.name == name)
+def _job(table: Path, folder: Path, name: str = "ct", **changes: Any) -> PairJob:
+    pair = next(pair for pair in read_pairs_table(table)[0] if pair.name == name)
     (folder / ".regkit").mkdir(exist_ok=True)
     settings = {"preset": "linear", "features": "mind", "seed": 0}
-    return replace(Job(pair, folder, ("warp",), settings, threads=1), **changes)
+    return replace(PairJob(pair, folder, ("warp",), settings, threads=1), **changes)
 
 
 def _files(folder: Path) -> list[str]:
@@ -255,7 +255,7 @@ def test_the_same_command_does_nothing_but_what_failed(cohort: tuple[Path, list[
 def test_parts_do_all_pairs_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regkit.cohort.run.in_processes", lambda work, jobs, *_: (work(job) for job in jobs))
     out = tmp_path / "out"
-    pairs, _ = read_table(table)
+    pairs, _ = read_pairs_table(table)
     seen: list[str] = []
     settings: dict[str, Any] = {"preset": "linear", "features": "mind"}
     first = regkit.batch(table, out, part=(1, 2), workers=1, on_row=_names_to(seen), **settings)
@@ -312,7 +312,7 @@ def test_a_sigterm_leaves_nothing_half_written(table: Path, tmp_path: Path) -> N
 def test_a_cluster_whose_worker_is_killed_loses_nothing(table: Path, tmp_path: Path) -> None:
     """A scheduler and two worker processes, one of which is killed while both have a pair."""
     distributed = pytest.importorskip("distributed")
-    pairs = [replace(pair, name=f"{pair.name}{k}") for k in range(2) for pair in read_table(table)[0]]
+    pairs = [replace(pair, name=f"{pair.name}{k}") for k in range(2) for pair in read_pairs_table(table)[0]]
     settings: dict[str, Any] = {"preset": "linear", "features": "mind", "threads": 1}
     out, killed = tmp_path / "out", []
     lines: list[dict[str, Any]] = []
@@ -398,7 +398,7 @@ def test_a_pair_that_passes_and_is_odd_in_its_cohort_comes_before_the_others(tmp
 def test_memory_limits_the_processes(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from regkit.cohort import run as cohort_run
 
-    pairs, _ = read_table(table)
+    pairs, _ = read_pairs_table(table)
     monkeypatch.setattr(cohort_run, "usable_cores", lambda: 8)
     monkeypatch.setattr(cohort_run, "available_memory", lambda: 64e9)
     settings = {"device": "cpu"}

@@ -9,7 +9,15 @@ import pytest
 from cli_cases import error_of, usage_error_of
 
 from regkit.cohort.bids import bids_pairs, describe_derivatives
-from regkit.cohort.pairs import COLUMNS, SETTINGS, SOLVER, Pair, listed_pairs, matched_folders, read_table
+from regkit.cohort.pairs import (
+    COLUMNS,
+    SETTINGS,
+    SOLVER,
+    Pair,
+    listed_pairs,
+    matched_folders,
+    read_pairs_table,
+)
 from regkit.core.errors import RegkitError
 
 
@@ -35,7 +43,7 @@ def test_a_table_is_read_by_its_columns(images: Path) -> None:
         "\r\n"
         "two,b/mr.nii.gz,b/ct.nii,,start.tfm,weights = w.safetensors;seed=3,\r\n"
     )
-    pairs, unknown = read_table(_table(images, text))
+    pairs, unknown = read_pairs_table(_table(images, text))
     assert unknown == ["age"]
     one, two = pairs
     assert one == Pair(
@@ -55,14 +63,14 @@ def test_a_table_is_read_by_its_columns(images: Path) -> None:
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_tables_of_other_separators(separator: str, images: Path) -> None:
     lines = [["fixed", "moving"], ["a/mr.nii.gz", "a/ct.nii"]]
-    (pair,), _ = read_table(_table(images, "\n".join(separator.join(line) for line in lines)))
+    (pair,), _ = read_pairs_table(_table(images, "\n".join(separator.join(line) for line in lines)))
     assert pair.moving == images / "a/ct.nii"
 
 
 def test_names_are_made_of_the_files_and_as_many_folders_as_tell_them_apart(images: Path) -> None:
     text = "fixed,moving\na/mr.nii.gz,a/ct.nii\n"
-    assert read_table(_table(images, text))[0][0].name == "ct_to_mr"
-    pairs, _ = read_table(_table(images, text + "b/mr.nii.gz,b/ct.nii\n"))
+    assert read_pairs_table(_table(images, text))[0][0].name == "ct_to_mr"
+    pairs, _ = read_pairs_table(_table(images, text + "b/mr.nii.gz,b/ct.nii\n"))
     assert [pair.name for pair in pairs] == ["a-ct_to_a-mr", "b-ct_to_b-mr"]
 
 
@@ -93,21 +101,21 @@ def test_names_are_made_of_the_files_and_as_many_folders_as_tell_them_apart(imag
         ),
         ("fixed,moving,settings\nm.mha,m.mha,ct_window=3\n", "'3' cannot be the setting 'ct_window'"),
         ("fixed,moving,fixed_labels\nm.mha,m.mha,m.mha\n", "fixed_labels, which need moving_labels"),
-        ('fixed,moving\n"m.mha,m.mha\n', "is no table"),
+        ('fixed,moving\n"m.mha,m.mha\n', "is not a table"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(text: str, message: str, images: Path) -> None:
     with pytest.raises(RegkitError, match=message):
-        read_table(_table(images, text))
+        read_pairs_table(_table(images, text))
 
 
 def test_a_table_of_other_bytes_is_refused(images: Path) -> None:
     path = images / "pairs.csv"
     path.write_bytes("fixed,moving\nä,ö\n".encode("latin-1"))
     with pytest.raises(RegkitError, match="no text in UTF-8"):
-        read_table(path)
+        read_pairs_table(path)
     with pytest.raises(RegkitError, match="cannot be read: Is a directory"):
-        read_table(images)
+        read_pairs_table(images)
 
 
 def test_pairs_of_a_program(images: Path) -> None:

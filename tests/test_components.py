@@ -49,6 +49,14 @@ def test_components_lie_where_the_image_lies(oblique_grid: Grid) -> None:
     assert np.linalg.norm(found - spot) < np.linalg.norm(first.grid.spacing)
 
 
+def test_fine_images_are_seen_as_finely_as_the_features_know() -> None:
+    ball = _ball(Grid((40, 40, 40), (0.6, 0.6, 0.6)), 10.0)
+    spacings = [
+        principal_components([ball], _extract, 2, finest)[0][0].grid.spacing[0] for finest in (2.0, 0.9, 0.3)
+    ]
+    assert spacings == pytest.approx([4.0, 1.8, 1.2])
+
+
 def test_components_are_those_of_all_images_together() -> None:
     """As numpy's SVD finds them; an image has other colours in other company."""
     one, two = _ball(GRID), _ball(GRID, 12.0)

@@ -31,8 +31,8 @@ def test_only_what_is_named_changes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"serch_range": 1}, "no setting serch_range; did you mean search_range? there is: max_voxels, "),
-        ({"colour": 1}, "no setting colour; there is: max_voxels, "),
+        ({"serch_range": 1}, "no setting serch_range; did you mean search_range? available: max_voxels, "),
+        ({"colour": 1}, "no setting colour; available: max_voxels, "),
         ({"search_range": -1}, "search_range must be a number above 0, got -1"),
         ({"search_range": None}, "search_range must be a number above 0, got null"),
         ({"search_range": "wide"}, 'search_range must be a number above 0, got "wide"'),

@@ -152,7 +152,7 @@ def test_what_accompanies_a_series_is_passed_over(tmp_path: Path) -> None:
     edit(scout, SeriesInstanceUID="1.2.826.1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     other = write_series(study, ramp()[:3], CUBE, "1.2.826.3")
     edit(other, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    write_series(study, ramp()[:1], CUBE, "1.2.826.4")  # one slice is no volume
+    write_series(study, ramp()[:1], CUBE, "1.2.826.4")  # one slice is not a volume
     masks = np.ones((1, *STACK.shape), np.uint8)
     write_segments(study / "seg.dcm", masks)
     write_frames(study / "dose.dcm", np.ones((4, 5, 6), np.uint16), DOSE, SeriesInstanceUID="1.2.6")

@@ -14,10 +14,10 @@ from dicom_cases import STORAGE, edit, write_series
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, transform_points
 from regkit.io import dicomwrite
-from regkit.io.dicomwrite import save_segmentation, save_series
+from regkit.io.dicomwrite import save_dicom_segmentation, save_series
 from regkit.io.images import Volume, load_image, load_labels, load_segmentation
-from regkit.io.segments import Segment, Segmentation
-from regkit.results import save_segments, save_volume
+from regkit.io.segments import LayeredSegmentation, Segment
+from regkit.result_files import save_segments, save_volume
 
 pydicom = pytest.importorskip("pydicom")
 FRAME = {"FrameOfReferenceUID": "1.2.9", "PatientName": "Doe^Jane", "PatientID": "7", "StudyID": "s"}
@@ -152,7 +152,7 @@ def test_segments_lie_on_any_grid_and_keep_their_names(oblique_grid: Grid, tmp_p
         Segment(7, "liver", (0.8, 0.4, 0.2), (("85756007", "SCT", "Tissue"), ("10200004", "SCT", "Liver"))),
     )
     path = tmp_path / "labels.dcm"
-    save_segmentation(Segmentation([array], oblique_grid, segments), path, tmp_path / "fixed")
+    save_dicom_segmentation(LayeredSegmentation([array], oblique_grid, segments), path, tmp_path / "fixed")
     written = pydicom.dcmread(path)
     assert (written.PatientID, written.FrameOfReferenceUID) == ("7", "1.2.9")
     assert written.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Liver"
@@ -174,7 +174,7 @@ def test_segments_that_overlap_stay_whole(tmp_path: Path) -> None:
     write_series(tmp_path / "fixed", np.zeros(grid.shape), grid)
     lower, upper = labels_on(grid), np.zeros(grid.shape, np.uint16)
     upper[2:6, 4:9, 5:9] = 9
-    segmentation = Segmentation([lower, upper], grid, (Segment(9, "ring"),))
+    segmentation = LayeredSegmentation([lower, upper], grid, (Segment(9, "ring"),))
     for name in ("both.dcm", "both.seg.nrrd"):
         save_segments(segmentation, tmp_path / name, tmp_path / "fixed")
         found = load_segmentation(tmp_path / name, "labels")

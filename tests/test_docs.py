@@ -23,7 +23,8 @@ from regkit.synthesis.phantom import torso
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "models" / "README.md"]
-RUN = [DOCS / "index.md", *sorted((DOCS / "howto").glob("*.md"))]
+_RUN = ("index", "formats", "propagation", "python", "report", "verdict", "warps")
+RUN = [*(DOCS / f"{name}.md" for name in _RUN), *sorted((DOCS / "howto").glob("*.md"))]
 _BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

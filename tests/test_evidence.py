@@ -7,7 +7,7 @@ from regkit.features.featuremap import FeatureMap
 from regkit.ops.filters import smooth
 from regkit.solver.deformable import STRIDE, Pyramid
 from regkit.solver.evidence import (
-    MOST_DOUBT,
+    MAX_DOUBT,
     blur_of_match,
     borne_out,
     doubt,
@@ -146,11 +146,11 @@ def test_doubt_grows_with_noise_and_is_largest_where_nothing_is_told(rng: np.ran
     one = _texture(rng, 4)
     noise = one.std() * torch.from_numpy(rng.normal(size=one.shape)).float()
     little, much = (doubt(_map(one), _map(one + k * noise), OFFSET, STILL).mean() for k in (0.1, 0.5))
-    assert doubt(_map(one), _map(one), OFFSET, STILL).max() < 0.1 < little < much < MOST_DOUBT
+    assert doubt(_map(one), _map(one), OFFSET, STILL).max() < 0.1 < little < much < MAX_DOUBT
     nothing = FeatureMap(one, torch.zeros_like(one[:1]))
-    assert (doubt(_map(one), nothing, OFFSET, STILL) == MOST_DOUBT).all()
+    assert (doubt(_map(one), nothing, OFFSET, STILL) == MAX_DOUBT).all()
     flat = torch.full_like(one, 0.5)
-    assert (doubt(_map(flat), _map(flat), OFFSET, STILL) == MOST_DOUBT).all()
+    assert (doubt(_map(flat), _map(flat), OFFSET, STILL) == MAX_DOUBT).all()
     assert doubt(_map(one), _map(one), OFFSET, STILL).shape == tuple(n // 2 for n in SHAPE)
 
 
@@ -164,7 +164,7 @@ def test_small_displacements_in_much_doubt_are_taken_back() -> None:
     assert large > 0.95
     assert (taken_back(0 * one, unsure) == 0).all()
     # Of what nobody imaged nothing is known, for or against.
-    torch.testing.assert_close(taken_back(one, torch.full(shape, MOST_DOUBT)), one)
+    torch.testing.assert_close(taken_back(one, torch.full(shape, MAX_DOUBT)), one)
 
 
 def test_what_agrees_no_better_than_without_is_left_out(rng: np.random.Generator) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from regkit.core.choices import FEATURE_SETS
 from regkit.core.errors import RegkitError
 from regkit.features.maps import (
     MIND,
-    NAMES,
     Part,
     _ssc_pairs,
     feature_maps,
@@ -83,7 +83,7 @@ def test_unknown_features_are_named_with_those_there_are() -> None:
 
 
 def test_the_parts_of_every_name(random_weights: Path) -> None:
-    found = {name: feature_parts(name, random_weights) for name in NAMES if name != "mind"}
+    found = {name: feature_parts(name, random_weights) for name in FEATURE_SETS if name != "mind"}
     assert [part.stride for part in found["network"][1]] == [2]
     assert [part.stride for part in found["network+mind"][1]] == [2, 2, 1]
     for name, _, record in found.values():

@@ -13,7 +13,7 @@ from regkit.ops.filters import smooth
 from regkit.ops.folding import folded_points
 from regkit.ops.sampling import index_grid
 from regkit.solver.fine import (
-    _MOST_STIFFNESS,
+    _MAX_STIFFNESS,
     _STIFFNESS_RANGE,
     _TYPICAL_RESEL,
     diffusion,
@@ -57,7 +57,7 @@ def test_a_field_is_held_together_more_where_cells_differ_alike(rng: np.random.G
     strained = torch.from_numpy(rng.normal(size=(3, 24, 8, 8))).float()
     assert torch.equal(stiffness_for(strained, _TYPICAL_RESEL), stiffness_for(strained, 1.0))
     torch.testing.assert_close(stiffness_for(strained, 2 * _TYPICAL_RESEL), 8 * stiffness_for(strained, 1.0))
-    assert (stiffness_for(strained, 1e9) == _MOST_STIFFNESS).all()
+    assert (stiffness_for(strained, 1e9) == _MAX_STIFFNESS).all()
 
 
 def test_places_lie_in_their_cells_and_between_the_outer_centres() -> None:

@@ -6,11 +6,12 @@ from itertools import product
 
 import numpy as np
 import torch
-from warp_cases import FIXED
+from warp_cases import FIXED, affine_map
 
+from regkit.core.geometry import transform_points
 from regkit.ops.filters import smooth
 from regkit.ops.folding import CORNERS, corner_jacobian, folded_points, unfold
-from regkit.ops.jacobian import jacobian_determinant
+from regkit.ops.jacobian import jacobian_determinant, unfolded_warp
 
 SHAPE = (7, 6, 8)
 
@@ -96,3 +97,42 @@ def test_a_fold_at_the_border_goes_as_well() -> None:
         field[(component, *face)] = 3 if face[-1] == 0 else -3
         assert folded_points(field)[face].all()
         assert not folded_points(unfold(field)).any()
+
+
+def _wave(millimetres: float) -> tuple[np.ndarray, np.ndarray]:
+    """A field on FIXED: a wave across the voxels that shears and folds nowhere, in one half of the image, and
+    then a linear map, which is returned too.
+
+    Across the wave nothing is pressed together, but its length is that of a few voxels, whose sides differ:
+    by differences between them it folds.
+    """
+    index = np.moveaxis(np.indices(FIXED.shape)[::-1], 0, -1)
+    along = index * FIXED.spacing
+    across = millimetres * np.sin(2 * np.pi * (along[..., 0] + along[..., 1]) / 10) * (index[..., 2] < 6)
+    points = FIXED.world_points()
+    shift = np.stack([across, -across, 0 * across], -1) @ np.reshape(FIXED.direction, (3, 3)).T
+    matrix = affine_map(8, (2, -3, 1))
+    return (transform_points(matrix, points + shift) - points).astype(np.float32), matrix
+
+
+def test_a_warp_that_folds_between_voxels_is_smoothed_there_alone() -> None:
+    field, matrix = _wave(4)
+    folded = jacobian_determinant(field, FIXED) <= 0
+    assert 0.005 < folded.mean() < 0.2
+    flat, determinant = unfolded_warp(field, FIXED, matrix)
+    assert determinant.min() > 0
+    np.testing.assert_array_equal(determinant, jacobian_determinant(flat, FIXED))
+    points = FIXED.world_points()
+    linear = transform_points(matrix, points) - points
+    np.testing.assert_allclose(flat[9:], linear[9:], atol=1e-4)  # there was nothing but the linear map
+    # What is smoothed is not given up, and what it is smoothed to is the linear map.
+    wave, left = (np.linalg.norm(one[:6] - linear[:6], axis=-1) for one in (field, flat))
+    assert 0.05 * wave.mean() < left.mean() < wave.mean()
+    assert left.max() <= wave.max() + 1e-4
+
+
+def test_a_warp_without_folds_is_left_as_it_is() -> None:
+    field, matrix = _wave(0.5)
+    flat, determinant = unfolded_warp(field, FIXED, matrix)
+    assert flat is field
+    assert determinant.min() > 0

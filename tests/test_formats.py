@@ -350,7 +350,7 @@ def test_what_is_missing_or_no_warp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match=r"absent\.nii\.gz: no such file"):
         Warp.load(tmp_path / "absent.nii.gz")
     (tmp_path / "warp.pkl").write_bytes(b"1")
-    with pytest.raises(RegkitError, match=r"'\.pkl' is no suffix of a warp"):
+    with pytest.raises(RegkitError, match=r"'\.pkl' is not a suffix of a warp"):
         Warp.load(tmp_path / "warp.pkl")
     sitk.WriteImage(FIXED.blank(), str(tmp_path / "image.mha"))
     with pytest.raises(RegkitError, match=r"a 3-D image of 1 component"):

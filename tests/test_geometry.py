@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Grid, transform_points
+from regkit.core.geometry import Grid, linear_about, transform_points
 from regkit.ops.sampling import index_grid, map_index, resize, sample
 
 
@@ -290,3 +290,11 @@ def test_resize_samples_between_grid_and_pooled_grid(oblique_grid: Grid, rng: np
         coordinates = map_index(source.world_to_index @ target.index_to_world, index_grid(target.shape))
         expected = sample(volume, coordinates)
         torch.testing.assert_close(resize(volume, target.shape), expected, atol=2e-5, rtol=0)
+
+
+def test_a_linear_map_about_a_centre(rng: np.random.Generator) -> None:
+    centre, shift, linear = rng.normal(size=3), rng.normal(size=3), rng.normal(size=(3, 3))
+    points = rng.normal(size=(5, 3))
+    expected = [centre + linear @ (point - centre) + shift for point in points]
+    np.testing.assert_allclose(transform_points(linear_about(centre, linear, shift), points), expected)
+    np.testing.assert_allclose(transform_points(linear_about(centre, linear), centre), centre)

@@ -16,6 +16,7 @@ from regkit.core.geometry import Grid
 from regkit.io import guard
 from regkit.io.formats import write_linear
 from regkit.io.images import load_image
+from regkit.runtime.process import SWITCH
 
 DAMAGED = r"cannot be read|is damaged"
 GRID = Grid((6, 7, 8), (1.0, 1.5, 2.0), (10.0, -20.0, 30.0))
@@ -33,6 +34,14 @@ def test_voxels_arrive_in_their_type(dtype: str, tmp_path: Path) -> None:
         final, found = file.read(1 << 20)
     assert found.dtype == np.dtype(dtype) and final.spacing == GRID.spacing
     np.testing.assert_array_equal(found, array(dtype))
+
+
+def test_they_arrive_without_the_trick_that_starts_the_parser_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "none")
+    test_voxels_arrive_in_their_type("i2", tmp_path)
+    test_vectors_and_transforms_arrive(tmp_path)
 
 
 def test_vectors_and_transforms_arrive(tmp_path: Path) -> None:

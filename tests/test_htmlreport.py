@@ -25,10 +25,14 @@ from PIL import Image
 import regkit
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, slab_index, transform_points
+from regkit.evaluate import LabelScore, LabelScores
 from regkit.io.images import Volume
 from regkit.io.provenance import record_of
+from regkit.ops.jacobian import Smoothness
 from regkit.ops.resample import Source
-from regkit.registration import Registration
+from regkit.registration_result import Registration
+from regkit.solver.linear import LinearStart
+from regkit.stages import Timings
 from regkit.verdict import verdict_of
 from regkit.viz.htmlreport import write_report
 from regkit.viz.htmlslices import SLICES, edges_of, jacobian_at, lattice_of, round_step, values_at
@@ -110,21 +114,18 @@ def result_of(warp: Warp, moving: Volume, doubt: Source | None = None, **more: A
     gates = {"copies": 0.93, "side": math.nan, "folding": 0.0}
     return Registration(
         warp=warp,
-        linear=more.pop("linear", np.eye(4)),
-        metrics={
-            "folding_percent": 0.0,
-            "sd_log_jacobian": math.nan,
-            "feature_difference": {},
-            "evidence": {},
-        }
-        | more,
-        timings={"load": 1.0, "total": 1.0},
+        start=LinearStart(more.pop("linear", np.eye(4)), math.nan, "header", "identity"),
+        smoothness=Smoothness(0.0, math.nan),
+        feature_difference={},
+        evidence={},
+        timings=Timings({"load": 1.0}),
         memory={"load": 100.0, "peak": 100.0},
         settings={"regkit": "1", "torch": "2", "simpleitk": "3", "python": "4", "fixed": "f", "moving": "m"}
         | {"start": {"similarity": math.nan, "runner_up": None}, "levels": [[1, 2]], "seed": 0},
         verdict=verdict_of(gates),
         moving=moving,
         doubt=doubt,
+        **more,
     )
 
 
@@ -252,10 +253,9 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     file = tmp_path / HOSTILE
     file.write_bytes(b"x")
     fixed = head(GRID)
-    row = {"label": 1, "name": HOSTILE, "dice_before": 0.1, "dice_linear": 0.2, "dice": math.nan}
-    row |= {"hd95_before_mm": 1.0, "hd95_mm": math.nan}
-    stages = dict.fromkeys(("before", "linear", "after"), 0.5)
-    result = result_of(still(GRID), fixed, labels=[row], mean_dice=stages, mean_hd95_mm=stages)
+    scores = {stage: [LabelScore(1, HOSTILE, 0.1, 1.0)] for stage in ("before", "linear")}
+    scores["after"] = [LabelScore(1, HOSTILE, math.nan, math.nan)]
+    result = result_of(still(GRID), fixed, label_scores=LabelScores(scores))
     hostile = {"fixed": HOSTILE, "moving": HOSTILE, "init": HOSTILE + "\udcff", HOSTILE: HOSTILE}
     result.settings.update(hostile)
     page = page_of(result, fixed, tmp_path, record=record_of({HOSTILE: file}, {}, f"regkit '{HOSTILE}'"))
@@ -452,10 +452,9 @@ def test_it_appears_with_the_other_files_or_not_at_all(
 
 def test_many_labels_stay_below_the_limit(tmp_path: Path) -> None:
     fixed = head(GRID)
-    score = {"dice_before": 0.1, "dice_linear": 0.2, "dice": 0.3, "hd95_before_mm": 1.0, "hd95_mm": 2.0}
-    rows = [{"label": k, "name": f"label number {k}", **score} for k in range(1000)]
-    stages = dict.fromkeys(("before", "linear", "after"), 0.5)
-    result = result_of(still(GRID), fixed, labels=rows, mean_dice=stages, mean_hd95_mm=stages)
+    rows = [LabelScore(k, f"label number {k}", 0.3, 2.0) for k in range(1000)]
+    scores = LabelScores(dict.fromkeys(("before", "linear", "after"), rows))
+    result = result_of(still(GRID), fixed, label_scores=scores)
     page = page_of(replace(result), fixed, tmp_path)
     assert len(page.text) < _LIMIT
     assert page.sections["measures"].count("label number") == 1000

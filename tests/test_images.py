@@ -391,7 +391,10 @@ def test_labels_stored_with_a_slope_are_whole_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (ramp() / 2, r"is no label map: 168 voxels are not whole numbers, such as 0\.5; resample .* nearest"),
+        (
+            ramp() / 2,
+            r"is not a label map: 168 voxels are not whole numbers, such as 0\.5; resample .* nearest",
+        ),
         (ramp() * np.nan, "336 voxels that are NaN"),
         (np.zeros(CUBE.shape), "holds no label: every voxel is 0"),
         (ramp(dtype=np.uint64) * 10**17, "only whole numbers below 2"),

@@ -67,7 +67,7 @@ def test_a_registration_foretells_its_memory_and_keeps_to_the_cap(monkeypatch: p
         ("_KEPT", 0),
         ("_FIXED_PART", 0),
         ("_PER_WORKING_VOXEL", 1e5),
-        ("_FEWEST_VOXELS", 100),
+        ("_MIN_VOXELS", 100),
     ):
         monkeypatch.setattr(memory, name, value)
     monkeypatch.setattr("regkit.registration.resident_memory", lambda: 0.0)

@@ -11,14 +11,17 @@ import pytest
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.evaluate import (
+    ErrorSummary,
+    LabelScores,
+    LandmarkErrors,
     compare_labels,
     dice,
     hd95,
     summarise,
-    summarise_errors,
     target_registration_error,
 )
 from regkit.io.images import Volume
+from regkit.warp import Warp
 
 SPACING = (0.7, 1.3, 3.5)  # x, y, z: all different, so that a swapped axis shows
 
@@ -192,8 +195,8 @@ def test_target_registration_error_by_hand() -> None:
     moving = [(3, 4, 0), (1, 1, 1), (10, -4, 14)]
     errors = target_registration_error(mapped, moving)
     np.testing.assert_allclose(errors, [5, 0, 12])
-    assert summarise_errors(errors) == {"mean": pytest.approx(17 / 3), "median": 5.0, "max": 12.0}
-    assert all(math.isnan(value) for value in summarise_errors([]).values())
+    assert ErrorSummary.of(errors) == ErrorSummary(pytest.approx(17 / 3), 5.0, 12.0)
+    assert all(math.isnan(value) for value in ErrorSummary.of([]).to_dict().values())
     with pytest.raises(RegkitError, match="pairs"):
         target_registration_error(mapped, moving[:2])
 
@@ -231,3 +234,44 @@ def test_the_naive_surface_of_a_cube_has_no_core() -> None:
     core = set(itertools.product((4, 5), (5, 6), (6, 7)))
     assert len(surface) == 64 - 8
     assert not core & set(surface)
+
+
+def test_scores_have_the_same_keys_in_json_as_ever() -> None:
+    grid = Grid((6, 6, 6))
+    fixed, moved = np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.uint8)
+    fixed[1:4, 1:4, 1:4], moved[2:5, 1:4, 1:4] = 1, 1
+    here, there = Volume(fixed, grid), Volume(moved, grid)
+    scores = LabelScores.of(here, {"before": there, "linear": there, "after": here}, {1: "liver"}, there)
+    assert scores.mean_dice == {"before": pytest.approx(2 / 3), "linear": pytest.approx(2 / 3), "after": 1.0}
+    written = scores.to_dict()
+    assert written == {
+        "mean_dice": scores.mean_dice,
+        "mean_hd95_mm": {"before": 1.0, "linear": 1.0, "after": 0.0},
+        "labels": [
+            {
+                "label": 1,
+                "name": "liver",
+                "dice_before": pytest.approx(2 / 3),
+                "dice_linear": pytest.approx(2 / 3),
+                "dice": 1.0,
+                "hd95_before_mm": 1.0,
+                "hd95_mm": 0.0,
+            }
+        ],
+    }
+    (row,) = LabelScores.of(here, {"after": here}).to_dict()["labels"]
+    assert set(row) == {"label", "name", "dice", "hd95_mm"}
+
+
+def test_landmark_errors_have_the_same_keys_in_json_as_ever() -> None:
+    grid = Grid((4, 4, 4))
+    field = np.zeros((*grid.shape, 3), np.float32)
+    field[..., 0] = 1
+    fixed = np.array([[0.0, 0, 0], [1, 1, 1]])
+    errors = LandmarkErrors.of(fixed, fixed + [3, 0, 0], Warp(field, grid))
+    assert errors.to_dict() == {
+        "count": 2,
+        "tre_before_mm": {"mean": 3.0, "median": 3.0, "max": 3.0},
+        "tre_mm": {"mean": 2.0, "median": 2.0, "max": 2.0},
+    }
+    assert set(LandmarkErrors.of(fixed, fixed, None).to_dict()) == {"count", "tre_before_mm"}

@@ -75,7 +75,7 @@ def _named(
     extract = NetworkFeatures(bundled_weights(), apart=True)
     pairs = Pairs(turn=5.0, strays=0, spacing=spacing)
     pair = cut_and_render([_trunk()], pairs, [Rng.of(10**6 + 5)], shape)
-    assert pair.seen.all()
+    assert pair.visible.all()
     scores = []
     for image, structures in zip(pair.images, pair.structures):
         found = extract(image, told).argmax(0)

@@ -3,10 +3,12 @@ this machine has."""
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +50,24 @@ from regkit.solver.costvolume import (
 from regkit.solver.fine import Adam, _Lanes, comparison, dissimilarity, optimiser, penalty
 from regkit.solver.linear import _kept_sums, _squared_errors
 from regkit.synthesis.phantom import torso
+
+
+@pytest.mark.skipif(not native.serves(), reason="the kernels were not compiled")
+def test_the_processor_is_asked_what_the_system_says_that_it_has() -> None:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        pytest.skip("this system says nothing of the processor")
+    if platform.machine() != "x86_64":
+        assert native._instruction_set() == 0
+        return
+    flags = set(text.split("flags", 1)[1].split("\n", 1)[0].split())
+    v3 = {"avx2", "fma", "bmi1", "bmi2"} <= flags
+    v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
+    assert native._instruction_set() == v3 + v4
+    assert native.fast_bfloat16() == (v4 and "avx512_bf16" in flags)
+    # GCC alone compiles those for 8 bits.
+    assert not native.fast_eightbit() or (v4 and "avx512_vnni" in flags)
 
 
 @pytest.fixture(params=["base", "v3", "v4"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,7 +82,7 @@ def test_pretraining_needs_torch_numpy_safetensors_and_rich_alone() -> None:
         "missing = ('SimpleITK', 'nibabel', 'scipy', 'typer', 'click', 'matplotlib')\n"
         "for name in missing: sys.modules[name] = None\n"
         "import regkit.pretrain, regkit.synthesis, regkit.training\n"
-        "painted = ('__main__', '.anatomy', '.painting', '.phantom', '.trunk')\n"
+        "painted = ('__main__', '.anatomy', '.painting', '.phantom', '.procedural_trunk', '.trunk')\n"
         "for package in (regkit.pretrain, regkit.synthesis, regkit.training):\n"
         "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
         "        if not module.name.endswith(painted): __import__(module.name)\n"
@@ -150,6 +153,37 @@ def test_constraints_pin_every_dependency(project: dict[str, Any]) -> None:
         version = str(pin.specifier).removeprefix("==")
         assert requirement.specifier.contains(version), f"{requirement} excludes the tested {version}"
     assert str(pins["torch"].specifier) == "==2.13.0"
+
+
+def test_on_windows_clang_compiles_the_kernels(
+    project: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the compiler stands what its program and arguments are read from; clang takes these."""
+    setuptools = pytest.importorskip("setuptools")
+    commands: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda cmdclass: commands.update(cmdclass))
+    runpy.run_path(str(ROOT / "setup.py"))
+    flags = project["tool"]["setuptools"]["ext-modules"][0]["extra-compile-args"]
+    extension = setuptools.Extension("k", ["k.c"], extra_compile_args=flags, extra_link_args=["-pthread"])
+    build = commands["build_ext"](setuptools.Distribution({"ext_modules": [extension]}))
+    build.finalize_options()
+    build.compiler = SimpleNamespace(
+        compiler_type="msvc", initialized=False, cc="cl.exe", initialize=lambda: None
+    )
+    monkeypatch.setattr(build, "build_extension", lambda extension: None)
+    build.build_extensions()
+    assert Path(build.compiler.cc).stem == "clang-cl"
+    assert extension.extra_link_args == []
+    assert extension.extra_compile_args == [f"/clang:{flag}" for flag in flags]
+
+    clang = next(filter(None, map(shutil.which, ("clang-cl", "clang", "clang-19"))), None)
+    if clang is None:
+        pytest.skip("the arguments were not given to clang, which is not here")
+    (tmp_path / "k.c").write_text("int k(int i) { return i; }")
+    words = ["--driver-mode=cl", "--target=x86_64-pc-windows-msvc", "/nologo", "/O2", "/MD"]
+    words += [*extension.extra_compile_args, "/c", "k.c", "/Fok.obj"]
+    compiled = subprocess.run([clang, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (compiled.returncode, compiled.stdout + compiled.stderr) == (0, "")
 
 
 def test_types_and_licence_are_shipped(project: dict[str, Any]) -> None:

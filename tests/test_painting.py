@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regkit.synthesis.painting import Part, Texture, branches, coils, curve, cut, ellipsoid, join
+from regkit.synthesis.painting import Canvas, Texture, branches, coils, curve, cut, ellipsoid, join
 
 
-def part(spacing: float = 2.0, shape: tuple[int, int, int] = (17, 22, 19)) -> Part:
+def part(spacing: float = 2.0, shape: tuple[int, int, int] = (17, 22, 19)) -> Canvas:
     z, y, x = (np.float32(spacing) * (np.indices(shape, np.float32)[k] - shape[k] / 2) for k in range(3))
     image, labels = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
-    return Part(x, y, z, image, labels, {"dark": 10.0, "bright": 100.0}, {"organ": 7}, spacing)
+    return Canvas(x, y, z, image, labels, {"dark": 10.0, "bright": 100.0}, {"organ": 7}, spacing)
 
 
-def points(whole: Part) -> np.ndarray:
+def points(whole: Canvas) -> np.ndarray:
     return np.stack([whole.x, whole.y, whole.z], axis=-1).astype(np.float64)
 
 

@@ -19,15 +19,15 @@ import torch
 from test_pretrain_train import CONFIG
 
 from regkit.core.errors import RegkitError
-from regkit.pretrain.batch_loader import _groups, batches
-from regkit.pretrain.run import _spare_cores
-from regkit.pretrain.train import Place, Trainer, train
-from regkit.synthesis.shape_sources import Procedural, Source
+from regkit.pretrain.batch_loader import batches, step_groups
+from regkit.pretrain.run import spare_cores
+from regkit.pretrain.train import DistributedContext, PretrainTrainer, train
+from regkit.synthesis.shape_sources import Procedural, ShapeSource
 from regkit.synthesis.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TURNS = replace(CONFIG, steps=12, pairs=replace(CONFIG.pairs, bank=3))
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 class Failing(Procedural):
@@ -57,8 +57,8 @@ def _send_half(self: Connection, message: bytes) -> None:
     os._exit(9)
 
 
-def _trainer(source: Source | None = None, where: Place = HERE) -> Trainer:
-    return Trainer(TURNS, [(source or Procedural(), 1.0)], where)
+def _trainer(source: ShapeSource | None = None, where: DistributedContext = HERE) -> PretrainTrainer:
+    return PretrainTrainer(TURNS, [(source or Procedural(), 1.0)], where)
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -66,10 +66,10 @@ def test_groups_begin_at_multiples_wherever_a_run_goes_on(first: int) -> None:
     """On a GPU; elsewhere a step is drawn by itself."""
     trainer = _trainer()
     trainer.step = first
-    assert list(_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
+    assert list(step_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
     trainer.where = replace(HERE, device=torch.device("cuda"))
     assert trainer.together == 4
-    assert list(_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
+    assert list(step_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
 
 
 def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
@@ -87,10 +87,10 @@ def test_batches_are_the_same_whoever_draws_the_anatomies() -> None:
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     sources = [(Procedural(), 1.0)]
-    whole = train(TURNS, sources, tmp_path / "whole", where=HERE)
-    stopped = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=2, minutes=1e-6)
+    whole = train(TURNS, sources, tmp_path / "whole", context=HERE)
+    stopped = train(TURNS, sources, tmp_path / "cut", context=HERE, workers=2, minutes=1e-6)
     assert stopped.step == 1
-    cut = train(TURNS, sources, tmp_path / "cut", where=HERE, workers=1)
+    cut = train(TURNS, sources, tmp_path / "cut", context=HERE, workers=1)
     assert cut.step == whole.step == TURNS.steps
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, cut.student.state_dict()[name]), name
@@ -98,10 +98,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 def test_a_process_of_several_draws_its_own_share() -> None:
     config = replace(TURNS, batch=4, steps=2)
-    where = Place(1, 2, HERE.device)
-    with batches(Trainer(config, [(Procedural(), 1.0)], where), 2) as received:
+    where = DistributedContext(1, 2, HERE.device)
+    with batches(PretrainTrainer(config, [(Procedural(), 1.0)], where), 2) as received:
         batch = next(received)
-    whole = Trainer(config, [(Procedural(), 1.0)], HERE).batch(0)
+    whole = PretrainTrainer(config, [(Procedural(), 1.0)], HERE).batch(0)
     assert torch.equal(batch.images, whole.images[4:])
 
 
@@ -111,15 +111,15 @@ def test_an_error_in_drawing_comes_out() -> None:
 
 
 @pytest.mark.parametrize(("source", "workers"), [(Fatal(), 1), (Torn(), 1), (Torn(), 2)])
-def test_a_process_that_ends_is_an_error(source: Source, workers: int) -> None:
-    message = "has ended, as for want of memory; take fewer with --workers"
+def test_a_process_that_ends_is_an_error(source: ShapeSource, workers: int) -> None:
+    message = "has ended, perhaps for lack of memory; take fewer with --workers"
     with pytest.raises(RegkitError, match=message), batches(_trainer(source), workers) as received:
         next(received)
     assert not multiprocessing.active_children()
 
 
 def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
-    trainer = Trainer(replace(TURNS, steps=60), [(Procedural(), 1.0)], HERE)
+    trainer = PretrainTrainer(replace(TURNS, steps=60), [(Procedural(), 1.0)], HERE)
     with batches(trainer, 1) as received:
         next(received)
         for process in multiprocessing.active_children():
@@ -131,12 +131,12 @@ def test_a_process_that_ended_before_more_is_asked_of_it_is_an_error() -> None:
 
 def test_how_many_processes_draw_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """None beside a CPU; beside a GPU the cores that are left, shared with the other processes here."""
-    gpu = Place(0, 1, torch.device("cuda"))
-    assert _spare_cores(HERE) == 0
+    gpu = DistributedContext(0, 1, torch.device("cuda"))
+    assert spare_cores(HERE) == 0
     for cores, processes, expected in ((16, "1", 14), (64, "1", 16), (64, "8", 6), (1, "1", 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert _spare_cores(gpu) == expected
+        assert spare_cores(gpu) == expected
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")
@@ -144,7 +144,7 @@ def test_processes_leave_with_a_run_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from regkit.pretrain.batch_loader import _groups, batches\n"
+        "from regkit.pretrain.batch_loader import batches, step_groups\n"
         "from test_pretrain_batch_loader import _trainer\n"
         "if __name__ == '__main__':\n"
         "    with batches(_trainer(), 2) as received:\n"

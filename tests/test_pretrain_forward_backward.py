@@ -12,9 +12,9 @@ import torch
 from regkit.pretrain import train as training
 from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config, Loss
-from regkit.pretrain.forward_backward import Passes, Replayed, Work, passes_of
+from regkit.pretrain.forward_backward import ForwardBackward, GraphForwardBackward, Work, forward_backward_for
 from regkit.pretrain.step import Batch, Student
-from regkit.pretrain.train import Place, Trainer
+from regkit.pretrain.train import DistributedContext, PretrainTrainer
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs
@@ -32,7 +32,7 @@ CONFIG = Config(
     pairs=Pairs(16, 3, 4, 10.0, 0.1, 0.1, 1, Ensembles(24, (2, 4), (4.0, 8.0), 1, (2.0, 3.0)), shapes=SHAPES),
     loss=Loss(local=0.0, label=0.0, structure=1.0, offsets=(2, 4)),
 )
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 class _Tape:
@@ -52,8 +52,8 @@ class _Tape:
         return replay
 
 
-def _trainer(where: Place = HERE) -> Trainer:
-    return Trainer(CONFIG, [(Procedural(), 1.0)], where)
+def _trainer(where: DistributedContext = HERE) -> PretrainTrainer:
+    return PretrainTrainer(CONFIG, [(Procedural(), 1.0)], where)
 
 
 def _batches() -> Iterator[Batch]:
@@ -64,7 +64,7 @@ def _batches() -> Iterator[Batch]:
 def test_replayed_steps_are_those_that_are_not() -> None:
     """Losses and parameters bit for bit, over batches of two shapes that take turns."""
     plain, replayed, tape = _trainer(), _trainer(), _Tape()
-    replayed.passes = Replayed(replayed.student, tape)
+    replayed.passes = GraphForwardBackward(replayed.student, tape)
     gradients = [parameter.grad for parameter in replayed.student.parameters()]
     losses = []
     for batch in _batches():
@@ -82,7 +82,7 @@ def test_replayed_steps_are_those_that_are_not() -> None:
 
 def test_a_batch_is_not_changed_or_held() -> None:
     trainer = _trainer()
-    passes, batch = Replayed(trainer.student, _Tape()), trainer.batch(0)
+    passes, batch = GraphForwardBackward(trainer.student, _Tape()), trainer.batch(0)
     before = batch.images.clone()
     first = passes(batch, Rng.of(0))["structure"]
     other = replace(batch, images=torch.zeros_like(batch.images))
@@ -93,7 +93,10 @@ def test_a_batch_is_not_changed_or_held() -> None:
 
 def test_passes_have_no_history() -> None:
     trainer = _trainer()
-    for passes in (Passes(trainer.student), Replayed(trainer.student, lambda work: work)):
+    for passes in (
+        ForwardBackward(trainer.student),
+        GraphForwardBackward(trainer.student, lambda work: work),
+    ):
         assert not any(value.requires_grad for value in passes(trainer.batch(0), Rng.of(0)).values())
 
 
@@ -101,19 +104,19 @@ def test_passes_have_no_history() -> None:
 def test_what_draws_is_not_replayed(loss: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(CONFIG, loss=replace(CONFIG.loss, **{loss: 0.1}))
-    assert type(passes_of(Student(config).to(device))) is Passes
+    assert type(forward_backward_for(Student(config).to(device))) is ForwardBackward
 
 
 def test_nothing_is_replayed_on_a_cpu() -> None:
-    assert type(passes_of(Student(CONFIG))) is Passes
+    assert type(forward_backward_for(Student(CONFIG))) is ForwardBackward
 
 
 def test_a_trainer_takes_the_passes_of_its_student(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Student] = []
 
-    def note(student: Student) -> Passes:
+    def note(student: Student) -> ForwardBackward:
         made.append(student)
-        return Passes(student)
+        return ForwardBackward(student)
 
     monkeypatch.setattr(training, "passes_of", note)
     trainer = _trainer()
@@ -127,10 +130,10 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @cuda
 def test_steps_of_a_graph_are_those_that_are_launched() -> None:
     """Recorded while another thread draws on the device; bfloat16 and the order of sums differ."""
-    where = Place(0, 1, torch.device("cuda"))
+    where = DistributedContext(0, 1, torch.device("cuda"))
     graphed, plain = _trainer(where), _trainer(where)
-    assert type(graphed.passes) is Replayed
-    plain.passes = Passes(plain.student)
+    assert type(graphed.passes) is GraphForwardBackward
+    plain.passes = ForwardBackward(plain.student)
     with batches(graphed) as feed:
         for batch in feed:
             found, expected = graphed.advance(batch), plain.advance(batch)
@@ -139,15 +142,15 @@ def test_steps_of_a_graph_are_those_that_are_launched() -> None:
     _assert_close(graphed, plain)
 
 
-def _assert_close(one: Trainer, other: Trainer) -> None:
+def _assert_close(one: PretrainTrainer, other: PretrainTrainer) -> None:
     for found, expected in zip(one.student.parameters(), other.student.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
 
 
 @cuda
 def test_losses_do_not_wait_for_the_device() -> None:
-    trainer = _trainer(Place(0, 1, torch.device("cuda")))
-    passes, batch = Passes(trainer.student), trainer.batch(0)
+    trainer = _trainer(DistributedContext(0, 1, torch.device("cuda")))
+    passes, batch = ForwardBackward(trainer.student), trainer.batch(0)
     passes(batch, Rng.of(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is a prototype, which says so

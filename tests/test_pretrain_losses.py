@@ -15,8 +15,8 @@ from regkit.pretrain.losses import (
     distance_loss,
     draw,
     interpolated,
-    label_contrast,
-    local_contrast,
+    label_contrastive_loss,
+    local_contrastive_loss,
     rows,
     structure_loss,
     unit,
@@ -112,7 +112,7 @@ def test_label_contrast_is_its_definition(
 ) -> None:
     vectors = _unit(rng, len(labels), 6)
     cells = [k if k < 4 else k - 2 for k in range(len(labels))]  # the fifth and sixth are copies
-    found = label_contrast(vectors, torch.tensor(labels), torch.tensor(cells), temperature)
+    found = label_contrastive_loss(vectors, torch.tensor(labels), torch.tensor(cells), temperature)
     expected = _naive_label_contrast(vectors.numpy(), labels, cells, temperature)
     assert float(found) == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
@@ -120,7 +120,7 @@ def test_label_contrast_is_its_definition(
 def test_label_contrast_has_a_finite_gradient_also_where_it_says_nothing(rng: np.random.Generator) -> None:
     for labels in ([0, 1, 2, 3], [0, 0, 1, 2], [7, 7, 7, 7]):
         vectors = _unit(rng, 4, 5).float().requires_grad_()
-        label_contrast(vectors, torch.tensor(labels), torch.arange(4), 0.1).backward()
+        label_contrastive_loss(vectors, torch.tensor(labels), torch.arange(4), 0.1).backward()
         assert vectors.grad is not None
         assert vectors.grad.isfinite().all()
         assert vectors.grad.any() == (len(set(labels)) < 4)
@@ -144,7 +144,7 @@ def test_local_contrast_is_its_definition(rng: np.random.Generator) -> None:
     anchors, partners, others = _unit(rng, 5, 4), _unit(rng, 5, 4), _unit(rng, 5, 7, 4)
     allowed = rng.random((5, 7)) < 0.6
     allowed[2] = False  # nothing to be contrasted with: no loss
-    found = local_contrast(anchors, partners, others, torch.from_numpy(allowed), 0.1)
+    found = local_contrastive_loss(anchors, partners, others, torch.from_numpy(allowed), 0.1)
     expected = _naive_local_contrast(*(t.numpy() for t in (anchors, partners, others)), allowed, 0.1)
     assert float(found) == pytest.approx(expected, rel=1e-10)
 
@@ -152,7 +152,7 @@ def test_local_contrast_is_its_definition(rng: np.random.Generator) -> None:
 def test_local_contrast_has_a_finite_gradient_without_negatives(rng: np.random.Generator) -> None:
     anchors = _unit(rng, 3, 4).requires_grad_()
     nothing = torch.zeros(3, 6, dtype=torch.bool)
-    local_contrast(anchors, _unit(rng, 3, 4), _unit(rng, 3, 6, 4), nothing, 0.1).backward()
+    local_contrastive_loss(anchors, _unit(rng, 3, 4), _unit(rng, 3, 6, 4), nothing, 0.1).backward()
     assert anchors.grad is not None
     assert not anchors.grad.any()
 

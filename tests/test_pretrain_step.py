@@ -53,7 +53,7 @@ def test_a_cell_is_the_mean_of_its_voxels(rng: np.random.Generator, stride: int)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     seen = torch.from_numpy(rng.random((2, 16, 16, 16)) < 0.95)
     views.partner[0] = torch.stack([x, y, z]) + 2.0 * stride
-    views.seen[:2] = seen
+    views.visible[:2] = seen
     found = collate(views, stride)
     cells = 16 // stride
     at = torch.arange(float(cells))
@@ -63,7 +63,7 @@ def test_a_cell_is_the_mean_of_its_voxels(rng: np.random.Generator, stride: int)
     assert torch.equal(found.images[:, 0], torch.stack(seen_by_network))
     assert torch.equal(found.labels, views.labels)
     blocks = seen.unflatten(3, (cells, stride)).unflatten(2, (cells, stride)).unflatten(1, (cells, stride))
-    assert torch.equal(found.seen[:2], blocks.all(6).all(4).all(2))
+    assert torch.equal(found.visible[:2], blocks.all(6).all(4).all(2))
 
 
 def test_losses_are_finite_and_reach_every_parameter(batch: Batch) -> None:
@@ -137,9 +137,9 @@ def test_without_affinities_there_need_be_no_offsets(batch: Batch) -> None:
 
 
 def _without_view(batch: Batch, *unseen: int) -> Batch:
-    seen = batch.seen.clone()
+    seen = batch.visible.clone()
     seen[list(unseen)] = False
-    return replace(batch, seen=seen)
+    return replace(batch, visible=seen)
 
 
 def test_where_nothing_is_seen_there_is_no_loss(batch: Batch) -> None:
@@ -191,7 +191,7 @@ def test_labels_are_those_of_the_middle_of_each_cell(batch: Batch, monkeypatch: 
             voxel = tuple(c * step + step // 2 for c in cell)
             flat = (cell[0] * side + cell[1]) * side + cell[2]
             assert labels[flat] == batch.labels[(volume, *voxel)]
-            assert usable[flat] == batch.seen[(volume, *(v // 2 for v in voxel))]
+            assert usable[flat] == batch.visible[(volume, *(v // 2 for v in voxel))]
 
 
 def test_anchors_and_partners_of_the_local_contrast_belong_together(
@@ -210,7 +210,7 @@ def test_anchors_and_partners_of_the_local_contrast_belong_together(
         passed.append((anchors, partners, others, allowed))
         return anchors.sum()
 
-    monkeypatch.setattr("regkit.pretrain.step.local_contrast", note)
+    monkeypatch.setattr("regkit.pretrain.step.local_contrastive_loss", note)
     monkeypatch.setattr("regkit.pretrain.step.unit", lambda vectors, dim=1: vectors)
     axis = torch.arange(8.0)
     own = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])

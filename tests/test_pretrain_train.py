@@ -22,7 +22,14 @@ from regkit.core.errors import RegkitError
 from regkit.features.weights import load_network, reading
 from regkit.pretrain import train as training
 from regkit.pretrain.config import Config, Loss
-from regkit.pretrain.train import Place, Trainer, export, place, schedule, train
+from regkit.pretrain.train import (
+    DistributedContext,
+    PretrainTrainer,
+    distributed_context,
+    export,
+    learning_rate_share,
+    train,
+)
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.pairs import Pairs
 from regkit.synthesis.shape_sources import Procedural
@@ -41,18 +48,18 @@ CONFIG = Config(
 )
 # Without clipping the size of a gradient shows in the moments.
 PAIRED = replace(CONFIG, steps=6, clip=1e9)
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
-def _trainer(config: Config = CONFIG, where: Place = HERE) -> Trainer:
-    return Trainer(config, [(Procedural(), 1.0)], where)
+def _trainer(config: Config = CONFIG, where: DistributedContext = HERE) -> PretrainTrainer:
+    return PretrainTrainer(config, [(Procedural(), 1.0)], where)
 
 
-def _train(run: Path, config: Config = CONFIG, **options: object) -> Trainer:
-    return train(config, [(Procedural(), 1.0)], run, where=HERE, **options)  # type: ignore[arg-type]
+def _train(run: Path, config: Config = CONFIG, **options: object) -> PretrainTrainer:
+    return train(config, [(Procedural(), 1.0)], run, context=HERE, **options)  # type: ignore[arg-type]
 
 
-def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
+def _state(trainer: PretrainTrainer) -> dict[str, torch.Tensor]:
     """All that a run depends on."""
     found = {f"student.{n}": t for n, t in trainer.student.state_dict().items()}
     found |= {f"average.{n}": t for n, t in trainer.average.state_dict().items()}
@@ -70,15 +77,15 @@ def _assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Has this process sent a signal in the middle of a step."""
-    plain = Trainer.advance
+    plain = PretrainTrainer.advance
 
     def stop_at(step: int, number: int = signal.SIGTERM) -> None:
-        def advance(self: Trainer, batch: object) -> dict[str, torch.Tensor]:
+        def advance(self: PretrainTrainer, batch: object) -> dict[str, torch.Tensor]:
             if self.step == step:
                 os.kill(os.getpid(), number)
             return plain(self, batch)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Trainer, "advance", advance)
+        monkeypatch.setattr(PretrainTrainer, "advance", advance)
 
     return stop_at
 
@@ -117,7 +124,7 @@ def test_what_is_loaded_lies_in_memory_as_it_did(tmp_path: Path) -> None:
     trainer.save(tmp_path)
     again.load(checkpoints(tmp_path)[-1])
 
-    def strides(trainer: Trainer) -> list[dict[str, tuple[int, ...]]]:
+    def strides(trainer: PretrainTrainer) -> list[dict[str, tuple[int, ...]]]:
         states = [trainer.optimiser.state[parameter] for parameter in trainer.student.parameters()]
         return [{name: tensor.stride() for name, tensor in state.items()} for state in states]
 
@@ -239,13 +246,13 @@ def test_a_run_that_breaks_down_keeps_a_checkpoint_from_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not finite is not saved, though it would only be logged five steps later."""
-    plain = Trainer.advance
+    plain = PretrainTrainer.advance
 
-    def advance(self: Trainer, batch: object) -> dict[str, torch.Tensor]:
+    def advance(self: PretrainTrainer, batch: object) -> dict[str, torch.Tensor]:
         losses = plain(self, batch)  # type: ignore[arg-type]
         return losses | {"local": losses["local"] * (math.nan if self.step > 4 else 1)}
 
-    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(PretrainTrainer, "advance", advance)
     with pytest.raises(RegkitError, match=r"losses of step 5 are not finite.*local nan"):
         _train(tmp_path, save_every=0.0)
     assert checkpoints(tmp_path)[-1].name == "step-00000004"
@@ -264,31 +271,31 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, name: str) -> None:
 
 
 def test_an_error_in_making_pairs_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Trainer, steps: range) -> None:
+    def broken(self: PretrainTrainer, steps: range) -> None:
         raise RegkitError("no shapes")
 
-    monkeypatch.setattr(Trainer, "batches", broken)
+    monkeypatch.setattr(PretrainTrainer, "batches", broken)
     with pytest.raises(RegkitError, match="no shapes"):
         _train(tmp_path)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
     config = replace(CONFIG, steps=1000, warmup=100)
-    rates = [schedule(step, config) for step in range(1000)]
+    rates = [learning_rate_share(step, config) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01, rel=1e-3)
     assert rates[49] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.049)))
     assert rates.index(max(rates)) == 99
     assert rates[500] == pytest.approx(0.5)
     assert all(a > b for a, b in pairwise(rates[99:]))
     assert 0 < rates[-1] < 1e-4
-    assert schedule(0, replace(config, warmup=0)) == 1
+    assert learning_rate_share(0, replace(config, warmup=0)) == 1
 
 
 def test_the_rate_of_a_step_is_that_of_the_schedule() -> None:
     trainer = _trainer()
     for step in range(5):
         trainer.advance(trainer.batch(step))
-        expected = CONFIG.learning_rate * schedule(step, CONFIG)
+        expected = CONFIG.learning_rate * learning_rate_share(step, CONFIG)
         assert trainer.optimiser.param_groups[0]["lr"] == pytest.approx(expected)
 
 
@@ -321,7 +328,7 @@ def test_trainers_of_one_seed_are_alike_and_leave_the_global_generator_alone(see
 def test_processes_share_the_pairs_of_a_step() -> None:
     config = replace(CONFIG, batch=4)
     whole = _trainer(config).batch(2)
-    halves = [_trainer(config, Place(rank, 2, HERE.device)).batch(2) for rank in range(2)]
+    halves = [_trainer(config, DistributedContext(rank, 2, HERE.device)).batch(2) for rank in range(2)]
     for name in ("images", "labels", "seen", "partner"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
 
@@ -340,17 +347,20 @@ def test_steps_that_are_drawn_at_once_get_their_own_pairs() -> None:
 
 def test_pairs_that_do_not_divide_among_the_processes() -> None:
     with pytest.raises(RegkitError, match="a batch of 2 pairs does not divide among 3 processes"):
-        _trainer(where=Place(0, 3, HERE.device))
+        _trainer(context=DistributedContext(0, 3, HERE.device))
 
 
 def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with place() as where:
+    with distributed_context() as where:
         assert where == HERE
-    with pytest.raises(RegkitError, match="no device named 'tpu'; there is: auto, cpu, cuda"), place("tpu"):
+    with (
+        pytest.raises(RegkitError, match="no device named 'tpu'; available: auto, cpu, cuda"),
+        distributed_context("tpu"),
+    ):
         pass
-    with pytest.raises(RegkitError, match="no CUDA device"), place("cuda"):
+    with pytest.raises(RegkitError, match="no CUDA device"), distributed_context("cuda"):
         pass
 
 
@@ -378,20 +388,20 @@ import test_pretrain_train as here
 
 torch.set_num_threads(1)
 run = Path(sys.argv[1])
-with here.place("cpu") as where:
+with here.distributed_context("cpu") as where:
     assert (where.rank, where.world) == (int(os.environ["RANK"]), 2)
     states = []
     for stop in (3, None):
-        plain = here.Trainer.advance
+        plain = here.PretrainTrainer.advance
         def advance(self, batch):
             if where.rank == 1 and self.step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(self, batch)
-        here.Trainer.advance = advance
+        here.PretrainTrainer.advance = advance
         trainer = here.train(
-            here.PAIRED, [(here.Procedural(), 1.0)], run, where=where, save_every=1e9
+            here.PAIRED, [(here.Procedural(), 1.0)], run, context=where, save_every=1e9
         )
-        here.Trainer.advance = plain
+        here.PretrainTrainer.advance = plain
         states.append((trainer.step, here._state(trainer)))
         torch.distributed.barrier()
     torch.save(states, run / f"rank-{{where.rank}}.pt")
@@ -448,13 +458,13 @@ def test_two_processes_train_one_network(tmp_path: Path, monkeypatch: pytest.Mon
                 assert torch.equal(one[name], other[name]), name
 
     # The same in one process: both shares, and the mean of their gradients.
-    trainers = [_trainer(PAIRED, Place(rank, 2, HERE.device)) for rank in range(2)]
+    trainers = [_trainer(PAIRED, DistributedContext(rank, 2, HERE.device)) for rank in range(2)]
     waiting: list[list[torch.Tensor]] = []
 
-    def keep(gradients: list[torch.Tensor], where: Place) -> None:
+    def keep(gradients: list[torch.Tensor], where: DistributedContext) -> None:
         waiting.append([gradient.clone() for gradient in gradients])
 
-    def mean(gradients: list[torch.Tensor], where: Place) -> None:
+    def mean(gradients: list[torch.Tensor], where: DistributedContext) -> None:
         for gradient, other in zip(gradients, waiting.pop(), strict=True):
             gradient.add_(other).div_(2)
 

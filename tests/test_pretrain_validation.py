@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
 from regkit.pretrain import validation
-from regkit.pretrain.validation import Validation, load_maps
+from regkit.pretrain.validation import Validation, load_validation_maps
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_maps_are_scaled_as_a_whole_and_numbered_anew(tmp_path: Path) -> None:
     labels[8:16, 32:48, 12:24] = 2035
     labels[20:24, 0:8, 40:48] = 17
     _write(tmp_path / "one.nii.gz", labels)
-    (found,) = load_maps(tmp_path)
+    (found,) = load_validation_maps(tmp_path)
     assert found.shape == (128, 128, 128)
     assert found.dtype == torch.uint8
     # Twice as large, in the middle of the cube.
@@ -84,10 +84,10 @@ def test_maps_are_scaled_as_a_whole_and_numbered_anew(tmp_path: Path) -> None:
 
 def test_what_cannot_be_validated_on(tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match="no label map to validate on"):
-        load_maps(tmp_path / "missing")
+        load_validation_maps(tmp_path / "missing")
     _write(tmp_path / "many.nii.gz", np.arange(8**3, dtype=np.int32).reshape(8, 8, 8))
     with pytest.raises(RegkitError, match="512 labels"):
-        load_maps(tmp_path)
+        load_validation_maps(tmp_path)
 
 
 def test_views_are_of_the_size_of_the_maps() -> None:

@@ -120,6 +120,40 @@ def test_a_system_without_these_settings_is_left_as_it_is(monkeypatch: pytest.Mo
     assert os.environ == {"OMP_WAIT_POLICY": "passive"}
 
 
+def test_without_the_tricks_a_process_starts_and_ends_as_any_other() -> None:
+    found = _python(
+        "import gc, os, sys\n"
+        "class Late:\n"
+        "    def __del__(self): print('taken down')\n"
+        "kept, before = Late(), gc.get_threshold()\n"
+        "tune()\n"
+        "import_torch()\n"
+        "print(gc.get_threshold() == before, 'OMP_WAIT_POLICY' in os.environ)\n"
+        "print(hasattr(sys.modules['torch._meta_registrations'], '__file__'))\n"
+        "leave(3)",
+        {process.SWITCH: "none"},
+    )
+    assert (found.returncode, found.stderr) == (3, "")
+    assert found.stdout.split("\n") == ["True False", "True", "taken down", ""]
+
+
+def test_each_trick_can_be_left_out(monkeypatch: pytest.MonkeyPatch, threshold: list[int]) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    called: list[int] = []
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda number, value: called.append(number))
+    )
+    for left_out, expected in {
+        "garbage": (0, True, 3), "threads": (1, False, 3), "memory": (1, True, 0), "exit": (1, True, 3)
+    }.items():  # fmt: skip
+        used = ",".join(trick for trick in process.TRICKS if trick != left_out)
+        monkeypatch.setattr(os, "environ", {process.SWITCH: used})
+        threshold.clear()
+        called.clear()
+        process.tune()
+        assert (len(threshold), "OMP_WAIT_POLICY" in os.environ, len(called)) == expected
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_leaving_does_what_was_to_be_done_at_the_end_and_says_what_was_said(code: int) -> None:
     """What is taken down piece by piece elsewhere is not."""

@@ -19,7 +19,7 @@ import regkit
 from regkit.core.geometry import Grid, transform_points
 from regkit.evaluate import dice
 from regkit.features.featuremap import FeatureMap
-from regkit.propagation import FUSIONS, _Atlas, _fuse, _weigh, local_difference
+from regkit.propagation import FUSIONS, RegisteredAtlas, fuse_votes, local_difference, weigh_votes
 from regkit.synthesis.phantom import Phantom, torso
 
 TARGET = regkit.Volume(texture(FIXED), FIXED, "target")
@@ -53,13 +53,13 @@ def _naive_votes(labels: regkit.Volume, index: np.ndarray) -> dict[int, float]:
 
 def test_the_fusion_is_that_of_a_loop_over_voxels(rng: np.random.Generator) -> None:
     atlases = [
-        _Atlas(_labels(grid, seed), MOVING, smooth_warp(seed))
+        RegisteredAtlas(_labels(grid, seed), MOVING, smooth_warp(seed))
         for seed, grid in enumerate((MOVING, INNER, MOVING))
     ]
     shares = rng.uniform(0, 1, (3, *FIXED.shape)).astype(np.float32)
     shares[rng.uniform(size=shares.shape) < 0.3] = 0
     steps: list[float] = []
-    found, confidence = _fuse(atlases, shares, steps.append)
+    found, confidence = fuse_votes(atlases, shares, steps.append)
     assert found.dtype == np.int16
     assert confidence.dtype == np.float32
     assert steps == [0.25, 0.5, 0.75, 1.0]  # after each label
@@ -89,8 +89,10 @@ def test_the_fusion_is_that_of_a_loop_over_voxels(rng: np.random.Generator) -> N
 def test_of_equal_votes_the_smallest_label_wins() -> None:
     grid = Grid((6, 6, 6))
     still = regkit.Warp(np.zeros((*grid.shape, 3), np.float32), grid, grid)
-    atlases = [_Atlas(regkit.Volume(np.full(grid.shape, v, np.uint8), grid), grid, still) for v in (9, 4)]
-    found, confidence = _fuse(atlases, np.ones((2, *grid.shape), np.float32), lambda done: None)
+    atlases = [
+        RegisteredAtlas(regkit.Volume(np.full(grid.shape, v, np.uint8), grid), grid, still) for v in (9, 4)
+    ]
+    found, confidence = fuse_votes(atlases, np.ones((2, *grid.shape), np.float32), lambda done: None)
     assert (found == 4).all()
     assert (confidence == 0.5).all()
 
@@ -122,7 +124,7 @@ def test_the_weights_are_those_of_the_formula(rng: np.random.Generator) -> None:
     differences = torch.from_numpy(rng.uniform(0.01, 0.1, (3, *cells.shape)).astype(np.float32))
     covers = rng.uniform(size=(3, *FIXED.shape)) < 0.7
     found = covers.astype(np.float32)
-    _weigh(found, differences, cells, FIXED)
+    weigh_votes(found, differences, cells, FIXED)
     image = [sitk.Cast(cells.to_sitk(d.numpy()), sitk.sitkFloat64) for d in differences]
     d = np.stack([sitk.GetArrayFromImage(sitk.Resample(i, FIXED.blank(), sitk.Transform(3, sitk.sitkIdentity),
                   sitk.sitkLinear, 0.0, sitk.sitkFloat64, True)) for i in image])  # fmt: skip
@@ -292,7 +294,7 @@ _EMPTY = regkit.Volume(np.zeros(MOVING.shape), MOVING)
     ("atlases", "given", "expected"),
     [
         ([], {}, "there is no atlas"),
-        ([(IMAGE, _labels())], {"fusion": "staple"}, "no fusion named 'staple'; there is: similarity"),
+        ([(IMAGE, _labels())], {"fusion": "staple"}, "no fusion named 'staple'; available: similarity"),
         ([(IMAGE, _labels()), (IMAGE, _EMPTY)], {}, "labels of atlas 2 holds no label"),
         (
             [(IMAGE, _labels()), (IMAGE, replace(_labels(), grid=_FAR))],

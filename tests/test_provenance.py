@@ -114,7 +114,7 @@ def test_a_file_that_is_no_record_is_not_overwritten(tmp_path: Path) -> None:
     other = tmp_path / "out.mha.json"
     other.write_text('{"mine": 1}')
     message = error_of("convert", warp, tmp_path / "out.mha", "--overwrite")
-    assert "is no record of regkit's" in message and not (tmp_path / "out.mha").exists()
+    assert "is not a record of regkit" in message and not (tmp_path / "out.mha").exists()
     assert other.read_text() == '{"mine": 1}'
     other.unlink()
     run("convert", warp, tmp_path / "out.mha")

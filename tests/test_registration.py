@@ -12,10 +12,13 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import regkit
+from regkit import registration
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import slab_index, transform_points
 from regkit.features.weights import bundled_weights
 from regkit.io.formats import to_learn2reg, write_linear
+from regkit.ops.folding import folded_points
+from regkit.ops.jacobian import jacobian_determinant, unfolded_warp
 from regkit.synthesis.phantom import torso
 
 SHAPE = (37, 41, 29)  # of odd sizes that no stride divides
@@ -232,6 +235,35 @@ def test_unrelated_images_do_not_fold() -> None:
     assert result.warp.jacobian().array.min() > 0
 
 
+def test_what_folds_on_the_fixed_grid_alone_is_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solver's last field is replaced by a wave that folds in none of its cells: they are larger than the
+    voxels in the plane.
+    """
+    thick = regkit.Grid((37, 41, 7), (SPACING, SPACING, 8.0), GRID.origin)
+    fixed = regkit.Volume(sitk.GetArrayFromImage(sitk.Resample(FIXED.to_sitk(), thick.blank())), thick)
+    waves: list[torch.Tensor] = []
+    folds: list[float] = []
+
+    def wave(field: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(field.shape[2])[:, None] + torch.arange(field.shape[3])
+        across = (3 * torch.sin(2 * torch.pi * place / 12)).expand(field.shape[1:])
+        waves.append(torch.stack([across, -across, 0 * across]))
+        return waves[-1]
+
+    def seen(field: np.ndarray, grid: regkit.Grid, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        folds.append(float((jacobian_determinant(field, grid) <= 0).mean()))
+        return unfolded_warp(field, grid, matrix)
+
+    monkeypatch.setattr(registration, "taken_back", wave)
+    monkeypatch.setattr(registration, "unfolded_warp", seen)
+    result = regkit.register(fixed, FIXED, features="mind", init="none")
+    assert not folded_points(waves[0]).any()
+    assert folds[0] > 0
+    assert result.metrics["folding_percent"] == 0
+    assert result.warp.jacobian().array.min() > 0
+    assert np.abs(result.warp.field[..., 1]).max() > 5  # mm: the wave is still there
+
+
 def test_the_same_seed_gives_the_same_warp_to_the_bit() -> None:
     moving = moving_through(scaled(1.04, (3.0, 1.0, 0.0)))
     one, two = (regkit.register(FIXED, moving, seed=3) for _ in range(2))
@@ -422,6 +454,29 @@ def test_progress_times_memory_and_state() -> None:
     assert list(result.timings) == [*stages, "total"]
     assert list(result.memory) == [*stages, "foretold", "peak"]
     assert result.settings["threads"] == 1
+
+
+def test_what_a_result_says_of_itself() -> None:
+    labels = regkit.Volume((texture() > 60).astype(np.uint8), GRID)
+    result = regkit.register(FIXED, FIXED, fixed_labels=labels, moving_labels=labels, threads=1)
+    written = result.to_dict()
+    assert list(written) == ["metrics", "verdict", "seconds", "memory_mb", "settings", "linear"]
+    assert list(written["metrics"]) == [
+        "folding_percent", "sd_log_jacobian", "feature_difference", "evidence",
+        "mean_dice", "mean_hd95_mm", "labels",
+    ]  # fmt: skip
+    assert set(written["metrics"]["feature_difference"]) == {"linear", "after"}
+    assert all(set(one) == {"share", "blur_of_match"} for one in written["metrics"]["evidence"].values())
+    assert list(written["metrics"]["labels"][0]) == [
+        "label", "name", "dice_before", "dice_linear", "dice", "hd95_before_mm", "hd95_mm"
+    ]  # fmt: skip
+    assert list(written["settings"]["start"]) == ["origin", "model", "similarity", "runner_up"]
+    assert list(written["seconds"])[-1] == "total"
+    assert sum(result.timings.stages.values()) == result.timings.total == written["seconds"]["total"]
+    said = repr(result)
+    assert len(said.splitlines()) <= 10
+    assert f"verdict   {result.verdict.level}" in said
+    assert "Dice      before 1.000, linear 1.000, after" in said
 
 
 def test_progress_of_a_linear_registration_ends_at_one() -> None:

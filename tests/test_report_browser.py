@@ -12,7 +12,7 @@ from browser_cases import needs_browser, opened
 from PIL import Image
 
 import regkit
-from regkit.registration import Registration
+from regkit.registration_result import Registration
 from regkit.synthesis.phantom import Phantom, torso
 from regkit.viz.htmlslices import SLICES
 

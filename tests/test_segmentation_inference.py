@@ -21,9 +21,9 @@ import regkit
 from regkit.core.geometry import Grid
 from regkit.io.images import Volume
 from regkit.segmentation import inference
-from regkit.segmentation.inference import _onto, segment
+from regkit.segmentation.inference import onto_grid, segment
 from regkit.segmentation.model import FILE, Segmenter
-from regkit.segmentation.monai_parts import in_windows
+from regkit.segmentation.monai_parts import sliding_windows
 
 CPU: dict[str, Any] = {"device": "cpu", "threads": 1}
 
@@ -51,7 +51,7 @@ def test_on_the_grid_of_the_network_nothing_is_lost() -> None:
     """Classes by intensity, in windows that overlap: the labels are those intensities, voxel by voxel."""
     volume = Volume(texture(GRID), GRID)
     segmenter = _by_levels((0.4, 0.6), (9, 4))
-    seen, grid = segmenter.task.seen(volume)
+    seen, grid = segmenter.task.network_input(volume)
     assert grid.same_as(GRID)
     result = segment(segmenter, volume, **CPU)
     clear = (abs(seen - 0.4) > 0.01) & (abs(seen - 0.6) > 0.01)
@@ -114,7 +114,7 @@ def test_labels_are_the_largest_of_the_interpolated_probabilities(
     seen = oblique_grid.working(1.7)
     scores = torch.from_numpy(rng.normal(size=(3, *seen.shape)).astype(np.float32))
     probabilities = (3 * scores).softmax(0)
-    found, confidence = _onto(probabilities, seen, oblique_grid, (300, 4))
+    found, confidence = onto_grid(probabilities, seen, oblique_grid, (300, 4))
     interpolated = np.stack([
         sitk.GetArrayFromImage(sitk.Resample(
             sitk.Cast(seen.to_sitk(share.numpy()), sitk.sitkFloat64), oblique_grid.blank(),
@@ -163,7 +163,7 @@ def test_a_window_that_is_the_image_is_the_network(rng: np.random.Generator) -> 
     image = torch.from_numpy(rng.random((16, 8, 24), np.float32))
     with torch.no_grad():
         expected = segmenter(image[None, None])[0]
-        found = in_windows(image, (16, 8, 24), segmenter, torch.device("cpu"), lambda done: None)
+        found = sliding_windows(image, (16, 8, 24), segmenter, torch.device("cpu"), lambda done: None)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_windows_cover_an_image_of_any_size(shape: tuple[int, int, int], rng: np
         seen.append(tuple(window.shape))
         return torch.cat([window, 1 - window], dim=1)
 
-    found = in_windows(image, (16, 8, 12), scores, torch.device("cpu"), told.append)
+    found = sliding_windows(image, (16, 8, 12), scores, torch.device("cpu"), told.append)
     assert {window[1:] for window in seen} == {(1, 16, 8, 12)}
     assert found.shape == (2, *shape)
     torch.testing.assert_close(found[0], image, rtol=0, atol=1e-5)

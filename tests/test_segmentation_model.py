@@ -207,18 +207,18 @@ _HU = np.resize(np.array([-1000, 40, -300, 700, 90, -1000, 20], np.float32), GRI
 
 def test_an_image_is_seen_in_the_range_of_its_kind(rng: np.random.Generator) -> None:
     given = task(ct_window=(-500.0, 500.0))
-    found, grid = given.seen(Volume(_HU, GRID))
+    found, grid = given.network_input(Volume(_HU, GRID))
     assert grid.same_as(GRID)  # isotropic, of the task's spacing, and upright
     np.testing.assert_allclose(found.numpy(), np.clip((_HU + 500) / 1000, 0, 1), atol=1e-6)
 
     mr = rng.gamma(2.0, 100.0, GRID.shape).astype(np.float32)
-    found, _ = given.seen(Volume(mr, GRID))
+    found, _ = given.network_input(Volume(mr, GRID))
     low, high = window_of(mr, None)
     assert low == mr.min()  # an image without negative values keeps its zero
     np.testing.assert_allclose(found.numpy(), np.clip((mr - low) / (high - low), 0, 1), atol=1e-5)
     assert found.dtype == torch.float32
 
-    ranks, _ = replace(given, input="equalised").seen(Volume(mr, GRID))
+    ranks, _ = replace(given, input="equalised").network_input(Volume(mr, GRID))
     assert torch.equal(ranks, equalised(found))
     assert not torch.allclose(ranks, found, atol=0.05)
 
@@ -227,7 +227,7 @@ def test_an_image_is_seen_upright_and_isotropic(oblique_grid: Grid) -> None:
     """Its intensity is a linear function of the place in the world, which resampling keeps."""
     slope = np.array([1.0, -2.0, 0.5])
     volume = Volume((oblique_grid.world_points() @ slope).astype(np.float32), oblique_grid)
-    found, grid = task(spacing=1.5).seen(volume)
+    found, grid = task(spacing=1.5).network_input(volume)
     assert grid.same_as(oblique_grid.working(1.5))
     assert found.shape == grid.shape
     inside = np.s_[2:-2, 2:-2, 2:-2]  # borders are repeated

@@ -10,7 +10,7 @@ import torch
 from monai.transforms import Compose, RandAffined, RandGridDistortiond
 
 from regkit.segmentation import patches
-from regkit.segmentation.patches import Patches, Seen, recoloured
+from regkit.segmentation.patches import Patches, PreparedVolume, recoloured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = (16, 12, 20)
@@ -18,7 +18,7 @@ PATCH = (16, 12, 20)
 CLASSES = (0, 3, 90, 255)
 
 
-def _volume(seed: int, shape: tuple[int, int, int] = (30, 28, 32)) -> Seen:
+def _volume(seed: int, shape: tuple[int, int, int] = (30, 28, 32)) -> PreparedVolume:
     """Balls of all classes in noise."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.uint8)
@@ -27,7 +27,7 @@ def _volume(seed: int, shape: tuple[int, int, int] = (30, 28, 32)) -> Seen:
         apart = sum((i - m) ** 2 for i, m in zip(np.indices(shape), middle))
         labels[apart < 36] = label
     image = torch.from_numpy(rng.random(shape, np.float32))
-    return Seen(image, torch.from_numpy(labels))
+    return PreparedVolume(image, torch.from_numpy(labels))
 
 
 class _Unchanged:
@@ -40,7 +40,9 @@ class _Unchanged:
         return cut
 
 
-def _cuts(volumes: Sequence[Seen], patch: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> Patches:
+def _cuts(
+    volumes: Sequence[PreparedVolume], patch: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> Patches:
     """Patches before anything is changed: what is cut."""
     monkeypatch.setitem(patches._RECOLOURED, "same", 0.0)
     found = Patches(volumes, patch, "same", 0)
@@ -86,7 +88,9 @@ def test_what_a_patch_is() -> None:
 
 
 def test_volumes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    volumes = [Seen(torch.full((20, 20, 20), k / 10), torch.zeros(20, 20, 20).byte()) for k in range(3)]
+    volumes = [
+        PreparedVolume(torch.full((20, 20, 20), k / 10), torch.zeros(20, 20, 20).byte()) for k in range(3)
+    ]
     drawer = _cuts(volumes, (8, 8, 8), monkeypatch)
     for number in range(9):
         assert (drawer.draw(number).image == number % 3 / 10).all()
@@ -98,7 +102,7 @@ def test_each_class_is_drawn_as_often_and_lies_in_the_middle(monkeypatch: pytest
     labels[20, 18, 23] = 1
     labels[39, 0, 20] = 2
     where = torch.arange(labels.numel()).reshape(labels.shape) / labels.numel()
-    drawer = _cuts([Seen(where, labels)], (8, 8, 8), monkeypatch)
+    drawer = _cuts([PreparedVolume(where, labels)], (8, 8, 8), monkeypatch)
     half = drawer.cut[0] // 2
     counts = np.zeros(3, int)
     for number in range(150):
@@ -122,7 +126,7 @@ def test_small_volumes_go_on_beyond_their_borders(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     image, labels = rng.random(shape, np.float32), rng.integers(0, 3, shape, np.uint8)
-    volume = Seen(torch.from_numpy(image), torch.from_numpy(labels))
+    volume = PreparedVolume(torch.from_numpy(image), torch.from_numpy(labels))
     drawer = _cuts([volume], PATCH, monkeypatch)
     missing = [max(0, cut - n) for cut, n in zip(drawer.cut, shape)]
     pads = [(m // 2, m - m // 2) for m in missing]
@@ -144,7 +148,7 @@ def test_labels_go_where_their_image_goes(monkeypatch: pytest.MonkeyPatch) -> No
     shape = (36, 34, 38)
     apart = sum((i - n / 2) ** 2 for i, n in zip(np.indices(shape), shape))
     ball = torch.from_numpy(apart < 81)
-    volume = Seen(ball.float(), ball.byte())
+    volume = PreparedVolume(ball.float(), ball.byte())
     monkeypatch.setitem(patches._RECOLOURED, "same", 0.0)
     drawer = Patches([volume], (24, 20, 22), "same", 0)
     kept = [t for t in drawer.change.transforms if isinstance(t, RandAffined | RandGridDistortiond)]

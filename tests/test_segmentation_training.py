@@ -32,7 +32,14 @@ from regkit.io.images import Volume
 from regkit.io.outputs import save_image
 from regkit.segmentation import training
 from regkit.segmentation.model import FILE, Segmenter, new_network
-from regkit.segmentation.training import Finetuned, Finetuning, Score, Trainer, finetune, schedule
+from regkit.segmentation.training import (
+    Finetuned,
+    FinetuneTrainer,
+    Finetuning,
+    Score,
+    finetune,
+    learning_rate_share,
+)
 from regkit.training.checkpoint import checkpoints, load_checkpoint
 
 SETTINGS = Finetuning(patch=16, batch=1, steps=24, learning_rate=0.01)
@@ -59,15 +66,15 @@ def train(weights: Path) -> Callable[..., Finetuned]:
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Has this process sent a signal in the middle of a step."""
-    plain = Trainer.advance
+    plain = FinetuneTrainer.advance
 
     def stop_at(step: int, number: int) -> None:
-        def advance(self: Trainer, done: float) -> dict[str, torch.Tensor]:
+        def advance(self: FinetuneTrainer, done: float) -> dict[str, torch.Tensor]:
             if self.step == step:
                 os.kill(os.getpid(), number)
             return plain(self, done)
 
-        monkeypatch.setattr(Trainer, "advance", advance)
+        monkeypatch.setattr(FinetuneTrainer, "advance", advance)
 
     return stop_at
 
@@ -79,12 +86,12 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, dict[str,
     def scored(*values: float) -> dict[int, dict[str, torch.Tensor]]:
         coming, seen = iter(values), {}
 
-        def score(trainer: Trainer, held: object) -> Score:
+        def score(trainer: FinetuneTrainer, held: object) -> Score:
             seen[trainer.step] = {k: v.clone() for k, v in trainer.network.state_dict().items()}
             value = next(coming)
             return Score(trainer.step, value, {"label 2": value, "label 7": value})
 
-        monkeypatch.setattr(training, "_score", score)
+        monkeypatch.setattr(training, "validate", score)
         return seen
 
     return scored
@@ -153,14 +160,14 @@ def test_the_whole_network_is_trained_from_the_weights(
     tmp_path: Path, train: Callable[..., Finetuned], weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[dict[str, torch.Tensor]] = []
-    plain = Trainer.advance
+    plain = FinetuneTrainer.advance
 
-    def advance(self: Trainer, done: float) -> dict[str, torch.Tensor]:
+    def advance(self: FinetuneTrainer, done: float) -> dict[str, torch.Tensor]:
         if not self.step:
             begun.append({k: v.clone() for k, v in self.network.state_dict().items()})
         return plain(self, done)
 
-    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(FinetuneTrainer, "advance", advance)
     train(tmp_path, replace(SETTINGS, steps=4), validation=())
     found = load_file(tmp_path / "model.safetensors")
     assert not any(torch.equal(found[name], tensor) for name, tensor in begun[0].items())
@@ -378,13 +385,13 @@ def test_a_damaged_checkpoint_is_refused(
 def test_losses_that_are_no_numbers_end_a_run(
     tmp_path: Path, train: Callable[..., Finetuned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Trainer.advance
+    plain = FinetuneTrainer.advance
 
-    def advance(self: Trainer, done: float) -> dict[str, torch.Tensor]:
+    def advance(self: FinetuneTrainer, done: float) -> dict[str, torch.Tensor]:
         losses = plain(self, done)
         return losses | {"dice_loss": losses["dice_loss"] * (math.nan if self.step > 4 else 1)}
 
-    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(FinetuneTrainer, "advance", advance)
     with pytest.raises(RegkitError, match=r"losses of step \d+ are not finite.*dice_loss nan"):
         train(tmp_path)
     assert Segmenter.load(tmp_path).provenance["step"] < "5"
@@ -463,9 +470,9 @@ _MANY = {label: f"label {label}" for label in range(1, 257)}
         ({"training": LEARNT[0]}, "training item 1 must be a pair .*, got a Volume"),
         ({"validation": [[_IMAGE]]}, "validation item 1 must be a pair .*, got a list of 1"),
         ({"label_names": ["a", "b"]}, "label names must be a dict such as .*, got a list"),
-        ({"label_names": {"outer": 2}}, "the key 'outer' is no whole number from 0 on"),
-        ({"label_names": {2.5: "outer"}}, r"the key 2\.5 is no whole number"),
-        ({"label_names": {-1: "outer"}}, "the key -1 is no whole number from 0 on"),
+        ({"label_names": {"outer": 2}}, "the key 'outer' is not a whole number from 0 on"),
+        ({"label_names": {2.5: "outer"}}, r"the key 2\.5 is not a whole number"),
+        ({"label_names": {-1: "outer"}}, "the key -1 is not a whole number from 0 on"),
         ({"label_names": {2: "outer", "2": "inner"}}, "label names: 2 is there twice"),
         ({"label_names": {2: ""}}, "label names: label 2 must have a name, got ''"),
         ({"label_names": {2: None}}, "label names: label 2 must have a name, got None"),
@@ -513,7 +520,7 @@ def test_files_that_cannot_be_used_are_named(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"init": "zeros"}, "no init named 'zeros'; there is: pretrained, random"),
+        ({"init": "zeros"}, "no init named 'zeros'; available: pretrained, random"),
         ({"patch": 0}, "patch must be at least 1, got 0"),
         ({"batch": -1}, "batch must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
@@ -531,21 +538,21 @@ def test_settings_that_make_no_run(given: dict[str, Any], message: str) -> None:
 
 def test_the_rate_rises_and_follows_half_a_cosine() -> None:
     at = np.linspace(0, 1, 1001)
-    rates = np.array([schedule(share) for share in at])
+    rates = np.array([learning_rate_share(share) for share in at])
     top = int(rates.argmax())
     assert rates[0] > 0  # the first step is one
     assert 0 < top < 200
     assert (np.diff(rates[1 : top + 1]) > 0).all()
     np.testing.assert_allclose(rates[top:], 0.5 * (1 + np.cos(math.pi * at[top:])), atol=1e-12)
-    assert rates[-1] == schedule(1.7) == 0
+    assert rates[-1] == learning_rate_share(1.7) == 0
 
 
 def test_the_rate_of_a_step_is_that_of_its_share() -> None:
-    seen = [training._seen(*pair, task()) for pair in LEARNT]
-    trainer = Trainer(SETTINGS, task(), tiny_network(), seen, torch.device("cpu"), {})
+    seen = [training.prepare_volume(*pair, task()) for pair in LEARNT]
+    trainer = FinetuneTrainer(SETTINGS, task(), tiny_network(), seen, torch.device("cpu"), {})
     for share in (0.0, 0.01, 0.5, 0.99):
         trainer.advance(share)
-        expected = SETTINGS.learning_rate * schedule(share)
+        expected = SETTINGS.learning_rate * learning_rate_share(share)
         assert trainer.optimiser.param_groups[0]["lr"] == pytest.approx(expected)
     assert trainer.step == 4
 
@@ -559,7 +566,7 @@ def _of(size: tuple[int, int, int], spacing: tuple[float, float, float], ct: boo
 
 def _task_of(*pairs: Any, start: dict[str, Any] | None = None, **given: Any) -> Any:
     network = tiny_network(**(start or {}))
-    return training._task(pairs, {2: "a", 7: "b"}, Finetuning(**given), network, "window")
+    return training.task_for(pairs, {2: "a", 7: "b"}, Finetuning(**given), network, "window")
 
 
 def test_the_spacing_is_that_of_the_images() -> None:
@@ -606,8 +613,8 @@ def test_labels_are_seen_where_their_image_is(oblique_grid: Grid) -> None:
     image = Volume(rng.random(oblique_grid.shape, np.float32), oblique_grid)
     labels = Volume(rng.choice(np.array([0, 2, 7, 30], np.uint8), oblique_grid.shape), oblique_grid)
     given = task(spacing=1.3)
-    found = training._seen(image, labels, given)
-    picture, grid = given.seen(image)
+    found = training.prepare_volume(image, labels, given)
+    picture, grid = given.network_input(image)
     assert torch.equal(found.image, picture)
     classes = np.select([labels.array == 2, labels.array == 7], [1, 2], 0).astype(np.uint8)
     expected = sitk.GetArrayFromImage(sitk.Resample(
@@ -665,11 +672,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
 ) -> None:
     """What it leaves is its configuration, and a part of its log."""
 
-    def killed(self: Trainer, run: Path) -> None:
+    def killed(self: FinetuneTrainer, run: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save", killed)
+        patch.setattr(FinetuneTrainer, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path)
     (tmp_path / FILE).unlink()  # which is written just before

@@ -21,8 +21,8 @@ from regkit.io.images import (
     warn_other_names,
 )
 from regkit.io.outputs import save_image
-from regkit.io.segments import Segment, Segmentation, slicer_segments
-from regkit.results import save_segments
+from regkit.io.segments import LayeredSegmentation, Segment, slicer_segments
+from regkit.result_files import save_segments
 from regkit.warp import Warp
 
 GRID = Grid((14, 13, 12), (1.5, 1.5, 2.0), (5.0, -6.0, 7.0))
@@ -118,7 +118,7 @@ def test_names_are_written_as_slicer_has_them(tmp_path: Path) -> None:
 def test_unnamed_labels_get_names_and_colours_of_their_own(tmp_path: Path) -> None:
     array = np.zeros(GRID.shape, np.uint8)
     array[:4], array[6:] = 4, 9
-    save_segments(Segmentation([array], GRID, (Segment(9, "bone"),)), tmp_path / "a.seg.nrrd")
+    save_segments(LayeredSegmentation([array], GRID, (Segment(9, "bone"),)), tmp_path / "a.seg.nrrd")
     fields = nrrd_fields(tmp_path / "a.seg.nrrd", lower=False)
     segments = [one for _, one in slicer_segments(fields)]
     assert [(one.label, one.name) for one in segments] == [(9, "bone"), (4, "label 4")]

@@ -15,12 +15,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, affine_transform, transform_points
+from regkit.core.geometry import Float64, Grid, affine_transform, linear_about, transform_points
 from regkit.io.formats import read_linear
 from regkit.io.frames import Frames, load_frames
 from regkit.ops.resample import Source
 from regkit.series import COLUMNS, align_series
-from regkit.solver.motion import Reference, parameters, rigid
+from regkit.solver.motion import Reference, parameters
 from regkit.warp import Warp
 
 _TURN = Rotation.from_euler("xyz", (12, -25, 8), degrees=True).as_matrix()
@@ -40,7 +40,8 @@ def _body(seed: int = 3) -> tuple[Grid, np.ndarray]:
 
 def _matrices() -> list[Float64]:
     return [
-        rigid(Rotation.from_euler("xyz", p[3:], degrees=True), np.array(p[:3]), GRID.centre) for p in _MOTION
+        linear_about(GRID.centre, Rotation.from_euler("xyz", p[3:], degrees=True).as_matrix(), p[:3])
+        for p in _MOTION
     ]
 
 

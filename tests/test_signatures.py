@@ -12,7 +12,7 @@ import torch
 from regkit.core.errors import RegkitError
 from regkit.ops import native
 from regkit.ops.native import header
-from regkit.ops.native.signatures import KERNELS, Array, Kernel, blocks
+from regkit.ops.native.signatures import KERNELS, Array, KernelSignature, blocks
 
 # Numbers and sizes with which every condition of the table holds; those that a kernel needs otherwise.
 _USUAL = {
@@ -33,7 +33,7 @@ _OWN: dict[str, dict[str, float]] = {
 _NULL = {"costs": "short_costs"}
 
 
-def _values(kernel: Kernel) -> dict[str, Any]:
+def _values(kernel: KernelSignature) -> dict[str, Any]:
     others = dict.fromkeys(("cells_z", "cells_y", "cells_x", "to_y", "to_x"), 7)
     return others | _USUAL | _OWN.get(kernel.name, {})
 
@@ -43,7 +43,7 @@ def _array(array: Array, values: dict[str, Any]) -> torch.Tensor:
     return torch.zeros(shape, dtype=array.types[0])
 
 
-def _arguments(kernel: Kernel) -> dict[str, Any]:
+def _arguments(kernel: KernelSignature) -> dict[str, Any]:
     """What a kernel takes, as small as can be."""
     values = _values(kernel)
     found: dict[str, Any] = {array.name: _array(array, values) for array in kernel.arrays}
@@ -54,7 +54,7 @@ def _arguments(kernel: Kernel) -> dict[str, Any]:
     return found
 
 
-def _expect(kernel: Kernel, arguments: dict[str, Any], error: type[Exception], *named: str) -> None:
+def _expect(kernel: KernelSignature, arguments: dict[str, Any], error: type[Exception], *named: str) -> None:
     """The call is refused, by a message that names the kernel and the argument, and no C is called."""
     with pytest.raises(error) as caught:
         kernel.checked(arguments)
@@ -68,7 +68,7 @@ each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda ker
 
 
 @each_kernel
-def test_what_fits_is_taken(kernel: Kernel) -> None:
+def test_what_fits_is_taken(kernel: KernelSignature) -> None:
     """Tensors and arrays alike."""
     arguments = _arguments(kernel)
     count, packed = kernel.checked(arguments)
@@ -82,7 +82,7 @@ def test_what_fits_is_taken(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_names(kernel: Kernel) -> None:
+def test_names(kernel: KernelSignature) -> None:
     """Every argument missing, one too many, and arguments without a name."""
     arguments = _arguments(kernel)
     for name in arguments:
@@ -93,7 +93,7 @@ def test_names(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_types(kernel: Kernel) -> None:
+def test_types(kernel: KernelSignature) -> None:
     arguments = _arguments(kernel)
     for array in kernel.arrays:
         value = arguments[array.name]
@@ -112,7 +112,7 @@ def test_types(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_shapes(kernel: Kernel) -> None:
+def test_shapes(kernel: KernelSignature) -> None:
     """One axis too many; one value too many along every axis that more than one argument speaks of."""
     arguments = _arguments(kernel)
     given = [array for array in kernel.arrays if arguments[array.name] is not None]
@@ -134,7 +134,7 @@ def test_shapes(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_order_in_memory(kernel: Kernel) -> None:
+def test_order_in_memory(kernel: KernelSignature) -> None:
     """As many values of the right shape, but not in the order of the axes; and arrays that are read-only."""
     arguments = _arguments(kernel)
     for array in kernel.arrays:
@@ -151,7 +151,7 @@ def test_order_in_memory(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_what_is_written_shares_no_memory(kernel: Kernel) -> None:
+def test_what_is_written_shares_no_memory(kernel: KernelSignature) -> None:
     arguments = _arguments(kernel)
     whole = {a.name: arguments[a.name] for a in kernel.arrays if arguments[a.name] is not None}
     written = [a.name for a in kernel.arrays if a.written and a.name in whole]
@@ -173,7 +173,7 @@ def test_what_is_written_shares_no_memory(kernel: Kernel) -> None:
 
 
 @each_kernel
-def test_swapped_arrays(kernel: Kernel) -> None:
+def test_swapped_arrays(kernel: KernelSignature) -> None:
     """Any two that are not of one type and shape."""
     arguments = _arguments(kernel)
     arrays = [a for a in kernel.arrays if arguments[a.name] is not None]

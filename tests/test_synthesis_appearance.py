@@ -61,13 +61,13 @@ def test_every_image_is_finite_and_within_0_and_1() -> None:
     for seed in range(50):
         for volume in (labels, constant):
             found = _render(volume, Rng.of(seed), partial=0.5)
-            assert found.images[0].shape == found.seen[0].shape == labels.shape
+            assert found.images[0].shape == found.visible[0].shape == labels.shape
             assert found.images[0].dtype == torch.float32
-            assert found.seen[0].dtype == torch.bool
+            assert found.visible[0].dtype == torch.bool
             assert found.images[0].isfinite().all()
             assert found.images[0].min() >= 0
             assert found.images[0].max() <= 1
-            ends += not found.seen[0].all()
+            ends += not found.visible[0].all()
         again = _render(constant, Rng.of(seed), partial=0.5)
         assert torch.equal(again.images[0], found.images[0])
     assert 25 < ends < 75
@@ -105,8 +105,8 @@ def test_the_labels_are_not_changed_and_their_values_mean_nothing() -> None:
 
 def test_partial_is_how_often_the_field_of_view_ends() -> None:
     labels = _blocks()
-    assert all(_render(labels, Rng.of(seed), partial=0.0).seen.all() for seed in range(20))
-    assert not any(_render(labels, Rng.of(seed), partial=1.0).seen.all() for seed in range(20))
+    assert all(_render(labels, Rng.of(seed), partial=0.0).visible.all() for seed in range(20))
+    assert not any(_render(labels, Rng.of(seed), partial=1.0).visible.all() for seed in range(20))
 
 
 def _means(image: torch.Tensor, labels: torch.Tensor) -> np.ndarray:

@@ -13,14 +13,14 @@ from regkit.core.errors import RegkitError
 from regkit.synthesis import ensemble
 from regkit.synthesis.ensemble import (
     Ensembles,
-    _dilated,
-    _in_a_body,
-    _paste,
-    _random_affine,
-    _sizes,
+    clip_to_body,
+    dilate,
     draw_labels,
+    draw_sizes,
     draw_strays,
+    paste_shape,
     paste_strays,
+    random_affine,
 )
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.shape_sources import Procedural
@@ -90,7 +90,7 @@ def test_a_third_has_no_body_and_a_third_an_envelope(monkeypatch: pytest.MonkeyP
         return labels
 
     drawn: list[int] = []
-    monkeypatch.setattr(ensemble, "_in_a_body", note)
+    monkeypatch.setattr(ensemble, "clip_to_body", note)
     for index in range(150):
         drawn.clear()
         draw_labels(SMALL, [(_Counting(), 1.0)], Rng.of(9, index))
@@ -112,7 +112,7 @@ def test_an_envelope_encloses_the_body() -> None:
     leaks = []
     for index in range(25):
         full = torch.full((48, 48, 48), 7, dtype=torch.uint8)
-        found = _in_a_body(full, 9, layers=2, rng=Rng.of(4, index)).numpy()
+        found = clip_to_body(full, 9, layers=2, rng=Rng.of(4, index)).numpy()
         outside, inside = found == 0, found == 7
         assert set(np.unique(found)) <= {0, 7, 11, 12}
         if outside.any() and inside.any():
@@ -127,7 +127,7 @@ def test_a_body_has_no_background_inside_and_nothing_outside() -> None:
     for index in range(10):
         labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
         labels[::2] = 5
-        found = _in_a_body(labels, 5, layers=0, rng=Rng.of(4, index))
+        found = clip_to_body(labels, 5, layers=0, rng=Rng.of(4, index))
         body = found > 0
         assert 0.1 < body.float().mean() <= 1
         assert (found[::2][body[::2]] == 5).all()
@@ -140,7 +140,7 @@ def test_a_later_shape_overwrites_and_its_rim_surrounds_it(rng: np.random.Genera
         rng = Rng.of(6, index)
         before = torch.from_numpy(rng.scalars.integers(0, 4, (18, 18, 18))).to(torch.uint8)
         labels = before.clone()
-        _paste(labels, _Counting().draw(rng.scalars, rng.device), 5.0, 9, 2, 8, 0.3, rng)
+        paste_shape(labels, _Counting().draw(rng.scalars, rng.device), 5.0, 9, 2, 8, 0.3, rng)
         changed = labels != before
         assert set(labels[changed].tolist()) <= {8, 9}
         shape = (labels == 9).numpy()
@@ -155,7 +155,7 @@ def test_a_shape_fills_what_its_cube_holds() -> None:
     """A shape that is everywhere becomes a block around a place in the volume, cut at the borders."""
     for index in range(20):
         labels = torch.zeros(16, 16, 16, dtype=torch.uint8)
-        _paste(labels, lambda x: torch.ones_like(x[0]), 3.0, 1, 0, 0, 0.2, Rng.of(3, index))
+        paste_shape(labels, lambda x: torch.ones_like(x[0]), 3.0, 1, 0, 0, 0.2, Rng.of(3, index))
         assert labels.any()
         ends = [(int(i.min()), int(i.max()) + 1) for i in labels.nonzero().T]
         assert labels[tuple(slice(*e) for e in ends)].all()
@@ -165,11 +165,11 @@ def test_a_shape_fills_what_its_cube_holds() -> None:
 def test_a_mask_grows_by_a_cube(rng: np.random.Generator, voxels: int) -> None:
     mask = rng.random((7, 9, 8)) < 0.02
     expected = ndimage.binary_dilation(mask, np.ones((2 * voxels + 1,) * 3))
-    assert np.array_equal(_dilated(torch.from_numpy(mask), voxels).numpy(), expected)
+    assert np.array_equal(dilate(torch.from_numpy(mask), voxels).numpy(), expected)
 
 
 def test_sizes_are_spread_evenly_over_their_logarithm() -> None:
-    sizes = _sizes((2.0, 32.0), 4000, Rng.of(0))
+    sizes = draw_sizes((2.0, 32.0), 4000, Rng.of(0))
     assert sizes.min() >= 2
     assert sizes.max() <= 32
     assert np.median(sizes) == pytest.approx(8, rel=0.1)
@@ -177,7 +177,7 @@ def test_sizes_are_spread_evenly_over_their_logarithm() -> None:
 
 def test_shapes_are_reflected_as_often_as_not_and_never_flat() -> None:
     random = np.random.default_rng(1)
-    found = np.array([_random_affine(random) for _ in range(400)])
+    found = np.array([random_affine(random) for _ in range(400)])
     determinants = np.linalg.det(found)
     assert (determinants > 0).mean() == pytest.approx(0.5, abs=0.1)
     assert np.linalg.cond(found).max() < 20

@@ -19,7 +19,7 @@ from regkit.synthesis import label_maps as drawing
 from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.contrasts import anatomy_of
 from regkit.synthesis.ensemble import Ensembles
-from regkit.synthesis.label_maps import LEGEND, LabelMaps, load_legend, load_maps
+from regkit.synthesis.label_maps import LEGEND, LabelMaps, load_label_maps, load_legend
 from regkit.synthesis.mixture import anatomies
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
@@ -75,7 +75,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
         return points + np.asarray(middle, np.float32).reshape(3, 1, 1, 1)
 
     monkeypatch.setattr(drawing, "posed", upright)
-    monkeypatch.setattr(drawing, "_displace", lambda *_: None)
+    monkeypatch.setattr(drawing, "displace_structures", lambda *_: None)
     monkeypatch.setattr(Rng, "chance", lambda self, probability: False)
 
 
@@ -95,7 +95,7 @@ def _as_drawn(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def test_a_map_comes_out_as_it_went_in(folder: Path, still: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "_MARGIN", 1.0)
-    anatomy = load_maps(folder).draw(Rng.of(0), 2.0)
+    anatomy = load_label_maps(folder).draw(Rng.of(0), 2.0)
     assert anatomy.labels.dtype == torch.uint8
     assert anatomy.spacing == 2.0
     assert np.array_equal(_structures(anatomy), _as_drawn(_phantom(), tuple(anatomy.labels.shape)))
@@ -117,7 +117,7 @@ def test_axes_are_the_patients_whatever_those_of_the_file(
     image = sitk.PermuteAxes(image, axes)
     image = sitk.Flip(image, [axis in flipped for axis in range(3)], False)
     folder = _write(tmp_path / "maps", sitk.GetArrayFromImage(image), Grid.from_sitk(image))
-    anatomy = load_maps(folder).draw(Rng.of(0), 2.0)
+    anatomy = load_label_maps(folder).draw(Rng.of(0), 2.0)
     assert np.array_equal(_structures(anatomy), _as_drawn(_phantom(), tuple(anatomy.labels.shape)))
 
 
@@ -127,7 +127,7 @@ def test_an_oblique_map_of_long_voxels_lies_as_its_header_says(tmp_path: Path, s
     direction = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     grid = Grid((44, 48, 20), (2.0, 2.0, 4.0), (5.0, -30.0, 70.0), tuple(direction.ravel()))
     folder = _write(tmp_path / "maps", _phantom()[::2], grid)
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     anatomy = maps.draw(Rng.of(0), 2.0)
     middle = (np.array(anatomy.labels.shape) - 1) / 2
     labels = _phantom()[::2]
@@ -141,17 +141,17 @@ def test_an_oblique_map_of_long_voxels_lies_as_its_header_says(tmp_path: Path, s
 
 
 def test_float_maps_of_whole_numbers_are_taken_and_others_refused(folder: Path) -> None:
-    whole = load_maps(folder)
+    whole = load_label_maps(folder)
     _write(folder, _phantom().astype(np.float32))
-    again = load_maps(folder)
+    again = load_label_maps(folder)
     assert again.maps[0].labels == whole.maps[0].labels
     _write(folder, _phantom() + np.float32(0.5))
     with pytest.raises(RegkitError, match=r"no label map: .* voxels are not whole numbers"):
-        load_maps(folder)
+        load_label_maps(folder)
 
 
 def test_seeds_repeat_and_differ_whatever_was_drawn_before(folder: Path) -> None:
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     first = [maps.draw(Rng.of(seed), 2.5) for seed in range(4)]
     again = [maps.draw(Rng.of(seed), 2.5) for seed in reversed(range(4))][::-1]
     for one, other in zip(first, again):
@@ -162,7 +162,7 @@ def test_seeds_repeat_and_differ_whatever_was_drawn_before(folder: Path) -> None
 
 
 def test_bodies_are_scaled_turned_and_bent_but_left_stays_left(folder: Path) -> None:
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     volumes, places = [], []
     for seed in range(30):
         anatomy = maps.draw(Rng.of(seed), 2.0)
@@ -181,7 +181,7 @@ def test_bodies_are_scaled_turned_and_bent_but_left_stays_left(folder: Path) -> 
 
 
 def test_parts_are_displaced_missing_or_alone(folder: Path) -> None:
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     kinds: dict[str, int] = {"eyes missing": 0, "alone": 0, "whole": 0}
     sizes = []
     for seed in range(80):
@@ -205,7 +205,7 @@ def test_what_is_missing_is_filled_by_what_lies_around_it() -> None:
     structures[:, :, 10:] = 7
     structures[8:10, 8:10, 4:6] = 9
     labels = structures + 1
-    found, without = drawing._without_one(labels, structures, Rng.of(0))
+    found, without = drawing.remove_structure(labels, structures, Rng.of(0))
     assert np.array_equal(found, without + 1)
     assert (without[8:10, 8:10, 4:6] == 4).all()
     untouched = structures != 9
@@ -214,14 +214,14 @@ def test_what_is_missing_is_filled_by_what_lies_around_it() -> None:
 
 def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
     """Neighbours stay neighbours: each step of the coordinates goes forward."""
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     chosen, legend = maps.maps[0], maps.legend
     axes = [2.0 * (np.arange(n, dtype=np.float32) - (n - 1) / 2) for n in (50, 60, 54)]
     moved = 0.0
     for seed in range(20):
         points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
         before = points.copy()
-        drawing._displace(points, chosen.array(), chosen, legend.structures, Rng.of(seed))
+        drawing.displace_structures(points, chosen.array(), chosen, legend.structures, Rng.of(seed))
         moved = max(moved, float(np.abs(points - before).max()))
         jacobian = np.stack([np.stack(np.gradient(c, 2.0)[::-1], -1) for c in points], -2)
         assert np.linalg.det(jacobian).min() > 0.1
@@ -229,8 +229,8 @@ def test_no_place_folds_where_parts_are_displaced(folder: Path) -> None:
 
 
 def test_fine_voxels_show_a_box_around_a_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regkit.synthesis.pose.MOST_SIDE", 40)
-    maps = load_maps(folder)
+    monkeypatch.setattr("regkit.synthesis.pose.MAX_SIDE", 40)
+    maps = load_label_maps(folder)
     shown = [_structures(maps.draw(Rng.of(seed), 0.8)) for seed in range(12)]
     assert all(max(box.shape) == 40 for box in shown)
     met = set(np.concatenate([np.unique(box) for box in shown]).tolist())
@@ -238,14 +238,14 @@ def test_fine_voxels_show_a_box_around_a_part(folder: Path, monkeypatch: pytest.
 
 
 def test_a_label_of_two_tissues_shows_both(folder: Path) -> None:
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     muscle, fat = (TISSUES.index(name) for name in ("muscle", "fat"))
     table = [kinds for label, kinds in zip(maps.legend.ids, maps.legend.tissues) if label == 507]
     assert table == [(muscle, fat)]
     labels = np.full((40, 40, 40), int(np.searchsorted(maps.legend.ids, 507)), np.uint8)
     shares = []
     for seed in range(20):
-        mixed = drawing._mixed(labels, maps.legend.tissues, 2.0, Rng.of(seed))
+        mixed = drawing.mix_tissues(labels, maps.legend.tissues, 2.0, Rng.of(seed))
         assert set(np.unique(mixed).tolist()) <= {muscle, fat}
         shares.append((mixed == fat).mean())
     assert min(shares) < 0.4 < 0.6 < max(shares)
@@ -263,14 +263,14 @@ def test_one_tissue_has_one_look_in_all_structures() -> None:
 
 
 def test_maps_take_a_fraction_of_their_memory(folder: Path) -> None:
-    (chosen,) = load_maps(folder).maps
+    (chosen,) = load_label_maps(folder).maps
     assert chosen.array().dtype == np.uint8
     assert chosen.shape == (34, 38, 34)  # cropped
     assert len(chosen.labels) < 0.1 * np.prod(chosen.shape)
 
 
 def test_drawing_processes_get_the_same_maps(folder: Path) -> None:
-    maps = load_maps(folder)
+    maps = load_label_maps(folder)
     sent = pickle.dumps(maps)
     assert len(sent) < 20_000
     assert torch.equal(pickle.loads(sent).draw(Rng.of(4), 2.5).labels, maps.draw(Rng.of(4), 2.5).labels)
@@ -281,7 +281,7 @@ def test_pairs_of_maps_name_what_they_show_and_repeat(folder: Path) -> None:
         size=32, offset=8, strays=4, anatomies=0.5, trunks=0.0, spacing=(2.0, 4.0), thick=0.5,
         ensembles=Ensembles(size=48, count=(3, 6), details=4), shapes=((16, 48, 48), (8, 48, 48)),
     )  # fmt: skip
-    maps, sources = [load_maps(folder)], [(Procedural(), 1.0)]
+    maps, sources = [load_label_maps(folder)], [(Procedural(), 1.0)]
     drawn = [draw_anatomy(how, sources, 0, number, maps) for number in range(24)]
     bodies = [anatomy for anatomy in drawn if anatomy.spacing]
     assert 5 < len(bodies) < 19
@@ -314,7 +314,7 @@ def test_the_heads_have_names(shared_dir: Path, tmp_path: Path) -> None:
         pytest.skip(f"no label map of a head at {source}")
     (tmp_path / source.name).symlink_to(source)
     (tmp_path / LEGEND).write_bytes((LEGENDS / "heads.json").read_bytes())
-    structures = _structures(load_maps(tmp_path).draw(Rng.of(2), 4.0))
+    structures = _structures(load_label_maps(tmp_path).draw(Rng.of(2), 4.0))
     at = {
         name: np.argwhere(structures == _NUMBER[name]).mean(0)
         for name in ("left cerebral cortex", "right cerebral cortex", "eyes", "brain stem", "thalamus")
@@ -337,7 +337,7 @@ def _changed(change: Callable[[dict[str, Any]], Any]) -> str:
         ("[]", 'expected an object with "source" and "labels"'),
         (_changed(lambda c: c.pop("labels")), 'expected an object with "source" and "labels"'),
         (_changed(lambda c: c.pop("source")), '"source" must say who made the maps'),
-        (_changed(lambda c: c.update(licence="MIT")), 'no entry "licence"; there is: source, labels, alone'),
+        (_changed(lambda c: c.update(licence="MIT")), 'no entry "licence"; available: source, labels, alone'),
         (_changed(lambda c: c["labels"].update(brain={})), 'label "brain" must be a whole number'),
         (_changed(lambda c: c["labels"].update({"2": "brain"})), 'label 2 must have a "tissue"'),
         (_changed(lambda c: c["labels"]["2"].update(colour="red")), 'label 2 must have a "tissue"'),
@@ -359,29 +359,29 @@ def _changed(change: Callable[[dict[str, Any]], Any]) -> str:
 def test_legends_that_are_none(folder: Path, text: str, message: str) -> None:
     (folder / LEGEND).write_text(text)
     with pytest.raises(RegkitError, match=message) as caught:
-        load_maps(folder)
+        load_label_maps(folder)
     assert str(folder / LEGEND) in str(caught.value)
 
 
 def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RegkitError, match="no folder of label maps at"):
-        load_maps(tmp_path / "nowhere")
+        load_label_maps(tmp_path / "nowhere")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(RegkitError, match=r"no label map in .*NAME\.nii\.gz files beside anatomies\.json"):
-        load_maps(empty)
+        load_label_maps(empty)
     array = _phantom()
     array[5, 7, 7], array[6, 7, 7] = 99, 31
     _write(folder, array)
     with pytest.raises(RegkitError, match=r"one\.nii\.gz.*anatomies\.json does not name: 31, 99; add them"):
-        load_maps(folder)
+        load_label_maps(folder)
     _write(folder, np.zeros((8, 8, 8), np.uint8))
     with pytest.raises(RegkitError, match="holds no label"):
-        load_maps(folder)
+        load_label_maps(folder)
     _write(folder, _phantom())
     (folder / LEGEND).unlink()
     with pytest.raises(RegkitError, match=r"no anatomies\.json in"):
-        load_maps(folder)
+        load_label_maps(folder)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
@@ -390,7 +390,7 @@ def test_an_archive_that_is_cut_short(folder: Path, kept: float) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(RegkitError, match=r"one\.nii\.gz"):
-        load_maps(folder)
+        load_label_maps(folder)
 
 
 def test_a_share_needs_maps_and_maps_a_share(folder: Path) -> None:

@@ -10,10 +10,10 @@ from scipy.spatial.transform import Rotation
 
 from regkit.synthesis.noise import (
     Rng,
-    _spline,
     random_turn,
     smooth_noise,
     smooth_noises,
+    spline_matrix,
     splined,
     splined_at,
 )
@@ -60,7 +60,7 @@ def test_a_chance_comes_as_often_as_it_says() -> None:
 @pytest.mark.parametrize(("n", "knots"), [(1, 2), (2, 2), (9, 2), (24, 5), (17, 17), (30, 11)])
 def test_the_splines_are_cubic_b_splines(n: int, knots: int) -> None:
     """Equal to scipy's basis up to one factor, which is that of the sum over all knots everywhere."""
-    found = _spline(n, knots).double().numpy()
+    found = spline_matrix(n, knots).double().numpy()
     total = found.sum(1)
     np.testing.assert_allclose(total, total[0], rtol=1e-5)
     bump = BSpline.basis_element(np.arange(-2.0, 3.0), extrapolate=False)
@@ -76,7 +76,7 @@ def test_smooth_noise_is_the_tensor_product_of_its_splines() -> None:
     for n in shape:
         knots = max(2, round(n / scale) + 1)
         sizes.append(knots + 2)
-        matrices.append(_spline(n, knots).double())
+        matrices.append(spline_matrix(n, knots).double())
     noise = Rng.of(8).normal(2, *sizes).double()
     expected = torch.einsum("czyx,az,by,dx->cabd", noise, *matrices)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ HOW = Pairs(
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the labels, so that no time is lost on their looks."""
     monkeypatch.setattr(
-        pairs, "render", lambda labels, *_, **__: SimpleNamespace(images=labels.float(), seen=labels < 255)
+        pairs, "render", lambda labels, *_, **__: SimpleNamespace(images=labels.float(), visible=labels < 255)
     )
 
 
@@ -156,7 +156,7 @@ def test_any_order_gives_the_same_pairs() -> None:
     forwards = [one.draw([k]) for k in range(7)]
     backwards = {k: other.draw([k]) for k in (6, 0, 5, 1, 4, 2, 3)}
     for k, pair in enumerate(forwards):
-        for name in ("images", "labels", "seen", "partner", "structures"):
+        for name in ("images", "labels", "visible", "partner", "structures"):
             assert torch.equal(getattr(pair, name), getattr(backwards[k], name)), (k, name)
     assert not torch.equal(forwards[0].images, forwards[1].images)
     others = Synthesiser(HOW, [(Procedural(), 1.0)], 12, torch.device("cpu"))
@@ -165,9 +165,9 @@ def test_any_order_gives_the_same_pairs() -> None:
 
 def test_what_a_pair_is_made_of() -> None:
     pair = Synthesiser(HOW, [(Procedural(), 1.0)], 0, torch.device("cpu")).draw([4])
-    assert pair.images.shape == pair.labels.shape == pair.seen.shape == (2, N, N, N)
+    assert pair.images.shape == pair.labels.shape == pair.visible.shape == (2, N, N, N)
     assert pair.partner.shape == (1, 3, N, N, N)
-    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.seen, pair.partner[0])]
+    dtypes = [t.dtype for t in (pair.images, pair.labels, pair.visible, pair.partner[0])]
     assert dtypes == [torch.float32, torch.uint8, torch.bool, torch.float32]
     assert all(t.is_contiguous() for t in (pair.images, pair.labels, pair.partner[0]))
     assert pair.structures.shape == pair.labels.shape
@@ -266,9 +266,12 @@ def test_views_of_an_upright_anatomy_keep_their_axes_and_are_exact(plain: None) 
         ({"reuse": 0}, "reuse of pairs"),
         ({"bank": 0}, "bank of pairs"),
         ({"trunks": 1.5}, "trunks of pairs must be a share"),
+        ({"necks": -0.1}, "necks of pairs must be a share"),
+        ({"artefacts": 2.0}, "artefacts of pairs must be a share"),
+        ({"trunks": 0.5, "necks": 0.6}, "must not exceed 1 together, got 0.5, 0.6 and 0.0"),
         ({"anatomies": -0.1}, "anatomies of pairs must be a share"),
         ({"thick": 2.0}, "thick of pairs must be a share"),
-        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7 and 0.4"),
+        ({"trunks": 0.7, "anatomies": 0.4}, "must not exceed 1 together, got 0.7, 0.0 and 0.4"),
         ({"spacing": (3.0, 2.0)}, "spacing of pairs"),
         (
             {"shapes": ((8, 8, 27),)},
@@ -353,10 +356,10 @@ def test_both_views_show_the_same_grain(monkeypatch: pytest.MonkeyPatch) -> None
         rng: object,
         palettes: object,
         grains: list[Callable[[], torch.Tensor]],
-        thick: float,
+        **_: float,
     ) -> SimpleNamespace:
         shown.extend(grain() for grain in grains)
-        return SimpleNamespace(images=labels.float(), seen=labels < 255)
+        return SimpleNamespace(images=labels.float(), visible=labels < 255)
 
     monkeypatch.setattr(pairs, "render", render)
     labels = torch.zeros((WHOLE,) * 3, dtype=torch.uint8)
@@ -385,6 +388,6 @@ def test_pairs_do_not_depend_on_those_that_they_are_drawn_with() -> None:
     together = synthesiser.draw(numbers, (12, 16, 20))
     for k, number in enumerate(numbers):
         alone = synthesiser.draw([number], (12, 16, 20))
-        for name in ("images", "labels", "seen", "structures"):
+        for name in ("images", "labels", "visible", "structures"):
             assert torch.equal(getattr(alone, name), getattr(together, name)[2 * k : 2 * k + 2]), name
         assert torch.equal(alone.partner[0], together.partner[k])

@@ -67,8 +67,8 @@ def _extents(shape: Shape) -> list[float]:
 def test_masks_come_out_of_an_archive_as_they_went_in(archive: Path, masks: list[np.ndarray]) -> None:
     found = load_archive(archive)
     assert len(found) == 3
-    assert [[len(group)] for group in found._groups] == [[2], [1]]
-    packed = [mask for group in found._groups for mask in group]
+    assert [[len(group)] for group in found.groups] == [[2], [1]]
+    packed = [mask for group in found.groups for mask in group]
     for mask, expected in zip(packed, masks, strict=True):
         assert np.array_equal(mask.mask(), expected)
 
@@ -202,7 +202,7 @@ def test_an_archive_with_a_flipped_byte_is_refused(tmp_path: Path, masks: list[n
         except RegkitError:
             refused += 1
             continue
-        packed = [mask for group in found._groups for mask in group]
+        packed = [mask for group in found.groups for mask in group]
         assert all(np.array_equal(m.mask(), e) for m, e in zip(packed, masks, strict=True))
     assert refused > 10
 
@@ -234,15 +234,15 @@ def test_a_folder_in_the_layout_of_totalsegmentator(tmp_path: Path) -> None:
     _write(tmp_path / "s0003" / "heart.nii.gz", _block((3, 9), (3, 9), (3, 9), value=7))
     (tmp_path / "meta.csv").write_text("subject")
     found = load_folder(tmp_path)
-    assert [len(group) for group in found._groups] == [3, 1]
-    spleen, ribs, vertebrae = (mask.mask() for mask in found._groups[0])
+    assert [len(group) for group in found.groups] == [3, 1]
+    spleen, ribs, vertebrae = (mask.mask() for mask in found.groups[0])
     assert spleen.shape == (14, 9, 8)  # cropped, with a margin of 2
     assert spleen.sum() == 10 * 5 * 4
     assert ribs.shape == (18, 16, 8)
     assert ribs.sum() == 3 * 2 * 12 * 4
     assert vertebrae.shape == (16, 10, 8)
     assert vertebrae.sum() == 2 * 5 * 6 * 4
-    assert found._groups[1][0].mask().sum() == 6**3
+    assert found.groups[1][0].mask().sum() == 6**3
 
 
 def test_a_label_map_is_a_mask_for_each_of_its_labels(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_label_map_is_a_mask_for_each_of_its_labels(tmp_path: Path) -> None:
     _write(tmp_path / "subject.nii.gz", labels)
     _write(tmp_path / "other.nii", _block((1, 5), (1, 5), (1, 5)))
     found = load_folder(tmp_path)
-    assert [[int(m.mask().sum()) for m in group] for group in found._groups] == [
+    assert [[int(m.mask().sum()) for m in group] for group in found.groups] == [
         [4**3],
         [3 * 4 * 5, 8 * 4 * 3],
     ]
@@ -263,7 +263,7 @@ def test_voxels_become_isotropic(tmp_path: Path) -> None:
     level = found.draw(np.random.default_rng(0), CPU)
     extents = np.array(_extents(level))
     np.testing.assert_allclose(extents / extents.max(), [1, 10 / 24, 6 / 24], atol=0.06)
-    assert max(found._groups[0][0].shape) <= 100
+    assert max(found.groups[0][0].shape) <= 100
 
 
 def test_a_folder_without_templates(tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ def test_a_ball_is_a_ball() -> None:
     """Of radius 1 for any exponent: 1 in the middle, 0 where an axis meets the surface."""
     axes = torch.eye(3).T.reshape(3, 1, 1, 3)
     for seed in range(10):
-        level = shapes._ellipsoid(np.random.default_rng(seed))
+        level = shapes.ellipsoid(np.random.default_rng(seed))
         assert float(level(torch.zeros(3, 1, 1, 1))) == 1
         torch.testing.assert_close(level(axes), torch.zeros(1, 1, 3), atol=1e-6, rtol=0)
 
 
 def test_a_shell_is_hollow() -> None:
     for seed in range(10):
-        level = shapes._shell(np.random.default_rng(seed))
+        level = shapes.shell(np.random.default_rng(seed))
         assert float(level(torch.zeros(3, 1, 1, 1))) < 0
         assert float(level(torch.full((3, 1, 1, 1), 0.99 / 3**0.5))) > 0

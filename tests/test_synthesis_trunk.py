@@ -17,10 +17,10 @@ from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.ensemble import Ensembles
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_trunk
-from regkit.synthesis.pose import MOST_SIDE
+from regkit.synthesis.pose import MAX_SIDE
 from regkit.synthesis.procedural_trunk import NAMES, draw_tissues
 from regkit.synthesis.shape_sources import Procedural
-from regkit.synthesis.structures import GROUPS, HEAD, STRUCTURES, TRUNK
+from regkit.synthesis.structures import GROUPS, STRUCTURES, TRUNK
 from regkit.synthesis.tissues import TISSUES, intensities
 
 _NUMBER = {name: number for number, name in TRUNK.items()}
@@ -72,7 +72,7 @@ def test_structures_that_share_a_channel_lie_apart() -> None:
     On the mean of many: now and then a liver reaches to the spleen, or a colon to the spine.
     """
     assert sorted(number for group in GROUPS for number in group) == list(range(STRUCTURE_CHANNELS))
-    groups = [[number for number in group if number not in HEAD] for group in GROUPS]
+    groups = [[number for number in group if number in TRUNK] for group in GROUPS]
     pairs = [pair for group in groups for pair in permutations(group, 2)]
     near = []
     for trunk in map(_trunk, range(12)):
@@ -148,7 +148,7 @@ def test_the_demo_draws_the_same_organs() -> None:
 def test_a_fine_trunk_is_a_box_out_of_it() -> None:
     """As many voxels at most; in it the parts are as large as they are in the whole."""
     box = draw_trunk(Rng.of(3), 1.5)
-    assert tuple(box.labels.shape) == (MOST_SIDE,) * 3
+    assert tuple(box.labels.shape) == (MAX_SIDE,) * 3
     assert box.spacing == 1.5
     sizes = {name: 1.5**3 * (_structures(box) == _NUMBER[name]).sum() / 1000 for name in TRUNK.values()}
     assert sum(size > 0 for size in sizes.values()) > 10  # ml

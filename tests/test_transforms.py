@@ -16,7 +16,7 @@ from warp_cases import FIXED, MOVING, affine_map, smooth_warp
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid, affine_transform, transform_points
 from regkit.io.formats import NotLinearError, linear_of, write_linear
-from regkit.transforms import as_warp, average, chain, coarser
+from regkit.transforms import as_warp, average, chain, coarsened
 from regkit.warp import Warp, point_map
 
 MATRIX = affine_map(5, (1, 2, -3))
@@ -114,7 +114,7 @@ def test_a_warp_pickles() -> None:
 
 def test_a_warp_on_larger_voxels_is_told_what_it_costs(tmp_path: Path) -> None:
     warp = smooth_warp()
-    found = coarser(warp, 4.0)
+    found = coarsened(warp, 4.0)
     assert max(found.warp.grid.spacing) <= 4.0 + 1e-9
     assert found.warp.field.size < 0.25 * warp.field.size
     points = FIXED.world_points()
@@ -125,11 +125,11 @@ def test_a_warp_on_larger_voxels_is_told_what_it_costs(tmp_path: Path) -> None:
     )
     off = np.linalg.norm(itk - (points + warp.field)[::3, ::3, ::3].reshape(-1, 3), axis=1)
     assert off.max() <= found.max_mm + 1e-3 and 0 < off.mean() < 2 * found.mean_mm < 0.5
-    same = coarser(warp, 0.5)
+    same = coarsened(warp, 0.5)
     assert same.warp.grid.same_as(FIXED) and same.max_mm < 1e-4
-    np.testing.assert_allclose(coarser(as_warp(MATRIX, FIXED), 8.0).max_mm, 0, atol=1e-3)
+    np.testing.assert_allclose(coarsened(as_warp(MATRIX, FIXED), 8.0).max_mm, 0, atol=1e-3)
     with pytest.raises(RegkitError, match="must be positive"):
-        coarser(warp, 0)
+        coarsened(warp, 0)
 
     warp.save(tmp_path / "warp.nii.gz")
     result = run("convert", tmp_path / "warp.nii.gz", tmp_path / "small.nii.gz", "--warp-spacing", 4)

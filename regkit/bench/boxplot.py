@@ -67,8 +67,8 @@ def _boxes(rows: Sequence[Row]) -> list[Box]:
         mine = [row for row in rows if row["method"] == method]
         failed = sum(not finished(row) for row in mine)
         short = method if len(method) <= _LONGEST else method[: _LONGEST - 3] + "..."
-        found = {row["case"]: mean_dice(row) for row in mine if finished(row)}
-        boxes.append((f"{short} ({failed} failed)" if failed else short, found))
+        by_case = {row["case"]: mean_dice(row) for row in mine if finished(row)}
+        boxes.append((f"{short} ({failed} failed)" if failed else short, by_case))
     return [(name, {k: v for k, v in values.items() if v is not None}) for name, values in boxes]
 
 

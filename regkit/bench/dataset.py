@@ -47,12 +47,12 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """As :meth:`from_dict` takes it, ready for JSON; paths are absolute."""
-        found = asdict(self)
+        values = asdict(self)
         for side in ("fixed", "moving"):
-            found[side] = {what: _text(path) for what, path in found[side].items()}
-        found["labels"] = {str(label): name for label, name in self.labels.items()}
-        found["landmarks"] = _text(self.landmarks)
-        return found
+            values[side] = {what: _text(path) for what, path in values[side].items()}
+        values["labels"] = {str(label): name for label, name in self.labels.items()}
+        values["landmarks"] = _text(self.landmarks)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Case:

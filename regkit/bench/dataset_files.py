@@ -31,13 +31,13 @@ def data_folder(request: Request, title: str, source: str) -> Path:
         RegkitError: if none was given, or it does not exist.
     """
     if request.data is None:
-        raise RegkitError(f"{title} needs the folder of its data; to be had from {source}")
+        raise RegkitError(f"{title} needs the folder of its data; get it from {source}")
     if not request.data.is_dir():
-        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; to be had from {source}")
+        raise RegkitError(f"the data of {title}: '{request.data}' is not a folder; get it from {source}")
     return request.data
 
 
-def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
+def choose_names(names: Sequence[str], known: Sequence[str], default: int, what: str) -> list[str]:
     """The names asked for, each once, or the first ``default`` ones if none is.
 
     Args:
@@ -46,11 +46,11 @@ def chosen(asked: Sequence[str], known: Sequence[str], default: int, what: str) 
     Raises:
         RegkitError: if a name is unknown.
     """
-    for name in asked:
+    for name in names:
         if name not in known:
             listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-            raise RegkitError(f"no {what} '{name}'; there is: {listed}")
-    return list(dict.fromkeys(asked)) or list(known[:default])
+            raise RegkitError(f"no {what} '{name}'; available: {listed}")
+    return list(dict.fromkeys(names)) or list(known[:default])
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def check_labelled(volume: Volume, path: Path, labels: dict[int, str]) -> None:
     """
     missing = sorted(set(labels) - set(np.unique(volume.array).tolist()))
     if len(missing) == len(labels):
-        found = ", ".join(str(n) for n in np.unique(volume.array)[:10])
+        present = ", ".join(str(n) for n in np.unique(volume.array)[:10])
         raise RegkitError(
-            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {found}; "
+            f"labels '{path}' have none of the labels {', '.join(map(str, labels))} but {present}; "
             "put the right file in its place"
         )
     if missing:

@@ -18,5 +18,5 @@ def dataset(name: str) -> Dataset:
         RegkitError: if there is none.
     """
     if name not in DATASETS:
-        raise RegkitError(f"no data set named '{name}'; there is: {', '.join(DATASETS)}")
+        raise RegkitError(f"no data set named '{name}'; available: {', '.join(DATASETS)}")
     return DATASETS[name]

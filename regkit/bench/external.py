@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regkit.bench.method import Inputs, Outcome
+from regkit.bench.method import Inputs, MethodResult
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.formats import write_linear
 from regkit.io.images import load_grid
@@ -58,13 +58,13 @@ class External:
         try:
             words = tuple(shlex.split(command))
         except ValueError as error:
-            raise RegkitError(f"the command of '{name}' cannot be read: {error}") from None
+            raise RegkitError(f"the command of '{name}' cannot be read: {error}") from error
         if not words:
             raise RegkitError(f"the command of '{name}' is empty: give {name}='PROGRAM {{fixed}} ...'")
         used = {key for word in words for key in _PLACEHOLDER.findall(word)}
         if unknown := sorted(used - set(PLACEHOLDERS)):
             raise RegkitError(
-                f"the command of '{name}' has the unknown placeholder {{{unknown[0]}}}; there is: "
+                f"the command of '{name}' has the unknown placeholder {{{unknown[0]}}}; available: "
                 f"{', '.join(f'{{{key}}}' for key in PLACEHOLDERS)}"
             )
         if lacking := [key for key in REQUIRED if key not in used]:
@@ -83,7 +83,7 @@ class External:
     def version(self) -> str:
         return shlex.join(self.words)
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         begin = time.perf_counter()
         case, folder = inputs.case, inputs.folder.resolve()
         grids = load_grid(case.fixed.image, "fixed image"), load_grid(case.moving.image, "moving image")
@@ -93,7 +93,7 @@ class External:
         ran = time.perf_counter()
         warp = Warp.load(_result(self.name, folder), *grids)
         seconds = {"load": loaded - begin, "register": ran - loaded, "warp": time.perf_counter() - ran}
-        return Outcome(warp, seconds, {"command": shlex.join(self.words)})
+        return MethodResult(warp, seconds, {"command": shlex.join(self.words)})
 
     def _filled(self, inputs: Inputs, folder: Path) -> list[str]:
         """The words with everything in its place, and the start and other files made."""
@@ -114,10 +114,10 @@ class External:
                 raise RegkitError(f"the command of '{self.name}' wants {{{key}}}, but the case has none")
         write_linear(np.eye(4) if inputs.start is None else inputs.start, folder / "start.tfm")
 
-        def value(found: re.Match[str]) -> str:
-            if found[1] != "warp":
-                return values[found[1]]
-            ends = found.end() == len(found.string)
+        def value(match: re.Match[str]) -> str:
+            if match[1] != "warp":
+                return values[match[1]]
+            ends = match.end() == len(match.string)
             return str(folder / ("warp.nii.gz" if ends else "warp"))
 
         program, *rest = self.words
@@ -134,8 +134,8 @@ def _run(name: str, words: list[str], folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{name}' cannot be run: {error}") from error
     if done.returncode:
-        said = last_lines((done.stderr.strip() or done.stdout).decode("utf-8", "replace"), _ERROR_LINES)
-        raise RegkitError(f"'{name}' ended with code {done.returncode}: {said or 'it said nothing'}")
+        output = last_lines((done.stderr.strip() or done.stdout).decode("utf-8", "replace"), _ERROR_LINES)
+        raise RegkitError(f"'{name}' ended with code {done.returncode}: {output or 'it said nothing'}")
 
 
 def _result(name: str, folder: Path) -> Path:

@@ -71,11 +71,11 @@ def imitate(
         "mmwhs": (_hearts, len(mmwhs.SUBJECTS)),
     }
     if name not in makers:
-        raise RegkitError(f"no imitation of '{name}'; there is: {', '.join(makers)}")
-    make, most = makers[name]
-    count = most if count is None else count
-    if not 1 <= count <= most:
-        raise RegkitError(f"the imitation of {name} can have from 1 to {most}, not {count}")
+        raise RegkitError(f"no imitation of '{name}'; available: {', '.join(makers)}")
+    make, max_count = makers[name]
+    count = max_count if count is None else count
+    if not 1 <= count <= max_count:
+        raise RegkitError(f"the imitation of {name} can have from 1 to {max_count}, not {count}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -93,7 +93,7 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
         (folder / kind).mkdir()
     pairs: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
     for number in (*range(1, count + 1), 9, 10):
-        where = "Tr" if number < 9 else "Ts"
+        split = "Tr" if number < 9 else "Ts"
         rng = Rng.of(seed, number, 1)
         texture = int(rng.scalars.integers(2**31))
         person = _person(grid, np.eye(3), (0, 0, 12), rng)
@@ -107,12 +107,12 @@ def _abdomen(folder: Path, count: int, seed: int, shape: Size | None) -> None:
                 "images": scan(image, rng),
                 "masks": body.astype(np.uint8),
             }
-            if where == "Tr":
+            if split == "Tr":
                 arrays["labels"] = np.where(labels <= 4, labels, 0).astype(np.uint8)
             for what, array in arrays.items():
-                save_image(grid.to_sitk(array), folder / f"{what}{where}" / _name(number, kind))
-        ends = (f"./images{where}/{_name(number, kind)}" for kind in ("0000", "0001"))
-        pairs[where].append(dict(zip(("fixed", "moving"), ends)))
+                save_image(grid.to_sitk(array), folder / f"{what}{split}" / _name(number, kind))
+        ends = (f"./images{split}/{_name(number, kind)}" for kind in ("0000", "0001"))
+        pairs[split].append(dict(zip(("fixed", "moving"), ends)))
     described = {
         "name": "AbdomenMRCT",
         "release": "1.0",

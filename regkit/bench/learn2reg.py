@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, check_present, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Grid
 from regkit.io.images import load_grid, load_labels, load_mask
@@ -36,7 +36,7 @@ _FILE = re.compile(r"(?:.*/)?AbdomenMRCT_(\d{4})_000[01](?:\.nii\.gz)?")
 
 
 def _cases(request: Request) -> list[Case]:
-    directions = chosen(request.directions, DATASET.directions, DATASET.default_directions, "direction")
+    directions = choose_names(request.directions, DATASET.directions, DATASET.default_directions, "direction")
     root, content = open_archive(data_folder(request, _TITLE, _SOURCE), _NAME, _SOURCE)
     groups = {"all": _TRAINING, "val": _listed(content, "registration_val", root)}
     numbers: list[str] = []
@@ -45,7 +45,7 @@ def _cases(request: Request) -> list[Case]:
         number = file[1] if file else f"{int(name):04d}" if name.isdecimal() else name
         if name not in groups and number not in _TRAINING:
             raise RegkitError(
-                f"{_TITLE} has no pair '{name}' with labels; there is: {', '.join(_TRAINING)}, and for "
+                f"{_TITLE} has no pair '{name}' with labels; available: {', '.join(_TRAINING)}, and for "
                 "several of them: all, val"
             )
         numbers += groups.get(name, (number,))
@@ -72,11 +72,11 @@ def submission_cases(data: Path, split: str) -> list[Case]:
     Raises:
         RegkitError: if the split is unknown, or a file is missing or cannot be used.
     """
-    (split,) = chosen([split], SPLITS, 0, f"split of {_TITLE}")
+    (split,) = choose_names([split], SPLITS, 0, f"split of {_TITLE}")
     root, content = open_archive(data_folder(Request(data, (), (), data), _TITLE, _SOURCE), _NAME, _SOURCE)
     numbers = _TRAINING if split == "train" else _listed(content, f"registration_{split}", root)
-    where = "Ts" if split == "test" else "Tr"
-    pairs = [[_side(root, where, n, kind) for kind in (_MR, _CT)] for n in numbers]
+    suffix = "Ts" if split == "test" else "Tr"
+    pairs = [[_side(root, suffix, n, kind) for kind in (_MR, _CT)] for n in numbers]
     if split == "test":
         pairs = [[_without_missing(side) for side in pair] for pair in pairs]
     _check(pairs, root)
@@ -115,13 +115,13 @@ def _listed(content: dict[str, Any], key: str, root: Path) -> tuple[str, ...]:
     numbers: list[str] = []
     for pair in content[key] if isinstance(content[key], list) else [None]:
         ends = [pair.get("fixed"), pair.get("moving")] if isinstance(pair, dict) else []
-        found = {match[1] for end in ends if isinstance(end, str) and (match := pattern.search(end))}
-        if len(found) != 1:
+        of_pair = {match[1] for end in ends if isinstance(end, str) and (match := pattern.search(end))}
+        if len(of_pair) != 1:
             raise RegkitError(
                 f"'{root / f'{_NAME}_dataset.json'}' is damaged: '{key}' must list the two images of each "
                 f"patient as {{fixed, moving}}, but there is {pair!r}; get the archive again from {_SOURCE}"
             )
-        numbers += found
+        numbers += of_pair
     return tuple(numbers)
 
 
@@ -135,9 +135,9 @@ def label_names(content: dict[str, Any], labels: Sequence[int]) -> dict[int, str
     return names
 
 
-def _side(root: Path, where: str, number: str, kind: str) -> Side:
+def _side(root: Path, suffix: str, number: str, kind: str) -> Side:
     name = f"AbdomenMRCT_{number}_{kind}.nii.gz"
-    return Side(*(root / f"{what}{where}" / name for what in ("images", "labels", "masks")))
+    return Side(*(root / f"{what}{suffix}" / name for what in ("images", "labels", "masks")))
 
 
 def _without_missing(side: Side) -> Side:

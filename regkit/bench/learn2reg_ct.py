@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_present, chosen, data_folder
+from regkit.bench.dataset_files import check_present, choose_names, data_folder
 from regkit.bench.learn2reg import checked, label_names, open_archive
 from regkit.core.errors import RegkitError
 
@@ -34,7 +34,7 @@ _TESTED = tuple((fixed, moving) for fixed in TEST for moving in TEST if fixed !=
 
 
 def _cases(request: Request) -> list[Case]:
-    (direction,) = chosen(request.directions, DATASET.directions, 1, "direction")
+    (direction,) = choose_names(request.directions, DATASET.directions, 1, "direction")
     root, content = open_archive(data_folder(request, _TITLE, _SOURCE), _NAME, _SOURCE)
     pairs = list(dict.fromkeys(p for name in request.pairs or ("test",) for p in _pairs(name, content)))
     sides = {number: _side(root, number) for number in sorted({n for pair in pairs for n in pair})}

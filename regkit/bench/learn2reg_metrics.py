@@ -55,12 +55,12 @@ def learn2reg_measures(
     at = np.indices(shape, dtype=np.float64) + np.moveaxis(displacement, -1, 0)
     warped = map_coordinates(moving_labels, at, order=0)
     overlap = dice(fixed_labels, warped, labels, moving_labels)
-    found = {"dice": summarise(overlap.values())}
+    measures = {"dice": summarise(overlap.values())}
     if importlib.util.find_spec("surface_distance") is not None:
         common = [label for label, value in overlap.items() if not np.isnan(value)]
-        found["hd95_voxels"] = summarise(_hd95(fixed_labels == label, warped == label) for label in common)
-    found["sdlogj"] = learn2reg_sdlogj(displacement, mask)
-    return found
+        measures["hd95_voxels"] = summarise(_hd95(fixed_labels == label, warped == label) for label in common)
+    measures["sdlogj"] = learn2reg_sdlogj(displacement, mask)
+    return measures
 
 
 def _hd95(fixed: npt.NDArray[np.bool_], warped: npt.NDArray[np.bool_]) -> float:

@@ -9,12 +9,13 @@ import SimpleITK as sitk
 from regkit.bench.dataset import Case
 from regkit.bench.learn2reg_metrics import learn2reg_measures
 from regkit.check import agreement
+from regkit.core.choices import Stage
 from regkit.core.errors import RegkitError
-from regkit.evaluate import compare_labels, summarise, target_registration_error
+from regkit.evaluate import LabelScores, LandmarkErrors
 from regkit.io.formats import to_learn2reg
 from regkit.io.images import load_grid, load_image, load_labels, load_mask
 from regkit.io.points import read_pairs
-from regkit.ops.jacobian import folding_percent, jacobian_determinant, sd_log_jacobian
+from regkit.ops.jacobian import Smoothness, jacobian_determinant
 from regkit.warp import Warp, resample_labels
 
 
@@ -31,24 +32,18 @@ def measure(case: Case, warp: Warp) -> dict[str, Any]:
             f"the warp lies on another grid ({warp.grid.size} voxels of {warp.grid.spacing} mm) than the "
             f"fixed image ({fixed_grid.size} of {fixed_grid.spacing} mm)"
         )
-    determinant = jacobian_determinant(warp.field, warp.grid)
-    found: dict[str, Any] = {
-        "folding_percent": folding_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
-    }
+    measures: dict[str, Any] = Smoothness.of(jacobian_determinant(warp.field, warp.grid)).to_dict()
     if case.labels and case.fixed.labels and case.moving.labels:
-        found |= _of_labels(case, warp)
+        measures |= _of_labels(case, warp)
     elif not case.landmarks:
-        found["agreement"] = _of_images(case, warp)
+        measures["agreement"] = _of_images(case, warp)
     if case.landmarks:
         fixed, moving = read_pairs(case.landmarks)
         if case.exchanged:
             fixed, moving = moving, fixed
-        found["tre_mm"] = {
-            "before": float(target_registration_error(fixed, moving).mean()),
-            "after": float(target_registration_error(warp.transform_points(fixed), moving).mean()),
-        }
-    return found
+        errors = LandmarkErrors.of(fixed, moving, warp)
+        measures["tre_mm"] = {"before": errors.before.mean, "after": errors.after and errors.after.mean}
+    return measures
 
 
 def _of_images(case: Case, warp: Warp) -> dict[str, float]:
@@ -65,38 +60,19 @@ def _of_labels(case: Case, warp: Warp) -> dict[str, Any]:
     assert case.fixed.labels and case.moving.labels
     fixed = load_labels(case.fixed.labels, "fixed labels", warp.grid)
     moving = load_labels(case.moving.labels, "moving labels")
-    states = {"before": sitk.Transform(3, sitk.sitkIdentity), "after": warp.to_sitk()}
-    before, after = (
-        compare_labels(fixed, resample_labels(moving, fixed.grid, transform), case.labels, moving)
-        for transform in states.values()
-    )
-    found: dict[str, Any] = {
-        "mean_dice": {
-            state: summarise(s.dice for s in scores) for state, scores in zip(states, (before, after))
-        },
-        "mean_hd95_mm": {
-            state: summarise(s.hd95 for s in scores) for state, scores in zip(states, (before, after))
-        },
-        "labels": [
-            {
-                "label": new.label,
-                "name": new.name,
-                "dice_before": old.dice,
-                "dice": new.dice,
-                "hd95_before_mm": old.hd95,
-                "hd95_mm": new.hd95,
-            }
-            for old, new in zip(before, after)
-        ],
-    }
+    transforms: dict[Stage, sitk.Transform] = {
+        "before": sitk.Transform(3, sitk.sitkIdentity), "after": warp.to_sitk()
+    }  # fmt: skip
+    moved = {stage: resample_labels(moving, fixed.grid, step) for stage, step in transforms.items()}
+    measures = LabelScores.of(fixed, moved, case.labels, moving).to_dict()
     # The challenge's images have one shape, and it looks at no header.
     if moving.grid.size == fixed.grid.size and min(fixed.grid.size) >= 5:
         mask = None if case.fixed.mask is None else load_mask(case.fixed.mask, "fixed mask", fixed.grid)
-        found["learn2reg"] = learn2reg_measures(
+        measures["learn2reg"] = learn2reg_measures(
             fixed.array.T,
             moving.array.T,
             to_learn2reg(Warp(warp.field, warp.grid, moving.grid)),
             case.labels,
             None if mask is None else mask.array.T,
         )
-    return found
+    return measures

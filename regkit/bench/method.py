@@ -33,7 +33,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class MethodResult:
     """What a method found.
 
     Args:
@@ -65,5 +65,5 @@ class Method(Protocol):
     def version(self) -> str:
         """Name and version of the software."""
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         """Register; any exception is recorded as a failure of the method."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regkit.bench.external import External
-from regkit.bench.method import Inputs, Method, Outcome
+from regkit.bench.method import Inputs, Method, MethodResult
 from regkit.bench.peers import PEERS
+from regkit.core.choices import DEFAULT_FEATURES, FeatureSet, PresetName
 from regkit.core.errors import RegkitError
 from regkit.core.version import __version__
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Regkit:
 
     name: str
     note: str
-    preset: str = "default"
-    features: str | None = None
+    preset: PresetName = "default"
+    features: FeatureSet | None = None
 
     def missing(self) -> str | None:
         return None
@@ -39,7 +40,6 @@ class Regkit:
 
     def run(self, inputs: Inputs) -> Registration:
         """All that regkit finds, its linear start included."""
-        from regkit.features.maps import DEFAULT
         from regkit.registration import register
 
         case = inputs.case
@@ -49,20 +49,20 @@ class Regkit:
             fixed_mask=case.fixed.mask,
             moving_mask=case.moving.mask,
             init="auto" if inputs.start is None else inputs.start,
-            features=self.features or DEFAULT,
+            features=self.features or DEFAULT_FEATURES,
             preset=self.preset,
             device=inputs.device,
             threads=inputs.threads,
             seed=inputs.seed,
         )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         result = self.run(inputs)
-        seconds = {stage: value for stage, value in result.timings.items() if stage != "total"}
+        seconds = dict(result.timings.stages)
         settings: dict[str, Any] = {
             k: v for k, v in result.settings.items() if k not in ("fixed", "moving", "init")
         }
-        return Outcome(result.warp, seconds, settings)
+        return MethodResult(result.warp, seconds, settings)
 
 
 LINEAR = Regkit("linear", "regkit's rigid and affine stages alone", preset="linear")
@@ -84,14 +84,16 @@ def methods(words: Sequence[str]) -> dict[str, Method]:
     Raises:
         RegkitError: if a name is unknown, given twice, or a command is malformed.
     """
-    found: dict[str, Method] = {}
+    by_word: dict[str, Method] = {}
     for word in words:
         if "=" not in word and word not in METHODS:
             raise RegkitError(
-                f"no method named '{word}'; there is: {', '.join(METHODS)}, and NAME=COMMAND for any other"
+                f"no method named '{word}'; available: {', '.join(METHODS)}, and NAME=COMMAND for any other"
             )
         method: Method = External.parse(word) if "=" in word else METHODS[word]
-        if method.name in [other.name for other in found.values()] or method.name in METHODS.keys() - {word}:
+        if method.name in [other.name for other in by_word.values()] or method.name in METHODS.keys() - {
+            word
+        }:
             raise RegkitError(f"two methods are named '{method.name}'; give one of them another name")
-        found[word] = method
-    return found
+        by_word[word] = method
+    return by_word

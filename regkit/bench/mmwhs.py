@@ -27,7 +27,7 @@ import SimpleITK as sitk
 import torch
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, check_present, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, check_present, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.core.geometry import Float64, Grid
 from regkit.io.atomic import make_folder
@@ -102,26 +102,26 @@ class Pairing:
 
 
 def _cases(request: Request) -> list[Case]:
-    directions = chosen(request.directions, DATASET.directions, DATASET.default_directions, "direction")
+    directions = choose_names(request.directions, DATASET.directions, DATASET.default_directions, "direction")
     data = data_folder(request, _TITLE, _SOURCE)
     pairing = Pairing.read(request.pairing or _PAIRING)
     drawn = {f"mr{mr}-ct{ct}": (("mr", mr), ("ct", ct)) for mr, ct in pairing.draw()}
-    wanted: list[str] = []
-    for name in (_FILE.sub(r"\1\2", given) for given in request.pairs):
-        wanted += [pair for pair in drawn if name in pair.split("-")] or [name]
-    names = chosen(wanted, list(drawn), len(drawn), "pair by this pairing named")
+    requested: list[str] = []
+    for name in (_FILE.sub(r"\1\2", name) for name in request.pairs):
+        requested += [pair for pair in drawn if name in pair.split("-")] or [name]
+    names = choose_names(requested, list(drawn), len(drawn), "pair by this pairing named")
     subjects = sorted({subject for name in names for subject in drawn[name]})
     files = [path for subject in subjects for path in _files(data, *subject)]
-    check_present(files, data, f"unpack all of ct_train and mr_train, to be had from {_SOURCE}")
+    check_present(files, data, f"unpack all of ct_train and mr_train, which are available from {_SOURCE}")
     folder = request.scratch / f"mmwhs-{pairing.spacing_mm:g}mm"
     make_folder(folder)
     sides = {subject: _prepared(data, folder, *subject, pairing.spacing_mm) for subject in subjects}
-    found = []
+    cases = []
     for name in names:
         mr, ct = (sides[subject] for subject in drawn[name])
         ends = {"mr2ct": (ct, mr), "ct2mr": (mr, ct)}
-        found += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
-    return found
+        cases += [Case(name, direction, *ends[direction], dict(LABELS)) for direction in directions]
+    return cases
 
 
 def _files(data: Path, modality: str, subject: int) -> tuple[Path, Path]:
@@ -148,12 +148,12 @@ def _prepared(data: Path, folder: Path, modality: str, subject: int, spacing: fl
         values = np.where(known, structures.array, 0).astype(np.uint16)
         grid = cubic(volume.grid, spacing)
         smooth = Source(torch.from_numpy(volume.array), None, volume.grid).smoothed_for(spacing)
-        for array, how, path in (
+        for array, interpolator, path in (
             (values, sitk.sitkNearestNeighbor, labels),
             (smooth.image.numpy(), sitk.sitkLinear, image),
         ):
             before, border = volume.grid.to_sitk(array), float(array.min())
-            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), how, border), path)
+            save_image(sitk.Resample(before, grid.blank(), sitk.Transform(), interpolator, border), path)
     return Side(image, labels)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.bench.dataset import Case, Dataset, Request, Side
-from regkit.bench.dataset_files import check_labelled, chosen, data_folder, read_object
+from regkit.bench.dataset_files import check_labelled, choose_names, data_folder, read_object
 from regkit.core.errors import RegkitError
 from regkit.io.images import load_grid, load_labels, load_mask
 from regkit.io.points import read_pairs
@@ -51,17 +51,17 @@ def load_pairs(data: Path, request: Request, default_directions: int) -> list[Ca
     Raises:
         RegkitError: if there is no pair, one asked for is unknown, or a manifest or a file cannot be used.
     """
-    directions = chosen(request.directions, DIRECTIONS, default_directions, "direction")
+    directions = choose_names(request.directions, DIRECTIONS, default_directions, "direction")
     known = sorted(path.parent.name for path in data.glob(f"[!.]*/{MANIFEST}"))
     if not known:
-        where = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
-        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {where}")
-    found = []
-    wanted = [next((part for part in reversed(Path(p).parts) if part in known), p) for p in request.pairs]
-    for name in chosen(wanted, known, len(known), f"pair in '{data}' named"):
-        given = _read(data / name)
-        found += [given if direction == "given" else _exchanged(given) for direction in directions]
-    return found
+        hint = "the folder above it" if (data / MANIFEST).is_file() else "a folder whose folders have one"
+        raise RegkitError(f"no folder in '{data}' has a {MANIFEST}; give {hint}")
+    cases = []
+    requested = [next((part for part in reversed(Path(p).parts) if part in known), p) for p in request.pairs]
+    for name in choose_names(requested, known, len(known), f"pair in '{data}' named"):
+        case = _read(data / name)
+        cases += [case if direction == "given" else _exchanged(case) for direction in directions]
+    return cases
 
 
 def _exchanged(case: Case) -> Case:

@@ -14,7 +14,7 @@ from regkit.io.images import Volume, load_image, load_mask
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class PeerImages:
     """The images and masks of a case, as every peer is given them.
 
     Args:
@@ -28,7 +28,7 @@ class Pair:
     window: tuple[float, float] | None
 
     @classmethod
-    def load(cls, case: Case) -> Pair:
+    def load(cls, case: Case) -> PeerImages:
         fixed = load_image(case.fixed.image, "fixed image")
         moving = load_image(case.moving.image, "moving image")
         ct = [is_ct(image.array) for image in (fixed, moving)]
@@ -46,7 +46,7 @@ class Pair:
 
 
 @dataclass
-class Clock:
+class StageTimer:
     """Seconds by stage: each ends where the next begins."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Clock:
         self.seconds[stage], self.last = now - self.last, now
 
 
-class Package:
+class Peer:
     """What the peers share: a module to import, of a distribution that pip installs."""
 
     name: str

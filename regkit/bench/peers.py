@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from regkit.bench.method import Inputs, Method, Outcome
-from regkit.bench.peer import Clock, Package, Pair
+from regkit.bench.method import Inputs, Method, MethodResult
+from regkit.bench.peer import Peer, PeerImages, StageTimer
 from regkit.core.errors import RegkitError, reason
 from regkit.core.geometry import Float64, Grid, affine_transform
 from regkit.io.formats import from_learn2reg, read_linear, write_linear
@@ -28,7 +28,7 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CT = "a CT clipped to regkit's window"
 
 
-class Ants(Package):
+class Ants(Peer):
     """ANTs by antspyx: SyN with mutual information, after a rigid and an affine stage or a given start."""
 
     name, module, distribution = "ants", "ants", "antspyx"
@@ -41,11 +41,11 @@ class Ants(Package):
     step = 0.2  # of the gradient
     kinds = ("SyNRA", "SyNOnly")  # without a start, and with one
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import ants
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         fixed, moving, fixed_mask, moving_mask = (
             None if volume is None else _to_ants(ants, volume)
             for volume in (pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)
@@ -57,7 +57,7 @@ class Ants(Package):
         clock.end("load")
         # The seed alone: the deterministic mode refuses SyN with mutual information. One thread repeats.
         ants.config.set_ants_deterministic(False, inputs.seed)
-        found = ants.registration(
+        transforms = ants.registration(
             fixed,
             moving,
             kind,
@@ -73,7 +73,7 @@ class Ants(Package):
         )
         clock.end("register")
         linear, warp = np.eye(4), None
-        for path in found["fwdtransforms"]:  # in the order in which they act on a point
+        for path in transforms["fwdtransforms"]:  # in the order in which they act on a point
             if path.endswith(".mat"):
                 linear = read_linear(path) @ linear
             else:
@@ -83,7 +83,7 @@ class Ants(Package):
         warp = replace(warp.compose(linear), moving_grid=pair.moving.grid)
         clock.end("warp")
         settings = {"type_of_transform": kind, "ct_window": pair.window, **self._chosen()}
-        return Outcome(warp, clock.seconds, settings)
+        return MethodResult(warp, clock.seconds, settings)
 
     def _chosen(self) -> dict[str, Any]:
         return {"iterations": self.iterations, "metric": self.metric, "gradient_step": self.step}
@@ -121,7 +121,7 @@ def _to_ants(ants: Any, volume: Volume) -> Any:
     return ants.from_numpy(array, list(grid.origin), list(grid.spacing), direction)
 
 
-class Greedy(Package):
+class Greedy(Peer):
     """Greedy by picsl_greedy, with normalised mutual information.
 
     Its matrices are RAS, its warps LPS.
@@ -136,16 +136,16 @@ class Greedy(Package):
     metric = "NMI"
     deformable: str | None = None  # the metric of the last stage, with what else it is given
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         from picsl_greedy import Greedy3D
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
-        given: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
+        arguments: dict[str, Any] = {"fixed": pair.fixed.to_sitk(), "moving": pair.moving.to_sitk()}
         images = f"-i fixed moving -threads {inputs.threads} -seed {inputs.seed} -V 0"
         for option, name, mask in (("-gm", "inside", pair.fixed_mask), ("-mm", "visible", pair.moving_mask)):
             if mask is not None:
-                given[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
+                arguments[name] = sitk.Cast(mask.to_sitk(), sitk.sitkFloat32)
                 images += f" {option} {name}"
         greedy = Greedy3D()
         clock.end("load")
@@ -156,7 +156,7 @@ class Greedy(Package):
                 f"{images} -m {self.metric} -a -dof 6 -ia-image-centers -n {levels} -o rigid",
                 f"{images} -m {self.metric} -a -dof 12 -ia rigid -n {levels} -o linear",
             ]
-            greedy.execute(commands[0], rigid=None, **given)
+            greedy.execute(commands[0], rigid=None, **arguments)
             greedy.execute(commands[1], linear=None)
             matrix, path = np.asarray(greedy["linear"]), "linear"
         else:
@@ -166,7 +166,7 @@ class Greedy(Package):
         # -wp 0, because it would round the warp to tenths of voxels.
         metric = self.deformable or self.metric
         commands.append(f"{images} -m {metric} -it {path} -n {levels} -wp 0 -o warp")
-        greedy.execute(commands[-1], warp=None, **given)
+        greedy.execute(commands[-1], warp=None, **arguments)
         clock.end("register")
         array = sitk.GetArrayFromImage(greedy["warp"])
         warp = replace(
@@ -174,7 +174,7 @@ class Greedy(Package):
         )
         clock.end("warp")
         shown = [command.replace(str(inputs.folder), "{folder}") for command in commands]
-        return Outcome(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
+        return MethodResult(warp, clock.seconds, {"commands": shown, "ct_window": pair.window})
 
 
 class GreedyWncc(Greedy):
@@ -189,7 +189,7 @@ class GreedyWncc(Greedy):
     deformable = "WNCC 2x2x2 -sv"
 
 
-class ConvexAdam(Package):
+class ConvexAdam(Peer):
     """convexAdam on MIND, with its defaults, on the voxels of the fixed image."""
 
     name, module, distribution = "convexadam", "convexAdam", "convexAdam"
@@ -199,22 +199,22 @@ class ConvexAdam(Package):
         f"smoothness anisotropic; {_CT}"
     )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import torch
 
         with warnings.catch_warnings():  # it silences the warnings of the whole process
             from convexAdam.convex_adam_MIND import convex_adam_pt
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         start = np.eye(4) if inputs.start is None else inputs.start
         grid = pair.fixed.grid
         if min(grid.size) < 12:
             raise RegkitError(f"convexAdam needs 12 voxels along every axis; the fixed image has {grid.size}")
-        seen = _seen(pair.moving, grid, start, sitk.sitkLinear, float(pair.moving.array.min()))
-        images = [pair.fixed.array.T, seen.T]
+        resampled = _resampled(pair.moving, grid, start, sitk.sitkLinear, float(pair.moving.array.min()))
+        images = [pair.fixed.array.T, resampled.T]
         masks: dict[str, Any] = {}
-        if seen.min() == seen.max():
+        if resampled.min() == resampled.max():
             raise RegkitError(
                 "convexAdam has no linear stage, and the images do not overlap: give it a start"
             )
@@ -224,7 +224,7 @@ class ConvexAdam(Package):
             if pair.fixed_mask:
                 inside[0] = pair.fixed_mask.array.astype(np.float32)
             if pair.moving_mask:
-                inside[1] = _seen(pair.moving_mask, grid, start, sitk.sitkNearestNeighbor, 0)
+                inside[1] = _resampled(pair.moving_mask, grid, start, sitk.sitkNearestNeighbor, 0)
             odd = [(0, n % 2) for n in grid.size]
             images = [np.pad(image, odd, mode="edge") for image in images]
             masks = {"use_mask": True}
@@ -234,7 +234,7 @@ class ConvexAdam(Package):
                 masks[f"path_{role}_mask"] = path
         clock.end("load")
         gpu = inputs.device != "cpu" and torch.cuda.is_available()
-        found = convex_adam_pt(
+        displacement = convex_adam_pt(
             *(np.ascontiguousarray(image) for image in images),
             dtype=torch.float16 if gpu else torch.float32,
             device=torch.device("cuda" if gpu else "cpu"),
@@ -243,22 +243,26 @@ class ConvexAdam(Package):
         clock.end("register")
         x, y, z = grid.size
         warp = replace(
-            Warp.of(from_learn2reg(found[:x, :y, :z], grid, grid)).compose(start),
+            Warp.of(from_learn2reg(displacement[:x, :y, :z], grid, grid)).compose(start),
             moving_grid=pair.moving.grid,
         )
         clock.end("warp")
-        return Outcome(warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window})
+        return MethodResult(
+            warp, clock.seconds, {"device": "cuda" if gpu else "cpu", "ct_window": pair.window}
+        )
 
 
-def _seen(volume: Volume, grid: Grid, start: Float64, how: int, border: float) -> npt.NDArray[np.float32]:
+def _resampled(
+    volume: Volume, grid: Grid, start: Float64, interpolator: int, border: float
+) -> npt.NDArray[np.float32]:
     """What a moving image shows on a fixed grid after the start, (z, y, x)."""
     image = sitk.Resample(
-        volume.to_sitk(), grid.blank(), affine_transform(start), how, border, sitk.sitkFloat32
+        volume.to_sitk(), grid.blank(), affine_transform(start), interpolator, border, sitk.sitkFloat32
     )
     return sitk.GetArrayFromImage(image)
 
 
-class Elastix(Package):
+class Elastix(Peer):
     """elastix by itk-elastix: its default parameter maps."""
 
     name, module, distribution = "elastix", "itk", "itk-elastix"
@@ -269,13 +273,13 @@ class Elastix(Package):
         f"{_CT}"
     )
 
-    def register(self, inputs: Inputs) -> Outcome:
+    def register(self, inputs: Inputs) -> MethodResult:
         import itk
 
         itk.elastix_registration_method  # noqa: B018 - loads what takes seconds
 
-        clock = Clock()
-        pair = Pair.load(inputs.case)
+        clock = StageTimer()
+        pair = PeerImages.load(inputs.case)
         fixed, moving = (_to_itk(itk, volume) for volume in (pair.fixed, pair.moving))
         maps = itk.ParameterObject.New()
         stages = ["bspline"] if inputs.start is not None else ["rigid", "affine", "bspline"]
@@ -316,10 +320,10 @@ class Elastix(Package):
             elastix.UpdateLargestPossibleRegion()
         except RuntimeError as error:
             log = (inputs.folder / "elastix.log").read_text(encoding="utf-8", errors="replace")
-            said = [line for line in log.splitlines() if line.startswith("Description:")]
+            messages = [line for line in log.splitlines() if line.startswith("Description:")]
             raise RegkitError(
-                f"elastix failed: {reason(RuntimeError(said[0][13:]) if said else error)}"
-            ) from None
+                f"elastix failed: {reason(RuntimeError(messages[0][13:]) if messages else error)}"
+            ) from error
         clock.end("register")
         image = itk.transformix_deformation_field(
             moving,
@@ -329,7 +333,7 @@ class Elastix(Package):
         warp = Warp(itk.array_from_image(image), pair.fixed.grid, pair.moving.grid)
         clock.end("warp")
         settings = {"maps": stages, "iterations": self.iterations, "ct_window": pair.window}
-        return Outcome(warp, clock.seconds, settings)
+        return MethodResult(warp, clock.seconds, settings)
 
 
 def _to_itk(itk: Any, volume: Volume) -> Any:

@@ -24,8 +24,8 @@ def _cases(request: Request) -> list[Case]:
         raise RegkitError("the phantoms are drawn here; leave the folder of data out")
     folder = request.scratch / "phantoms"
     names = list(dict.fromkeys(_made(name, folder) for name in request.pairs or _SEEDS))
-    wanted = Request(folder, names, request.directions, request.scratch)
-    return load_pairs(folder, wanted, DATASET.default_directions)
+    made = Request(folder, names, request.directions, request.scratch)
+    return load_pairs(folder, made, DATASET.default_directions)
 
 
 def _made(text: str, folder: Path) -> str:

@@ -26,7 +26,7 @@ from regkit.bench.statistics import (
     learn2reg,
     mean_dice,
     mean_hd95,
-    measure,
+    measured_value,
     natural,
     summary,
     unregistered,
@@ -147,12 +147,15 @@ def results_csv(rows: Sequence[Row]) -> str:
         line: dict[str, Any] = {name: row.get(name) for name in _NAMES}
         line |= {"dice": mean_dice(row), "dice_before": mean_dice(row, "before")}
         line |= {"hd95_mm": mean_hd95(row), "hd95_before_mm": mean_hd95(row, "before")}
-        line |= {name: measure(row, name) for name in ("folding_percent", "sd_log_jacobian")}
+        line |= {name: measured_value(row, name) for name in ("folding_percent", "sd_log_jacobian")}
         line |= {f"learn2reg_{name}": learn2reg(row, name) for name in ("dice", "hd95_voxels", "sdlogj")}
-        line |= {"tre_mm": measure(row, "tre_mm", "after"), "tre_before_mm": measure(row, "tre_mm", "before")}
-        line |= {name: measure(row, "agreement", state) for name, state in _AGREEMENT.items()}
-        line["seconds_total"] = measure(row, "seconds", "total")
-        line["peak_mb"] = measure(row, "peak_mb")
+        line |= {
+            "tre_mm": measured_value(row, "tre_mm", "after"),
+            "tre_before_mm": measured_value(row, "tre_mm", "before"),
+        }
+        line |= {name: measured_value(row, "agreement", state) for name, state in _AGREEMENT.items()}
+        line["seconds_total"] = measured_value(row, "seconds", "total")
+        line["peak_mb"] = measured_value(row, "peak_mb")
         line |= {f"seconds {name}": value for name, value in (row.get("seconds") or {}).items()}
         line |= {f"version {name}": value for name, value in (row.get("versions") or {}).items()}
         line |= {f"dice {name}": value for name, value in label_dice(row).items()}
@@ -202,12 +205,12 @@ def _direction(rows: Sequence[Row], dataset: str, direction: str, baseline: str)
     if any(mean_dice(row) is not None for row in here):
         cells = [[case, *(_dice_cell(by_key.get((case, method))) for method in methods)] for case in cases]
         parts += ["### Dice of each pair", table(["pair", *methods], cells)]
-    found: dict[tuple[str, str], list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = {}
     for row in filter(finished, here):
         for name, value in label_dice(row).items():
-            found.setdefault((name, row["method"]), []).extend([] if value is None else [value])
-    if names := distinct(name for name, _ in found):
-        cells = [[name, *(_mean(found.get((name, m), ())) for m in methods)] for name in names]
+            values.setdefault((name, row["method"]), []).extend([] if value is None else [value])
+    if names := distinct(name for name, _ in values):
+        cells = [[name, *(_mean(values.get((name, m), ())) for m in methods)] for name in names]
         parts += ["### Mean Dice of each label, over the pairs that a method finished"]
         parts += [table(["label", *methods], cells)]
     return parts
@@ -296,8 +299,8 @@ def _check(folder: Path, run: Mapping[str, Any], rows: Sequence[Row]) -> None:
             f"the rows in '{folder}' are of different versions of regkit and cannot be compared: "
             f"{', '.join(sorted(name or 'unknown' for name in made_by))}"
         )
-    seen = Counter(key(row) for row in rows)
-    (twice, count) = seen.most_common(1)[0]
+    counts = Counter(key(row) for row in rows)
+    (twice, count) = counts.most_common(1)[0]
     if count > 1:
         raise RegkitError(f"'{folder}' has {count} rows of {' '.join(twice)}; delete all but one")
 
@@ -335,15 +338,15 @@ def _joined(one: str, other: str) -> str:
     return _NONE if one == other == _NONE else f"{one} / {other}"
 
 
-def _quartiles(found: Spread | None, digits: int) -> str:
-    if found is None:
+def _quartiles(spread: Spread | None, digits: int) -> str:
+    if spread is None:
         return _NONE
-    return f"{found.median:.{digits}f} [{found.lower:.{digits}f}, {found.upper:.{digits}f}]"
+    return f"{spread.median:.{digits}f} [{spread.lower:.{digits}f}, {spread.upper:.{digits}f}]"
 
 
-def _deviation(found: Spread | None, digits: int) -> str:
-    return _NONE if found is None else f"{found.mean:.{digits}f} \u00b1 {found.std:.{digits}f}"
+def _deviation(spread: Spread | None, digits: int) -> str:
+    return _NONE if spread is None else f"{spread.mean:.{digits}f} \u00b1 {spread.std:.{digits}f}"
 
 
-def _thirty(found: Spread | None, digits: int) -> str:
-    return _NONE if found is None else f"{found.mean:.{digits}f} ({found.thirty:.{digits}f})"
+def _thirty(spread: Spread | None, digits: int) -> str:
+    return _NONE if spread is None else f"{spread.mean:.{digits}f} ({spread.thirty:.{digits}f})"

@@ -56,14 +56,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RegkitError(f"'{folder}' holds no results of a benchmark: it has no {RUN}") from None
+    except FileNotFoundError as error:
+        raise RegkitError(f"'{folder}' holds no results of a benchmark: it has no {RUN}") from error
     except (OSError, ValueError) as error:
         raise RegkitError(f"'{path}' cannot be read: {error}") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-        found = run.get("schema") if isinstance(run, dict) else None
+        schema = run.get("schema") if isinstance(run, dict) else None
         raise RegkitError(
-            f"'{folder}' holds results of another version of regkit (format {found}, this one writes "
+            f"'{folder}' holds results of another version of regkit (format {schema}, this one writes "
             f"{SCHEMA}); give another folder, or read it with the regkit that made it"
         )
     return run
@@ -97,19 +97,19 @@ def read_rows(folder: Path) -> list[Row]:
         try:
             row = json.loads(line)
             key(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError) as error:
             raise RegkitError(
                 f"line {number} of '{path}' is damaged; delete that line to run it again"
-            ) from None
+            ) from error
         rows.append(row)
     return rows
 
 
 def drop_failed(folder: Path) -> None:
     """Take the rows of failures out, so that they are run again."""
-    kept = [json.dumps(row) + "\n" for row in read_rows(folder) if row["status"] == "ok"]
+    lines = [json.dumps(row) + "\n" for row in read_rows(folder) if row["status"] == "ok"]
     with atomic_path(folder / ROWS) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager
@@ -128,8 +128,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RegkitError(f"another benchmark is writing to '{folder}'; wait for it or stop it") from None
+        except BlockingIOError as error:
+            raise RegkitError(
+                f"another benchmark is writing to '{folder}'; wait for it or stop it"
+            ) from error
         yield
     finally:
         os.close(descriptor)

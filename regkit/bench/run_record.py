@@ -25,7 +25,7 @@ _LIBRARIES = ("torch", "SimpleITK", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What all runs of a results folder have in common.
 
     Args:
@@ -47,7 +47,7 @@ class Options:
 def plan_results(
     folder: Path,
     dataset: str,
-    options: Options,
+    options: RunOptions,
     chosen: Mapping[str, Method],
     command: str,
     made_up: bool,
@@ -117,7 +117,7 @@ def _gone_on_with(folder: Path, run: dict[str, Any], resume: bool) -> dict[str, 
         before = read_run(folder)
         if not resume:
             raise RegkitError(
-                f"'{folder}' holds results already; add --resume to go on with them, or give another folder"
+                f"'{folder}' holds results already; add --resume to continue them, or give another folder"
             )
         _check_same(folder, before, run)
         run["commands"] = [*before["commands"], *run["commands"]]
@@ -125,7 +125,7 @@ def _gone_on_with(folder: Path, run: dict[str, Any], resume: bool) -> dict[str, 
         for part in ("methods", "notes", "files"):
             run[part] = before[part] | run[part]
     elif folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {SCRATCH}):
-        raise RegkitError(f"'{folder}' holds something else than results of a benchmark; give a new folder")
+        raise RegkitError(f"'{folder}' holds something other than benchmark results; give a new folder")
     return run
 
 
@@ -140,7 +140,7 @@ def _check_same(folder: Path, before: dict[str, Any], run: dict[str, Any]) -> No
             differs.append(f"{name} was {before['methods'][name]}, not {version}")
     if differs:
         raise RegkitError(
-            f"the results in '{folder}' cannot be gone on with, for they were made otherwise: "
+            f"the results in '{folder}' cannot be continued, because this run differs: "
             f"{', '.join(differs)}; give another folder"
         )
 
@@ -152,25 +152,24 @@ def begin(folder: Path, run: dict[str, Any], cases: Iterable[Case]) -> None:
         RegkitError: if a case that was run before has other files now; nothing is changed then.
     """
     files = {f"{case.name} {case.direction}": fingerprint(case) for case in cases}
-    for name, found in files.items():
-        if run["files"].get(name, found) != found:
+    for name, digest in files.items():
+        if run["files"].get(name, digest) != digest:
             raise RegkitError(
-                f"the files of pair {name} are others than those that '{folder}' has results of; "
-                "give another folder"
+                f"the files of pair {name} have changed since the results in '{folder}'; give another folder"
             )
     write_run(folder, run | {"files": run["files"] | files})
 
 
 def fingerprint(case: Case) -> str:
     """Of all that a case is: the content of its files, and what is scored."""
-    found = hashlib.sha256(repr((sorted(case.labels.items()), case.exchanged)).encode())
+    digest = hashlib.sha256(repr((sorted(case.labels.items()), case.exchanged)).encode())
     for path in (*vars(case.fixed).values(), *vars(case.moving).values(), case.landmarks):
         if path is None:
-            found.update(b"none")
+            digest.update(b"none")
         else:
             with path.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()[:16]
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from threading import Event
 from regkit.bench.dataset import Case
 from regkit.bench.method import Method
 from regkit.bench.result_rows import Row, append_row, key, read_rows, read_run
-from regkit.bench.run_record import Options
+from regkit.bench.run_record import RunOptions
 from regkit.core.errors import RegkitError, last_lines
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import ROOT
@@ -32,7 +32,7 @@ _ERROR_LINES = 3  # of what a process that died said last
 
 
 @dataclass(frozen=True)
-class Job:
+class MethodJob:
     """One run: a case, and the method by its word on the command line; None finds the linear start."""
 
     case: Case
@@ -62,7 +62,7 @@ def run_cases(
         How many were run, and how many of them failed.
     """
     run = read_run(folder)
-    options = Options(**run["options"])
+    options = RunOptions(**run["options"])
     done = {key(row) for row in read_rows(folder)}
     todo = [
         (case, word)
@@ -84,15 +84,17 @@ def run_cases(
 
         def one(case: Case, word: str) -> Row:
             start, name = starts.get((case.name, case.direction)), chosen[word].name
-            kept = warps and warps / f"{case.name}_{case.direction}_{name}.nii.gz"
-            found = start if isinstance(start, dict) else start_process(Job(case, word, start, kept))
+            warp_path = warps and warps / f"{case.name}_{case.direction}_{name}.nii.gz"
+            outcome = (
+                start if isinstance(start, dict) else start_process(MethodJob(case, word, start, warp_path))
+            )
             return {
                 "dataset": run["dataset"],
                 "case": case.name,
                 "direction": case.direction,
                 "method": name,
                 "versions": {**run["versions"], "method": run["methods"][name]},
-                **found,
+                **outcome,
             }
 
         running = [pool.submit(one, case, word) for case, word in todo]
@@ -104,18 +106,18 @@ def run_cases(
     return len(todo), failed
 
 
-def _linear_start(folder: Path, start_process: Callable[[Job], Row], case: Case) -> Path | Row:
+def _linear_start(folder: Path, start_process: Callable[[MethodJob], Row], case: Case) -> Path | Row:
     """The file of the linear start of a case, found unless it is there, or the row of a failure."""
     path = folder / f"{case.name}_{case.direction}.tfm"
     if path.exists():
         return path
     make_folder(folder)
-    found = start_process(Job(case, None, path))
-    return path if found["status"] == "ok" else {**found, "error": f"no linear start: {found['error']}"}
+    row = start_process(MethodJob(case, None, path))
+    return path if row["status"] == "ok" else {**row, "error": f"no linear start: {row['error']}"}
 
 
 @contextmanager
-def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[Job], Row]]]:
+def processes(options: RunOptions) -> Iterator[tuple[ThreadPoolExecutor, Callable[[MethodJob], Row]]]:
     """Threads that wait for processes, and what starts one and gives what came of it.
 
     Whatever ends the block early, such as Ctrl-C or a SIGTERM, ends the processes as well.
@@ -134,7 +136,7 @@ def processes(options: Options) -> Iterator[tuple[ThreadPoolExecutor, Callable[[
         pool.shutdown(cancel_futures=True)
 
 
-def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:
+def _run(job: MethodJob, options: RunOptions, running: set[subprocess.Popen[bytes]], stopped: Event) -> Row:
     try:
         with tempfile.TemporaryDirectory(prefix="regkit-bench-") as place:
             return _run_in(Path(place), job, options, running, stopped)
@@ -145,7 +147,7 @@ def _run(job: Job, options: Options, running: set[subprocess.Popen[bytes]], stop
 
 
 def _run_in(
-    place: Path, job: Job, options: Options, running: set[subprocess.Popen[bytes]], stopped: Event
+    place: Path, job: MethodJob, options: RunOptions, running: set[subprocess.Popen[bytes]], stopped: Event
 ) -> Row:
     scratch, result, errors = place / "work", place / "result.json", place / "stderr"
     scratch.mkdir()
@@ -183,8 +185,8 @@ def _run_in(
         _kill(process)  # what it left running
         running.discard(process)
     if result.exists():
-        found: Row = json.loads(result.read_text(encoding="utf-8"))
-        return found
+        row: Row = json.loads(result.read_text(encoding="utf-8"))
+        return row
     return {"status": "failed", "error": _died(code, errors.read_text(encoding="utf-8", errors="replace"))}
 
 
@@ -207,10 +209,10 @@ def _environment(threads: int) -> dict[str, str]:
     return os.environ | counts | {"PYTHONPATH": os.pathsep.join(places)}
 
 
-def _died(code: int, said: str) -> str:
-    said = last_lines(said, _ERROR_LINES)
+def _died(code: int, output: str) -> str:
+    output = last_lines(output, _ERROR_LINES)
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; memory may have run out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}{f': {said}' if said else ''}"
-    return f"its process ended with code {code}: {said}"
+        return f"its process was ended by {name}{hint}{f': {output}' if output else ''}"
+    return f"its process ended with code {code}: {output}"

@@ -19,7 +19,7 @@ from regkit.bench.result_rows import Row
 from regkit.core.errors import RegkitError
 
 UNREGISTERED = "unregistered"
-_FEWEST = 6  # of n differences the least two-sided p is 2 / 2^n: 0.0625 for five
+_MIN_DIFFERENCES = 6  # of n differences the least two-sided p is 2 / 2^n: 0.0625 for five
 _THIRTY = {"dice": 0.3, "hd95_voxels": 0.3, "sdlogj": 0.7}
 
 
@@ -95,13 +95,13 @@ class Summary:
 
 def summary(rows: Sequence[Row], baseline: str) -> list[Summary]:
     """Each direction and method, in the order of first appearance, directions together."""
-    found = []
+    summaries = []
     for direction in distinct(row["direction"] for row in rows):
         here = [row for row in rows if row["direction"] == direction]
-        found += corrected(
+        summaries += corrected(
             [_summary(here, method, baseline) for method in distinct(r["method"] for r in here)]
         )
-    return found
+    return summaries
 
 
 def unregistered(rows: Sequence[Row], direction: str) -> Summary:
@@ -110,17 +110,17 @@ def unregistered(rows: Sequence[Row], direction: str) -> Summary:
     for row in rows:
         if row["direction"] == direction and {"mean_dice", "tre_mm", "agreement"} & set(row):
             cases.setdefault(row["case"], row)
-    found = list(cases.values())
-    dice = _known(found, lambda row: mean_dice(row, "before"))
+    each = list(cases.values())
+    dice = _known(each, lambda row: mean_dice(row, "before"))
     return Summary(
         direction,
         UNREGISTERED,
-        len(found),
+        len(each),
         dice=spread(dice),
-        hd95=spread(_known(found, lambda row: mean_hd95(row, "before"))),
+        hd95=spread(_known(each, lambda row: mean_hd95(row, "before"))),
         before=_median(dice),
-        tre=_median(_known(found, lambda row: measure(row, "tre_mm", "before"))),
-        agreement=_median(_known(found, lambda row: measure(row, "agreement", "before"))),
+        tre=_median(_known(each, lambda row: measured_value(row, "tre_mm", "before"))),
+        agreement=_median(_known(each, lambda row: measured_value(row, "agreement", "before"))),
     )
 
 
@@ -133,13 +133,13 @@ def chosen_baseline(rows: Sequence[Row], name: str | None) -> str:
     methods = distinct(row["method"] for row in rows)
     if name is not None and name not in methods:
         raise RegkitError(
-            f"no results of the method '{name}' to compare with; there is: {', '.join(methods)}"
+            f"no results of the method '{name}' to compare with; available: {', '.join(methods)}"
         )
     return name or ("mind" if "mind" in methods else methods[0])
 
 
 def mean_dice(row: Row, state: str = "after") -> float | None:
-    return measure(row, "mean_dice", state)
+    return measured_value(row, "mean_dice", state)
 
 
 def mean_hd95(row: Row, state: str = "after") -> float | None:
@@ -149,16 +149,16 @@ def mean_hd95(row: Row, state: str = "after") -> float | None:
 
 def learn2reg(row: Row, name: str) -> float | None:
     if name == "hd95_voxels":
-        return _distance(row, "learn2reg", name, measure(row, "learn2reg", "dice"))
-    return measure(row, "learn2reg", name)
+        return _distance(row, "learn2reg", name, measured_value(row, "learn2reg", "dice"))
+    return measured_value(row, "learn2reg", name)
 
 
-def measure(row: Row, *path: str) -> float | None:
+def measured_value(row: Row, *path: str) -> float | None:
     """A number of a row; None if it is absent, null or not a number."""
-    found: object = row
+    value: object = row
     for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return None if not isinstance(found, int | float) or math.isnan(found) else float(found)
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if not isinstance(value, int | float) or math.isnan(value) else float(value)
 
 
 def label_dice(row: Row) -> dict[str, float | None]:
@@ -166,7 +166,7 @@ def label_dice(row: Row) -> dict[str, float | None]:
     labels = row.get("labels") or []
     names = Counter(label["name"] for label in labels)
     return {
-        label["name"] if names[label["name"]] == 1 else f"{label['name']} ({label['label']})": measure(
+        label["name"] if names[label["name"]] == 1 else f"{label['name']} ({label['label']})": measured_value(
             label, "dice"
         )
         for label in labels
@@ -213,7 +213,7 @@ def compare(one: Mapping[str, float], other: Mapping[str, float]) -> Comparison 
         return None
     signs = Counter(np.sign(differences).tolist())
     p = None
-    if signs[1] + signs[-1] >= _FEWEST:
+    if signs[1] + signs[-1] >= _MIN_DIFFERENCES:
         from scipy.stats import wilcoxon
 
         p = float(wilcoxon([difference for difference in differences if difference]).pvalue)
@@ -222,11 +222,11 @@ def compare(one: Mapping[str, float], other: Mapping[str, float]) -> Comparison 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction of several p values, in their order."""
-    found, largest = [0.0] * len(p), 0.0
+    adjusted, largest = [0.0] * len(p), 0.0
     for rank, at in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
         largest = max(largest, (len(p) - rank) * p[at])
-        found[at] = min(1.0, largest)
-    return found
+        adjusted[at] = min(1.0, largest)
+    return adjusted
 
 
 def corrected(summaries: Sequence[Summary]) -> list[Summary]:
@@ -246,7 +246,7 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
     """Rows: all of one direction."""
     mine = [row for row in rows if row["method"] == method]
     ok = [row for row in mine if finished(row)]
-    folding = _known(ok, lambda row: measure(row, "folding_percent"))
+    folding = _known(ok, lambda row: measured_value(row, "folding_percent"))
     official = {
         name: spread(_known(ok, lambda row, name=name: learn2reg(row, name)), share)  # type: ignore[misc]
         for name, share in _THIRTY.items()
@@ -262,12 +262,12 @@ def _summary(rows: Sequence[Row], method: str, baseline: str) -> Summary:
         _median(_known(ok, lambda row: mean_dice(row, "before"))),
         float(np.mean(folding)) if folding else None,
         max(folding, default=None),
-        _median(_known(ok, lambda row: measure(row, "sd_log_jacobian"))),
-        {name: found for name, found in official.items() if found},
-        _median(_known(ok, lambda row: measure(row, "tre_mm", "after"))),
-        _median(_known(ok, lambda row: measure(row, "agreement", "after"))),
-        _median(_known(ok, lambda row: measure(row, "seconds", "total"))),
-        max(_known(ok, lambda row: measure(row, "peak_mb")), default=None),
+        _median(_known(ok, lambda row: measured_value(row, "sd_log_jacobian"))),
+        {name: summarised for name, summarised in official.items() if summarised},
+        _median(_known(ok, lambda row: measured_value(row, "tre_mm", "after"))),
+        _median(_known(ok, lambda row: measured_value(row, "agreement", "after"))),
+        _median(_known(ok, lambda row: measured_value(row, "seconds", "total"))),
+        max(_known(ok, lambda row: measured_value(row, "peak_mb")), default=None),
         None if method == baseline else compare(_by_case(rows, method), _by_case(rows, baseline)),
     )
 
@@ -276,10 +276,10 @@ def _with_failures(rows: Sequence[Row], mine: Sequence[Row]) -> float | None:
     """Rows: all of one direction, since only what has finished has measured the headers alone."""
     before = {row["case"]: dice for row in rows if (dice := mean_dice(row, "before")) is not None}
     failed = [row["case"] for row in mine if not finished(row)]
-    found = _known([row for row in mine if finished(row)], mean_dice)
-    if not failed or not (found or before):
+    values = _known([row for row in mine if finished(row)], mean_dice)
+    if not failed or not (values or before):
         return None
-    return float(np.mean([*found, *(before.get(case, 0.0) for case in failed)]))
+    return float(np.mean([*values, *(before.get(case, 0.0) for case in failed)]))
 
 
 def _by_case(rows: Iterable[Row], method: str) -> dict[str, float]:
@@ -299,6 +299,6 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def _distance(row: Row, part: str, name: str, dice: float | None) -> float | None:
-    found = measure(row, part, name)
-    lost = found is None and dice is not None and name in (row.get(part) or {})
-    return math.inf if lost else found
+    distance = measured_value(row, part, name)
+    lost = distance is None and dice is not None and name in (row.get(part) or {})
+    return math.inf if lost else distance

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from regkit.bench.dataset import Case
 from regkit.bench.methods import methods
-from regkit.bench.run_record import Options, fingerprint, versions
-from regkit.bench.runner import Job, processes
+from regkit.bench.run_record import RunOptions, fingerprint, versions
+from regkit.bench.runner import MethodJob, processes
 from regkit.core.errors import RegkitError
 from regkit.core.jsontext import to_json
 from regkit.io.atomic import atomic_path, make_folder
@@ -21,7 +21,7 @@ def submit(
     cases: Sequence[Case],
     folder: Path,
     word: str,
-    options: Options,
+    options: RunOptions,
     format: str = "npz",
     resume: bool = False,
     progress: Callable[[str, float], None] | None = None,
@@ -64,12 +64,13 @@ def submit(
     with processes(options) as (pool, start_process):
         report("starting", 0.0)
         running = {
-            pool.submit(start_process, Job(case, word, None, path, "l2r", False)): case for case, path in todo
+            pool.submit(start_process, MethodJob(case, word, None, path, "l2r", False)): case
+            for case, path in todo
         }
         for finished, future in enumerate(as_completed(running), start=1):
-            case, found = running[future], future.result()
-            if found["status"] != "ok":
-                raise RegkitError(f"pair {case.name}: {found['error']}")
+            case, row = running[future], future.result()
+            if row["status"] != "ok":
+                raise RegkitError(f"pair {case.name}: {row['error']}")
             report(case.name, finished / len(todo))
     return files
 
@@ -85,12 +86,12 @@ def _same(record: Path, made_by: Mapping[str, object], inputs: dict[str, str]) -
         files = before.pop("files")
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise RegkitError(
-            f"'{record}' does not say what the fields that are there were made by; give another folder"
+            f"'{record}' does not say how the existing fields were made; give another folder"
         ) from error
     if before != json.loads(json.dumps(made_by)):
         raise RegkitError(
-            f"the fields that are there were made otherwise, as '{record}' says; give another folder"
+            f"the existing fields were made with other settings, as '{record}' says; give another folder"
         )
-    if any(files.get(name, found) != found for name, found in inputs.items()):
-        raise RegkitError("the fields that are there were made of other images; give another folder")
+    if any(files.get(name, digest) != digest for name, digest in inputs.items()):
+        raise RegkitError("the existing fields were made from other images; give another folder")
     return {**files, **inputs}

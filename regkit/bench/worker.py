@@ -33,14 +33,14 @@ def main() -> None:
     Thread(target=_end_with_runner, daemon=True).start()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        found = _start(job) if job["method"] is None else _register(job)
+        row = _start(job) if job["method"] is None else _register(job)
     except Exception as error:
         if not isinstance(error, RegkitError):
             traceback.print_exc()  # for whoever looks for a bug in what the runner keeps of stderr
         name = "" if isinstance(error, RegkitError) else f"{type(error).__name__}: "
-        found = {"status": "failed", "error": f"{name}{error}".strip()}
+        row = {"status": "failed", "error": f"{name}{error}".strip()}
     with atomic_path(job["result"]) as temporary:
-        temporary.write_text(to_json(found) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(row) + "\n", encoding="utf-8")
 
 
 def _end_with_runner() -> None:

@@ -66,8 +66,8 @@ app.command("pretrain", no_args_is_help=True)(pretrain.command)
 app.add_typer(bench.app, name="bench")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"regkit {__version__}")
         raise typer.Exit
 

@@ -12,6 +12,7 @@ import typer
 
 from regkit.cli.console import NOT_RIGHT, number, print_facts, print_json, warn
 from regkit.cli.options import (
+    WORKERS,
     AsJson,
     Assignments,
     ChosenPreset,
@@ -20,9 +21,11 @@ from regkit.cli.options import (
     Device,
     Features,
     Init,
+    MemoryOfAll,
     Quiet,
     Seed,
     Strict,
+    ThreadsPerWorker,
     Weights,
     chosen_settings,
     start_file,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from regkit.cohort.pairs import Pair
     from regkit.cohort.run import Cohort
 
-_PAIRS, _WORKERS = "Which pairs", "Who does the work"
+_PAIRS = "Selection"
 
 
 def command(
@@ -43,22 +46,20 @@ def command(
         typer.Argument(
             metavar="PAIRS",
             show_default=False,
-            help="A table (.csv) with the columns fixed, moving and, where wanted, name, fixed_mask, "
-            "moving_mask, fixed_labels, moving_labels, landmarks, start, settings. Or a folder of fixed "
+            help="A table (.csv) with the columns fixed and moving and, if you like, name, fixed_mask, "
+            "moving_mask, fixed_labels, moving_labels, landmarks, start and settings. Or a folder of fixed "
             "images, or a BIDS data set.",
         ),
     ],
     moving: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MOVING]", show_default=False, help="A folder of moving images that have the same names."
+            metavar="[MOVING]", show_default=False, help="A folder of moving images with the same names."
         ),
     ] = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", show_default=False, help="The folder of all results."
-        ),
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for all results."),
     ] = ...,  # type: ignore[assignment]
     bids_fixed: Annotated[
         str | None,
@@ -77,7 +78,9 @@ def command(
     part: Annotated[
         str,
         typer.Option(
-            metavar="I/N", rich_help_panel=_PAIRS, help="Only every Nth pair from the Ith on, for job arrays."
+            metavar="I/N",
+            rich_help_panel=_PAIRS,
+            help="Do only every Nth pair, from the Ith on. For job arrays.",
         ),
     ] = "1/1",
     write: Annotated[
@@ -85,8 +88,8 @@ def command(
         typer.Option(
             metavar="KIND",
             show_default=False,
-            help="What to write of each pair beside its warp: moved, moved_labels, inverse, linear, "
-            "uncertainty, figure, report. May be given several times.",
+            help="What to write for each pair beside its warp: moved, moved_labels, inverse, linear, "
+            "uncertainty, figure, report. Repeatable.",
         ),
     ] = None,
     workers: Annotated[
@@ -94,35 +97,18 @@ def command(
         typer.Option(
             min=1,
             show_default=False,
-            rich_help_panel=_WORKERS,
-            help="Pairs at a time, each in a process; by default as many as cores and memory allow.",
+            rich_help_panel=WORKERS,
+            help="Pairs at a time, each in its own process. Default: as many as cores and memory allow.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            show_default=False,
-            rich_help_panel=_WORKERS,
-            help="Threads of each worker; by default they share the cores.",
-        ),
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            metavar="GB",
-            min=0.1,
-            show_default=False,
-            rich_help_panel=_WORKERS,
-            help="What all workers may take together; with --scheduler, each of them.",
-        ),
-    ] = None,
+    threads: ThreadsPerWorker = None,
+    memory: MemoryOfAll = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            rich_help_panel=_WORKERS,
-            help="Leave the work to a Dask cluster, such as tcp://host:8786. All must see the files.",
+            rich_help_panel=WORKERS,
+            help="Run on a Dask cluster, such as tcp://host:8786. All its workers must see the files.",
         ),
     ] = None,
     init: Init = "auto",
@@ -140,7 +126,8 @@ def command(
 ) -> None:
     """Register many pairs: a warp of each, a table of all, and a page that shows outliers first.
 
-    The same command goes on where it was stopped. Pairs that fail are rows of summary.csv, and exit code 1.
+    If it is stopped, the same command resumes it. A pair that fails gets a row in summary.csv, and the exit
+    code is 1.
     """
     chosen = re.fullmatch(r"(\d+)/(\d+)", part)
     if not chosen:
@@ -188,7 +175,7 @@ def command(
 
 def _pairs(source: Path, moving: Path | None, bids_fixed: str | None, bids_moving: str | None) -> list[Pair]:
     """The pairs that the command line names."""
-    from regkit.cohort.pairs import matched_folders, read_table
+    from regkit.cohort.pairs import matched_folders, read_pairs_table
     from regkit.core.errors import RegkitError
 
     if bids_fixed or bids_moving:
@@ -207,7 +194,7 @@ def _pairs(source: Path, moving: Path | None, bids_fixed: str | None, bids_movin
             f"'{source}' is a folder; give a second one with the moving images, or, of a BIDS data set, "
             "--bids-fixed and --bids-moving"
         )
-    pairs, unknown = read_table(source)
+    pairs, unknown = read_pairs_table(source)
     if unknown:
         warn(f"columns of '{source}' that mean nothing here: {', '.join(unknown)}")
     return pairs

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from regkit.cli.console import print_facts, print_table, progress, warn
-from regkit.cli.options import LabelNames, Quiet
+from regkit.cli.options import LabelNames, Quiet, ThreadsPerRun
 from regkit.core.errors import UsageError
 
 app = typer.Typer(
@@ -21,12 +21,8 @@ app = typer.Typer(
     "side by side; few-shot segmentation.",
 )
 
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, show_default=False, help="CPU threads of each run. Default: all, shared by --jobs."),
-]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that know a GPU.")
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute, for methods that can use a GPU.")
 ]
 Baseline = Annotated[
     str | None,
@@ -34,8 +30,8 @@ Baseline = Annotated[
         metavar="NAME", show_default=False, help="The method to compare with. Default: mind, or the first."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of what methods draw at random.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time; more than one, and seconds mean little.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers of a method.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. With more than one, the times mean little.")]
 
 
 @app.command("run", no_args_is_help=True)
@@ -50,13 +46,11 @@ def run(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder of the results."),
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for the results."),
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", show_default=False, help="The data set, unpacked as it was downloaded."
-        ),
+        typer.Option(metavar="FOLDER", show_default=False, help="The data set as downloaded and unpacked."),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -64,7 +58,7 @@ def run(
             metavar="NAME",
             show_default="regkit",
             help="A method of 'regkit bench list', or NAME=COMMAND for any program, with {fixed} {moving} "
-            "{warp} and others in the command. May be given several times.",
+            "{warp} and others in the command. Repeatable.",
         ),
     ] = None,
     direction: Annotated[
@@ -73,7 +67,7 @@ def run(
             metavar="NAME",
             show_default=False,
             help="mr2ct (the MR moves onto the CT) or ct2mr; given or exchanged. Default: as in the paper. "
-            "May be given several times.",
+            "Repeatable.",
         ),
     ] = None,
     pairs: Annotated[
@@ -88,18 +82,20 @@ def run(
     pairing: Annotated[
         Path | None,
         typer.Option(
-            metavar="JSON", show_default=False, help="Of mmwhs: which subjects are paired, in place of ours."
+            metavar="JSON",
+            show_default=False,
+            help="For mmwhs: which subjects to pair. Default: our pairing.",
         ),
     ] = None,
     start: Annotated[
         Literal["own", "linear"],
         typer.Option(
-            help="own: each method begins as it does by itself. linear: all begin from the linear start that "
-            "regkit finds, whose time does not count."
+            help="own: each method finds its own start. linear: all begin from the linear start that regkit "
+            "finds, whose time does not count."
         ),
     ] = "own",
     jobs: Jobs = 1,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     seed: Seed = 0,
     label_names: LabelNames = None,
@@ -108,15 +104,15 @@ def run(
     ] = False,
     baseline: Baseline = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the results in the folder; nothing is run twice.")
+        bool, typer.Option("--resume", help="Continue with the results in the folder. Nothing is run twice.")
     ] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="With --resume: run what has failed again.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="With --resume: repeat what failed.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Register the pairs of a data set by several methods, measure all alike, and write the tables.
+    """Register the pairs of a data set by several methods, measure all the same way, and write the tables.
 
     FOLDER gets results.jsonl (a line for each run, written when it ends), results.csv, report.md and
-    dice.png. A method that fails is a row; one that is not installed is left out, with the reason.
+    dice.png. A failed run gets a row. A method that is not installed is left out, with the reason.
     """
     from regkit.bench import result_rows, run_record
     from regkit.bench.dataset import Request
@@ -130,8 +126,8 @@ def run(
     chosen = methods(method or ["regkit"])
     if pairing and dataset != "mmwhs":
         raise typer.BadParameter("is for mmwhs alone", param_hint="--pairing")
-    options = run_record.Options(start, _threads(threads, jobs), device, seed, jobs)
-    names = [name for given in pairs or [] for name in given.split(",")]
+    options = run_record.RunOptions(start, _threads(threads, jobs), device, seed, jobs)
+    names = [name for group in pairs or [] for name in group.split(",")]
     planned = run_record.plan_results(output, dataset, options, chosen, _command(), is_made_up(data), resume)
     if baseline and baseline not in planned["methods"]:
         raise UsageError(f"'{baseline}' is none of the methods that are run, to compare with")
@@ -154,17 +150,23 @@ def run(
 
 @app.command("report", no_args_is_help=True)
 def report(
-    results: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="Of bench run.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="FOLDER", show_default=False, help="The folder of 'regkit bench run'.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", show_default=False, help="Where to write. Default: FOLDER."
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            show_default=False,
+            help="Folder for the report. Default: FOLDER.",
         ),
     ] = None,
     baseline: Baseline = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the tables and the box plot of results again, of finished and unfinished runs alike."""
+    """Make the tables and the box plot again, whether the run has finished or not."""
     _print_report(results, output, baseline, quiet)
 
 
@@ -172,41 +174,42 @@ def report(
 def submit(
     data: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER", show_default=False, help="Learn2Reg AbdomenMRCT as it was downloaded."
-        ),
+        typer.Option(metavar="FOLDER", show_default=False, help="Learn2Reg AbdomenMRCT as downloaded."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Of the fields.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Folder for the fields."),
     ],
     split: Annotated[
         Literal["val", "test", "train"], typer.Option(help="Which pairs of the challenge.")
     ] = "val",
-    method: Annotated[str, typer.Option(metavar="NAME", help="As of bench run.")] = "regkit",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="A method, as for 'regkit bench run'.")
+    ] = "regkit",
     format: Annotated[
-        Literal["npz", "nii.gz"], typer.Option(help="Both are what the evaluation takes.")
+        Literal["npz", "nii.gz"], typer.Option(help="The file format. The evaluation takes both.")
     ] = "npz",
     jobs: Jobs = 1,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the fields that are there, and make the others.")
+        bool, typer.Option("--resume", help="Keep existing fields and make the missing ones.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the fields that the official evaluation of Learn2Reg AbdomenMRCT takes: disp_FFFF_MMMM.
+    """Write the fields for the official evaluation of Learn2Reg AbdomenMRCT: disp_FFFF_MMMM.
 
-    Its direction is fixed: the CT moves onto the MR.
+    The direction is fixed: the CT moves onto the MR.
     """
     from regkit.bench.learn2reg import submission_cases
-    from regkit.bench.run_record import Options
+    from regkit.bench.run_record import RunOptions
     from regkit.bench.submission import submit as fields
 
     cases = submission_cases(data, split)
-    options = Options("own", _threads(threads, jobs), device, seed, jobs)
-    with progress(quiet) as told:
-        files = fields(cases, output, method, options, format, resume, told)
+    options = RunOptions("own", _threads(threads, jobs), device, seed, jobs)
+    with progress(quiet) as report:
+        files = fields(cases, output, method, options, format, resume, report)
     if not quiet:
         for path in files:
             typer.echo(f"wrote {path}")
@@ -220,14 +223,14 @@ def imitate(
     ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new folder.")],
     count: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Pairs or subjects. Default: all.")
+        int | None, typer.Option(min=1, show_default=False, help="Number of pairs or subjects. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Lay out made-up volumes exactly as a data set's archive has its own, to rehearse a benchmark.
+    """Write synthetic volumes in the layout of a data set's archive, to rehearse a benchmark.
 
-    What is measured on them says nothing about patients.
+    Measures on them say nothing about patients.
     """
     from regkit.bench.imitation import imitate as lay_out
 
@@ -247,7 +250,7 @@ def few_shot(
         ),
     ],
     data: Annotated[
-        Path, typer.Option(metavar="FOLDER", show_default=False, help="The data, unpacked as they come.")
+        Path, typer.Option(metavar="FOLDER", show_default=False, help="The data as downloaded and unpacked.")
     ],
     output: Annotated[
         Path,
@@ -258,7 +261,7 @@ def few_shot(
         typer.Option(
             metavar="pretrained|random|propagate",
             show_default="all three",
-            help="Which to run. May be given several times.",
+            help="Which to run. Repeatable.",
         ),
     ] = None,
     shots: Annotated[
@@ -269,35 +272,41 @@ def few_shot(
             help="Volumes to learn from. Default: those of the layout. Repeatable.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of each number of volumes.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Random draws for each number of volumes.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Of a training. Default: the layout's.")
+        int | None,
+        typer.Option(min=1, show_default=False, help="Optimiser steps. Default: those of the layout."),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.0, show_default=False, help="Of a training, at most. Default: all steps.")
+        float,
+        typer.Option(min=0.0, show_default=False, help="Time limit of one training. Default: all steps."),
     ] = math.inf,
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, help="Of the pretrained arm. Default: regkit's own."
+            metavar="FILE",
+            show_default=False,
+            help="Weights of the pretrained arm. Default: the bundled ones.",
         ),
     ] = None,
-    threads: Threads = None,
+    threads: ThreadsPerRun = None,
     device: Device = "auto",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the results in the folder; only what failed is run again."),
+        typer.Option(
+            "--resume", help="Continue with the results in the folder. Only what failed is repeated."
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segmentation learnt from one to three volumes: pretrained, random and atlases on the same draws.
+    """Compare segmentation from one to three volumes: pretrained, random and atlases on the same draws.
 
     FOLDER gets results.jsonl (a line for each training and its tests, written when it ends) and report.md.
     """
     from regkit.bench import result_rows, run_record
     from regkit.bench.fewshot import layout as layouts
-    from regkit.bench.fewshot.report import summary, write_report
-    from regkit.bench.fewshot.run import ARMS, Options, run_arms
+    from regkit.bench.fewshot.report import summary, write_few_shot_report
+    from regkit.bench.fewshot.run import ARMS, FewShotOptions, run_arms
     from regkit.segmentation.monai_parts import check_installed
 
     check_installed()
@@ -305,7 +314,7 @@ def few_shot(
         raise typer.BadParameter(f"'{min(unknown)}' is none of {', '.join(ARMS)}", param_hint="--arm")
     chosen = layouts.load_layout(layout)
     counts, threads = tuple(shots or chosen.shots), _threads(threads, 1)
-    options = Options(steps or chosen.steps, minutes, weights, device, threads)
+    options = FewShotOptions(steps or chosen.steps, minutes, weights, device, threads)
     with progress(quiet) as report, run_record.scratch(output) as place, result_rows.locked(output):
         subjects = layouts.find_subjects(chosen, data, place)
         # Whatever is wrong with the data shows before the folder holds results to go on with.
@@ -317,9 +326,9 @@ def few_shot(
         )
         if resume:
             result_rows.drop_failed(output)
-        told = report or (lambda stage, done: None)
-        ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, told)
-    path = write_report(output, chosen)
+        on_progress = report or (lambda stage, done: None)
+        ran, failed = run_arms(output, chosen, names, draws, arm or ARMS, options, on_progress)
+    path = write_few_shot_report(output, chosen)
     if not quiet:
         print_table(*summary(result_rows.read_rows(output)))
         typer.echo(f"wrote {path}")
@@ -336,11 +345,11 @@ def names() -> None:
     from regkit.bench.fewshot.layout import known, load_layout
     from regkit.bench.methods import METHODS
 
-    typer.echo("Data sets: what they are, their directions, and where they are to be had")
+    typer.echo("Data sets: what they are, their directions, and where to get them")
     print_facts([(d.name, f"{d.title}; {', '.join(d.directions)}; {d.source}") for d in DATASETS.values()])
     typer.echo("\nMethods: what is installed here, and what they are given")
     print_facts([(m.name, f"{m.missing() or m.version()}; {m.note}") for m in METHODS.values()])
-    typer.echo("\nLayouts of few-shot: what they are, and where they are to be had")
+    typer.echo("\nLayouts of few-shot: what they are, and where to get them")
     print_facts([(layout.name, f"{layout.title}; {layout.source}") for layout in map(load_layout, known())])
 
 

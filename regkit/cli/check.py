@@ -19,8 +19,8 @@ def command(
         typer.Argument(
             metavar="WARP",
             show_default=False,
-            help="A warp or linear transform (docs/formats.md); a plain matrix may be named fsl:FILE, "
-            "ras:FILE or lps:FILE.",
+            help="A warp or linear transform (docs/formats.md). Write fsl:FILE, ras:FILE or lps:FILE for a "
+            "plain matrix.",
         ),
     ],
     fixed: Annotated[
@@ -28,40 +28,41 @@ def command(
     ],
     moving: Annotated[
         Path,
-        typer.Argument(metavar="MOVING", show_default=False, help="The image that it is to bring there."),
+        typer.Argument(
+            metavar="MOVING", show_default=False, help="The image that the warp should bring there."
+        ),
     ],
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether WARP brings MOVING onto FIXED, and if not, what it is: inverted, in RAS, in voxels, ...
+    """Check whether WARP brings MOVING onto FIXED, and if not, why: inverted, in RAS, in voxels, ...
 
-    Each way to read the file is tried at low resolution; the one under which the images agree best is named.
+    Every way to read the file is tried at low resolution. The one under which the images agree best is named.
     """
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.check import check_warp
 
-    found = check_warp(warp, fixed, moving)
+    check = check_warp(warp, fixed, moving)
     if as_json:
-        print_json({"warp": str(warp), "fixed": str(fixed), "moving": str(moving), **found.to_dict()})
+        print_json({"warp": str(warp), "fixed": str(fixed), "moving": str(moving), **check.to_dict()})
     else:
         rows = [
             [reading.name, number(reading.agreement, 3), number(100 * reading.covered, 0)]
-            for reading in found.readings[:_SHOWN]
+            for reading in check.readings[:_SHOWN]
         ]
-        stated = found.stated
-        if stated is not None and stated not in found.readings[:_SHOWN]:
+        stated = check.stated
+        if stated is not None and stated not in check.readings[:_SHOWN]:
             rows.append([stated.name, number(stated.agreement, 3), number(100 * stated.covered, 0)])
-        rows.append(["no warp", number(found.header, 3), ""])
+        rows.append(["no warp", number(check.header, 3), ""])
         print_table(["reading", "agreement", "overlap, %"], rows)
         typer.echo()
         facts = [("as read", "no" if stated is None else stated.name)]
-        if found.folding_percent is not None:
-            facts.append(("folding", f"{found.folding_percent:.2f} % of the voxels"))
-        print_facts([*facts, ("right", "yes" if found.right else "no")])
-        for sentence in found.answer:
+        if check.folding_percent is not None:
+            facts.append(("folding", f"{check.folding_percent:.2f} % of the voxels"))
+        print_facts([*facts, ("right", "yes" if check.right else "no")])
+        for sentence in check.answer:
             typer.echo(sentence)
-    if strict and not found.right:
+    if strict and not check.right:
         raise typer.Exit(NOT_RIGHT)

@@ -84,19 +84,19 @@ def _libraries_kept_quiet() -> Iterator[None]:
     encoding = getattr(ours, "encoding", None) or "utf-8"
     with (
         open(real, "w", buffering=1, encoding=encoding, errors="backslashreplace") as stream,
-        tempfile.TemporaryFile() as kept,
+        tempfile.TemporaryFile() as captured,
     ):
         if _descriptor(ours) == 2:
             ours.flush()
             sys.stderr = stream
-        os.dup2(kept.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except (typer.Exit, RegkitError):
             raise
         except BaseException:
-            kept.seek(0)
-            stream.write(kept.read().decode(errors="replace"))
+            captured.seek(0)
+            stream.write(captured.read().decode(errors="replace"))
             raise
         finally:
             stream.flush()

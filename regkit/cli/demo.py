@@ -9,24 +9,25 @@ import typer
 
 from regkit.cli.console import print_json, progress
 from regkit.cli.files import check_outputs
-from regkit.cli.options import AsJson, Overwrite, PresetName, Quiet
+from regkit.cli.options import AsJson, Overwrite, Quiet
 from regkit.cli.report import print_registration, print_verdict
+from regkit.core.choices import PresetName
 from regkit.core.errors import RegkitError
 
 
 def command(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write to; made if missing.")
+        Path, typer.Option("--output", "-o", help="The folder to write to. Made if missing.")
     ] = Path("regkit-demo"),
     seed: Annotated[
-        int, typer.Option(min=0, help="Another seed is another patient and another true warp.")
+        int, typer.Option(min=0, help="Another seed makes another patient and another true warp.")
     ] = 0,
-    preset: Annotated[PresetName, typer.Option(help="As of 'regkit register'.")] = "default",
+    preset: Annotated[PresetName, typer.Option(help="As for 'regkit register'.")] = "default",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a CT and an MR of a phantom trunk with a known warp between them, and register them."""
+    """Paint a CT and an MR of a trunk with a known warp between them, and register them."""
     from regkit.demo import FILES, run_demo
 
     try:
@@ -47,16 +48,16 @@ def command(
         return
     if quiet:
         return
-    tre = demo.landmarks
+    tre = demo.landmarks.to_dict()
     typer.echo(f"phantom CT onto phantom MR, seed {seed}\n")
     print_registration(
-        demo.registration.to_dict(),
+        demo.registration,
         [
             ("TRE before", f"{tre['tre_before_mm']['mean']:.2f} mm, mean of {tre['count']} landmarks"),
             ("TRE after", f"{tre['tre_mm']['mean']:.2f} mm (largest {tre['tre_mm']['max']:.2f} mm)"),
         ],
     )
-    print_verdict(demo.registration.verdict.to_dict())
+    print_verdict(demo.registration.verdict)
     typer.echo(
         f"\npicture: {output / 'demo.png'}\nall files: {output}\n\nThe same by hand:\n\n{demo.command}"
     )

@@ -17,12 +17,12 @@ def command(
     test: Annotated[
         bool,
         typer.Option(
-            " /--no-test", show_default=False, help="Leave out the self-test, which takes some ten seconds."
+            " /--no-test", show_default=False, help="Skip the self-test, which takes about ten seconds."
         ),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is installed, what is missing and what that costs, and test regkit in ten seconds.
+    """List what is installed and what is missing, say what that costs, and test regkit in ten seconds.
 
     The self-test registers a small phantom and compares the warp with the known one. The exit code is 0 if
     regkit works, perhaps slowly or in part, and 1 if it does not; the last lines say why.
@@ -32,40 +32,40 @@ def command(
 
     tune()
     with progress(as_json) as report:
-        found = examine(test, report)
+        examination = examine(test, report)
     if as_json:
-        print_json(found.to_dict())
+        print_json(examination.to_dict())
     else:
-        _print(found, test)
-    if not found.healthy:
+        _print(examination, test)
+    if not examination.healthy:
         raise typer.Exit(1)
 
 
-def _print(found: Examination, test: bool) -> None:
-    facts = [(name, version or "missing") for name, version in found.versions.items()]
+def _print(examination: Examination, test: bool) -> None:
+    facts = [(name, version or "missing") for name, version in examination.versions.items()]
     facts.append(("", ""))
-    facts.append(("compiler", found.compiler or "none found; only an installation needs it"))
-    if found.kernels:
-        facts.append(("kernels", _kernels(found.kernels)))
-    if found.weights:
-        facts.append(("network", found.weights))
-    if found.device:
-        facts.append(("device", _device(found.device)))
-    if found.threads:
-        facts.append(("threads", f"{found.threads}, of {found.processors} processors"))
-    facts.append(("memory", _memory(found)))
+    facts.append(("compiler", examination.compiler or "none found; only an installation needs it"))
+    if examination.kernels:
+        facts.append(("kernels", _kernels(examination.kernels)))
+    if examination.weights:
+        facts.append(("network", examination.weights))
+    if examination.device:
+        facts.append(("device", _device(examination.device)))
+    if examination.threads:
+        facts.append(("threads", f"{examination.threads}, of {examination.processors} processors"))
+    facts.append(("memory", _memory(examination)))
     facts.append(("", ""))
-    for extra in found.extras:
+    for extra in examination.extras:
         facts += zip((f"[{extra.name}]", ""), _extra(extra))
-    if found.self_test:
-        facts += [("", ""), ("self-test", _self_test(found.self_test))]
+    if examination.self_test:
+        facts += [("", ""), ("self-test", _self_test(examination.self_test))]
     print_facts(facts)
     typer.echo()
-    for warning in found.warnings:
+    for warning in examination.warnings:
         typer.echo(f"warning: {warning}")
-    for problem in found.problems:
+    for problem in examination.problems:
         typer.echo(f"problem: {problem}")
-    typer.echo(_conclusion(found, test))
+    typer.echo(_conclusion(examination, test))
 
 
 def _kernels(kernels: Kernels) -> str:
@@ -81,11 +81,15 @@ def _device(device: Device) -> str:
     return f"{device.name}: {device.says}, {(device.memory or 0) / 2**30:.1f} GiB"
 
 
-def _memory(found: Examination) -> str:
-    if found.memory is None:
+def _memory(examination: Examination) -> str:
+    if examination.memory is None:
         return "unknown"
-    total = f"{found.memory / 2**30:.1f} GiB"
-    return total if found.available is None else f"{total}, {found.available / 2**30:.1f} GiB available"
+    total = f"{examination.memory / 2**30:.1f} GiB"
+    return (
+        total
+        if examination.available is None
+        else f"{total}, {examination.available / 2**30:.1f} GiB available"
+    )
 
 
 def _extra(extra: Extra) -> list[str]:
@@ -109,10 +113,10 @@ def _self_test(test: SelfTest) -> str:
     )
 
 
-def _conclusion(found: Examination, test: bool) -> str:
-    if not found.healthy:
+def _conclusion(examination: Examination, test: bool) -> str:
+    if not examination.healthy:
         return "regkit does not work here."
     if not test:
         return "Nothing is missing that regkit needs. It was not tested."
-    count = len(found.warnings)
+    count = len(examination.warnings)
     return f"regkit works, with {count} warning{'s' * (count > 1)}." if count else "regkit works."

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import number, print_facts, print_json
-from regkit.cli.files import load_grid, load_warp, warn_outside
+from regkit.cli.files import load_warp, optional_grid, warn_outside
 from regkit.cli.options import AsJson, FixedGrid, LabelNames, MovingGrid
 from regkit.cli.report import print_labels
 from regkit.io.labelnames import read_label_names
 
 if TYPE_CHECKING:
+    from regkit.core.choices import Stage
     from regkit.core.geometry import Float64
     from regkit.io.images import Volume
     from regkit.warp import Warp
@@ -22,36 +23,41 @@ if TYPE_CHECKING:
 def command(
     fixed_labels: Annotated[Path | None, typer.Option(help="Label map of the fixed image.")] = None,
     moving_labels: Annotated[
-        Path | None, typer.Option(help="Label map of the moving image, not yet moved: --warp will move it.")
+        Path | None, typer.Option(help="Label map of the moving image. --warp moves it.")
     ] = None,
     moved_labels: Annotated[
-        Path | None, typer.Option(help="Instead: the moving labels already on the fixed image's voxels.")
+        Path | None,
+        typer.Option(
+            help="In place of --moving-labels: labels that are moved already, on the fixed image's voxels."
+        ),
     ] = None,
     warp: Annotated[
         Path | None,
-        typer.Option(help="The warp; without it, the images are compared as their headers place them."),
+        typer.Option(help="The warp. Without it, images are compared where their headers place them."),
     ] = None,
     landmarks: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Pairs of points in columns fx,fy,fz,mx,my,mz (LPS mm)."),
     ] = None,
     fixed_points: Annotated[
-        Path | None, typer.Option(help="Instead: points of the fixed image (.csv .fcsv .mrk.json) ...")
+        Path | None,
+        typer.Option(help="In place of --landmarks: points of the fixed image (.csv .fcsv .mrk.json) ..."),
     ] = None,
     moving_points: Annotated[
-        Path | None, typer.Option(help="... and their partners, in the same order.")
+        Path | None, typer.Option(help="... and the same points in the moving image.")
     ] = None,
     label_names: LabelNames = None,
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure Dice and HD95 of labels, the error of landmarks (TRE), and the folding of the warp."""
+    """Measure Dice and HD95 of labels, the error of landmarks (TRE) and the folding of a warp."""
     _check_usage(fixed_labels, moving_labels, moved_labels, landmarks, fixed_points, moving_points, warp)
     names = read_label_names(label_names)
 
     import SimpleITK as sitk
 
+    from regkit.evaluate import LabelScores
     from regkit.io.images import load_labels
     from regkit.warp import resample_labels
 
@@ -60,20 +66,21 @@ def command(
     pairs = _read_landmarks(landmarks, fixed_points, moving_points)
     field = None
     if warp is not None:
-        fixed_grid = load_grid(fixed, "fixed image") or (fixed_map.grid if fixed_map else None)
-        moving_grid = load_grid(moving, "moving image") or (moving_map.grid if moving_map else None)
+        fixed_grid = optional_grid(fixed, "fixed image") or (fixed_map.grid if fixed_map else None)
+        moving_grid = optional_grid(moving, "moving image") or (moving_map.grid if moving_map else None)
         field = load_warp(warp, fixed_grid, moving_grid)
 
     result: dict[str, Any] = {}
     if fixed_map is not None and moving_map is not None:
-        states = {"before": resample_labels(moving_map, fixed_map.grid, sitk.Transform(3, sitk.sitkIdentity))}
+        moved: dict[Stage, Volume] = {
+            "before": resample_labels(moving_map, fixed_map.grid, sitk.Transform(3, sitk.sitkIdentity))
+        }
         if field is not None:
-            states["after"] = resample_labels(moving_map, fixed_map.grid, field.to_sitk())
-        result |= _score(fixed_map, states, names, moving_map)
+            moved["after"] = resample_labels(moving_map, fixed_map.grid, field.to_sitk())
+        result |= LabelScores.of(fixed_map, moved, names, moving_map).to_dict()
     elif fixed_map is not None and moved_labels is not None:
-        result |= _score(
-            fixed_map, {"after": load_labels(moved_labels, "moved labels", fixed_map.grid)}, names
-        )
+        after = load_labels(moved_labels, "moved labels", fixed_map.grid)
+        result |= LabelScores.of(fixed_map, {"after": after}, names).to_dict()
     if pairs is not None:
         result["landmarks"] = _landmark_errors(*pairs, field)
     if field is not None:
@@ -120,51 +127,24 @@ def _read_landmarks(
     return None
 
 
-def _score(
-    fixed: Volume, states: dict[str, Volume], names: dict[int, str] | None, moving: Volume | None = None
-) -> dict[str, Any]:
-    """Measures, named as those of ``regkit.register``; ``states`` are "before", "after" or both."""
-    from regkit.evaluate import compare_labels, summarise
-
-    scores = {state: compare_labels(fixed, volume, names, moving) for state, volume in states.items()}
-    rows = []
-    for of_label in zip(*scores.values(), strict=True):
-        row: dict[str, Any] = {"label": of_label[0].label, "name": of_label[0].name}
-        for state, score in zip(scores, of_label, strict=True):
-            row["dice" if state == "after" else f"dice_{state}"] = score.dice
-            row["hd95_mm" if state == "after" else f"hd95_{state}_mm"] = score.hd95
-        rows.append(row)
-    return {
-        "mean_dice": {state: summarise(s.dice for s in found) for state, found in scores.items()},
-        "mean_hd95_mm": {state: summarise(s.hd95 for s in found) for state, found in scores.items()},
-        "labels": rows,
-    }
-
-
 def _landmark_errors(fixed: Float64, moving: Float64, warp: Warp | None) -> dict[str, Any]:
-    from regkit.evaluate import summarise_errors, target_registration_error
+    from regkit.evaluate import LandmarkErrors
 
-    found: dict[str, Any] = {
-        "count": len(fixed),
-        "tre_before_mm": summarise_errors(target_registration_error(fixed, moving)),
-    }
+    errors = LandmarkErrors.of(fixed, moving, warp).to_dict()
     if warp is not None:
-        mapped = warp.transform_points(fixed)
-        found["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
-        found["tre_mm"] = summarise_errors(target_registration_error(mapped, moving))
-    return found
+        errors["outside"] = warn_outside(fixed, warp.grid, "they count, moved as its border is")
+    return errors
 
 
-def _smoothness(warp: Warp) -> dict[str, Any]:
+def _smoothness(warp: Warp) -> dict[str, float]:
     from regkit.io.formats import to_learn2reg
-    from regkit.ops.jacobian import folding_percent, learn2reg_sdlogj, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness, learn2reg_sdlogj
 
-    determinant = warp.jacobian().array
-    found = {"folding_percent": folding_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}
+    measures = Smoothness.of(warp.jacobian().array).to_dict()
     # Without the moving grid there are no voxels to count in, and the challenge crops two on each side.
     if warp.moving_grid is not None and min(warp.grid.size) >= 5:
-        found["learn2reg_sdlogj"] = learn2reg_sdlogj(to_learn2reg(warp))
-    return found
+        measures["learn2reg_sdlogj"] = learn2reg_sdlogj(to_learn2reg(warp))
+    return measures
 
 
 def _print(result: dict[str, Any]) -> None:

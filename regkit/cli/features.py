@@ -25,7 +25,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weights of the network: .safetensors or .pth. Default: those that come with regkit.",
+            help="Network weights, .safetensors or .pth. Default: the bundled ones.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -33,11 +33,11 @@ def command(
 ) -> None:
     """Draw the network's features of images: their first principal components as red, green and blue.
 
-    The components are common to all the images: what has one colour in two of them has like features.
+    All images share the same components: places of the same colour have similar features.
     """
     check_outputs([(output, PICTURES)], (*images, weights), overwrite)
 
-    from regkit.features.components import principal_components
+    from regkit.features.components import FINEST, principal_components
     from regkit.features.network import NetworkFeatures
     from regkit.features.weights import bundled_weights
     from regkit.io.images import load_image
@@ -45,7 +45,8 @@ def command(
 
     network = NetworkFeatures(weights or bundled_weights(), apart=True)
     volumes = [load_image(path, "image") for path in images]
-    components = principal_components(volumes, network, network.stride)
+    known = network.reading.spacing
+    components = principal_components(volumes, network, network.stride, known[0] if known else FINEST)
     components_figure(volumes, components, output)
     if not quiet:
         typer.echo(f"wrote {output}")

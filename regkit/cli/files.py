@@ -45,21 +45,21 @@ def check_outputs(
     from regkit.io.outputs import check_output, is_folder
 
     read = {Path(path).resolve() for path in inputs if path is not None}
-    seen: set[Path] = set()
+    places: set[Path] = set()
     for path, suffixes in outputs:
         if path is None:
             continue
         place = check_output(path, suffixes).resolve()
         if place in read:
             raise UsageError(f"cannot write '{path}': it is one of the inputs; give another name")
-        if place in seen:
+        if place in places:
             raise UsageError(f"cannot write '{path}' twice: two outputs have this name; give another")
         if is_folder(path):
             if above := read & set(place.parents):
                 raise UsageError(f"cannot write '{path}': it lies in '{above.pop()}', which is an input")
         elif os.path.exists(place) and not overwrite:
             raise UsageError(f"'{path}' exists already; add --overwrite to replace it, or give another name")
-        seen.add(place)
+        places.add(place)
     if recorded is not None:
         from regkit.io.provenance import check_record
 
@@ -102,7 +102,7 @@ def in_series(path: Path, series: str | None) -> Path | DicomSeries:
     return DicomSeries(path, series)
 
 
-def load_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
+def optional_grid(path: Path | DicomSeries | None, role: str) -> Grid | None:
     """The grid of an image, whatever its voxels hold; None without one."""
     from regkit.io.images import load_grid
 

@@ -15,7 +15,7 @@ from regkit.io.labelnames import read_label_names
 if TYPE_CHECKING:
     from regkit.segmentation.training import Finetuned
 
-_RUN = "How to train"
+_RUN = "Training"
 
 
 def command(
@@ -27,8 +27,8 @@ def command(
         typer.Option(
             metavar="FOLDER",
             show_default=False,
-            help="Their label maps, on the same grids and of the same names, but for endings such as _0000 "
-            "of an image and _seg or _labels of a label map. May be the folder of the images.",
+            help="Their label maps, with the same grids and names, but for endings such as _0000 of images "
+            "and _seg or _labels of label maps. May be the folder of the images.",
         ),
     ],
     output: Annotated[
@@ -38,7 +38,7 @@ def command(
             "-o",
             metavar="MODEL",
             show_default=False,
-            help="The folder of the model: made if missing, gone on with if it holds a run that was stopped.",
+            help="The folder of the model. If it holds a run that was stopped, the run resumes.",
         ),
     ],
     shots: Annotated[
@@ -54,37 +54,39 @@ def command(
         typer.Option(
             min=0,
             show_default=False,
-            help="Volumes to hold out; the best weights are chosen by them. Default: a fifth, at most 4.",
+            help="Volumes to hold out, which choose the best weights. Default: a fifth, at most 4.",
         ),
     ] = None,
     label_names: LabelNames = None,
     init: Annotated[
         Literal["pretrained", "random"],
-        typer.Option(rich_help_panel=_RUN, help="Begin with the network of regkit, or with nothing learnt."),
+        typer.Option(
+            rich_help_panel=_RUN, help="Initial weights: those of regkit's network, or random ones."
+        ),
     ] = "pretrained",
     weights: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             rich_help_panel=_RUN,
-            help="Weights to begin with, .safetensors or .pth, in place of those that come with regkit.",
+            help="Initial weights, .safetensors or .pth. Default: the bundled ones.",
         ),
     ] = None,
     contrast: Annotated[
         Literal["same", "any"],
         typer.Option(
             rich_help_panel=_RUN,
-            help="Of the images to be segmented: the same as those trained on have, or any, as MR after CT.",
+            help="Contrast of the images to segment: the same as in training, or any, such as MR after CT.",
         ),
     ] = "same",
-    steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Of the optimiser.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Optimiser steps.")] = 500,
     minutes: Annotated[
         float,
         typer.Option(
             min=0.0,
             show_default=False,
             rich_help_panel=_RUN,
-            help="End after so long, if the steps take longer. Default: all steps.",
+            help="Time limit. Default: all steps.",
         ),
     ] = math.inf,
     spacing: Annotated[
@@ -94,15 +96,14 @@ def command(
             metavar="MM",
             show_default=False,
             rich_help_panel=_RUN,
-            help="Of the voxels that the network sees. Default: the images' own, isotropic, at least 1 mm.",
+            help="Voxel size at which the network works. Default: that of the images, isotropic, at least 1 "
+            "mm.",
         ),
     ] = None,
-    patch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_RUN, help="Voxels a side that the network sees at once.")
-    ] = 64,
-    batch: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Patches in a step.")] = 2,
+    patch: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Side of a patch, voxels.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, rich_help_panel=_RUN, help="Patches per step.")] = 2,
     learning_rate: Annotated[
-        float, typer.Option(rich_help_panel=_RUN, help="At its highest.", show_default=True)
+        float, typer.Option(rich_help_panel=_RUN, help="The highest learning rate.", show_default=True)
     ] = 2e-3,
     device: Device = "auto",
     threads: Threads = None,

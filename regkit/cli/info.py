@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regkit.cli.console import print_facts, print_json, print_table
-from regkit.cli.files import in_series, load_grid, load_warp
+from regkit.cli.files import in_series, load_warp, optional_grid
 from regkit.cli.options import AsJson, FixedGrid, MovingGrid
 from regkit.core.errors import RegkitError
 
@@ -40,13 +40,16 @@ def command(
     moving: MovingGrid = None,
     series: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER|UID", help="Which DICOM series of a folder; by default a list."),
+        typer.Option(metavar="NUMBER|UID", help="A DICOM series of the folder. Default: list them."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file holds: grid, orientation, values, labels, displacements, matrix; and what made it."""
+    """Show what a file holds (grid, orientation, values, labels, displacements, matrix) and what made it."""
     facts = _describe(
-        in_series(file, series), file, load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
+        in_series(file, series),
+        file,
+        optional_grid(fixed, "fixed image"),
+        optional_grid(moving, "moving image"),
     )
     facts |= _made(file)
     if as_json:
@@ -62,13 +65,13 @@ def command(
         print_table(["series", "modality", "slices", "read as"], rows)
     if labels is not None:
         typer.echo()
-        named = any("name" in row for row in labels)
+        has_names = any("name" in row for row in labels)
         print_table(
-            ["label", *(["name"] if named else []), "ml", "voxels"],
+            ["label", *(["name"] if has_names else []), "ml", "voxels"],
             [
                 [
                     str(row["label"]),
-                    *([row.get("name", "")] if named else []),
+                    *([row.get("name", "")] if has_names else []),
                     f"{row['ml']:.2f}",
                     f"{row['voxels']:,}",
                 ]
@@ -85,11 +88,11 @@ def _made(file: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     name = file.name.lower()
     if name.endswith(nifti.SUFFIXES):
-        with nifti.open_nifti(file) as found:
-            if found.description.startswith("regkit "):
-                made["made_by"] = found.description
-    elif name.endswith(".nrrd") and (said := nrrd_fields(file).get(provenance.KEY)):
-        made["made_by"] = said
+        with nifti.open_nifti(file) as header:
+            if header.description.startswith("regkit "):
+                made["made_by"] = header.description
+    elif name.endswith(".nrrd") and (recorded := nrrd_fields(file).get(provenance.KEY)):
+        made["made_by"] = recorded
     found_record = provenance.read_record(file)
     if found_record:
         record, same = found_record
@@ -171,10 +174,10 @@ def _several(folder: Path) -> dict[str, Any] | None:
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(folder)
+        series = dicom.find_series(folder)
     except RegkitError:
         return None  # which reading it will raise again, with the name
-    if sum(one.is_volume or one.is_labels for one in found) < 2:
+    if sum(one.is_volume or one.is_labels for one in series) < 2:
         return None
     listed = [
         {
@@ -186,9 +189,9 @@ def _several(folder: Path) -> dict[str, Any] | None:
             "files": len(one.slices),
             "read_as": "labels" if one.is_labels else "image" if one.is_volume else "-",
         }
-        for one in found
+        for one in series
     ]
-    return {"kind": f"folder of {len(found)} DICOM series", "series": listed}
+    return {"kind": f"folder of {len(series)} DICOM series", "series": listed}
 
 
 def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[str, Any] | None:
@@ -196,14 +199,14 @@ def _unreadable(source: Path | DicomSeries, file: Path, problem: str) -> dict[st
     from regkit.io import dicom
 
     try:
-        found = dicom.find_series(file)
+        series = dicom.find_series(file)
     except RegkitError:
         return None
-    wanted = source.series if isinstance(source, dicom.DicomSeries) else None
-    found = [one for one in found if wanted in (None, one.number, one.uid)]
-    if len(found) != 1 or found[0].is_volume or found[0].is_labels:  # those that fail are refused
+    requested = source.series if isinstance(source, dicom.DicomSeries) else None
+    series = [one for one in series if requested in (None, one.number, one.uid)]
+    if len(series) != 1 or series[0].is_volume or series[0].is_labels:  # those that fail are refused
         return None
-    (one,) = found
+    (one,) = series
     facts: dict[str, Any] = {"kind": f"DICOM, {dicom.storage_name(one)}"}
     facts |= {"modality": one.modality, "number": one.number}
     facts |= {"description": one.description, "slices": one.count, "not_to_register": problem}
@@ -239,11 +242,13 @@ class _Header:
             return None
         try:
             if file.name.lower().endswith(nifti.SUFFIXES):
-                with nifti.open_nifti(file) as found:
-                    spacing = tuple(map(float, np.linalg.norm(found.affine[:3, :3], axis=0)))
-                    dtype = found.voxels.dtype
+                with nifti.open_nifti(file) as content:
+                    spacing = tuple(map(float, np.linalg.norm(content.affine[:3, :3], axis=0)))
+                    dtype = content.voxels.dtype
                     components = len(dtype.names or "x")
-                    return cls(found.kind, found.shape, spacing, str(dtype), components, found.intent[0])
+                    return cls(
+                        content.kind, content.shape, spacing, str(dtype), components, content.intent[0]
+                    )
             with guard.open_image([file]) as image:
                 header = image.header
                 name = header.format.removesuffix("ImageIO")
@@ -293,12 +298,12 @@ class _Header:
 def _points(file: Path) -> dict[str, Any]:
     from regkit.io.points import open_points
 
-    found = open_points(file)
-    points = found.points
+    file_points = open_points(file)
+    points = file_points.points
     return {
         "kind": "points, LPS mm",
         "count": len(points),
-        **({"names": list(found.labels)} if any(found.labels) else {}),
+        **({"names": list(file_points.labels)} if any(file_points.labels) else {}),
         **_box(points, "lps_mm"),
     }
 
@@ -320,7 +325,7 @@ def _json(file: Path) -> dict[str, Any]:
         names = read_label_names(file)
     except RegkitError as error:
         raise FormatError(
-            f"'{file}' is no record of regkit's, no names of labels and no points of 3D Slicer's (.mrk.json)"
+            f"'{file}' is not a record of regkit, names of labels, or points of 3D Slicer (.mrk.json)"
         ) from error
     return {"kind": "names of labels", "names": [f"{label} {name}" for label, name in (names or {}).items()]}
 
@@ -416,16 +421,14 @@ def _label_map(volume: Volume) -> dict[str, Any]:
 def _warp(warp: Warp) -> dict[str, Any]:
     import numpy as np
 
-    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness
 
     length = np.linalg.norm(warp.field, axis=-1)
-    determinant = warp.jacobian().array
     return {
         "kind": "warp, fixed point -> moving point, LPS mm",
         **_grid(warp.grid),
         "displacement_mm": _range(length),
-        "folding_percent": folding_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
+        **Smoothness.of(warp.jacobian().array).to_dict(),
     }
 
 

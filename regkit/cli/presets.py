@@ -15,7 +15,7 @@ app = typer.Typer(help="List the presets of 'regkit register', or show one as a 
 
 @app.callback(invoke_without_command=True)
 def listed(context: typer.Context) -> None:
-    """The presets, with what each is for."""
+    """List the presets and what each is for."""
     if context.invoked_subcommand is None:
         from regkit.core.settings import SUMMARIES
 
@@ -26,12 +26,13 @@ def listed(context: typer.Context) -> None:
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name of a preset.")],
 ) -> None:
-    """Print a preset as YAML: save it, change it, and give it to 'regkit register --config'."""
-    from regkit.core.configuration import allowed
-    from regkit.core.settings import SUMMARIES, Settings, named_settings
+    """Print a preset as YAML, to be changed and given to 'regkit register --config'."""
+    from regkit.core.configuration import allowed_values
+    from regkit.core.settings import PRESETS, SUMMARIES, Settings, preset_name
 
-    values = asdict(named_settings(name))
-    typer.echo(f"# {SUMMARIES[name]}\npreset: {name}")
+    preset = preset_name(name)
+    values = asdict(PRESETS[preset])
+    typer.echo(f"# {SUMMARIES[preset]}\npreset: {preset}")
     for key, hint in get_type_hints(Settings, include_extras=True).items():
-        typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed(hint)}")
+        typer.echo(f"\n# {get_args(hint)[-1]}\n# {allowed_values(hint)}")
         typer.echo(f"{key}: {json.dumps(values[key])}")  # JSON is YAML

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from regkit.cli.options import Anatomies, Templates
+from regkit.cli.options import Anatomies, Templates, TrainingThreads
 
 
 def command(
@@ -23,21 +23,21 @@ def command(
             "-o",
             metavar="RUN",
             show_default=False,
-            help="The folder of the run: made if missing, gone on with if it holds checkpoints.",
+            help="The folder of the run. If it holds checkpoints, the run resumes.",
         ),
     ],
     templates: Templates = None,
     anatomies: Anatomies = None,
     minutes: Annotated[
-        float, typer.Option(min=0.0, show_default=False, help="Stop after so long. Default: all steps.")
+        float, typer.Option(min=0.0, show_default=False, help="Time limit. Default: all steps.")
     ] = math.inf,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as torch does.")] = None,
+    threads: TrainingThreads = None,
     workers: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Processes that draw anatomies. Default: none; beside a GPU cores but two, at most 16.",
+            help="Processes that draw anatomies. Default: none, or on a GPU all cores but two, at most 16.",
         ),
     ] = None,
     export: Annotated[
@@ -45,26 +45,26 @@ def command(
         typer.Option(
             metavar="FILE.safetensors",
             show_default=False,
-            help="Where to write the weights. Default: RUN/NAME.safetensors, named after the configuration.",
+            help="File for the weights. Default: RUN/NAME.safetensors, named after the configuration.",
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="Weights that a new run begins with."),
+        typer.Option(metavar="FILE", show_default=False, help="Initial weights of a new run."),
     ] = None,
     validation: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             show_default=False,
-            help="Label maps (.nii.gz) to score the network on at each checkpoint; the best one is kept.",
+            help="Label maps (.nii.gz) on which each checkpoint is scored. The best one is kept.",
         ),
     ] = None,
 ) -> None:
-    """Train the network on synthetic pairs, or go on with a run, and export its weights.
+    """Train the network on synthetic pairs, or resume a run, and export its weights.
 
-    Ctrl-C and SIGTERM end it as --minutes does: with a checkpoint, from which the same command goes on; but
-    with exit code 130. A second Ctrl-C ends it at once.
+    Ctrl-C and SIGTERM save a checkpoint, from which the same command resumes, and exit with code 130. A
+    second Ctrl-C ends the run at once.
     """
     from regkit.pretrain.run import pretrain
 

@@ -15,11 +15,13 @@ from regkit.cli.options import (
     Device,
     Features,
     Init,
+    LabelMapOfTarget,
     Log,
     Overwrite,
     Preset,
     Quiet,
     Seed,
+    Target,
     Threads,
     Verbose,
     Weights,
@@ -29,20 +31,13 @@ from regkit.cli.report import print_atlases
 
 
 def command(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TARGET",
-            show_default=False,
-            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
-        ),
-    ],
+    target: Target,
     atlas: Annotated[
         list[Path],
         typer.Option(
             metavar="IMAGE",
             show_default=False,
-            help="An image that has labels, of any modality. May be given several times.",
+            help="An image with labels, of any modality. Repeatable.",
         ),
     ],
     atlas_labels: Annotated[
@@ -50,24 +45,19 @@ def command(
         typer.Option(
             metavar="LABELS",
             show_default=False,
-            help="Its label map. As many as there are --atlas, and in their order.",
+            help="The label map of an atlas. One for each --atlas, in the same order.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="The label map of TARGET: .nii.gz .nii .nrrd .mha."
-        ),
-    ],
+    output: LabelMapOfTarget,
     confidence: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image of the share of the votes that each voxel's label had."),
+        typer.Option(metavar="FILE", help="An image: the share of the votes for the label of each voxel."),
     ] = None,
     fusion: Annotated[
         Literal["similarity", "majority"],
         typer.Option(
-            help="How atlases vote. similarity: those that fit TARGET better around a voxel count more "
-            "there. majority: all alike."
+            help="How atlases vote. similarity: around each voxel, atlases that fit TARGET better count "
+            "more. majority: all count the same."
         ),
     ] = "similarity",
     overwrite: Overwrite = False,
@@ -98,10 +88,9 @@ def command(
     if not quiet:
         typer.echo(f"target={target} atlases={','.join(map(str, atlas))}", err=True)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.outputs import save_image
     from regkit.propagation import propagate
 

@@ -23,6 +23,7 @@ from regkit.cli.files import (
 )
 from regkit.cli.options import (
     KNOWN,
+    OUTPUTS,
     AsJson,
     Assignments,
     ChosenPreset,
@@ -31,13 +32,18 @@ from regkit.cli.options import (
     Device,
     Features,
     FixedLandmarks,
+    FixedMask,
     FixedSeries,
     Init,
     LabelNames,
     Log,
     Memory,
+    Moved,
     MovingLandmarks,
+    MovingMask,
     MovingSeries,
+    OptionalFixedImage,
+    OptionalMovingImage,
     Overwrite,
     Quiet,
     Seed,
@@ -53,8 +59,6 @@ from regkit.cli.report import print_registration, print_stored, print_verdict
 from regkit.core.errors import UsageError
 from regkit.io.labelnames import read_label_names
 
-_OUTPUTS, _INPUTS = "Outputs", KNOWN
-
 
 def command(
     output: Annotated[
@@ -63,71 +67,54 @@ def command(
             "--output",
             "-o",
             show_default=False,
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="The warp: .nii.gz .nii .mha .nrrd (ITK displacement field), .h5 (ITK composite) or "
             ".npz (Learn2Reg); of the presets 'linear' and 'rigid' also .tfm .txt .mat (ITK transform).",
         ),
     ],
-    fixed: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FIXED",
-            show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
-        ),
-    ] = None,
-    moving: Annotated[
-        Path | None,
-        typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it."),
-    ] = None,
-    moved: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|FOLDER/",
-            rich_help_panel=_OUTPUTS,
-            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
-        ),
-    ] = None,
+    fixed: OptionalFixedImage = None,
+    moving: OptionalMovingImage = None,
+    moved: Moved = None,
     moved_labels: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="The moving labels on the voxels of the fixed image; .seg.nrrd and .dcm keep names.",
         ),
     ] = None,
     inverse: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUTS, help="The warp the other way, on the moving image's voxels."),
+        typer.Option(rich_help_panel=OUTPUTS, help="The inverse warp, on the voxels of the moving image."),
     ] = None,
     warp_spacing: WarpSpacing = None,
     linear: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
+            rich_help_panel=OUTPUTS, help="The linear start alone, as an ITK transform: .tfm .txt .mat .h5."
         ),
     ] = None,
     uncertainty: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
-            help="How far off the warp may be, mm, on the voxels of the fixed image.",
+            rich_help_panel=OUTPUTS,
+            help="The possible error of the warp in mm, on the voxels of the fixed image.",
         ),
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(rich_help_panel=_OUTPUTS, help="A picture of before and after (.png).")
+        Path | None, typer.Option(rich_help_panel=OUTPUTS, help="A picture of before and after (.png).")
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_OUTPUTS,
-            help="A page for any browser, one file: verdict, slices, measures, settings (.html).",
+            rich_help_panel=OUTPUTS,
+            help="An HTML page in one file: verdict, slices, measures, settings.",
         ),
     ] = None,
     report_3d: Annotated[
         Path | None,
         typer.Option(
             "--report-3d",
-            rich_help_panel=_OUTPUTS,
+            rich_help_panel=OUTPUTS,
             help="A page with the volumes to move through, drawn by NiiVue (.html): extra report3d.",
         ),
     ] = None,
@@ -140,9 +127,9 @@ def command(
             "--fixed",
             metavar="FILE",
             show_default=False,
-            rich_help_panel=_INPUTS,
-            help="A further image of the same body as FIXED, such as T2 beside T1; may be given several "
-            "times. It is compared with the --moving in its place, or with MOVING where there is one alone.",
+            rich_help_panel=KNOWN,
+            help="Another image of the same body as FIXED, such as T2 beside T1. It is compared with the "
+            "--moving at the same position, or with MOVING if there is no --moving. Repeatable.",
         ),
     ] = None,
     more_moving: Annotated[
@@ -151,8 +138,8 @@ def command(
             "--moving",
             metavar="FILE",
             show_default=False,
-            rich_help_panel=_INPUTS,
-            help="A further image of the same body as MOVING.",
+            rich_help_panel=KNOWN,
+            help="Another image of the same body as MOVING. Repeatable.",
         ),
     ] = None,
     fixed_landmarks: FixedLandmarks = None,
@@ -162,26 +149,20 @@ def command(
         typer.Option(
             metavar="FIXED MOVING",
             show_default=False,
-            rich_help_panel=_INPUTS,
-            help="Label maps to be brought onto each other as well; only labels that both have count.",
+            rich_help_panel=KNOWN,
+            help="Two label maps to align as well. Only labels that both of them have count.",
         ),
     ] = None,
-    fixed_mask: Annotated[
-        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the fixed image counts.")
-    ] = None,
-    moving_mask: Annotated[
-        Path | None, typer.Option(rich_help_panel=_INPUTS, help="Where the moving image counts.")
-    ] = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
     fixed_labels: Annotated[
         Path | None,
-        typer.Option(
-            rich_help_panel=_INPUTS, help="Label map of the fixed image: only to measure the result."
-        ),
+        typer.Option(rich_help_panel=KNOWN, help="Label map of the fixed image, only to measure the result."),
     ] = None,
     moving_labels: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=_INPUTS, help="Label map of the moving image: only to measure the result."
+            rich_help_panel=KNOWN, help="Label map of the moving image, only to measure the result."
         ),
     ] = None,
     label_names: LabelNames = None,
@@ -204,7 +185,8 @@ def command(
 ) -> None:
     """Find the warp that brings MOVING onto FIXED. FIXED comes first.
 
-    It is what ITK, SimpleITK, ANTs and 3D Slicer resample MOVING with: points of FIXED to MOVING, LPS mm.
+    The warp takes points of FIXED to points of MOVING, in LPS mm. ITK, SimpleITK, ANTs and 3D Slicer resample
+    MOVING with it.
     """
     fixed_images = [*([fixed] if fixed else []), *(more_fixed or [])]
     moving_images = [*([moving] if moving else []), *(more_moving or [])]
@@ -224,7 +206,7 @@ def command(
     base, changes, settings = chosen_settings(preset, config, assignments)
     if uncertainty and not settings.deformable:
         raise typer.BadParameter(
-            "a linear start says nothing of it; it takes a preset that deforms", param_hint="--uncertainty"
+            "needs a preset that deforms: a linear start has no uncertainty", param_hint="--uncertainty"
         )
     if settings.deformable and output.suffix in MATRICES and output.suffix not in WARPS:
         raise UsageError(
@@ -269,16 +251,15 @@ def command(
     moving_image = in_series(moving_images[0], moving_series)
     ours, theirs = [fixed_image, *fixed_images[1:]], [moving_image, *moving_images[1:]]
     if not quiet:
-        told = (",".join(map(str, images)) for images in (fixed_images, moving_images))
-        typer.echo("fixed={} moving={}".format(*told), err=True)
+        names_given = (",".join(map(str, images)) for images in (fixed_images, moving_images))
+        typer.echo("fixed={} moving={}".format(*names_given), err=True)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.provenance import command_line, record_of
     from regkit.registration import register
-    from regkit.results import check_dicom, with_writing, write_results
+    from regkit.result_files import check_dicom, write_results
     from regkit.verdict import FAIL
 
     check_dicom(moved, moved_labels, fixed_image)
@@ -311,7 +292,7 @@ def command(
             seed=seed,
             progress=on_progress,
             memory=memory,
-            outputs=[name for name, asked in kinds.items() if asked],
+            outputs=[name for name, requested in kinds.items() if requested],
         )
     files = {name: path for name, (path, _) in outputs.items() if path}
     roles = {
@@ -337,17 +318,19 @@ def command(
         record=record,
         warp_spacing=warp_spacing,
     )
-    found = with_writing(result.to_dict(), time.perf_counter() - begun)
+    result = result.with_writing(time.perf_counter() - begun)
     if as_json:
         written = {name: str(path) for name, path in files.items()}
         images = {"fixed": str(fixed_images[0]), "moving": str(moving_images[0])}
-        whole = {**images, **found, "outputs": written}
-        print_json(whole | ({"stored": stored} if stored else {}))
+        whole = {**images, **result.to_dict(), "outputs": written}
+        if stored:
+            whole["stored"] = {name: coarse.to_dict() for name, coarse in stored.items()}
+        print_json(whole)
     elif not quiet:
-        print_registration(found)
+        print_registration(result)
         for path in files.values():
             typer.echo(f"wrote {path}")
         print_stored(stored)
-        print_verdict(result.verdict.to_dict())
+        print_verdict(result.verdict)
     if strict and result.verdict.level == FAIL:
         raise typer.Exit(NOT_RIGHT)

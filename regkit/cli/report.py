@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from regkit.cli.console import number, print_facts, print_table
+
+if TYPE_CHECKING:
+    from regkit.registration_result import Registration
+    from regkit.transforms import CoarsenedWarp
+    from regkit.verdict import Gate, Verdict
 
 
 def print_labels(
@@ -38,84 +43,78 @@ def print_labels(
     print()
 
 
-def print_stored(stored: Mapping[str, Any]) -> None:
+def print_stored(stored: Mapping[str, CoarsenedWarp]) -> None:
     """What it costs that warps were written on larger voxels.
 
     Args:
-        stored: of each warp, as from :meth:`regkit.transforms.Coarser.to_dict`.
+        stored: the warps that were written, by output.
     """
-    for name, told in stored.items():
-        sides = " x ".join(f"{side:.3g}" for side in told["spacing_mm"])
+    for name, coarse in stored.items():
+        sides = " x ".join(f"{side:.3g}" for side in coarse.warp.grid.spacing)
         typer.echo(
-            f"the {name} has voxels of {sides} mm, which moves points by {told['mean_mm']:.3f} mm on average "
-            f"and {told['max_mm']:.2f} mm at most; apply it with --reference"
+            f"the {name} has voxels of {sides} mm, which moves points by {coarse.mean_mm:.3f} mm on average "
+            f"and {coarse.max_mm:.2f} mm at most; apply it with --reference"
         )
 
 
-def print_registration(result: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> None:
+def print_registration(result: Registration, more: Sequence[tuple[str, str]] = ()) -> None:
     """What a registration is worth and what it took.
 
     Args:
-        result: as from ``Registration.to_dict``.
-        more: further facts, printed after those of the images.
+        more: further facts, printed first.
     """
-    metrics, seconds, memory = result["metrics"], result["seconds"], result["memory_mb"]
-    settings = result["settings"]
-    if "labels" in metrics:
-        print_labels(metrics["labels"], metrics["mean_dice"], metrics["mean_hd95_mm"])
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    memory, settings = result.memory, result.settings
+    if result.label_scores is not None:
+        scores = result.label_scores.to_dict()
+        print_labels(scores["labels"], scores["mean_dice"], scores["mean_hd95_mm"])
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in result.timings.stages.items())
     print_facts(
         [
             *more,
             *_left_out(settings),
-            ("folding", f"{metrics['folding_percent']:.2f} % of the voxels"),
-            *_landmarks(metrics),
-            ("SD of log J", number(metrics["sd_log_jacobian"], 3)),
-            ("time", f"{seconds['total']:.1f} s ({stages})"),
+            ("folding", f"{result.smoothness.folding_percent:.2f} % of the voxels"),
+            *_landmarks(result),
+            ("SD of log J", number(result.smoothness.sd_log_jacobian, 3)),
+            ("time", f"{result.timings.total:.1f} s ({stages})"),
             ("memory", f"{memory['peak']:.0f} MB at most, {memory['foretold']:.0f} MB foretold"),
         ]
     )
 
 
-def _landmarks(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _landmarks(result: Registration) -> list[tuple[str, str]]:
     """Distances of the landmarks that were given."""
-    if "landmarks_mm" not in metrics:
+    if result.landmarks_mm is None:
         return []
-    stages = (f"{name} {value:.1f}" for name, value in metrics["landmarks_mm"].items())
+    stages = (f"{name} {value:.1f}" for name, value in result.landmarks_mm.items())
     return [("landmarks", f"{', '.join(stages)} mm apart on average")]
 
 
-def print_verdict(verdict: Mapping[str, Any]) -> None:
-    """The gates as a table, what those that do not pass say, and the verdict last.
-
-    Args:
-        verdict: as from ``Verdict.to_dict``.
-    """
+def print_verdict(verdict: Verdict) -> None:
+    """The gates as a table, what those that do not pass say, and the verdict last."""
     typer.echo()
     rows = [
-        [gate["name"], _of(gate["value"], gate["unit"]), _threshold(gate, "warn"), _threshold(gate, "fail"),
-         gate["level"]]
-        for gate in verdict["gates"]
+        [gate.name, _with_unit(gate.value, gate.unit), _threshold(gate, gate.warn),
+         _threshold(gate, gate.fail), gate.level]
+        for gate in verdict.gates
     ]  # fmt: skip
     print_table(["gate", "measured", "WARN", "FAIL", ""], rows)
     typer.echo()
-    for gate in verdict["gates"]:
-        unknown = gate["value"] is None or gate["value"] != gate["value"]
-        if unknown or gate["level"] != "PASS":
-            typer.echo(f"{'note' if unknown else gate['level']} {gate['name']}: {gate['says']}")
-    many = verdict["level"] == "FAIL" and all(gate["level"] != "FAIL" for gate in verdict["gates"])
-    typer.echo(f"verdict  {verdict['level']}{', by all these warnings together' if many else ''}")
+    for gate in verdict.gates:
+        unknown = math.isnan(gate.value)
+        if unknown or gate.level != "PASS":
+            typer.echo(f"{'note' if unknown else gate.level} {gate.name}: {gate.says}")
+    many = verdict.level == "FAIL" and all(gate.level != "FAIL" for gate in verdict.gates)
+    typer.echo(f"verdict  {verdict.level}{', by all these warnings together' if many else ''}")
 
 
-def _of(value: float | None, unit: str) -> str:
+def _with_unit(value: float, unit: str) -> str:
     return f"{number(value, 2)} {unit}".rstrip()
 
 
-def _threshold(gate: Mapping[str, Any], which: str) -> str:
-    value = gate[which]
-    if value is None or math.isnan(value):
+def _threshold(gate: Gate, value: float) -> str:
+    if math.isnan(value):
         return "-"
-    return f"{'above' if gate['above'] else 'below'} {_of(value, '')}"
+    return f"{'above' if gate.above else 'below'} {number(value, 2)}"
 
 
 def print_atlases(atlases: Sequence[Mapping[str, Any]]) -> None:

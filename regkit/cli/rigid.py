@@ -12,10 +12,15 @@ from regkit.cli.options import (
     AsJson,
     CtWindow,
     Device,
+    FixedImage,
     FixedLandmarks,
+    FixedMask,
     FixedSeries,
     Log,
+    Moved,
+    MovingImage,
     MovingLandmarks,
+    MovingMask,
     MovingSeries,
     Overwrite,
     Quiet,
@@ -26,48 +31,32 @@ from regkit.cli.options import (
 
 
 def command(
-    fixed: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FIXED",
-            show_default=False,
-            help="The image that stays: NIfTI, NRRD, MetaImage, or a folder of DICOM.",
-        ),
-    ],
-    moving: Annotated[
-        Path, typer.Argument(metavar="MOVING", show_default=False, help="The image to bring onto it.")
-    ],
+    fixed: FixedImage,
+    moving: MovingImage,
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
             show_default=False,
-            help="The transform: .tfm .txt .mat (ITK), or a displacement field as of 'regkit register'.",
+            help="The transform: .tfm .txt .mat (ITK), or a displacement field as 'regkit register' writes.",
         ),
     ],
     model: Annotated[
         Literal["rigid", "similarity", "affine"],
         typer.Option(
-            help="What may change beside the place. rigid: a turn. similarity: one change of size as well. "
-            "affine: any change of size and shear. What goes beyond rigid is kept only where the images then "
-            "agree better."
+            help="rigid: rotation and translation. similarity: also one scale. affine: also three scales and "
+            "shear. What goes beyond rigid is kept only if the images then agree better."
         ),
     ] = "rigid",
-    moved: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|FOLDER/",
-            help="The moving image on the voxels of the fixed one; in a folder as a DICOM series.",
-        ),
-    ] = None,
+    moved: Moved = None,
     overwrite: Overwrite = False,
     fixed_series: FixedSeries = None,
     moving_series: MovingSeries = None,
     fixed_landmarks: FixedLandmarks = None,
     moving_landmarks: MovingLandmarks = None,
-    fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
-    moving_mask: Annotated[Path | None, typer.Option(help="Where the moving image counts.")] = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
     ct_window: CtWindow = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -79,7 +68,8 @@ def command(
 ) -> None:
     """Find the rigid transform that brings MOVING onto FIXED, or a similarity or affine one.
 
-    It takes points of FIXED to MOVING, LPS mm, as ITK, SimpleITK, ANTs and 3D Slicer have it.
+    The transform takes points of FIXED to points of MOVING, in LPS mm, as in ITK, SimpleITK, ANTs and 3D
+    Slicer.
     """
     register.command(
         output,

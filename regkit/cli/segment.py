@@ -9,7 +9,7 @@ import typer
 
 from regkit.cli.console import print_json, print_table, progress
 from regkit.cli.files import IMAGES, check_outputs, recorded
-from regkit.cli.options import AsJson, Device, Overwrite, Quiet, Threads
+from regkit.cli.options import AsJson, Device, ImageToSegment, LabelMapOfImage, Overwrite, Quiet, Threads
 
 
 def command(
@@ -19,23 +19,11 @@ def command(
             metavar="MODEL", show_default=False, help="The folder that regkit finetune wrote, or its weights."
         ),
     ],
-    image: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGE",
-            show_default=False,
-            help="The image to segment: NIfTI, NRRD, MetaImage, or a folder of one DICOM series.",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="The label map of IMAGE: .nii.gz .nii .nrrd .mha."
-        ),
-    ],
+    image: ImageToSegment,
+    output: LabelMapOfImage,
     confidence: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image of the probability that the network gives each label."),
+        typer.Option(metavar="FILE", help="An image: the probability of the label of each voxel."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -43,13 +31,12 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment IMAGE, of any grid and orientation, on its own voxels."""
+    """Segment IMAGE with a fine-tuned model. The label map has the voxels of IMAGE."""
     outputs = {"labels": output, "confidence": confidence}
     check_outputs([(path, IMAGES) for path in outputs.values()], (image, model), overwrite, recorded=output)
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.outputs import save_image
     from regkit.segmentation.inference import segment
 

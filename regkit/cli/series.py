@@ -40,37 +40,40 @@ def command(
             help="The 4-D image without motion, .nii.gz or .nii, with the time step of SERIES.",
         ),
     ],
-    mean: Annotated[Path | None, typer.Option(help="The mean of its frames, an image.")] = None,
+    mean: Annotated[Path | None, typer.Option(help="The mean of the aligned frames, an image.")] = None,
     table: Annotated[
         Path | None,
         typer.Option(
-            help="Motion of every frame, .csv or .tsv: shifts (mm), turns (degrees), displacement since the "
-            "frame before."
+            help="The motion of every frame, .csv or .tsv: translations (mm), rotations (degrees), "
+            "displacement since the previous frame."
         ),
     ] = None,
     transforms: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="The transform of each frame, a point of the mean to the frame, as ITK resamples: .tfm, "
-            "or .nii.gz if deformable. A new or empty folder.",
+            help="The transforms, from points of the mean to points of each frame: .tfm, or .nii.gz if "
+            "deformable. A new or empty folder.",
         ),
     ] = None,
     model: Annotated[
         Literal["rigid", "deformable"],
         typer.Option(
-            help="rigid: motion of a head. deformable: then a warp each, as of breathing or a heart."
+            help="rigid: as a head moves. deformable: then a warp for each frame, as for breathing or the "
+            "heart."
         ),
     ] = "rigid",
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often the frames are aligned, to a mean that is better each time.")
+        int, typer.Option(min=1, help="How often to align the frames, each time to a better mean.")
     ] = 2,
     mask: Annotated[
-        Path | None, typer.Option(help="Where the images count; on the voxels of SERIES.")
+        Path | None, typer.Option(help="A mask on the voxels of SERIES: only these voxels count.")
     ] = None,
     interpolation: Annotated[
         Literal["linear", "bspline", "nearest"],
-        typer.Option(help="Of the frames in the end; bspline is sharper and may overshoot."),
+        typer.Option(
+            help="Interpolation of the frames that are written. bspline is sharper and may overshoot."
+        ),
     ] = "linear",
     overwrite: Overwrite = False,
     features: Features = "network+mind",
@@ -84,24 +87,23 @@ def command(
 ) -> None:
     """Correct the motion between the frames of a 4-D image, such as fMRI, DCE or cine.
 
-    Every frame is aligned to the mean of all, which is refined, and written on the voxels of SERIES.
+    Each frame is aligned to the mean of all frames, which is refined. The result has the voxels of SERIES.
     """
     inputs = (series, mask, weights)
     outputs = [(output, _SERIES), (mean, IMAGES), (table, _TABLES)]
     check_outputs(outputs, inputs, overwrite, recorded=output)
     _check_folder(transforms)
 
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.io.atomic import atomic_folder, atomic_path
     from regkit.io.formats import write_linear, write_warp
     from regkit.io.outputs import save_image
     from regkit.series import align_series
 
     with progress(quiet) as report:
-        found = align_series(
+        aligned = align_series(
             series,
             model=model,
             rounds=rounds,
@@ -115,21 +117,21 @@ def command(
             seed=seed,
             progress=report,
         )
-    result = found.to_dict()
+    result = aligned.to_dict()
     files = {"series": output, "mean": mean, "table": table}
     with recorded(files, {"series": series, "mask": mask}, **result["settings"]):
-        found.frames.save(output)
+        aligned.frames.save(output)
         if mean is not None:
-            save_image(found.mean.to_sitk(), mean)
+            save_image(aligned.mean.to_sitk(), mean)
         if table is not None:
             with atomic_path(table) as temporary:
-                text = found.table("\t" if table.suffix == ".tsv" else ",")
+                text = aligned.table("\t" if table.suffix == ".tsv" else ",")
                 temporary.write_text(text, encoding="utf-8")
         if transforms is not None:
             with atomic_folder(transforms) as folder:
-                for k, matrix in enumerate(found.matrices):
-                    if found.warps:
-                        write_warp(found.warps[k], folder / f"frame-{k:04d}.nii.gz")
+                for k, matrix in enumerate(aligned.matrices):
+                    if aligned.warps:
+                        write_warp(aligned.warps[k], folder / f"frame-{k:04d}.nii.gz")
                     else:
                         write_linear(matrix, folder / f"frame-{k:04d}.tfm")
     written = {**files, "transforms": transforms}

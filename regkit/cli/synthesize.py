@@ -22,33 +22,33 @@ _SIZE = 96  # voxels, without a configuration
 def command(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", show_default=False, help="The folder to write to; made if missing."),
+        typer.Option("--output", "-o", show_default=False, help="The folder to write to. Made if missing."),
     ],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many pairs.")] = 8,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of pairs.")] = 8,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw as this training configuration does. Default: built-in settings, with built-in shapes "
-            "and as many templates, if there are any; of whole label maps alone, if those are given.",
+            help="A training configuration to draw by. Default: built-in settings. They take built-in "
+            "shapes, and as many templates if --templates is given, or only the label maps of --anatomies.",
         ),
     ] = None,
     templates: Templates = None,
     anatomies: Anatomies = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pairs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     size: Annotated[
         int | None,
         typer.Option(
             min=16,
             max=256,
             show_default=False,
-            help=f"Voxels along each side. Default: of the configuration, else {_SIZE}.",
+            help=f"Voxels along each side. Default: as configured, else {_SIZE}.",
         ),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw synthetic pairs: two views of one random anatomy, each of its own contrast, with their labels.
+    """Draw synthetic pairs: two views of a random anatomy, each with its own contrast, and their labels.
 
     Writes pair_000_a.nii.gz, pair_000_b.nii.gz, their labels (voxels of 1 mm) and contact-sheet.png.
     """
@@ -76,14 +76,14 @@ def command(
     paths = templates or []
     if config is None:
         settings = Config(templates=float(bool(paths)))
-        how = _drawn(replace(settings.pairs, anatomies=float(bool(anatomies))), size or _SIZE)
+        pair_settings = _drawn(replace(settings.pairs, anatomies=float(bool(anatomies))), size or _SIZE)
     else:
         settings = load_config(config)
-        how = _drawn(settings.pairs, size or settings.pairs.size)
+        pair_settings = _drawn(settings.pairs, size or settings.pairs.size)
     sources = mixture(settings.procedural, settings.templates, paths)
-    maps = whole_maps(how.anatomies, anatomies or [])
-    synthesiser = Synthesiser(how, sources, seed, torch.device("cpu"), maps=maps)
-    grid = Grid((how.size,) * 3)
+    maps = whole_maps(pair_settings.anatomies, anatomies or [])
+    synthesiser = Synthesiser(pair_settings, sources, seed, torch.device("cpu"), maps=maps)
+    grid = Grid((pair_settings.size,) * 3)
     shown = []
     with progress(quiet) as report:
         for k, files in enumerate(names):
@@ -102,8 +102,8 @@ def command(
         typer.echo(f"wrote {sheet}")
 
 
-def _drawn(how: Pairs, size: int) -> Pairs:
+def _drawn(pair_settings: Pairs, size: int) -> Pairs:
     """The settings at another size: cubes, each pair of an anatomy of its own."""
-    offset = min(how.offset, size // 2)
-    ensembles = replace(how.ensembles, size=max(how.ensembles.size, size + offset))
-    return replace(how, size=size, shapes=(), reuse=1, bank=1, offset=offset, ensembles=ensembles)
+    offset = min(pair_settings.offset, size // 2)
+    ensembles = replace(pair_settings.ensembles, size=max(pair_settings.ensembles.size, size + offset))
+    return replace(pair_settings, size=size, shapes=(), reuse=1, bank=1, offset=offset, ensembles=ensembles)

@@ -17,7 +17,7 @@ def command(
         typer.Argument(
             metavar="IMAGES...",
             show_default=False,
-            help="Images of one modality, two or more; many are better.",
+            help="Two or more images of one modality. More are better.",
         ),
     ],
     output: Annotated[
@@ -27,14 +27,15 @@ def command(
             "-o",
             metavar="FOLDER",
             show_default=False,
-            help="Gets template.nii.gz, affine_mean.nii.gz and warps/. New or empty; a run that was stopped "
-            "goes on in it.",
+            help="Folder for template.nii.gz, affine_mean.nii.gz and warps/. New or empty, or that of a run "
+            "that was stopped, which then resumes.",
         ),
     ],
     reference: Annotated[
         Path | None,
         typer.Option(
-            metavar="IMAGE", help="The template gets its voxels and its pose. Default: the first of IMAGES."
+            metavar="IMAGE",
+            help="The image whose voxels and pose the template gets. Default: the first of IMAGES.",
         ),
     ] = None,
     affine_rounds: Annotated[int, typer.Option(min=1, help="Rounds of affine registration.")] = 2,
@@ -48,15 +49,14 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build the template of a group: its mean image, of the average shape, with a warp to each image.
+    """Build a group template: the mean image, of average shape, with a warp to each image.
 
-    Every round registers all images to the template of the round before, takes out what their deformations
-    have in common, and averages the images anew.
+    Each round registers all images to the previous template, removes the mean deformation, and averages the
+    images again.
     """
-    from regkit.runtime.process import import_torch, tune
+    from regkit.runtime.process import prepare_to_compute
 
-    tune()
-    import_torch()
+    prepare_to_compute()
     from regkit.template import build_template
 
     with progress(quiet) as report:
@@ -90,8 +90,8 @@ def command(
         )
     elif not quiet:
         rows = [
-            [str(k), told["stage"], number(told["sharpness"], 4), number(told["displacement_mm"], 2)]
-            for k, told in enumerate(made.rounds, start=1)
+            [str(k), row["stage"], number(row["sharpness"], 4), number(row["displacement_mm"], 2)]
+            for k, row in enumerate(made.rounds, start=1)
         ]
         print_table(["round", "stage", "sharpness", "bias taken out, mm"], rows)
         typer.echo(f"wrote {output}")

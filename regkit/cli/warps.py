@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +14,8 @@ from regkit.cli.files import (
     WARPS,
     check_outputs,
     in_series,
-    load_grid,
     load_warp,
+    optional_grid,
     recorded,
 )
 from regkit.cli.options import (
@@ -35,11 +35,13 @@ from regkit.core.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from regkit.core.choices import Interpolation
     from regkit.core.geometry import Float64, Grid
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import FramesLike
     from regkit.io.images import ImageLike
-    from regkit.io.segments import Segmentation
+    from regkit.io.segments import LayeredSegmentation
+    from regkit.transforms import CoarsenedWarp
     from regkit.warp import Warp
 
 _LINEAR = (".tfm", ".txt", ".mat")
@@ -72,32 +74,31 @@ def apply(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of an image: points in FIXED space, carried to the moving image by the warp "
-            "itself: landmarks (.csv .fcsv .mrk.json), a mesh (.vtk .vtu .stl .ply .obj .gii) or "
-            "streamlines (.trk .tck). Points of the moving image go the other way: apply the warp of "
-            "'regkit invert' to them.",
+            help="Points of the fixed image to take to the moving one, in place of an image: landmarks (.csv "
+            ".fcsv .mrk.json), a mesh (.vtk .vtu .stl .ply .obj .gii) or streamlines (.trk .tck). For points "
+            "of the moving image, apply the inverse warp ('regkit invert').",
         ),
     ] = None,
     space: Annotated[
         Literal["lps", "ras"] | None,
         typer.Option(
             show_default=False,
-            help="Of a mesh that does not say itself what its coordinates are, such as .stl.",
+            help="Coordinates of a mesh whose file does not say, such as .stl.",
         ),
     ] = None,
     then: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A warp or linear transform that goes on from where the one before came out; may be given "
-            "several times. The image is interpolated once.",
+            help="A warp or linear transform to apply after the previous one. The image is interpolated only "
+            "once. Repeatable.",
         ),
     ] = None,
     interpolation: Annotated[
         Literal["auto", "linear", "bspline", "nearest", "label"],
         typer.Option(
-            help="For labels: nearest, or label, which keeps outlines smoother. auto: label for an image of "
-            "few whole numbers in patches, and linear for others.",
+            help="For labels: nearest, or label, which keeps outlines smoother. auto: label if the image "
+            "looks like a label map, else linear.",
         ),
     ] = "auto",
     reference: Annotated[
@@ -106,8 +107,8 @@ def apply(
             "--reference",
             "--fixed",
             metavar="IMAGE",
-            help="Resample on the voxels of this image. Default: on those of the warp. A warp file that "
-            "holds no grid needs the fixed image here.",
+            help="Resample on the voxels of this image. Default: those of the warp. A warp file without a "
+            "grid needs the fixed image here.",
         ),
     ] = None,
     moving: MovingGrid = None,
@@ -115,11 +116,11 @@ def apply(
     moving_series: MovingSeries = None,
     default_value: Annotated[
         float | None,
-        typer.Option(help="The value where the image ends. Default: its minimum; 0 for labels."),
+        typer.Option(help="Value outside the image. Default: its minimum, or 0 for labels."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring an image, labels or points through a warp, or through several transforms in a row."""
+    """Apply a warp, or several transforms in a row, to an image, labels or points."""
     if (image is None) == (points is None):
         raise typer.BadParameter("give either an image or --points", param_hint="IMAGE")
     from regkit.transforms import existing
@@ -157,10 +158,10 @@ def _apply_to_points(
     from regkit.io.points import open_points
     from regkit.transforms import outside, read_chain, through
 
-    grid = load_grid(moving, "moving image")
+    grid = optional_grid(moving, "moving image")
     file = open_mesh(points, space, grid) if is_mesh(points) else open_points(points)
     start = file.points
-    steps = read_chain(chain, load_grid(reference, "reference"), grid)
+    steps = read_chain(chain, optional_grid(reference, "reference"), grid)
     if left := outside(steps, start):
         warn(
             f"{left} of {len(start)} points lie outside the warp's field; they move as the nearest voxel at "
@@ -173,21 +174,21 @@ def _apply_to_image(
     chain: list[Path],
     image: ImageLike,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     reference: Path | DicomSeries | None,
     default: float | None,
 ) -> None:
     from regkit.io.dicom import DicomSeries
     from regkit.io.frames import is_series
     from regkit.io.images import load_image, load_labels, load_segmentation, load_volume, looks_like_labels
-    from regkit.results import check_dicom, save_volume
+    from regkit.result_files import check_dicom, save_volume
 
     if is_series(image):
-        _apply_to_series(chain, image, output, interpolation, load_grid(reference, "reference"), default)
+        _apply_to_series(chain, image, output, interpolation, optional_grid(reference, "reference"), default)
         return
     to_dicom = output.lower().endswith(".dcm")
     check_dicom(output, Path(output) if to_dicom else None, reference)
-    grid = load_grid(reference, "reference")
+    grid = optional_grid(reference, "reference")
     if interpolation in ("auto", "nearest", "label"):
         segmentation = load_segmentation(image, "image to warp")
         if segmentation is not None:
@@ -225,18 +226,20 @@ def _apply_to_series(
     chain: list[Path],
     image: FramesLike,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     grid: Grid | None,
     default: float | None,
 ) -> None:
-    from regkit.io.frames import kind_of, load_frames
+    from regkit.io.frames import interpolation_for, load_frames
     from regkit.io.outputs import NIFTI_SUFFIXES, check_output
     from regkit.warp import apply_to_frames
 
     check_output(output, NIFTI_SUFFIXES)
     frames = load_frames(image, "image to warp")
-    if interpolation == "auto" and (interpolation := kind_of(frames)) == "label":
-        _note_labels()
+    if interpolation == "auto":
+        interpolation = interpolation_for(frames)
+        if interpolation == "label":
+            _note_labels()
     warp = _one_warp(chain, grid, frames.grid)
     moved = apply_to_frames(warp, frames, interpolation, grid, default)
     _warn_empty(warp, moved.grid, frames.grid, moved.array[:: max(1, len(moved) // 4)])
@@ -245,9 +248,9 @@ def _apply_to_series(
 
 def _apply_to_segments(
     chain: list[Path],
-    segmentation: Segmentation,
+    segmentation: LayeredSegmentation,
     output: str,
-    interpolation: str,
+    interpolation: Interpolation | Literal["auto"],
     grid: Grid | None,
     reference: Path | DicomSeries | None,
 ) -> None:
@@ -255,17 +258,19 @@ def _apply_to_segments(
     import numpy as np
 
     from regkit.io.images import LabelledVolume, Volume
-    from regkit.io.segments import SLICER, Segmentation
-    from regkit.results import save_segments, save_volume
+    from regkit.io.segments import SLICER, LayeredSegmentation
+    from regkit.result_files import save_segments, save_volume
 
     warp = _one_warp(chain, grid, segmentation.grid)
-    how = "label" if interpolation == "auto" else interpolation
+    method: Interpolation = "label" if interpolation == "auto" else interpolation
     layers = [
-        warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=how, reference=grid).array
+        warp.apply(Volume(layer, segmentation.grid, "segments"), interpolation=method, reference=grid).array
         for layer in segmentation.layers
     ]
     kind = np.result_type(*layers)
-    moved = Segmentation([layer.astype(kind) for layer in layers], grid or warp.grid, segmentation.segments)
+    moved = LayeredSegmentation(
+        [layer.astype(kind) for layer in layers], grid or warp.grid, segmentation.segments
+    )
     _warn_empty(
         warp, moved.grid, segmentation.grid, np.stack([layer[::2, ::2, ::2] for layer in moved.layers])
     )
@@ -335,30 +340,33 @@ def jacobian(
     warp: WarpFile,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="An image of the determinant: 1 keeps volume, below 0 folds."),
+        typer.Option(
+            "--output", "-o", help="An image of the determinant: 1 keeps the volume, 0 or less is a fold."
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Count only here; on the warp's voxels.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A mask on the voxels of the warp: measure only there.")
+    ] = None,
     fixed: FixedGrid = None,
     moving: MovingGrid = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how a warp changes volume: folding, range and spread of its Jacobian determinant."""
+    """Measure the volume change of a warp: folding, range and spread of its Jacobian determinant."""
     check_outputs([(output, IMAGES)], (warp, mask, fixed, moving), overwrite, recorded=output)
 
     import numpy as np
 
     from regkit.io.images import load_mask
     from regkit.io.outputs import save_image
-    from regkit.ops.jacobian import folding_percent, sd_log_jacobian
+    from regkit.ops.jacobian import Smoothness
 
-    field = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(moving, "moving image"))
+    field = load_warp(warp, optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image"))
     inside = None if mask is None else load_mask(mask, "mask", field.grid).array
     volume = field.jacobian()
     values = volume.array if inside is None else volume.array[inside]
     measures = {
-        "folding_percent": folding_percent(volume.array, inside),
-        "sd_log_jacobian": sd_log_jacobian(volume.array, inside),
+        **Smoothness.of(volume.array, inside).to_dict(),
         "minimum": float(values.min()),
         "median": float(np.median(values)),
         "maximum": float(values.max()),
@@ -386,7 +394,7 @@ def jacobian(
 def invert(
     warp: WarpFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="The inverse, as a warp file.")
+        Path, typer.Option("--output", "-o", show_default=False, help="The file of the inverse warp.")
     ],
     reference: Annotated[
         Path,
@@ -395,7 +403,7 @@ def invert(
             "--moving",
             metavar="IMAGE",
             show_default=False,
-            help="The moving image: the inverse lies on its voxels.",
+            help="The moving image. The inverse lies on its voxels.",
         ),
     ],
     fixed: FixedGrid = None,
@@ -403,7 +411,7 @@ def invert(
 ) -> None:
     """Compute the warp from the moving image back to the fixed one."""
     check_outputs([(output, WARPS)], (warp, reference, fixed), overwrite, recorded=output)
-    forward = load_warp(warp, load_grid(fixed, "fixed image"), load_grid(reference, "reference"))
+    forward = load_warp(warp, optional_grid(fixed, "fixed image"), optional_grid(reference, "reference"))
     inverse = forward.inverse()
     with recorded({"inverse": output}, {"warp": warp, "moving": reference, "fixed": fixed}):
         inverse.save(output)
@@ -422,35 +430,36 @@ def convert(
         Literal["itk", "dispvect", "h5", "l2r"] | None,
         typer.Option(
             show_default=False,
-            help="itk: displacement field of ITK, ANTs, SimpleITK. dispvect: the same by the letter of NIfTI "
-            "(RAS). h5: ITK composite. l2r: Learn2Reg, in voxels. Default: .h5 is h5, .npz is l2r, else itk.",
+            help="itk: displacement field of ITK, ANTs and SimpleITK. dispvect: the same as the NIfTI "
+            "standard has it (RAS). h5: ITK composite. l2r: Learn2Reg, in voxels. Default: h5 for .h5, l2r "
+            "for .npz, else itk.",
         ),
     ] = None,
     fixed: Annotated[
         Path | None,
         typer.Option(
             metavar="IMAGE",
-            help="The fixed image: the warp is brought to its voxels. Learn2Reg and matrices need it.",
+            help="The fixed image. The warp is resampled on its voxels. Learn2Reg and matrices need it.",
         ),
     ] = None,
     moving: MovingGrid = None,
     warp_spacing: WarpSpacing = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rewrite a warp in another format, or a linear transform as one of ITK's (.tfm .txt .mat)."""
+    """Convert a warp to another format, or a linear transform to ITK's (.tfm .txt .mat)."""
     from regkit.transforms import existing
 
     inputs = (existing(source), fixed, moving)
     check_outputs([(output, (*WARPS, *_LINEAR))], inputs, overwrite, recorded=output)
 
     from regkit.io.formats import read_linear, write_linear
-    from regkit.transforms import coarser
+    from regkit.transforms import coarsened
     from regkit.warp import Warp
 
     if warp_spacing is not None and (to == "l2r" or output.suffix in (".npz", *_LINEAR)):
         raise typer.BadParameter("is of warps that have voxels of their own", param_hint="--warp-spacing")
-    grids = load_grid(fixed, "fixed image"), load_grid(moving, "moving image")
-    stored: dict[str, Any] = {}
+    grids = optional_grid(fixed, "fixed image"), optional_grid(moving, "moving image")
+    stored: dict[str, CoarsenedWarp] = {}
     made_of = {"transform": inputs[0], "fixed": fixed, "moving": moving}
     with recorded({"transform": output}, made_of, format=to):
         if output.suffix in _LINEAR:
@@ -458,8 +467,8 @@ def convert(
         else:
             warp = Warp.load(source, *grids)
             if warp_spacing is not None:
-                least = coarser(warp, warp_spacing)
-                warp, stored["warp"] = least.warp, least.to_dict()
+                stored["warp"] = coarsened(warp, warp_spacing)
+                warp = stored["warp"].warp
             warp.save(output, to)
     typer.echo(f"wrote {output}")
     print_stored(stored)

@@ -33,10 +33,10 @@ def bids_pairs(root: Path, fixed: str, moving: str) -> list[Pair]:
     """
     try:
         from bids import BIDSLayout
-    except ImportError:
-        raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from None
+    except ImportError as error:
+        raise RegkitError(f"BIDS data sets need pybids: {install('bids')}") from error
     if not root.is_dir():
-        raise RegkitError(f"'{root}' is no folder")
+        raise RegkitError(f"'{root}' is not a folder")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,15 +102,15 @@ def describe_derivatives(folder: Path, made_by: str) -> None:
 def _entities(query: str, layout: Any) -> dict[str, Any]:
     """The entities of a query, such as suffix=T1w,session=1."""
     known = set(layout.get_entities())
-    found: dict[str, Any] = {}
+    entities: dict[str, Any] = {}
     for part in query.split(","):
         name, sign, value = (word.strip() for word in part.partition("="))
         if not sign or not value:
             raise RegkitError(f"'{part}' names no entity; write it as suffix=T1w,session=1")
         if name not in known:
-            raise RegkitError(f"no entity '{name}' in this data set; there is: {', '.join(sorted(known))}")
-        found[name] = int(value) if name in ("run", "echo", "inv") and value.isdecimal() else value
-    return found
+            raise RegkitError(f"no entity '{name}' in this data set; available: {', '.join(sorted(known))}")
+        entities[name] = int(value) if name in ("run", "echo", "inv") and value.isdecimal() else value
+    return entities
 
 
 def _pair(fixed: Any, moving: Any) -> Pair:

@@ -60,8 +60,8 @@ def connected(scheduler: str) -> Iterator[Client]:
     """
     try:
         from distributed import Client
-    except ImportError:
-        raise RegkitError(f"a cluster needs Dask: {install('cluster')}") from None
+    except ImportError as error:
+        raise RegkitError(f"a cluster needs Dask: {install('cluster')}") from error
     try:
         client = Client(scheduler, timeout=_SECONDS, name="regkit")
     except (OSError, ValueError, TimeoutError) as error:

@@ -17,12 +17,12 @@ from regkit.cohort.result_rows import FAILED, OK, Row, thumbnail_path
 from regkit.viz.colours import DIM, INK, PALE
 from regkit.viz.htmlreport import template
 
-_MOST_PICTURES = 200  # some 6 KB each
-_FEWEST = 8  # pairs of which it can be said that one stands out
+_MAX_PICTURES = 200  # some 6 KB each
+_MIN_PAIRS = 8  # pairs of which it can be said that one stands out
 _STANDS_OUT = 3.5  # robust deviations (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
 _ORDER = (FAILED, "FAIL", "WARN", "PASS")
 # Of a strip, pixels: its width, its dots, the most of them above each other.
-_WIDTH, _DOT, _MOST_DOTS = 560, 5, 24
+_WIDTH, _DOT, _MAX_DOTS = 560, 5, 24
 # Of measures that are no gates: what they are called, and whether large values are bad.
 _MEASURES = {
     "mean_dice": ("mean Dice", False),
@@ -70,7 +70,7 @@ def page_of(folder: Path, rows: Sequence[Row], values: Sequence[Mapping[str, flo
     listed = []
     for place, k in enumerate(order):
         row = rows[k]
-        picture = _picture(folder, row) if place < _MOST_PICTURES and row["status"] == OK else None
+        picture = _picture(folder, row) if place < _MAX_PICTURES and row["status"] == OK else None
         links = {kind: quote(name) for kind, name in row.get("outputs", {}).items()}
         listed.append(
             {
@@ -99,7 +99,7 @@ def page_of(folder: Path, rows: Sequence[Row], values: Sequence[Mapping[str, flo
             levels=(*_ORDER, "pending"),
             listed=listed,
             measures=[name for name in _MEASURES if any(name in one for one in values)],
-            pictures=_MOST_PICTURES,
+            pictures=_MAX_PICTURES,
             strips=strips,
             titles={name: title for name, (title, _) in _MEASURES.items()},
             width=_WIDTH,
@@ -121,7 +121,7 @@ def _scores(values: Sequence[Mapping[str, float]], bad_above: Mapping[str, bool]
     scores: list[tuple[float, str]] = [(0.0, "")] * len(values)
     for name, above in bad_above.items():
         known = [one[name] for one in values if name in one]
-        if len(known) < _FEWEST:
+        if len(known) < _MIN_PAIRS:
             continue
         median = statistics.median(known)
         deviation = 1.4826 * statistics.median(abs(value - median) for value in known)
@@ -174,7 +174,7 @@ def _strip(
         column = int(x(one[name]) // _DOT)
         stacks[column] += 1
         dots.append((x(one[name]), stacks[column], level, f"{row['pair']}: {one[name]:.4g}"))
-    step = _DOT * min(1.0, _MOST_DOTS / max([*stacks.values(), 1]))
+    step = _DOT * min(1.0, _MAX_DOTS / max([*stacks.values(), 1]))
     height = int(step * max([*stacks.values(), 1])) + _DOT
     return Strip(
         f"{title}, {unit}" if unit else title,

@@ -26,14 +26,13 @@ from regkit.io.foreign import split_convention
 from regkit.io.provenance import record_of, record_path, sha256, version
 
 if TYPE_CHECKING:
-    from regkit.core.geometry import Float64
-    from regkit.registration import Registration
+    pass
 
 _ONE_AT_A_TIME = Lock()  # threads and seeds are those of the whole process
 
 
 @dataclass(frozen=True)
-class Job:
+class PairJob:
     """A pair and how it is registered; it goes to other processes and machines.
 
     Args:
@@ -57,7 +56,7 @@ class Job:
     regkit: str = __version__
 
 
-def key_of(job: Job) -> str:
+def key_of(job: PairJob) -> str:
     """The hash of all that the results of a pair depend on: content of its files, settings, regkit's version.
 
     Raises:
@@ -72,7 +71,7 @@ def key_of(job: Job) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def register_pair(job: Job) -> Row:
+def register_pair(job: PairJob) -> Row:
     """Register a pair and write its results and its row, unless a row says that the same was done.
 
     Whatever fails is in the row. It may be called again, and by several at once: results are written whole,
@@ -85,7 +84,7 @@ def register_pair(job: Job) -> Row:
         try:
             return _registered(job)
         except Exception as error:
-            row = failed_row(job, _told(error))
+            row = failed_row(job, _error_text(error))
             if not isinstance(error, RegkitError):
                 row["traceback"] = traceback.format_exc()
         # The folder itself may be what is missing.
@@ -94,17 +93,17 @@ def register_pair(job: Job) -> Row:
         return row
 
 
-def failed_row(job: Job, error: str) -> Row:
+def failed_row(job: PairJob, error: str) -> Row:
     """The row of a pair that could not be registered."""
     return _row(job, FAILED) | {"error": " ".join(error.split())}
 
 
-def _row(job: Job, status: str) -> Row:
+def _row(job: PairJob, status: str) -> Row:
     files = {"fixed": str(job.pair.fixed), "moving": str(job.pair.moving)}
     return {"pair": job.pair.name, "status": status, **files, "made_by": version(), "host": platform.node()}
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, RegkitError):
         return str(error)
     if is_out_of_memory(error):
@@ -112,7 +111,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _registered(job: Job) -> Row:
+def _registered(job: PairJob) -> Row:
     if job.regkit != __version__:
         raise RegkitError(
             f"regkit {job.regkit} sent this pair to a worker that has regkit {__version__}; install the same"
@@ -143,15 +142,18 @@ def _registered(job: Job) -> Row:
         return _written(job, places, key, warned)
 
 
-def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]) -> Row:
+def _written(
+    job: PairJob, places: Mapping[str, Path], key: str, warned: list[warnings.WarningMessage]
+) -> Row:
     """Register the pair of a job and write all that is to be written, its row last."""
     import torch
 
     from regkit.cohort.thumbnail import thumbnail
+    from regkit.evaluate import LandmarkErrors
     from regkit.io.images import load_image
     from regkit.io.points import read_pairs
     from regkit.registration import register
-    from regkit.results import with_writing, write_results
+    from regkit.result_files import write_results
 
     pair, arguments = job.pair, job.pair.arguments(job.settings)
     landmarks = None if pair.landmarks is None else read_pairs(pair.landmarks)
@@ -168,17 +170,17 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         outputs=[kind for kind in ("moved", "inverse") if kind in places],
         **arguments,
     )
-    found = without_nan(result.to_dict())
+    measures = without_nan(result.to_dict())
     row = _row(job, OK) | {
         "key": key,
         "outputs": {kind: pair.place(kind) for kind in places},
-        "verdict": found["verdict"],
-        "metrics": found["metrics"],
+        "verdict": measures["verdict"],
+        "metrics": measures["metrics"],
     }
     if landmarks is not None:
-        row["landmarks"] = without_nan(_landmark_errors(result, *landmarks))
+        row["landmarks"] = without_nan(LandmarkErrors.of(*landmarks, result.warp).to_dict())
     files = {**pair.files, "init": _file(arguments.get("init")), "weights": _file(arguments.get("weights"))}
-    record = record_of(files, found["settings"], job.command)
+    record = record_of(files, measures["settings"], job.command)
     begun = time.perf_counter()
     with together():
         write_results(
@@ -192,23 +194,11 @@ def _written(job: Job, places: Mapping[str, Path], key: str, warned: list[warnin
         )
         with atomic_path(thumbnail_path(job.folder, pair.name)) as temporary:
             temporary.write_bytes(thumbnail(result, fixed))
-        found = with_writing(found, time.perf_counter() - begun)
-        row |= {"seconds": found["seconds"], "peak_mb": found["memory_mb"]["peak"]}
+        result = result.with_writing(time.perf_counter() - begun)
+        row |= {"seconds": result.timings.to_dict(), "peak_mb": result.memory["peak"]}
         row["warnings"] = [" ".join(str(one.message).split()) for one in warned]
         write_row(job.folder, row)
     return row
-
-
-def _landmark_errors(result: Registration, fixed: Float64, moving: Float64) -> dict[str, Any]:
-    """Errors before, by the headers alone, and after, as ``regkit evaluate`` tells them."""
-    from regkit.evaluate import summarise_errors, target_registration_error
-
-    mapped = result.warp.transform_points(fixed)
-    return {
-        "count": len(mapped),
-        "tre_before_mm": summarise_errors(target_registration_error(fixed, moving)),
-        "tre_mm": summarise_errors(target_registration_error(mapped, moving)),
-    }
 
 
 def _file(value: object) -> Path | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from regkit.core.configuration import read_assignments, unknown
+from regkit.core.configuration import read_assignments, unknown_name
 from regkit.core.errors import RegkitError
 from regkit.core.settings import Settings, changed_settings
 from regkit.io.foreign import split_convention
@@ -36,8 +36,8 @@ SUMMARY, REPORT = "summary.csv", "report.html"
 """What tells of all pairs, in the cohort's folder."""
 
 _IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm")
-_MOST_SHOWN = 5  # of the problems that one message lists
-_MOST_PARENTS = 6  # folders that a name may be made of
+_MAX_SHOWN = 5  # of the problems that one message lists
+_MAX_PARENTS = 6  # folders that a name may be made of
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Pair:
     @property
     def files(self) -> dict[str, Path]:
         """All files that are read, by their roles."""
-        found = {role: getattr(self, role) for role in ("fixed", "moving", *FILES)}
-        return {role: path for role, path in found.items() if path is not None}
+        paths = {role: getattr(self, role) for role in ("fixed", "moving", *FILES)}
+        return {role: path for role, path in paths.items() if path is not None}
 
 
-def read_table(path: Path) -> tuple[list[Pair], list[str]]:
+def read_pairs_table(path: Path) -> tuple[list[Pair], list[str]]:
     """The pairs of a table (.csv, separated by commas, semicolons or tabs).
 
     Paths are relative to the table's folder.
@@ -106,7 +106,7 @@ def read_table(path: Path) -> tuple[list[Pair], list[str]]:
     try:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise RegkitError(f"'{path}' is no table: {error}") from error
+        raise RegkitError(f"'{path}' is not a table: {error}") from error
     columns = [cell.strip().lower() for cell in rows[0][1]]
     if missing := [name for name in COLUMNS[:2] if name not in columns]:
         raise RegkitError(
@@ -163,25 +163,25 @@ def matched_folders(fixed: Path, moving: Path) -> list[Pair]:
     """
     sides = {}
     for side, folder in (("fixed", fixed), ("moving", moving)):
-        found = defaultdict(list)
+        by_name = defaultdict(list)
         try:
             for path in sorted(folder.iterdir()):
                 stem = _stem(path)
                 if not path.name.startswith(".") and (path.is_dir() or stem != path.name):
-                    found[stem].append(path)
+                    by_name[stem].append(path)
         except OSError as error:
             raise RegkitError(f"'{folder}' cannot be read: {error.strerror or error}") from error
-        if not found:
+        if not by_name:
             raise RegkitError(f"'{folder}' holds no images (files {' '.join(_IMAGES)}, or folders of DICOM)")
-        if several := next((paths for paths in found.values() if len(paths) > 1), None):
+        if several := next((paths for paths in by_name.values() if len(paths) > 1), None):
             raise RegkitError(f"'{several[0]}' and '{several[1]}' have one name; leave one of them")
-        sides[side] = {stem: paths[0] for stem, paths in found.items()}
+        sides[side] = {stem: paths[0] for stem, paths in by_name.items()}
     if alone := sorted(sides["fixed"].keys() ^ sides["moving"].keys()):
         others = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
-        where, lacking = (fixed, moving) if alone[0] in sides["fixed"] else (moving, fixed)
+        folder_of, lacking = (fixed, moving) if alone[0] in sides["fixed"] else (moving, fixed)
         raise RegkitError(
-            f"'{alone[0]}'{others} of '{where}' has no partner of its name in '{lacking}'; list the pairs in "
-            "a table, with columns fixed,moving"
+            f"'{alone[0]}'{others} of '{folder_of}' has no partner of its name in '{lacking}'; list the "
+            "pairs in a table, with columns fixed,moving"
         )
     return checked(
         [Pair(_folder_name(stem), path, sides["moving"][stem]) for stem, path in sides["fixed"].items()]
@@ -196,7 +196,7 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
     """
     if not pairs:
         raise RegkitError("there are no pairs to register")
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for number, pair in enumerate(pairs, start=1):
         if not re.fullmatch(r"\w[\w.+-]*", pair.name) or pair.name in (SUMMARY, REPORT):
             raise RegkitError(
@@ -204,7 +204,7 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
             )
         # Some systems take names that differ in case for the same.
         for place in {pair.name, *pair.places.values()}:
-            other = seen.setdefault(os.path.normpath(place).casefold(), number)
+            other = counts.setdefault(os.path.normpath(place).casefold(), number)
             if other != number:
                 raise RegkitError(
                     f"pairs {other} and {number} would both write '{place}'; give each pair a name of its "
@@ -217,31 +217,31 @@ def checked(pairs: Sequence[Pair]) -> list[Pair]:
         if not os.path.exists(path)
     ]
     if missing:
-        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
+        more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
         count = "a file does" if len(missing) == 1 else f"{len(missing)} files do"
-        raise RegkitError(f"{count} not exist: {', '.join(missing[:_MOST_SHOWN])}{more}")
+        raise RegkitError(f"{count} not exist: {', '.join(missing[:_MAX_SHOWN])}{more}")
     return list(pairs)
 
 
 def _pairs(entries: Sequence[tuple[str, Mapping[str, Any]]], root: Path) -> list[Pair]:
     """Pairs of rows, each with where it stands for messages."""
     made = []
-    for where, row in entries:
+    for location, row in entries:
         for name in COLUMNS[:2]:
             if not row.get(name):
-                raise RegkitError(f"{where} names no {name} image")
+                raise RegkitError(f"{location} names no {name} image")
         paths = {role: root / row[role] for role in ("fixed", "moving", *FILES) if row.get(role)}
-        start = _start(row["start"], root, where) if row.get("start") else None
-        settings = _settings(row.get("settings") or {}, root, where)
+        start = _start(row["start"], root, location) if row.get("start") else None
+        settings = _settings(row.get("settings") or {}, root, location)
         labels = [role for role in ("fixed_labels", "moving_labels") if role in paths]
         if labels == ["fixed_labels"]:
-            raise RegkitError(f"{where} has fixed_labels, which need moving_labels to be compared with")
+            raise RegkitError(f"{location} has fixed_labels, which need moving_labels to be compared with")
         made.append((str(row.get("name", "")), paths, start, settings))
-    given = [bool(name) for name, *_ in made]
-    if any(given) and not all(given):
-        raise RegkitError(f"{entries[given.index(False)][0]} has no name, but other pairs have one")
+    has_name = [bool(name) for name, *_ in made]
+    if any(has_name) and not all(has_name):
+        raise RegkitError(f"{entries[has_name.index(False)][0]} has no name, but other pairs have one")
     names = [name for name, *_ in made]
-    if not any(given):
+    if not any(has_name):
         names = _names([(paths["fixed"], paths["moving"]) for _, paths, *_ in made])
     return checked(
         [
@@ -254,7 +254,7 @@ def _pairs(entries: Sequence[tuple[str, Mapping[str, Any]]], root: Path) -> list
 def _names(images: Sequence[tuple[Path, Path]]) -> list[str]:
     """A name for each pair by those of its images, with as many of their folders as tell all apart."""
     names: list[str] = []
-    for parents in range(_MOST_PARENTS):
+    for parents in range(_MAX_PARENTS):
         names = [f"{_short(moving, parents)}_to_{_short(fixed, parents)}" for fixed, moving in images]
         if len({name.casefold() for name in names}) == len(names):
             break
@@ -277,25 +277,25 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "pair"
 
 
-def _start(value: object, root: Path, where: str) -> str:
+def _start(value: object, root: Path, location: str) -> str:
     """A word of ``--init``, or a file that is there, as an absolute name."""
-    from regkit.registration import INITS
+    from regkit.core.choices import STARTS
 
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-    if text in INITS:
+    if text in STARTS:
         return text
     convention, file = split_convention(Path(text))
     if not os.path.isfile(root / file):
-        raise RegkitError(f"{where}: the start '{text}' is none of {', '.join(INITS)}, and no file")
+        raise RegkitError(f"{location}: the start '{text}' is none of {', '.join(STARTS)}, and no file")
     return f"{convention}:{root / file}" if convention else str(root / file)
 
 
-def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
+def _settings(value: object, root: Path, location: str) -> dict[str, Any]:
     """Settings of one pair: ``preset=fast; search_range=16; ct_window=-450 450``, or a mapping.
 
     Those of the solver go under "settings", as :func:`regkit.register` takes them.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     try:
         if isinstance(value, Mapping):
             items = {str(key): item for key, item in value.items()}
@@ -303,17 +303,17 @@ def _settings(value: object, root: Path, where: str) -> dict[str, Any]:
             items = read_assignments([part for part in str(value).split(";") if part.strip()])
         for key, item in items.items():
             if key in SETTINGS:
-                found[key] = SETTINGS[key](item, root)
+                settings[key] = SETTINGS[key](item, root)
             elif key in SOLVER:
-                found.setdefault("settings", {})[key] = item
+                settings.setdefault("settings", {})[key] = item
             else:
-                raise unknown(key, [*SETTINGS, *SOLVER], "setting")
-        changed_settings(found.get("preset", "default"), found.get("settings"))
+                raise unknown_name(key, [*SETTINGS, *SOLVER], "setting")
+        changed_settings(settings.get("preset", "default"), settings.get("settings"))
     except RegkitError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{location}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise RegkitError(f"{where}: '{item}' cannot be the setting '{key}'") from error
-    return found
+        raise RegkitError(f"{location}: '{item}' cannot be the setting '{key}'") from error
+    return settings
 
 
 def _preset(value: Any, root: Path) -> str:
@@ -321,17 +321,17 @@ def _preset(value: Any, root: Path) -> str:
 
 
 def _features(value: Any, root: Path) -> str:
-    from regkit.features.maps import NAMES
+    from regkit.core.choices import FEATURE_SETS
 
-    if value not in NAMES:
-        raise RegkitError(f"no features named {value!r}; there is: {', '.join(NAMES)}")
+    if value not in FEATURE_SETS:
+        raise RegkitError(f"no features named {value!r}; available: {', '.join(FEATURE_SETS)}")
     return str(value)
 
 
 def _weights(value: Any, root: Path) -> str:
     path = root / os.fspath(value)
     if not path.is_file():
-        raise RegkitError(f"the weights '{path}' are no file")
+        raise RegkitError(f"the weights '{path}' are not a file")
     return str(path)
 
 
@@ -363,5 +363,5 @@ def _text(path: Path) -> str:
         raise RegkitError(f"'{path}' cannot be read: {error.strerror or error}") from error
     try:
         return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise RegkitError(f"'{path}' is no text in UTF-8; save the table as CSV in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise RegkitError(f"'{path}' is not UTF-8 text; save the table as CSV in UTF-8") from error

@@ -52,25 +52,25 @@ def in_processes(
         RegkitError: if a process cannot start.
     """
     todo = deque(jobs)
-    running: dict[Connection, _Process] = {}
+    running: dict[Connection, _WorkerProcess] = {}
     try:
         while todo or running:
             while todo and len(running) < workers:
-                process = _Process(work, threads)
+                process = _WorkerProcess(work, threads)
                 running[process.pipe] = process
             for pipe in wait(list(running)):
                 assert isinstance(pipe, Connection)
                 process = running[pipe]
                 try:
-                    said = pipe.recv()
-                except (EOFError, OSError):  # it died
+                    message = pipe.recv()
+                except (EOFError, OSError) as error:  # it died
                     del running[pipe]
                     reason = process.ended()
                     if not process.started:
                         raise RegkitError(
                             f"a process for the pairs could not start ({reason}); in a script of your own, "
                             "call regkit.batch below: if __name__ == '__main__':"
-                        ) from None
+                        ) from error
                     yield died(process.job, reason)
                     continue
                 finished, process.started = process.started, True
@@ -80,13 +80,13 @@ def in_processes(
                     del running[pipe]
                     process.ended()
                 if finished:
-                    yield said
+                    yield message
     finally:
         for process in running.values():
             process.kill()
 
 
-class _Process:
+class _WorkerProcess:
     """A process that waits for jobs, and the end of its pipe."""
 
     def __init__(self, work: Callable[[Any], Any], threads: int) -> None:

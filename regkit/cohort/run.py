@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from regkit.cohort.bids import describe_derivatives
 from regkit.cohort.html_page import level_of
-from regkit.cohort.pair_job import Job, failed_row, register_pair
-from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_table
+from regkit.cohort.pair_job import PairJob, failed_row, register_pair
+from regkit.cohort.pairs import OUTPUTS, REPORT, SUMMARY, Pair, listed_pairs, read_pairs_table
 from regkit.cohort.processes import in_processes
 from regkit.cohort.result_rows import BEGUN, FAILED, STATE, Row, read_row, write_row
 from regkit.cohort.summary import write_summary
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 _PROCESS = 0.5e9  # bytes of a process before it begins with a pair
 _SHARE = 0.8  # of the memory that is left
-_LARGEST = 20  # pairs whose headers are looked at for their memory
+_PAIRS_EXAMINED = 20  # pairs whose headers are looked at for their memory
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What :func:`batch` found.
+    """The result of :func:`batch`.
 
     Args:
         folder: of all results.
-        rows: of all pairs, in their order (:mod:`regkit.cohort.result_rows`). Pairs that another part of the
-            cohort does are rows as far as they are done.
+        rows: one for each pair, in order (:mod:`regkit.cohort.result_rows`). Pairs of other parts of the
+            cohort have the state that they are in.
     """
 
     folder: Path
@@ -46,11 +46,11 @@ class Cohort:
 
     @property
     def failed(self) -> list[Row]:
-        """Pairs that could not be registered."""
+        """The pairs that could not be registered."""
         return [row for row in self.rows if row["status"] == FAILED]
 
     def count(self, level: str) -> int:
-        """How many pairs are "PASS", "WARN" or "FAIL", "failed" or "pending"."""
+        """The number of pairs that are "PASS", "WARN", "FAIL", "failed" or "pending"."""
         return [level_of(row) for row in self.rows].count(level)
 
     @property
@@ -78,51 +78,51 @@ def batch(
     command: str | None = None,
     **settings: Any,
 ) -> Cohort:
-    """Register many pairs, and write ``summary.csv`` and ``report.html`` of all of them.
+    """Register many pairs, and write ``summary.csv`` and ``report.html`` about all of them.
 
-    What was finished before with the same files and settings is left as it is, so that the same call goes on
-    where a killed one was. A pair that fails is a row of the summary and ends nothing. In a script of your
-    own, call it below ``if __name__ == "__main__":``, as other processes import the script.
+    Pairs that were finished before with the same files and settings are skipped, so that the same call
+    resumes a run that was killed. A pair that fails gets a row in the summary, and the others go on.
+    Processes import the script that calls this: call it below ``if __name__ == "__main__":``.
 
     Args:
-        pairs: a table (:func:`regkit.cohort.pairs.read_table`), or a list of (fixed, moving), of mappings
-            with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
-        folder: of all results; it is made.
-        outputs: what to write of each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
-        part: (i, n) does every n-th pair from the i-th on, 1 the first, for arrays of jobs.
+        pairs: a table (:func:`regkit.cohort.pairs.read_pairs_table`), or a list of (fixed, moving), of
+            mappings with the table's columns as keys, or of :class:`regkit.cohort.pairs.Pair`.
+        folder: for all results; made if missing.
+        outputs: what to write for each pair, of :data:`regkit.cohort.pairs.OUTPUTS`.
+        part: (i, n) does every n-th pair from the i-th on, counted from 1, for job arrays.
         workers: processes; by default as many as cores and memory allow. Not with ``client``.
         threads: of each process; by default an equal share of the cores, and on a cluster as many as the
             worker has.
-        memory: GB (10^9 bytes) that all processes may take together; on a cluster, each.
-        client: of a Dask cluster that does the work; its workers must see the files by the same names.
-        on_row: called with each row of this part as it comes, how many there are so far, and of how many.
-        command: the line that was typed, for the records beside the results.
-        settings: for all pairs, as of :func:`regkit.register`: ``init``, ``features``, ``weights``,
+        memory: GB (10^9 bytes) for all processes together, or on a cluster for each.
+        client: of a Dask cluster that does the work. Its workers must see the files under the same names.
+        on_row: called with each new row of this part, the number of rows so far, and the number of pairs.
+        command: the command line, for the records beside the results.
+        settings: for all pairs, as for :func:`regkit.register`: ``init``, ``features``, ``weights``,
             ``preset``, ``settings``, ``ct_window``, ``device``, ``seed``.
 
     Raises:
-        RegkitError: if the pairs, the folder or the settings cannot be used; nothing is done then.
+        RegkitError: if the pairs, the folder or the settings cannot be used. Nothing has been done then.
     """
-    found = _listed(pairs)
+    all_pairs = _listed(pairs)
     place = Path(folder).absolute()
-    chosen = found[_index(part) :: part[1]]
+    chosen = all_pairs[_index(part) :: part[1]]
     if not chosen:
-        raise RegkitError(f"part {part[0]} of {part[1]} has no pairs: there are {len(found)}")
+        raise RegkitError(f"part {part[0]} of {part[1]} has no pairs: there are {len(all_pairs)}")
     if (workers is not None and workers < 1) or (threads is not None and threads < 1):
         raise RegkitError("workers and threads must be at least 1")
     _check_settings(settings)
     _check_outputs(outputs)
-    _check_folder(found, place)
+    _check_folder(all_pairs, place)
     make_folder(place / STATE)
     clean(place / STATE)
-    if any(pair.places for pair in found):
+    if any(pair.places for pair in all_pairs):
         describe_derivatives(place, version())
 
     if client is None:
         workers, threads = _shared_out(chosen, settings, workers, threads, memory)
         memory = None if memory is None else memory / workers
     jobs = [
-        Job(_absolute(p), place, _kinds(p, outputs, settings), settings, threads, memory, command)
+        PairJob(_absolute(p), place, _kinds(p, outputs, settings), settings, threads, memory, command)
         for p in chosen
     ]
     try:
@@ -133,11 +133,11 @@ def batch(
     except BaseException:
         _sweep(jobs)
         raise
-    return Cohort(place, write_summary(place, [pair.name for pair in found]))
+    return Cohort(place, write_summary(place, [pair.name for pair in all_pairs]))
 
 
 def _rows(
-    jobs: Sequence[Job], client: Client | None, workers: int, threads: int
+    jobs: Sequence[PairJob], client: Client | None, workers: int, threads: int
 ) -> Generator[Row, None, None]:
     if client is None:
         return in_processes(register_pair, jobs, workers, threads, _died)
@@ -146,7 +146,7 @@ def _rows(
     return on_cluster(register_pair, jobs, client, _died)
 
 
-def _sweep(jobs: Sequence[Job]) -> None:
+def _sweep(jobs: Sequence[PairJob]) -> None:
     """Finish or remove what processes that were stopped had begun to write."""
     for job in jobs:
         if read_row(job.folder, job.pair.name)["status"] == BEGUN:
@@ -155,7 +155,7 @@ def _sweep(jobs: Sequence[Job]) -> None:
             clean(job.folder / STATE)
 
 
-def _died(job: Job, error: str) -> Row:
+def _died(job: PairJob, error: str) -> Row:
     """The row of a pair whose process died, which could not write it."""
     row = failed_row(job, error)
     write_row(job.folder, row)
@@ -164,7 +164,7 @@ def _died(job: Job, error: str) -> Row:
 
 def _listed(pairs: str | os.PathLike[str] | Iterable[object]) -> list[Pair]:
     if isinstance(pairs, str | os.PathLike):
-        return read_table(Path(pairs))[0]
+        return read_pairs_table(Path(pairs))[0]
     return listed_pairs(pairs)
 
 
@@ -177,31 +177,31 @@ def _index(part: tuple[int, int]) -> int:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Check what is the same for all pairs before the first is begun."""
+    from regkit.core.choices import STARTS
     from regkit.features.maps import feature_parts
-    from regkit.registration import INITS
     from regkit.runtime.device import torch_device
 
     known = ("init", "features", "weights", "preset", "settings", "ct_window", "device", "seed")
     if unknown := [name for name in settings if name not in known]:
-        raise RegkitError(f"no setting named '{unknown[0]}'; there is: {', '.join(known)}")
+        raise RegkitError(f"no setting named '{unknown[0]}'; available: {', '.join(known)}")
     changed_settings(settings.get("preset", "default"), settings.get("settings"))
     torch_device(settings.get("device", "auto"))
     feature_parts(*(settings[name] for name in ("features", "weights") if settings.get(name) is not None))
     init = settings.get("init", "auto")
-    if init not in INITS and not os.path.isfile(init):
-        raise RegkitError(f"the start '{init}' is none of {', '.join(INITS)}, and no file")
+    if init not in STARTS and not os.path.isfile(init):
+        raise RegkitError(f"the start '{init}' is none of {', '.join(STARTS)}, and no file")
 
 
 def _check_outputs(outputs: Sequence[str]) -> None:
     for name in outputs:
         if name not in OUTPUTS:
-            raise RegkitError(f"no output named '{name}'; there is: {', '.join(OUTPUTS)}")
+            raise RegkitError(f"no output named '{name}'; available: {', '.join(OUTPUTS)}")
 
 
 def _check_folder(pairs: Sequence[Pair], folder: Path) -> None:
     """Check that nothing is lost: files that a cohort before did not write stay."""
     if folder.exists() and not folder.is_dir():
-        raise RegkitError(f"'{folder}' is no folder; give another name")
+        raise RegkitError(f"'{folder}' is not a folder; give another name")
     if not folder.parent.is_dir():
         raise RegkitError(
             f"cannot make the folder '{folder}': '{folder.parent}' is not there; create it first"
@@ -272,7 +272,7 @@ def usable_cores() -> int:
 def _need(pairs: Sequence[Pair], settings: Mapping[str, Any]) -> float:
     """Bytes of a process that registers the largest pairs."""
     by_size = sorted(pairs, key=lambda pair: -_bytes(pair.fixed) - _bytes(pair.moving))
-    return _PROCESS + max(_bytes_needed(pair, settings) for pair in by_size[:_LARGEST])
+    return _PROCESS + max(_bytes_needed(pair, settings) for pair in by_size[:_PAIRS_EXAMINED])
 
 
 def _bytes_needed(pair: Pair, settings: Mapping[str, Any]) -> float:
@@ -289,8 +289,8 @@ def _voxels(path: Path) -> int:
 
     with suppress(RegkitError):
         if path.name.lower().endswith(nifti.SUFFIXES):
-            with nifti.open_nifti(path) as found:
-                return math.prod(found.shape)
+            with nifti.open_nifti(path) as header:
+                return math.prod(header.shape)
         if path.is_file():
             with guard.open_image([path]) as image:
                 return math.prod(image.header.size)

@@ -54,16 +54,16 @@ def measures(row: Row) -> dict[str, float]:
     The gates of the verdict have their own names, and all else a name with its unit.
     """
     metrics, landmarks = row.get("metrics", {}), row.get("landmarks", {})
-    found = {f"gate_{gate['name']}": gate["value"] for gate in row.get("verdict", {}).get("gates", ())}
+    columns = {f"gate_{gate['name']}": gate["value"] for gate in row.get("verdict", {}).get("gates", ())}
     for name in ("mean_dice", "mean_hd95_mm"):
         values = metrics.get(name, {})
-        found |= {f"{name}_before": values.get("before"), name: values.get("after")}
-    found["landmarks"] = landmarks.get("count")
+        columns |= {f"{name}_before": values.get("before"), name: values.get("after")}
+    columns["landmarks"] = landmarks.get("count")
     for name in ("tre_before_mm", "tre_mm"):
         values = landmarks.get(name, {})
-        found |= {name: values.get("mean"), f"{name}_max": values.get("max")}
-    found |= {name: metrics.get(name) for name in ("folding_percent", "sd_log_jacobian")}
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        columns |= {name: values.get("mean"), f"{name}_max": values.get("max")}
+    columns |= {name: metrics.get(name) for name in ("folding_percent", "sd_log_jacobian")}
+    return {name: value for name, value in columns.items() if value is not None and math.isfinite(value)}
 
 
 def table_of(rows: Sequence[Row], measured: Sequence[Mapping[str, float]]) -> str:

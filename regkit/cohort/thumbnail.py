@@ -14,7 +14,7 @@ from regkit.viz.planes import PLANES, tone, view, window
 
 if TYPE_CHECKING:
     from regkit.io.images import Volume
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 _SIDE = 104  # pixels of each of the six panels
 _QUALITY = 60
@@ -35,8 +35,8 @@ def thumbnail(result: Registration, fixed: Volume) -> bytes:
         points = transform_points(grid.index_to_world, slab_index(grid, 0, 1)[0])
         index = transform_points(warp.grid.world_to_index, points)
         there = points + np.stack([values_at(warp.field[..., k], index) for k in range(3)], axis=-1)
-        seen = seen_at(fixed, points), seen_at(moving, there)
-        for row, picture in enumerate(map(tone, seen, windows)):
+        slices = seen_at(fixed, points), seen_at(moving, there)
+        for row, picture in enumerate(map(tone, slices, windows)):
             panel = np.rint(255 * picture[:_SIDE, :_SIDE]).astype(np.uint8)
             top, left = (s + (_SIDE - n) // 2 for s, n in zip((row * step, column * step), panel.shape))
             sheet[top : top + panel.shape[0], left : left + panel.shape[1]] = panel

@@ -31,7 +31,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RegkitError(f"cannot read the configuration '{path}': {error}") from error
-    values = {} if (found := _parsed(text, f"'{path}'")) is None else found
+    values = {} if (content := _parsed(text, f"'{path}'")) is None else content
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RegkitError(f"'{path}' must hold lines of the form 'key: value'")
     return values
@@ -54,7 +54,7 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def built(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """A dataclass with these values, and its defaults for the others.
 
     Args:
@@ -74,25 +74,25 @@ def built(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     except ValidationError as errors:
         error = errors.errors()[0]
         if isinstance(cause := error.get("ctx", {}).get("error"), RegkitError):
-            raise cause from None
+            raise cause from None  # it is what was raised; pydantic only carried it
         path = [name for name in error["loc"] if isinstance(name, str)]
         hint, value = _at(kind, nested, path)
-        raise RegkitError(f"{'.'.join(path)} must be {allowed(hint)}, got {_shown(value)}") from None
+        raise RegkitError(f"{'.'.join(path)} must be {allowed_values(hint)}, got {_shown(value)}") from errors
 
 
-def allowed(hint: Any) -> str:
+def allowed_values(hint: Any) -> str:
     """What a type takes, in words: "a whole number of at least 1"."""
     return f"a {text}" if not (text := _described(hint)).startswith(("one of", "true", "text")) else text
 
 
-def unknown(name: str, there: Sequence[str], what: str) -> RegkitError:
+def unknown_name(name: str, there: Sequence[str], what: str) -> RegkitError:
     """The error for a name that is none of those there are."""
     near = difflib.get_close_matches(name.rpartition(".")[2], there, 1)
     meant = f"did you mean {near[0]}? " if near else ""
-    return RegkitError(f"no {what} {name}; {meant}there is: {', '.join(there)}")
+    return RegkitError(f"no {what} {name}; {meant}available: {', '.join(there)}")
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, location: str) -> Any:
     import yaml
 
     try:
@@ -101,7 +101,7 @@ def _parsed(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is no YAML"
-        raise RegkitError(f"{where}{line}: {problem}") from error
+        raise RegkitError(f"{location}{line}: {problem}") from error
 
 
 def _loader() -> Any:
@@ -116,8 +116,8 @@ def _loader() -> Any:
                     problem = f"{key.value} is given twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 names.add(str(key.value))
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
 
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
@@ -145,7 +145,7 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], prefix: str = "") -> N
     there = [field.name for field in fields(kind) if field.init]
     for name, value in values.items():
         if name not in there:
-            raise unknown(f"{prefix}{name}", there, "setting")
+            raise unknown_name(f"{prefix}{name}", there, "setting")
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise RegkitError(f"{prefix}{name} has parts; give each of them as {prefix}{name}.PART")
@@ -158,8 +158,8 @@ def _json(values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         try:
             json.dumps(value, default=str, allow_nan=False)
-        except ValueError:
-            raise RegkitError(f"{name} must be finite") from None
+        except ValueError as error:
+            raise RegkitError(f"{name} must be finite") from error
     return json.dumps(values, default=str)
 
 

@@ -11,27 +11,27 @@ _NO_MEMORY = ("can't allocate memory", "failed to allocate memory", "bad_alloc",
 
 
 class RegkitError(ValueError):
-    """Unusable input, with a message that says what is wrong and what to do.
+    """Input that cannot be used. The message says what is wrong and what to do.
 
-    The command line prints the message alone and exits with 1; anything else that escapes is a bug
-    of regkit and keeps its traceback.
+    The command line prints only the message and exits with 1. Any other exception that escapes is a bug of
+    regkit and keeps its traceback.
     """
 
 
 class InputError(RegkitError):
-    """An image, label map or other input that cannot be used as it is."""
+    """An image, label map or other input cannot be used as it is."""
 
 
 class FormatError(RegkitError):
-    """A file that is damaged, or not of a format that is read."""
+    """A file is damaged, or of a format that regkit does not read."""
 
 
 class MemoryLimitError(RegkitError):
-    """More memory is needed than there is, or than may be taken."""
+    """More memory is needed than is available or allowed."""
 
 
 class UsageError(RegkitError):
-    """An option or argument that is unknown, or that does not go with the others."""
+    """An option or argument is unknown, or contradicts another one."""
 
 
 def install(extra: str) -> str:
@@ -39,9 +39,9 @@ def install(extra: str) -> str:
     return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
-def last_lines(said: str, most: int) -> str:
+def last_lines(output: str, count: int) -> str:
     """What a program said last before it failed, in one line."""
-    return " / ".join(line.strip() for line in said.strip().splitlines()[-most:])
+    return " / ".join(line.strip() for line in output.strip().splitlines()[-count:])
 
 
 def reason(error: Exception) -> str:

@@ -163,16 +163,16 @@ class Grid:
         return bool(np.abs(apart).max() <= tolerance_voxels * min(self.spacing))
 
     def working(self, spacing: float, multiple: int = 1) -> Grid:
-        """An isotropic grid over the same field of view, its axes in one order.
+        """An isotropic grid over the same field of view, with its axes in a standard order.
 
-        Whatever the order and signs of this grid's axes, those of the working grid point, as nearly as they
-        can, towards the patient's left, back and head (LPS): a network that knows anatomy sees it upright.
-        What it has to spare lies about evenly on both sides, in whole voxels: of the same spacing, its voxels
-        are this grid's, and resampling does not blur.
+        Whatever the order and signs of this grid's axes, those of the working grid point, as nearly as
+        possible, to the patient's left, back and head (LPS), so that a network that knows anatomy sees it
+        upright. What the working grid has to spare is split evenly between both sides, in whole voxels. If
+        the spacing is the same, its voxels are those of this grid, and resampling does not blur.
 
         Args:
             spacing: mm.
-            multiple: sizes are rounded up to a multiple of it, so that pooling divides exactly.
+            multiple: sizes are rounded up to a multiple of it, so that pooling divides them exactly.
         """
         # The small allowance keeps a field of view that fits exactly from gaining a slice by rounding.
         own = np.reshape(self.direction, (3, 3))
@@ -212,6 +212,22 @@ def transform_points(matrix: npt.ArrayLike, points: npt.ArrayLike) -> Float64:
     """Apply a 4x4 matrix to points of shape (..., 3)."""
     matrix, points = np.asarray(matrix, dtype=np.float64), np.asarray(points, dtype=np.float64)
     return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def linear_about(
+    centre: npt.ArrayLike, linear: npt.ArrayLike, shift: npt.ArrayLike = (0.0, 0.0, 0.0)
+) -> Float64:
+    """The 4x4 matrix of p -> centre + linear (p - centre) + shift.
+
+    Args:
+        centre: (3,), the point that stays but for the shift.
+        linear: 3x3.
+        shift: (3,).
+    """
+    linear, matrix = np.asarray(linear, dtype=np.float64), np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = np.add(centre, shift) - linear @ centre
+    return matrix
 
 
 def affine_transform(matrix: npt.ArrayLike) -> sitk.AffineTransform:

@@ -11,7 +11,7 @@ import numpy as np
 CT_WINDOW = (-450.0, 450.0)
 CT_WINDOW_BOTH = (-950.0, 450.0)
 _PERCENTILES = (0.5, 99.5)
-_SOME = 61  # of so many voxels one tells the range
+_SAMPLE_STEP = 61  # of so many voxels one tells the range
 _MARGIN = 1e-3  # of the range above the minimum: what is taken for it
 
 
@@ -38,7 +38,7 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
     # Zero-filled margins (skull-stripped, rotated or masked volumes) would drag the percentiles down. One
     # with a trace of noise is a margin as well, or that trace would change the window.
     lowest, highest = float(array.min()), float(array.max())
-    near = _MARGIN * (float(np.percentile(array.reshape(-1)[::_SOME], _PERCENTILES[1])) - lowest)
+    near = _MARGIN * (float(np.percentile(array.reshape(-1)[::_SAMPLE_STEP], _PERCENTILES[1])) - lowest)
     inside = array[array > lowest + near]
     low, high = np.percentile(inside if inside.size else array, _PERCENTILES)
     if lowest >= -near:
@@ -49,7 +49,7 @@ def window_of(array: np.ndarray, ct_window: tuple[float, float] | None) -> tuple
 def normalise(array: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Clip to the window and scale it to [0, 1], float32."""
     low, high = window
-    found = np.clip(array, low, high, dtype=np.result_type(array, np.float32))
-    found -= low
-    found /= high - low
-    return found.astype(np.float32, copy=False)
+    scaled = np.clip(array, low, high, dtype=np.result_type(array, np.float32))
+    scaled -= low
+    scaled /= high - low
+    return scaled.astype(np.float32, copy=False)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from regkit.core.configuration import built, unknown
+from regkit.core.choices import LinearModel, PresetName
+from regkit.core.configuration import build, unknown_name
 
 # mm. Up to here a much finer working grid was worth its time: on cords, lungs and brains. Abdomens and heads
 # at 3 mm gain from one that is a little finer, and lose from another.
 FINE_MM = 2.0
-LinearModel = Literal["rigid", "similarity", "affine"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
     linear_model: Annotated[LinearModel, "the most that the linear start may fit"] = "affine"
 
 
-PRESETS: dict[str, Settings] = {
+PRESETS: dict[PresetName, Settings] = {
     "default": Settings(),
     "fast": Settings(max_voxels=1_000_000, iterations=(24, 24)),
     "accurate": Settings(
@@ -59,7 +59,7 @@ PRESETS: dict[str, Settings] = {
     "linear": Settings(deformable=False),
     "rigid": Settings(deformable=False, linear_model="rigid"),
 }
-SUMMARIES = {
+SUMMARIES: dict[PresetName, str] = {
     "default": "the best trade of accuracy against time",
     "fast": "coarser grid, fewer iterations",
     "accurate": "finer grid, twice the iterations",
@@ -68,11 +68,16 @@ SUMMARIES = {
 }
 
 
+def preset_name(name: str) -> PresetName:
+    """The name, if it is that of a preset; RegkitError lists the names if not."""
+    if name not in PRESETS:
+        raise unknown_name(name, list(PRESETS), "preset named")
+    return name
+
+
 def named_settings(name: str) -> Settings:
     """The preset of that name; RegkitError lists the names if there is none."""
-    if name not in PRESETS:
-        raise unknown(name, list(PRESETS), "preset named")
-    return PRESETS[name]
+    return PRESETS[preset_name(name)]
 
 
 def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings:
@@ -87,5 +92,5 @@ def changed_settings(preset: str, changes: Mapping[str, Any] | None) -> Settings
     settings = named_settings(preset)
     if not changes:
         return settings
-    checked = asdict(built(Settings, changes))
+    checked = asdict(build(Settings, changes))
     return replace(settings, **{name: checked[name] for name in changes})

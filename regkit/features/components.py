@@ -15,7 +15,8 @@ from regkit.io.images import Volume
 from regkit.ops.resample import Source, resample
 from regkit.runtime.memory import check_fits_memory
 
-_SPACING = 2.0  # mm, of the voxels that the network sees, unless an image is coarser
+FINEST = 2.0
+"""mm: voxels that features see are no finer, unless they say that they know finer ones."""
 _MAX_VOXELS = 6_000_000
 _BYTES_PER_VOXEL = 60
 _SAMPLE = 200_000  # cells of each image that the components are found on
@@ -23,17 +24,20 @@ _DARK = 0.03  # normalised intensity; darker cells are air or padding, and have 
 _PERCENTILES = (1.0, 99.0)  # of each component, which become no and full colour
 
 
-def principal_components(volumes: Sequence[Volume], extract: Extractor, stride: int) -> list[list[Volume]]:
+def principal_components(
+    volumes: Sequence[Volume], extract: Extractor, stride: int, finest: float = FINEST
+) -> list[list[Volume]]:
     """The first three principal components of all images' features together, each scaled to [0, 1].
 
     Args:
         extract: the features, on cells of ``stride`` voxels.
+        finest: voxels that they see are no finer, mm.
 
     Returns:
         For each image three volumes, on the isotropic grid of its cells.
     """
     # One spacing for all, as in a registration: what is seen at two scales need not look alike.
-    spacing = max(_SPACING, *(_own_spacing(volume.grid) for volume in volumes))
+    spacing = max(finest, *(_own_spacing(volume.grid) for volume in volumes))
     ct = [is_ct(volume.array) for volume in volumes]
     windows = [default_ct_window(ct) if is_one else None for is_one in ct]
     found = [cell_features(v, extract, stride, spacing, window) for v, window in zip(volumes, windows)]
@@ -80,7 +84,7 @@ def _own_spacing(grid: Grid) -> float:
 
 def _counted(features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Vectors (M, C) of the cells that are not dark, thinned; of all if every cell is."""
-    where = torch.nonzero(image.flatten() > _DARK)[:, 0]
-    if len(where) < 4:
-        where = torch.arange(image.numel())
-    return features.flatten(1)[:, where[:: max(1, len(where) // _SAMPLE)]].T
+    counted = torch.nonzero(image.flatten() > _DARK)[:, 0]
+    if len(counted) < 4:
+        counted = torch.arange(image.numel())
+    return features.flatten(1)[:, counted[:: max(1, len(counted) // _SAMPLE)]].T

@@ -19,8 +19,8 @@ from regkit.features.unet import UNet, unshuffled
 from regkit.ops import native
 
 _LANES = 16  # outputs that a kernel works on at once, and 32 of more
-_MOST, _MOST_WEIGHT = 255.0, 127.0
-_LEAST = 1e-6  # where nothing is above 0
+_MAX, _MAX_WEIGHT = 255.0, 127.0
+_MIN = 1e-6  # where nothing is above 0
 
 
 def serves(network: UNet) -> bool:
@@ -105,19 +105,19 @@ class EightBit:
         while skips:
             cells = _through(next(layers), scratch, skips.pop(), cells)
             cells = _through(next(layers), scratch, cells)
-        found, _ = _convolved(next(layers), scratch, cells, None)
-        return found[..., : self.architecture.out_channels].to(torch.bfloat16).permute(3, 0, 1, 2)[None]
+        output, _ = _convolved(next(layers), scratch, cells, None)
+        return output[..., : self.architecture.out_channels].to(torch.bfloat16).permute(3, 0, 1, 2)[None]
 
 
 def _entered(volume: torch.Tensor, stride: int) -> _Cells:
     """The voxels of each cell of a volume (1, 1, Z, Y, X) in [0, 1]."""
-    voxels = (volume.float() * _MOST).round_().clamp_(0, _MOST).to(torch.uint8)
+    voxels = (volume.float() * _MAX).round_().clamp_(0, _MAX).to(torch.uint8)
     blocks = unshuffled(voxels, stride)[0].permute(1, 2, 3, 0)
     z, y, x, channels = blocks.shape
     values = torch.empty(z, y, x + 2, channels, dtype=torch.uint8)
     values[:, :, 1:-1] = blocks
     values[:, :, 0], values[:, :, -1] = values[:, :, 1], values[:, :, -2]
-    return _Cells(values, 1 / _MOST)
+    return _Cells(values, 1 / _MAX)
 
 
 def _convolved(
@@ -141,8 +141,8 @@ def _convolved(
 
 def _through(layer: _Layer, scratch: torch.Tensor, near: _Cells, below: _Cells | None = None) -> _Cells:
     """Convolution, norm over the volume, and ReLU."""
-    found, statistics = _convolved(layer, scratch, near, below)
-    z, y, x, channels = found.shape
+    output, statistics = _convolved(layer, scratch, near, below)
+    z, y, x, channels = output.shape
     norm = layer.norm
     assert norm is not None
     rows = statistics.numpy()
@@ -151,10 +151,10 @@ def _through(layer: _Layer, scratch: torch.Tensor, near: _Cells, below: _Cells |
     factor = gain / np.sqrt(np.maximum(square - mean**2, 0) + norm.eps)
     term = norm.bias.detach().double().numpy() - factor * mean
     largest = np.maximum(factor * rows[:, 2].max(0), factor * rows[:, 3].min(0)) + term
-    scale = max(float(largest.max()), _LEAST) / _MOST
+    scale = max(float(largest.max()), _MIN) / _MAX
     values = native.empty(z, y, x + 2, channels, dtype=np.uint8)
     factor, term = ((v / scale).astype(np.float32) for v in (factor, term))
-    native.run("to_eightbit", values=found, factor=factor, term=term, cells=values)
+    native.run("to_eightbit", values=output, factor=factor, term=term, cells=values)
     return _Cells(values, scale)
 
 
@@ -170,7 +170,7 @@ def _whole(weights: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], n
     """Whole numbers from -127 to 127, of more outputs, so that kernels have enough; and the scale of each."""
     more = -len(weights) % _LANES
     weights = np.pad(weights, [(0, more), *[(0, 0)] * (weights.ndim - 1)])
-    scale = np.maximum(np.abs(weights).reshape(len(weights), -1).max(1), 1e-12) / _MOST_WEIGHT
+    scale = np.maximum(np.abs(weights).reshape(len(weights), -1).max(1), 1e-12) / _MAX_WEIGHT
     return np.rint(weights / scale.reshape(-1, *[1] * (weights.ndim - 1))), scale.astype(np.float32)
 
 
@@ -199,8 +199,8 @@ def _below(weights: npt.NDArray[np.float32]) -> _Weights:
     # Parities of z and y, taps of z and y, parity and tap of x.
     summed = np.empty((outputs, channels, 2, 2, 2, 2, 2, 2), np.float32)
     for pz, py, px, tz, ty, tx in product(range(2), repeat=6):
-        part = weights
+        taps = weights
         for axis, falls in enumerate((_FALLS[pz][tz], _FALLS[py][ty], _FALLS[px][tx])):
-            part = part.take(falls, axis=2 + axis)
-        summed[:, :, pz, py, tz, ty, px, tx] = part.sum((2, 3, 4))
+            taps = taps.take(falls, axis=2 + axis)
+        summed[:, :, pz, py, tz, ty, px, tx] = taps.sum((2, 3, 4))
     return _packed(summed)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from regkit.ops import native
 from regkit.ops.dispatch import operation
-from regkit.ops.sampling import MOST_VOXELS, sample
+from regkit.ops.sampling import MAX_VOXELS, sample
 
 # Below this a weight is none: its cell's values are not divided by it.
-LEAST_WEIGHT = 1e-6
+MIN_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class FeatureMap:
         inner = (slice(None), *(slice(cells, n - cells) for n in self.weight.shape[1:]))
         return FeatureMap(self.values[inner], self.weight[inner])
 
-    def at(self, where: torch.Tensor) -> FeatureMap:
+    def at(self, coordinates: torch.Tensor) -> FeatureMap:
         """The map at index coordinates (3, Z', Y', X') of it, components (x, y, z).
 
         Neighbours count by their weights: what a cell without data holds does not leak into the
         interpolation beside it, where it would push displacements away from the ends of the image.
         """
-        return _seen_at(self, where)
+        return _seen_at(self, coordinates)
 
-    def sampled(self, where: torch.Tensor) -> torch.Tensor:
-        """Weighted values and, as the last channel, the weights at ``where``, (C + 1, Z', Y', X')."""
-        return sample(self._weighted, where, outside="zeros")
+    def sampled(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Weighted values and, as the last channel, the weights at ``coordinates``, (C + 1, Z', Y', X')."""
+        return sample(self._weighted, coordinates, outside="zeros")
 
     @cached_property
     def _weighted(self) -> torch.Tensor:
@@ -56,25 +56,26 @@ class FeatureMap:
 
 
 @operation
-def _seen_at(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
+def _seen_at(one: FeatureMap, coordinates: torch.Tensor) -> FeatureMap:
     """:meth:`FeatureMap.at`."""
-    found = one.sampled(where)
-    return FeatureMap(found[:-1] / found[-1:].clamp_min(LEAST_WEIGHT), found[-1:])
+    sampled = one.sampled(coordinates)
+    return FeatureMap(sampled[:-1] / sampled[-1:].clamp_min(MIN_WEIGHT), sampled[-1:])
 
 
 @_seen_at.kernel(
     "c",
-    lambda one, where: (
-        one.weight.numel() < MOST_VOXELS
-        and not where.requires_grad
-        and native.serves(one.values, one.weight, where)
+    lambda one, coordinates: (
+        one.weight.numel() < MAX_VOXELS
+        and not coordinates.requires_grad
+        and native.serves(one.values, one.weight, coordinates)
     ),
 )
-def _seen_at_by_c(one: FeatureMap, where: torch.Tensor) -> FeatureMap:
-    shape = where.shape[1:]
-    seen = FeatureMap(native.empty(len(one.values), *shape), native.empty(1, *shape))
+def _seen_at_by_c(one: FeatureMap, coordinates: torch.Tensor) -> FeatureMap:
+    shape = coordinates.shape[1:]
+    moved = FeatureMap(native.empty(len(one.values), *shape), native.empty(1, *shape))
     native.run(
         "sample_known", volume=one.values.contiguous(), weight=one.weight.contiguous(),
-        places=where.contiguous(), least_weight=LEAST_WEIGHT, sampled=seen.values, sampled_weight=seen.weight,
+        places=coordinates.contiguous(), least_weight=MIN_WEIGHT, sampled=moved.values,
+        sampled_weight=moved.weight,
     )  # fmt: skip
-    return seen
+    return moved

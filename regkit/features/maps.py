@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from regkit.core.choices import DEFAULT_FEATURES, FEATURE_SETS, FeatureSet
 from regkit.core.errors import RegkitError
 from regkit.features.featuremap import FeatureMap
 from regkit.features.network import NetworkFeatures
@@ -121,13 +122,19 @@ def _mind_ssc_by_c(
         "mind_differences", padded=padded, steps=torch.tensor(offsets), margin=dilation + 1, means=means
     )
     z, y, x = image.shape
-    seen: dict[str, native.Argument] = {"means": means, "views": torch.tensor(starts), "z": z, "y": y, "x": x}
-    typical = max(native.run("mind_scale", **seen) / image.numel(), 1e-12)
+    arguments: dict[str, native.Argument] = {
+        "means": means,
+        "views": torch.tensor(starts),
+        "z": z,
+        "y": y,
+        "x": x,
+    }
+    typical = max(native.run("mind_scale", **arguments) / image.numel(), 1e-12)
     out = native.empty(len(views), *(n // stride for n in image.shape))
     if weight is None and stride > 1:
         weight = torch.ones_like(image[None])
     native.run(
-        "mind_channels", **seen, stride=stride, weight=None if weight is None else weight.contiguous(),
+        "mind_channels", **arguments, stride=stride, weight=None if weight is None else weight.contiguous(),
         least_scale=0.001 * typical, most_scale=1000 * typical, channels=out,
     )  # fmt: skip
     return out
@@ -209,17 +216,15 @@ MIND = Part(
 INTENSITY = Part(lambda image, spacing: image[None], weight=3.0, name="intensity")
 GUIDE = "guide"
 """Name of the part that is made of labels."""
-NAMES = ("mind", "network", "network+mind")
-DEFAULT = "network+mind"
 
 
 def feature_parts(
-    name: str = DEFAULT, weights: str | os.PathLike[str] | None = None
-) -> tuple[str, tuple[Part, ...], dict[str, Any] | None]:
+    name: FeatureSet = DEFAULT_FEATURES, weights: str | os.PathLike[str] | None = None
+) -> tuple[FeatureSet, tuple[Part, ...], dict[str, Any] | None]:
     """The features of that name.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: one of :data:`regkit.core.choices.FEATURE_SETS`.
         weights: the file of the network's weights; by default those that come with regkit.
 
     Returns:
@@ -228,8 +233,8 @@ def feature_parts(
     Raises:
         RegkitError: if there are no such features or weights; the message lists the names.
     """
-    if name not in NAMES:
-        raise RegkitError(f"no features named {name!r}; there is: {', '.join(NAMES)}")
+    if name not in FEATURE_SETS:
+        raise RegkitError(f"no features named {name!r}; available: {', '.join(FEATURE_SETS)}")
     if name == "mind":
         if weights is not None:
             raise RegkitError(f"features 'mind' use no weights, but '{os.fspath(weights)}' was given")
@@ -332,8 +337,8 @@ def _scaled(level: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Ten
 
 def _pooled_weights(weight: torch.Tensor, strides: Iterable[int]) -> dict[int, torch.Tensor]:
     """The mean weights of cells of each stride, from the finer ones that they are made up of."""
-    found = {1: weight}
+    pooled = {1: weight}
     for stride in sorted(strides):
-        finer = max(other for other in found if stride % other == 0)
-        found[stride] = F.avg_pool3d(found[finer], stride // finer)
-    return found
+        finer = max(other for other in pooled if stride % other == 0)
+        pooled[stride] = F.avg_pool3d(pooled[finer], stride // finer)
+    return pooled

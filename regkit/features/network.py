@@ -69,8 +69,8 @@ class NetworkFeatures:
         self.stride = network.architecture.stride
         self.max_cells = max_cells
         self.record = {"file": Path(path).name, "sha256": sha256(path), "provenance": provenance}
-        found = reading(provenance, network.architecture.out_channels)
-        self.reading = found.apart() if apart else found
+        read = reading(provenance, network.architecture.out_channels)
+        self.reading = read.apart() if apart else read
 
     def __call__(self, image: torch.Tensor, spacing: float | None = None) -> torch.Tensor:
         """(C, Z / stride, Y / stride, X / stride), sides rounded up, float32.
@@ -84,11 +84,11 @@ class NetworkFeatures:
         # Whole cells on both grids, so that they share their field of view.
         cells = [-(-n // self.stride) for n in image.shape]
         whole = [n * self.stride for n in cells]
-        seen = [round(n * ratio) * self.stride for n in cells]
-        if seen == whole:
+        resized_shape = [round(n * ratio) * self.stride for n in cells]
+        if resized_shape == whole:
             return self._of_its_spacing(image)
-        found = self._of_its_spacing(_resized(_continued(image, whole)[0], seen)[0])
-        return _resized(found, cells)
+        features = self._of_its_spacing(_resized(_continued(image, whole)[0], resized_shape)[0])
+        return _resized(features, cells)
 
     @torch.no_grad()
     def _of_its_spacing(self, image: torch.Tensor) -> torch.Tensor:
@@ -150,12 +150,12 @@ class NetworkFeatures:
             for start in range(0, depth, thickness)
         ]
         for start, end, first, last in slabs:
-            found = network.enter(volume[:, :, first * self.stride : last * self.stride])
-            skip[:, :, start:end] = found[:, :, start - first : end - first]
+            slab = network.enter(volume[:, :, first * self.stride : last * self.stride])
+            skip[:, :, start:end] = slab[:, :, start - first : end - first]
         below = network.deepen(skip)[-1]
         for start, end, first, last in slabs:
-            found, _ = network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
-            out[:, :, start:end] = found[:, :, start - first : end - first]
+            slab, _ = network.leave(skip[:, :, first:last], below[:, :, first // 2 : last // 2])
+            out[:, :, start:end] = slab[:, :, start - first : end - first]
         return out
 
 

@@ -35,7 +35,7 @@ _FORMAT = "regkit-unet/1"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _ACTIVATIONS = ("none", "sigmoid", "unit", "softmax")
 _INPUTS = ("window", "equalised")
-_MOST_CHANNELS = 64  # whose softmax the kernel takes
+_MAX_CHANNELS = 64  # whose softmax the kernel takes
 # In an installed package, and in a checkout.
 _MODELS = (Path(__file__).parents[1] / "models", Path(__file__).parents[2] / "models")
 # Where training codes put the state dict in a checkpoint, and what wrappers of torch put before its names.
@@ -118,7 +118,7 @@ def _read(reading: Reading, output: torch.Tensor) -> torch.Tensor:
     total = _channels_read(reading)
     kind = torch.float32 if output.dtype == torch.bfloat16 else output.dtype
     output = output.to(kind, memory_format=torch.contiguous_format)
-    found = []
+    groups = []
     counts = [group.count for group in reading.channels]
     for group, values in zip(reading.channels, output.split(counts, dim=1)):
         if not group.weight:
@@ -131,8 +131,8 @@ def _read(reading: Reading, output: torch.Tensor) -> torch.Tensor:
             values = values.softmax(1)
         if group.merged:
             values = torch.stack([values[:, list(numbers)].sum(1) for numbers in group.merged], dim=1)
-        found.append(values * _scale(group, total))
-    return torch.cat(found, dim=1)
+        groups.append(values * _scale(group, total))
+    return torch.cat(groups, dim=1)
 
 
 def _is_softmax_side_by_side(reading: Reading, output: torch.Tensor) -> bool:
@@ -140,7 +140,7 @@ def _is_softmax_side_by_side(reading: Reading, output: torch.Tensor) -> bool:
     group, *others = reading.channels
     sound = not others and group.activation == "softmax" and group.weight > 0
     side_by_side = output.stride(1) == 1 and output.stride(4) == group.count and len(output) == 1
-    few = group.count <= _MOST_CHANNELS
+    few = group.count <= _MAX_CHANNELS
     return sound and side_by_side and few and native.serves(output, dtype=torch.bfloat16)
 
 
@@ -151,10 +151,10 @@ def _softmax_by_c(reading: Reading, output: torch.Tensor) -> torch.Tensor:
     group_of = np.empty(group.count, np.int64)
     for k, numbers in enumerate(merged):
         group_of[list(numbers)] = k
-    found = native.empty(1, len(merged), *output.shape[2:])
+    probabilities = native.empty(1, len(merged), *output.shape[2:])
     scores, scale = output[0].movedim(0, -1), _scale(group, _channels_read(reading))
-    native.run("softmax_sums", scores=scores, group=group_of, scale=scale, sums=found[0])
-    return found
+    native.run("softmax_sums", scores=scores, group=group_of, scale=scale, sums=probabilities[0])
+    return probabilities
 
 
 def reading(provenance: Mapping[str, str], out_channels: int) -> Reading:
@@ -294,7 +294,7 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what the errors below say
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RegkitError(
             f"refused to read weights '{path}': it holds more than plain tensors, which could run code, or "
@@ -302,11 +302,11 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # of torch, zipfile or pickle's machine, as the damage will have it
         raise RegkitError(f"cannot read weights '{path}': truncated or damaged") from error
-    if isinstance(found, Mapping):
-        found = next((found[name] for name in _NESTED if isinstance(found.get(name), Mapping)), found)
-    if not isinstance(found, Mapping):
+    if isinstance(content, Mapping):
+        content = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
+    if not isinstance(content, Mapping):
         raise RegkitError(f"cannot read weights '{path}': it holds no state dict")
-    return {_bare(str(name)): tensor for name, tensor in found.items()}
+    return {_bare(str(name)): tensor for name, tensor in content.items()}
 
 
 def _bare(name: str) -> str:
@@ -315,16 +315,16 @@ def _bare(name: str) -> str:
     return name
 
 
-def _check_entries(expected: Mapping[str, torch.Tensor], found: Mapping[str, Any], path: Path) -> None:
+def _check_entries(expected: Mapping[str, torch.Tensor], entries: Mapping[str, Any], path: Path) -> None:
     """RegkitError that names the first entry which is missing, of another shape, or not expected."""
     start = f"cannot use weights '{path}': another architecture, "
     for name, tensor in expected.items():
-        if not isinstance(found.get(name), torch.Tensor):
+        if not isinstance(entries.get(name), torch.Tensor):
             raise RegkitError(f"{start}'{name}' is missing")
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)} and not {tuple(tensor.shape)}"
+        if entries[name].shape != tensor.shape:
+            shapes = f"{tuple(entries[name].shape)} and not {tuple(tensor.shape)}"
             raise RegkitError(f"{start}'{name}' has the shape {shapes}")
-    unexpected = [name for name in found if name not in expected]
+    unexpected = [name for name in entries if name not in expected]
     if unexpected:
         raise RegkitError(f"{start}'{unexpected[0]}' is not part of it")
 

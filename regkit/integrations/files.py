@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+from regkit.core.choices import FeatureSet
 
 
 class Files(NamedTuple):
@@ -47,9 +49,10 @@ def register_files(
     Raises:
         RegkitError: if an image cannot be used, or a file cannot be written.
     """
+    from regkit.core.settings import preset_name
     from regkit.io.provenance import record_of
     from regkit.registration import register
-    from regkit.results import write_results
+    from regkit.result_files import write_results
 
     result = register(
         fixed,
@@ -58,8 +61,8 @@ def register_files(
         moving_mask=moving_mask,
         moving_labels=moving_labels,
         init=init,
-        preset=preset,
-        features=features,
+        preset=preset_name(preset),
+        features=cast(FeatureSet, features),  # register() refuses any other
         threads=threads,
         seed=seed,
         outputs=("moved",),

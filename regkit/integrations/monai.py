@@ -53,20 +53,20 @@ class RegisterD(MapTransform):  # type: ignore[misc]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The dictionary with what was moved in place of what was given."""
-        found = dict(data)
-        fixed, moving = (_tensor(found, key) for key in (self.fixed, self.moving))
+        output = dict(data)
+        fixed, moving = (_tensor(output, key) for key in (self.fixed, self.moving))
         result = register_tensors(_plain(fixed), _plain(moving), fixed.affine, moving.affine, **self.options)
         for key, mode in {self.moving: "linear", **self.also}.items():
-            if key not in found and self.allow_missing_keys:
+            if key not in output and self.allow_missing_keys:
                 continue
-            image = _tensor(found, key)
+            image = _tensor(output, key)
             moved = result.apply(_plain(image), image.affine, mode=mode)[0].to(image.device)
-            found[key] = MetaTensor(moved, meta={**image.meta, "affine": fixed.affine})
+            output[key] = MetaTensor(moved, meta={**image.meta, "affine": fixed.affine})
         if self.displacement is not None:
-            found[self.displacement] = MetaTensor(result.displacement[0], affine=fixed.affine)
+            output[self.displacement] = MetaTensor(result.displacement[0], affine=fixed.affine)
         if self.verdict is not None:
-            found[self.verdict] = result.results[0].verdict.level
-        return found
+            output[self.verdict] = result.results[0].verdict.level
+        return output
 
 
 def _tensor(data: Mapping[Hashable, Any], key: Hashable) -> Any:

@@ -155,8 +155,8 @@ def clean(folder: Path) -> None:
     if os.name != "posix":
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        found = [match for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
-        dead = [match[0] for match in found if not _is_alive(int(match[1]))]
+        matches = [match for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+        dead = [match[0] for match in matches if not _is_alive(int(match[1]))]
         for name in dead:
             if name.endswith(_JOURNAL):
                 _finish(folder / name, dead)

@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from regkit.core.errors import FormatError
 from regkit.core.geometry import Float64, Grid, transform_points
-from regkit.io.segments import Packing, Segment, Segmentation
+from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
 _IN_PLANE = 1.0  # mm of the voxels of a structure set without an image
 _MARGIN = 2  # voxels around the contours there
-_MOST_VOXELS = 1 << 30
+_MAX_VOXELS = 1 << 30
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
-def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
+def rasterise(dataset: Any, image: Grid | None) -> LayeredSegmentation:
     """The regions of a structure set as labels, which are their ROI numbers.
 
     A voxel belongs to a region if its centre lies inside an odd number of its contours in the plane nearest
@@ -62,7 +62,7 @@ def rasterise(dataset: Any, image: Grid | None) -> Segmentation:
         packing.put(segment.label, parts)
     if not packing.layers:
         raise FormatError("is a structure set (RTSTRUCT) none of whose regions lies in the image")
-    return Segmentation(packing.layers, grid, tuple(segment for segment, _ in regions))
+    return LayeredSegmentation(packing.layers, grid, tuple(segment for segment, _ in regions))
 
 
 def fill(polygons: Sequence[Float64], shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -94,7 +94,7 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
     names = {
         int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in dataset.get("StructureSetROISequence", [])
     }
-    found = []
+    regions = []
     for roi in dataset.get("ROIContourSequence", []):
         contours = []
         for contour in roi.get("ContourSequence", None) or []:
@@ -103,12 +103,12 @@ def _regions(dataset: Any) -> list[tuple[Segment, list[Float64]]]:
                 contours.append(points.reshape(-1, 3))
         number = int(roi.ReferencedROINumber)
         if not all(np.isfinite(points).all() for points in contours):
-            raise FormatError("is damaged: a contour has what is no finite number")
+            raise FormatError("is damaged: a contour has a value that is not finite")
         if contours and 0 < number < 1 << 32:
             colour = [float(v) / 255 for v in roi.get("ROIDisplayColor", None) or []]
             triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None
-            found.append((Segment(number, names.get(number) or f"ROI {number}", triple), contours))
-    return found
+            regions.append((Segment(number, names.get(number) or f"ROI {number}", triple), contours))
+    return regions
 
 
 def _parallel(regions: Sequence[tuple[Segment, list[Float64]]], grid: Grid) -> bool:
@@ -159,7 +159,7 @@ def _own_grid(regions: Sequence[tuple[Segment, list[Float64]]]) -> Grid:
     high = np.array([*corners[:, :2].max(0) + _MARGIN * _IN_PLANE, heights[-1]])
     spacing = (_IN_PLANE, _IN_PLANE, step)
     size = tuple(max(4, math.ceil(round(float(n), 3)) + 1) for n in (high - low) / spacing)
-    if math.prod(size) > _MOST_VOXELS:
+    if math.prod(size) > _MAX_VOXELS:
         raise FormatError(f"is damaged: its contours span {' x '.join(map(str, size))} voxels")
     return Grid(size, spacing, tuple(turn @ low), tuple(turn.ravel()))  # type: ignore[arg-type]
 

@@ -47,10 +47,10 @@ _LOCK = RLock()
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One series of a folder that holds several; taken wherever an image is.
+    """One series of a folder that holds several. It is accepted wherever an image is.
 
     Args:
-        folder: it is searched through with all below it.
+        folder: searched with all its subfolders.
         series: the number of the series, or its UID.
     """
 
@@ -134,10 +134,10 @@ def pydicom() -> ModuleType:
     """
     try:
         import pydicom as library
-    except ImportError:
+    except ImportError as error:
         raise FormatError(
             f"is DICOM, which pydicom reads: {install('dicom')}, or convert it to NIfTI"
-        ) from None
+        ) from error
     return library
 
 
@@ -177,7 +177,7 @@ def find_series(place: Path) -> list[Series]:
     Raises:
         RegkitError: if a DICOM file is damaged, or pydicom is missing; without the name of the place.
     """
-    found: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
+    slices: dict[str, list[tuple[Slice, tuple[str, ...]]]] = {}
     with lenient() as library:
         for path in [place] if os.path.isfile(place) else _files(place):
             try:
@@ -190,39 +190,39 @@ def find_series(place: Path) -> list[Series]:
             if read is None and path == place:
                 raise FormatError("is no DICOM image: its header names no SOP class")
             if read:
-                found.setdefault(read[1][0], []).append(read)
-    series = [_series(entries) for entries in found.values()]
+                slices.setdefault(read[1][0], []).append(read)
+    series = [_series(entries) for entries in slices.values()]
     return sorted(series, key=lambda one: (len(one.number), one.number, one.uid))
 
 
-def chosen_series(found: Sequence[Series], wanted: str | None, labels: bool, what: str) -> Series:
+def chosen_series(candidates: Sequence[Series], requested: str | None, labels: bool, what: str) -> Series:
     """The series that is meant.
 
     Args:
-        wanted: its number or its UID.
+        requested: its number or its UID.
         labels: whether segments or regions are looked for first.
         what: the role and name of the place, for messages.
 
     Raises:
         RegkitError: if none is meant or several are, and if it is of a kind that cannot be read.
     """
-    if wanted is not None:
-        asked = [one for one in found if wanted.strip() in (one.number, one.uid)]
-        if len(asked) != 1:
-            count = "no" if not asked else str(len(asked))
-            raise FormatError(f"{what} holds {count} DICOM series '{wanted}'; {_listed(found)}")
-        return _readable(asked[0], what)
+    if requested is not None:
+        matching = [one for one in candidates if requested.strip() in (one.number, one.uid)]
+        if len(matching) != 1:
+            count = "no" if not matching else str(len(matching))
+            raise FormatError(f"{what} holds {count} DICOM series '{requested}'; {_listed(candidates)}")
+        return _readable(matching[0], what)
     for of_kind in ("is_labels", "is_volume") if labels else ("is_volume", "is_labels"):
-        choice = [one for one in found if getattr(one, of_kind)]
+        choice = [one for one in candidates if getattr(one, of_kind)]
         images = [one for one in choice if one.storage != DOSE]  # a dose comes beside its image
         choice = images or choice
         if len(choice) > 1:
             raise FormatError(f"{what} holds {len(choice)} DICOM series; {_listed(choice)}")
         if choice:
             return choice[0]
-    if not found:
+    if not candidates:
         raise FormatError(f"{what} is a folder without DICOM images; give a file or the folder of one series")
-    return _readable(max(found, key=lambda one: one.storage in _CLASSIC), what)
+    return _readable(max(candidates, key=lambda one: one.storage in _CLASSIC), what)
 
 
 def storage_name(series: Series) -> str:
@@ -234,14 +234,14 @@ def storage_name(series: Series) -> str:
 
 def series_of(source: object) -> Series | None:
     """The series of images that a source of :func:`regkit.io.images.load_image` names, if it is DICOM."""
-    wanted = source.series if isinstance(source, DicomSeries) else None
+    requested = source.series if isinstance(source, DicomSeries) else None
     place = source.folder if isinstance(source, DicomSeries) else source
     if not isinstance(place, str | os.PathLike):
         return None
     path = Path(place)
     if not (os.path.isdir(path) or is_dicom(path)):
         return None
-    return chosen_series(find_series(path), wanted, False, f"'{path}'")
+    return chosen_series(find_series(path), requested, False, f"'{path}'")
 
 
 def stacked(series: Series, what: str) -> list[str]:
@@ -372,8 +372,8 @@ def _slice(library: ModuleType, path: Path) -> tuple[Slice, tuple[str, ...]] | N
     scout = "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]
     frames = int(header.get("NumberOfFrames") or 1)
     about = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
-    named = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
-    return Slice(path, storage, position, axes, lattice, frames, scout), named
+    description = tuple(" ".join(str(header.get(name) or "").split())[:64] for name in about)
+    return Slice(path, storage, position, axes, lattice, frames, scout), description
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
@@ -392,8 +392,10 @@ def _series(entries: Sequence[tuple[Slice, tuple[str, ...]]]) -> Series:
     return Series(uid, number, description, modality, first.storage, tuple(slices))
 
 
-def _listed(found: Sequence[Series]) -> str:
-    text = ", ".join(map(str, found[:20])) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+def _listed(candidates: Sequence[Series]) -> str:
+    text = ", ".join(map(str, candidates[:20])) + (
+        f" and {len(candidates) - 20} more" if len(candidates) > 20 else ""
+    )
     return f"choose one by its number or UID (--fixed-series, --moving-series): {text}"
 
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from regkit.core.errors import FormatError, RegkitError, reason
 from regkit.core.geometry import Float64, Grid
 from regkit.io.dicom import DOSE, lenient, slice_order
-from regkit.io.segments import Packing, Segment, Segmentation
+from regkit.io.segments import LayeredSegmentation, Packing, Segment
 
-_MOST_EMPTY = 200  # slices of a stack to one frame of a segmentation in it
+_MAX_EMPTY = 200  # slices of a stack to one frame of a segmentation in it
 
 
 def read_image(path: Path) -> tuple[npt.NDArray[Any], Grid]:
@@ -32,7 +32,7 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], Grid]:
     return _read(path, _image)
 
 
-def read_segmentation(path: Path) -> Segmentation:
+def read_segmentation(path: Path) -> LayeredSegmentation:
     """The segments of one file, on a grid that ends where they do.
 
     Raises:
@@ -52,10 +52,14 @@ def _read(path: Path, make: Callable[[Any, npt.NDArray[Any]], Any]) -> Any:
             ) from error
         try:
             pixels = pixels if pixels.ndim == 3 else pixels[None]
-            wanted = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
-            if pixels.shape != wanted:
+            expected_shape = (
+                int(dataset.get("NumberOfFrames") or 1),
+                int(dataset.Rows),
+                int(dataset.Columns),
+            )
+            if pixels.shape != expected_shape:
                 raise FormatError(
-                    f"is damaged: {wanted[0]} frames were promised, and the array is {pixels.shape}"
+                    f"is damaged: {expected_shape[0]} frames were promised, and the array is {pixels.shape}"
                 )
             return make(dataset, pixels)
         except RegkitError:
@@ -87,7 +91,7 @@ class _Groups:
             if items and items[0].get(name) is not None:
                 return items[0].get(name)
         if default is None:
-            raise FormatError(f"does not say the {name} of frame {k + 1}; it is no volume in space")
+            raise FormatError(f"does not say the {name} of frame {k + 1}; it is not a volume in space")
         return default
 
     def places(self) -> tuple[Float64, Float64, Float64]:
@@ -141,7 +145,7 @@ def _dose(dataset: Any, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Gri
     return array, _grid(array, positions[order[0]], axes, np.array(dataset.PixelSpacing, float), step)
 
 
-def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
+def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> LayeredSegmentation:
     """The frames of all segments, of which each has those only where it is."""
     kind = str(dataset.get("SegmentationType"))
     if kind not in ("BINARY", "LABELMAP"):
@@ -162,24 +166,24 @@ def _segmentation(dataset: Any, pixels: npt.NDArray[Any]) -> Segmentation:
     if apart > 0.2 * step:
         raise FormatError(f"is a segmentation whose slices do not stack evenly, up to {apart:.2f} mm off")
     shape = (int(place.max()) + 1, *pixels.shape[1:])
-    if math.prod(shape) > _MOST_EMPTY * pixels.size:
+    if math.prod(shape) > _MAX_EMPTY * pixels.size:
         raise FormatError(f"is damaged: its {len(pixels)} frames lie {shape[0]} slices apart")
     segments = _described(dataset)
     if kind == "LABELMAP":
         array = np.zeros(shape, pixels.dtype)
         array[place] = pixels
-        return Segmentation([array], _grid(array, first, axes, sides, step), segments)
+        return LayeredSegmentation([array], _grid(array, first, axes, sides, step), segments)
     numbers = np.array(groups.values("SegmentIdentificationSequence", "ReferencedSegmentNumber"), int)
     packing = Packing(shape, int(numbers.max()))
     for number in np.unique(numbers):
         packing.put(int(number), [(int(place[k]), pixels[k] != 0) for k in np.flatnonzero(numbers == number)])
     layers = packing.layers
-    return Segmentation(layers, _grid(layers[0], first, axes, sides, step), segments)
+    return LayeredSegmentation(layers, _grid(layers[0], first, axes, sides, step), segments)
 
 
 def _described(dataset: Any) -> tuple[Segment, ...]:
     """What the file says of its segments."""
-    found = []
+    segments = []
     for item in dataset.get("SegmentSequence", None) or []:
         number = int(item.SegmentNumber)
         codes = tuple(
@@ -188,7 +192,7 @@ def _described(dataset: Any) -> tuple[Segment, ...]:
             if (code := item.get(name))
         )
         lab = item.get("RecommendedDisplayCIELabValue")
-        found.append(
+        segments.append(
             Segment(
                 number,
                 str(item.get("SegmentLabel") or f"segment {number}"),
@@ -196,7 +200,7 @@ def _described(dataset: Any) -> tuple[Segment, ...]:
                 (codes[0], codes[1]) if len(codes) == 2 else None,
             )
         )
-    return tuple(found)
+    return tuple(segments)
 
 
 def _srgb(lab: Any) -> tuple[float, float, float] | None:

@@ -25,7 +25,7 @@ from regkit.io.atomic import atomic_folder, atomic_path
 from regkit.io.images import ImageLike, Volume
 from regkit.io.outputs import FOLDER, check_output
 from regkit.io.provenance import version
-from regkit.io.segments import Code, Segment, Segmentation, codes_of, colour_of, named
+from regkit.io.segments import Code, LayeredSegmentation, Segment, codes_of, colour_of, named_segments
 from regkit.runtime.memory import check_fits_memory
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _MR_UNKNOWN = {
     "ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "",
     "EchoTime": None, "EchoTrainLength": None,
 }  # fmt: skip
-_LARGEST = 32767
+_MAX_STORED = 32767
 _SOURCES = 0x00082112  # the tag of SourceImageSequence
 # Bytes of preamble, mark and FileMetaInformationGroupLength, whose last four count the bytes of the rest.
 _META = 144
@@ -84,10 +84,10 @@ def save_series(
             array = np.rint(array)
         largest = float(np.abs(array).max())
         slope = 1.0
-        if largest > _LARGEST or not (whole or common.SOPClassUID == dicom.CT):
-            slope = float(library.valuerep.DSfloat(largest / _LARGEST or 1.0, auto_format=True))
+        if largest > _MAX_STORED or not (whole or common.SOPClassUID == dicom.CT):
+            slope = float(library.valuerep.DSfloat(largest / _MAX_STORED or 1.0, auto_format=True))
         common.RescaleSlope = library.valuerep.DSfloat(slope, auto_format=True)
-        pixels = np.clip(np.rint(array / slope), -_LARGEST - 1, _LARGEST).astype("<i2")
+        pixels = np.clip(np.rint(array / slope), -_MAX_STORED - 1, _MAX_STORED).astype("<i2")
         sources = _sources(library, source)
         with atomic_folder(folder) as temporary:
             for number, k in enumerate(_order(volume.grid), start=1):
@@ -96,7 +96,7 @@ def save_series(
                 _save(one, sources, temporary / f"{number:04d}.dcm")
 
 
-def save_segmentation(segmentation: Segmentation, path: Path, fixed: ImageLike | None) -> None:
+def save_dicom_segmentation(segmentation: LayeredSegmentation, path: Path, fixed: ImageLike | None) -> None:
     """Write a DICOM segmentation (SEG, BINARY) that refers to the series of the fixed image.
 
     Segments are numbered from 1 on in the order of their labels, as DICOM wants it.
@@ -116,7 +116,7 @@ def save_segmentation(segmentation: Segmentation, path: Path, fixed: ImageLike |
     assert target is not None
     series, headers = target[0], target[1]
     labels = sorted({int(v) for layer in segmentation.layers for v in np.unique(layer)} - {0})
-    segments = named(labels, {}, segmentation.segments)
+    segments = named_segments(labels, {}, segmentation.segments)
     if not segments:
         raise RegkitError(f"cannot write '{path}': no voxel is labelled")
     grid = segmentation.grid
@@ -189,11 +189,11 @@ def check_segmentation(path: Path, fixed: ImageLike | None) -> None:
     """
     try:
         import highdicom  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise RegkitError(
             f"cannot write '{path}': DICOM segmentations need highdicom: {install('dicom')}, or write "
             ".seg.nrrd or .nii.gz"
-        ) from None
+        ) from error
     if fixed is None or dicom.series_of(fixed) is None:
         raise RegkitError(
             f"cannot write '{path}': a DICOM segmentation refers to the DICOM of the fixed image, which "
@@ -386,14 +386,14 @@ def _order(grid: Grid) -> list[int]:
     return order if np.linalg.det(np.reshape(grid.direction, (3, 3))) > 0 else order[::-1]
 
 
-def _frames(segmentation: Segmentation, labels: Sequence[int]) -> npt.NDArray[Any]:
+def _frames(segmentation: LayeredSegmentation, labels: Sequence[int]) -> npt.NDArray[Any]:
     """Segments by their numbers (z, y, x), or as masks (z, y, x, segment) where they overlap."""
     largest = max(int(layer.max()) for layer in segmentation.layers)
     if len(segmentation.layers) == 1 and largest < 1 << 20:
         numbers = np.zeros(largest + 1, np.uint8 if len(labels) < 256 else np.uint16)
         numbers[labels] = np.arange(1, len(labels) + 1)
-        found: npt.NDArray[Any] = numbers[segmentation.layers[0]]
-        return found
+        labels_present: npt.NDArray[Any] = numbers[segmentation.layers[0]]
+        return labels_present
     voxels = int(np.prod(segmentation.grid.shape))
     check_fits_memory(voxels, "the DICOM segmentation", 2 * len(labels))
     masks = np.zeros((*segmentation.grid.shape, len(labels)), np.uint8)

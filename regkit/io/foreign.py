@@ -37,7 +37,7 @@ _NIFTYREG_OTHERS: dict[float, str] = {
 }
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LPS_RAS = np.array([-1.0, -1.0, 1.0])
-_MOST_TEXT = 1 << 20  # bytes of a file that holds a matrix as text
+_MAX_TEXT = 1 << 20  # bytes of a file that holds a matrix as text
 _OBLIQUE = 0.01  # of a direction's cosines: half a degree, above AFNI's own threshold of 0.01 degrees
 
 CONVENTIONS = ("fsl", "ras", "lps")
@@ -177,10 +177,10 @@ def _fsl_field(values: npt.NDArray[np.float32], fixed: Grid, moving: Grid) -> np
     convertwarp also writes the place itself ("absolute") with the same intent; it grows as coordinates do.
     """
     to_fsl = fsl_matrix(fixed)
-    where, some = _samples(values)
+    positions, some = _samples(values)
     if not np.isfinite(some).all():
         raise FormatError("has values that are infinite or not a number")
-    slope = float(np.trace(_slopes(transform_points(to_fsl, where), some))) / 3
+    slope = float(np.trace(_slopes(transform_points(to_fsl, positions), some))) / 3
     if 0.35 < slope < 0.65:
         raise FormatError(
             "is a field of FSL's that may be relative or absolute; write it with 'convertwarp --relout'"
@@ -234,7 +234,7 @@ def text_matrix(
         RegkitError: if it is none, or one of another tool's and cannot be used; without its name.
     """
     with path.open("rb") as file:
-        content = file.read(_MOST_TEXT)
+        content = file.read(_MAX_TEXT)
     if content.startswith(b"MATLAB 5"):
         raise FormatError("is a file of MATLAB 5, such as SPM's, not of ITK; give an ITK transform")
     if b"\0" in content:
@@ -322,8 +322,8 @@ def _lta_volume(text: str, name: str) -> Float64:
     block = text[text.index(f"{name} volume info") :]
 
     def values(field: str) -> Float64:
-        found = re.search(rf"^\s*{field}\s*=([^\n]*)", block, re.MULTILINE)
-        return _numbers(found[1] if found else "", 3)
+        match = re.search(rf"^\s*{field}\s*=([^\n]*)", block, re.MULTILINE)
+        return _numbers(match[1] if match else "", 3)
 
     valid = re.search(r"^\s*valid\s*=\s*(\d)", block, re.MULTILINE)
     if not valid or valid[1] != "1":
@@ -356,8 +356,8 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
     elastix manual 5.1, sections 2.6 and 4; its parameter files name the one that acts first.
     """
     fields = {
-        found[1]: found[2].replace('"', "").split()
-        for found in re.finditer(r"^\s*\((\w+)\s+([^\n]*?)\)\s*(?://[^\n]*)?$", text, re.MULTILINE)
+        match[1]: match[2].replace('"', "").split()
+        for match in re.finditer(r"^\s*\((\w+)\s+([^\n]*?)\)\s*(?://[^\n]*)?$", text, re.MULTILINE)
     }
 
     def word(name: str, default: str = "") -> str:
@@ -396,7 +396,7 @@ def _elastix(text: str, path: Path, depth: int = 0) -> Float64:
     first = path.with_name(Path(before.replace("\\", "/")).name)
     if not os.path.isfile(first):
         raise FormatError(f"is preceded by '{first.name}' (InitialTransform), which is not beside it")
-    return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MOST_TEXT], first, depth + 1)
+    return matrix @ _elastix(first.read_text("utf-8", "replace")[:_MAX_TEXT], first, depth + 1)
 
 
 def linear_matrix(transform: sitk.Transform) -> Float64:

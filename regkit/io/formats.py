@@ -91,7 +91,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
         save_field(warp.field, warp.grid, path)
     elif format == "dispvect":
         ras = warp.field.transpose(2, 1, 0, 3) * _LPS_RAS
-        _write_nifti(ras[:, :, :, None], warp.grid, path, "displacement vector")
+        _save_with_nibabel(ras[:, :, :, None], warp.grid, path, "displacement vector")
     elif format == "h5":
         _write_transform(sitk.CompositeTransform([warp.to_sitk()]), path)
     elif path.suffix == ".npz":
@@ -99,7 +99,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, displacement)
     else:
-        _write_nifti(to_learn2reg(warp), warp.grid, path, None)
+        _save_with_nibabel(to_learn2reg(warp), warp.grid, path, None)
 
 
 def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
@@ -135,7 +135,7 @@ def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None =
             raise FormatError(f"is {OTHERS[suffix]}")
         else:
             known = ", ".join((*_READ_NIFTI, *_READ_VECTOR_IMAGE, ".npz", *_READ_TRANSFORM))
-            raise FormatError(f"'{suffix}' is no suffix of a warp: give one of {known}")
+            raise FormatError(f"'{suffix}' is not a suffix of a warp: give one of {known}")
     except RegkitError as error:
         raise type(error)(f"{path}: {error}") from error
     if fixed is None:
@@ -263,7 +263,7 @@ def checked_matrix(matrix: Float64, name: str) -> Float64:
     return matrix
 
 
-def _write_nifti(array: np.ndarray, grid: Grid, path: Path, intent: str | None) -> None:
+def _save_with_nibabel(array: np.ndarray, grid: Grid, path: Path, intent: str | None) -> None:
     image = nib.Nifti1Image(array, None)
     image.set_sform(grid.ras_affine, code=1)
     image.set_qform(grid.ras_affine, code=1)
@@ -280,7 +280,7 @@ def _write_transform(transform: sitk.Transform, path: Path) -> None:
         try:
             sitk.WriteTransform(transform, str(temporary))
         except RuntimeError as error:
-            raise FormatError(f"could not write '{path}' ({reason(error)}); is the disk full?") from None
+            raise FormatError(f"could not write '{path}' ({reason(error)}); is the disk full?") from error
 
 
 def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> DisplacementField:
@@ -371,14 +371,14 @@ def _read_npz(path: Path) -> npt.NDArray[np.float32]:
     except RegkitError:
         raise
     except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it
-        raise FormatError(f"cannot be read as .npz ({reason(error)})") from None
+        raise FormatError(f"cannot be read as .npz ({reason(error)})") from error
 
 
 def _is_hdf5(path: Path) -> bool:
     return _suffix(path) in (".h5", ".hdf5")
 
 
-def _read_parts(path: Path) -> list[guard.Part]:
+def _read_parts(path: Path) -> list[guard.TransformPart]:
     if _suffix(path) == ".mat":
         check_matlab(path)
     parts = guard.read_transform(path)
@@ -388,7 +388,7 @@ def _read_parts(path: Path) -> list[guard.Part]:
     return parts
 
 
-def _linear(parts: Sequence[guard.Part]) -> Float64:
+def _linear(parts: Sequence[guard.TransformPart]) -> Float64:
     matrices = []
     for part in parts:
         if part.matrix is None:
@@ -425,12 +425,12 @@ def _read_transform(
     return DisplacementField.from_transform(transform, fixed, moving)
 
 
-def _field_grid(part: guard.Part) -> Grid:
+def _field_grid(part: guard.TransformPart) -> Grid:
     size, origin, spacing, direction = np.split(np.array(part.fixed), [3, 6, 9])
     return Grid(tuple(size), tuple(spacing), tuple(origin), tuple(direction))
 
 
-def _to_sitk(part: guard.Part) -> sitk.Transform:
+def _to_sitk(part: guard.TransformPart) -> sitk.Transform:
     if part.matrix is not None:
         return affine_transform(part.matrix)
     if part.values is not None and part.name == "DisplacementFieldTransform":
@@ -470,7 +470,7 @@ def linear_of(transform: object, name: str = "the transform") -> Float64:
         transform = transform.detach().cpu().numpy()
     if not isinstance(transform, np.ndarray | list | tuple):
         raise FormatError(
-            f"{name}: a {type(transform).__name__} is no transform; give a regkit.Warp, a transform of "
+            f"{name}: a {type(transform).__name__} is not a transform; give a regkit.Warp, a transform of "
             "SimpleITK or a 4x4 matrix in LPS mm"
         )
     try:

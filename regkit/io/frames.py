@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import nibabel as nib
 import numpy as np
@@ -32,8 +32,8 @@ class Frames:
     Args:
         array: (t, z, y, x), real numbers.
         grid: of each volume.
-        step: seconds from one to the next; 0 if unknown.
-        name: shown in messages and reports.
+        step: seconds between volumes; 0 if unknown.
+        name: for messages and reports.
 
     Raises:
         RegkitError: if the array does not fit the grid or is not real.
@@ -47,7 +47,7 @@ class Frames:
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.grid.shape or not len(self.array):
             raise InputError(
-                f"{self.name}: an array of shape {self.array.shape} is no series of volumes of shape "
+                f"{self.name}: an array of shape {self.array.shape} is not a series of volumes of shape "
                 f"{self.grid.shape} (z, y, x)"
             )
         if self.array.dtype.kind not in "buif":
@@ -95,22 +95,22 @@ def is_series(source: object) -> TypeGuard[FramesLike]:
 
 
 def load_frames(source: FramesLike, role: str) -> Frames:
-    """A 4-D image, its voxels in the type of the source.
+    """Load a 4-D image. The voxels keep the type of the source.
 
     Args:
         source: a file (NIfTI, MGH, MetaImage, NRRD), or an object of SimpleITK, nibabel or regkit.
-        role: what it is, for messages, such as "series".
+        role: what the image is, for messages, such as "series".
 
     Raises:
         RegkitError: if it cannot be read, is not 4-D, or holds values that are not finite.
     """
     what = f"{role} '{os.fspath(source)}'" if isinstance(source, str | os.PathLike) else role
     if isinstance(source, Frames):
-        found = source
+        frames = source
     elif isinstance(source, sitk.Image):
         _check(source.GetSize(), source.GetNumberOfComponentsPerPixel(), what)
         array = sitk.GetArrayFromImage(source)
-        found = _placed(array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what)
+        frames = _placed(array, source.GetSpacing(), source.GetOrigin(), source.GetDirection(), what, what)
     elif isinstance(source, SpatialImage):
         _check(source.shape, 1, what)
         grid = _grid(source.shape, source.affine, what)
@@ -118,17 +118,17 @@ def load_frames(source: FramesLike, role: str) -> Frames:
         zooms = source.header.get_zooms()
         step = float(zooms[3]) * _SECONDS.get(units[1], 1.0) if len(zooms) > 3 else 0.0
         array = np.asanyarray(source.dataobj).reshape((*grid.size, -1)).T
-        found = Frames(array, grid, step if math.isfinite(step) and step > 0 else 0.0, what)
+        frames = Frames(array, grid, step if math.isfinite(step) and step > 0 else 0.0, what)
     elif isinstance(source, str | os.PathLike):
-        found = _from_file(Path(source), what)
+        frames = _from_file(Path(source), what)
     else:
         raise InputError(f"{what}: cannot read a 4-D image from a {type(source).__name__}; give a file")
-    if found.array.dtype.kind == "f" and not np.isfinite(found.array).all():
-        broken = found.array.size - int(np.count_nonzero(np.isfinite(found.array)))
+    if frames.array.dtype.kind == "f" and not np.isfinite(frames.array).all():
+        broken = frames.array.size - int(np.count_nonzero(np.isfinite(frames.array)))
         raise InputError(
             f"{what} has {broken:,} voxels that are NaN or infinite; set them to the background value first"
         )
-    return found
+    return frames
 
 
 def _from_file(path: Path, what: str) -> Frames:
@@ -199,7 +199,7 @@ def _placed(
     return Frames(array, grid, float(spacing[3]), name)
 
 
-def kind_of(frames: Frames) -> str:
+def interpolation_for(frames: Frames) -> Literal["label", "linear"]:
     """The interpolation that goes with a series: ``label`` for one of label maps, else ``linear``."""
     middle = frames.array[len(frames) // 2]
     return "label" if looks_like_labels(middle) and middle.min() < middle.max() else "linear"

@@ -109,7 +109,7 @@ def open_image(files: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TransformPart:
     """One transform of a file.
 
     Args:
@@ -129,7 +129,7 @@ class Part:
     order: int
 
 
-def read_transform(path: Path) -> list[Part]:
+def read_transform(path: Path) -> list[TransformPart]:
     """The transforms of an ITK file, in ITK's order: the last one acts on a point first.
 
     Raises:
@@ -157,13 +157,13 @@ def read_transform(path: Path) -> list[Part]:
                     shape = (*(int(n) for n in fixed[2::-1]), 3)
                 values = child.take(shape, "f8")
             order = int(facts.get("order", 0))
-            parts.append(Part(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
+            parts.append(TransformPart(facts["name"], int(facts["dimension"]), matrix, fixed, values, order))
         return parts
 
 
 def _header(facts: dict[str, Any]) -> Header:
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-    return Header(**found)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return Header(**fields)
 
 
 class _Child:
@@ -173,11 +173,11 @@ class _Child:
         self.seconds = HEADER_SECONDS
         self._late = False
         spec = importlib.util.find_spec("SimpleITK")
-        where = str(Path(str(spec and spec.origin)).parents[1])
+        folder = str(Path(str(spec and spec.origin)).parents[1])
         script = Path(__file__).with_name("itkchild.py")
         # Neither the user's site-packages nor the environment's have a say: -I; -S saves their time, too.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), where],
+            [sys.executable, "-I", "-S", str(script), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -200,18 +200,18 @@ class _Child:
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            raise self._gone() from None
+        except OSError as error:
+            raise self._gone() from error
 
     def ask(self, line: str) -> dict[str, Any]:
         """The answer to a line."""
         assert self._process.stdout
         with self._watched():
             self.send(line)
-            said = self._process.stdout.readline()
-        if not said.endswith(b"\n"):
+            reply = self._process.stdout.readline()
+        if not reply.endswith(b"\n"):
             raise self._gone()
-        answer: dict[str, Any] = json.loads(said)
+        answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             raise ParserError(f"cannot be read ({reason(Exception(answer['error']))})")
         return answer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from regkit.core.errors import FormatError
 
-_MOST_BYTES = 1 << 20  # of a header: one of a segmentation with many segments has some 100 KB
+_MAX_BYTES = 1 << 20  # of a header: one of a segmentation with many segments has some 100 KB
 _IN_MM = {
     "m": 1000.0, "meter": 1000.0, "meters": 1000.0, "cm": 10.0, "mm": 1.0, "millimeter": 1.0,
     "millimeters": 1.0, "um": 0.001, "µm": 0.001, "micron": 0.001, "microns": 0.001, "micrometer": 0.001,
@@ -78,7 +78,7 @@ def nrrd_fields(path: Path, lower: bool = True) -> dict[str, str]:
         lower: whether to give their names in lower case.
     """
     with path.open("rb") as file:
-        head = file.read(_MOST_BYTES)
+        head = file.read(_MAX_BYTES)
     if not head.startswith(b"NRRD"):
         return {}
     lines = head.replace(b"\r\n", b"\n").split(b"\n\n")[0].decode("utf-8", "replace").splitlines()
@@ -118,7 +118,7 @@ def check_matlab(path: Path) -> None:
 
 def _meta_fields(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
-        head = file.read(_MOST_BYTES)
+        head = file.read(_MAX_BYTES)
     fields = {}
     for line in head.split(b"\n"):
         name, sign, value = line.partition(b"=")
@@ -140,12 +140,12 @@ def _is_of_patient(space: str) -> bool:
 def _unit(fields: dict[str, str]) -> float:
     """mm in the unit of a NRRD's spacing."""
     text = fields.get("space units") or fields.get("units", "")
-    named = {word.strip().lower() for word in text.replace('" "', '"|"').replace('"', "").split("|")}
-    named -= {"", "???", "none"}
-    if not named:
+    units = {word.strip().lower() for word in text.replace('" "', '"|"').replace('"', "").split("|")}
+    units -= {"", "???", "none"}
+    if not units:
         return 1.0
-    scales = {_IN_MM.get(unit) for unit in named}
+    scales = {_IN_MM.get(unit) for unit in units}
     if None in scales or len(scales) > 1:
-        raise FormatError(f"its header gives lengths in {', '.join(sorted(named))}, not in one known unit")
+        raise FormatError(f"its header gives lengths in {', '.join(sorted(units))}, not in one known unit")
     (scale,) = scales
     return float(scale or 1.0)

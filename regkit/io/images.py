@@ -31,7 +31,7 @@ from regkit.io import contours, dicom, dicomframes, guard, nifti
 from regkit.io.atomic import atomic_path
 from regkit.io.headers import nrrd_fields, quirks
 from regkit.io.outputs import IMAGE_SUFFIXES, check_output, save_image
-from regkit.io.segments import SLICER, Segment, Segmentation, slicer_segments
+from regkit.io.segments import SLICER, LayeredSegmentation, Segment, slicer_segments
 from regkit.runtime.memory import check_fits_memory
 
 __all__ = [
@@ -52,7 +52,7 @@ __all__ = [
     "load_segmentation",
     "load_volume",
     "looks_like_labels",
-    "resampled",
+    "resample_volume",
     "save_image",
 ]
 
@@ -61,8 +61,8 @@ MIN_VOXELS = 4
 
 # Two files of one scan may round the same header differently (a NIfTI quaternion near 180 degrees by 3e-4).
 _SAME_GRID_VOXELS = 0.1
-_MOST_LABELS = 1000  # the finest atlases have some 700
-_MOST_WHOLE = 2**53  # up to which float64 has all whole numbers
+_MAX_LABELS = 1000  # the finest atlases have some 700
+_MAX_WHOLE = 2**53  # up to which float64 has all whole numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +132,14 @@ ImageLike = str | os.PathLike[str] | dicom.DicomSeries | sitk.Image | SpatialIma
 
 
 def load_image(source: ImageLike, role: str) -> Volume:
-    """An image to register, as float32.
+    """Load an image to register, as float32.
 
     Args:
         source: a file, the folder of one DICOM series, or an object of SimpleITK, nibabel or regkit.
-        role: what it is, for messages, such as "fixed image".
+        role: what the image is, for messages, such as "fixed image".
 
     Raises:
-        RegkitError: if it is not one finite, scalar, not constant 3-D image on a regular grid.
+        RegkitError: if it is not a scalar 3-D image on a regular grid, or is constant or not finite.
     """
     what = _what(source, role)
     volume = _load(source, what)
@@ -171,17 +171,18 @@ def load_volume(source: ImageLike, role: str) -> Volume:
 def load_labels(
     source: ImageLike, role: str, grid: Grid | None = None, *, image: Grid | None = None, empty: bool = False
 ) -> Volume:
-    """A label map, in the type of :func:`label_type`; a :class:`LabelledVolume` of a file with names.
+    """Load a label map, in the type of :func:`label_type`; a :class:`LabelledVolume` if the file has names.
 
     Args:
         source: as for :func:`load_image`.
-        role: what it is, for messages, such as "moving labels".
-        grid: where the labels must lie, if they must.
-        image: of the image that they belong to: contours are filled on its voxels; by default on ``grid``.
-        empty: whether it may be that no voxel is labelled.
+        role: what the map is, for messages, such as "moving labels".
+        grid: where the labels must lie, if anywhere.
+        image: grid of the image that they belong to. Contours are filled on its voxels. By default ``grid``.
+        empty: whether the map may have no labelled voxel.
 
     Raises:
-        RegkitError: also if a value is not whole, no voxel is labelled, or the grid is another.
+        RegkitError: as for :func:`load_image`, and if a value is not whole, no voxel is labelled, or the grid
+            is another one.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=image or grid)
@@ -192,16 +193,16 @@ def load_labels(
         broken = np.abs(array - whole) > 1e-3  # scaled storage does not return whole numbers exactly
         if broken.any():
             raise InputError(
-                f"{what} is no label map: {int(broken.sum()):,} voxels are not whole numbers, such as "
+                f"{what} is not a label map: {int(broken.sum()):,} voxels are not whole numbers, such as "
                 f"{array[broken][0]:g}; resample labels with nearest neighbour interpolation"
             )
         array = whole
     low, high = array.min(), array.max()
     if low == high == 0 and not empty:
         raise InputError(f"{what} holds no label: every voxel is 0")
-    if len(np.unique(array[::2, ::2, ::2])) > _MOST_LABELS:  # of an eighth of the voxels: sorting takes time
+    if len(np.unique(array[::2, ::2, ::2])) > _MAX_LABELS:  # of an eighth of the voxels: sorting takes time
         raise InputError(
-            f"{what} is no label map: it has more than {_MOST_LABELS:,} different values from {low:g} to "
+            f"{what} is not a label map: it has more than {_MAX_LABELS:,} different values from {low:g} to "
             f"{high:g}, as an image has; give the map of its labels"
         )
     dtype = label_type(low, high)
@@ -226,11 +227,11 @@ def warn_other_names(one: Volume, other: Volume) -> None:
         return
     names = {segment.label: segment.name for segment in other.segments}
     for segment in one.segments:
-        named = names.get(segment.label, segment.name)
-        if named.casefold().strip() != segment.name.casefold().strip():
+        other_name = names.get(segment.label, segment.name)
+        if other_name.casefold().strip() != segment.name.casefold().strip():
             warnings.warn(
-                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{named}' in '{other.name}'; "
-                "labels are compared by their numbers",
+                f"label {segment.label} is '{segment.name}' in '{one.name}' and '{other_name}' in "
+                f"'{other.name}'; labels are compared by their numbers",
                 stacklevel=3,
             )
 
@@ -249,7 +250,7 @@ def looks_like_labels(array: npt.NDArray[Any]) -> bool:
     few = array[::2, ::2, ::2]  # to tell most images in an eighth of the time
     if few.dtype.kind == "f" and not (few == np.rint(few)).all():
         return False
-    if len(np.unique(few)) > _MOST_LABELS or array.min() < 0:
+    if len(np.unique(few)) > _MAX_LABELS or array.min() < 0:
         return False
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         return False
@@ -285,28 +286,28 @@ def load_labelled(
 
 
 def _pair(item: object, role: str) -> tuple[ImageLike, ImageLike]:
-    found = f"a {type(item).__name__}"
+    description = f"a {type(item).__name__}"
     if isinstance(item, str | os.PathLike):
-        found = f"'{os.fspath(item)}'"
+        description = f"'{os.fspath(item)}'"
     elif isinstance(item, Sequence):
         if len(item) == 2:
             return item[0], item[1]
-        found += f" of {len(item)}"
-    raise InputError(f"{role} must be a pair (image, label map), got {found}")
+        description += f" of {len(item)}"
+    raise InputError(f"{role} must be a pair (image, label map), got {description}")
 
 
 def load_mask(source: ImageLike, role: str, grid: Grid) -> Volume:
-    """A mask, as bool: true where the value is above one half.
+    """Load a mask, as bool: true where the value is above one half.
 
-    One on other voxels is taken onto those of the image by nearest neighbour, with a warning.
+    A mask on other voxels is resampled on those of the image by nearest neighbour, with a warning.
 
     Args:
         source: as for :func:`load_image`.
-        role: what it is, for messages, such as "fixed mask".
+        role: what the mask is, for messages, such as "fixed mask".
         grid: of the image that it masks.
 
     Raises:
-        RegkitError: also if no voxel is inside, or it lies beside its image.
+        RegkitError: as for :func:`load_image`, and if no voxel is inside, or the mask misses its image.
     """
     what = _what(source, role)
     volume = _load(source, what, labels=True, image=grid)
@@ -332,7 +333,7 @@ def load_grid(source: ImageLike, role: str) -> Grid:
     return _load(source, _what(source, role)).grid
 
 
-def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> Segmentation | None:
+def load_segmentation(source: ImageLike, role: str, image: Grid | None = None) -> LayeredSegmentation | None:
     """The segments of a file that names them, each whole where they overlap; None of any other source.
 
     Args:
@@ -392,7 +393,7 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
     if not os.path.exists(path):
         raise InputError(f"{what} does not exist")
     if not (os.path.isfile(path) or os.path.isdir(path)):
-        raise InputError(f"{what} is no file that can be read more than once; save it as one first")
+        raise InputError(f"{what} cannot be read more than once; save it as a file first")
     if not os.access(path, os.R_OK):
         raise InputError(f"{what} cannot be opened: no permission to read it")
     try:
@@ -420,15 +421,15 @@ def _load(source: ImageLike, what: str, *, labels: bool = False, image: Grid | N
 def _from_nifti(path: Path, what: str) -> Volume:
     try:
         file = nifti.open_nifti(path)
-        with file as found:
-            kind = np.dtype(found.voxels.dtype).kind
-            vectors = len(found.shape) == 5 and found.shape[3] == 1 and found.intent[0] in (1006, 1007)
+        with file as header:
+            kind = np.dtype(header.voxels.dtype).kind
+            vectors = len(header.shape) == 5 and header.shape[3] == 1 and header.intent[0] in (1006, 1007)
             _refuse_not_scalar("vector" if vectors else {"c": "complex", "V": "vector"}.get(kind, ""), what)
-            size = _volume_size(found.shape, what)
-            check_fits_memory(math.prod(size), what, 4 + _bytes_of(found.voxels.dtype))
-            grid = _orthonormal(Grid.from_ras_affine(size, found.affine))
-            _warn_doubts(found.doubts, what)
-            array = found.read()
+            size = _volume_size(header.shape, what)
+            check_fits_memory(math.prod(size), what, 4 + _bytes_of(header.voxels.dtype))
+            grid = _orthonormal(Grid.from_ras_affine(size, header.affine))
+            _warn_doubts(header.doubts, what)
+            array = header.read()
     except RegkitError as error:
         if str(error).startswith(what):
             raise
@@ -471,12 +472,12 @@ def _from_itk(file: guard.ImageFile, path: Path, what: str, files: int = 1) -> V
 
 def _series_of(source: ImageLike, path: Path, what: str, labels: bool) -> dicom.Series:
     """The DICOM series that is meant by a file or a folder."""
-    wanted = str(source.series) if isinstance(source, dicom.DicomSeries) else None
+    requested = str(source.series) if isinstance(source, dicom.DicomSeries) else None
     try:
-        found = dicom.find_series(path)
+        candidates = dicom.find_series(path)
     except RegkitError as error:
         raise InputError(_about(what, str(error))) from error
-    return dicom.chosen_series(found, wanted, labels, what)
+    return dicom.chosen_series(candidates, requested, labels, what)
 
 
 def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None) -> Volume:
@@ -512,7 +513,7 @@ def _from_dicom(series: dicom.Series, path: Path, what: str, image: Grid | None)
     return replace(volume, name=path.name)
 
 
-def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> Segmentation:
+def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> LayeredSegmentation:
     if len(series.slices) > 1:
         raise InputError(
             f"{what} holds a DICOM series of {len(series.slices)} segmentations or structure sets; give the "
@@ -533,7 +534,7 @@ def _dicom_segmentation(series: dicom.Series, what: str, image: Grid | None) -> 
         raise InputError(_about(what, str(error))) from error
 
 
-def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmentation:
+def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> LayeredSegmentation:
     """The segments of a file of 3D Slicer's, whose layers are the numbers of a voxel."""
     header = file.header
     if header.components == 1:
@@ -556,7 +557,7 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
     except RegkitError as error:
         raise InputError(_about(what, str(error))) from error
     if len({segment.label for _, segment in described}) == len(described):
-        return Segmentation(layers, grid, tuple(segment for _, segment in described))
+        return LayeredSegmentation(layers, grid, tuple(segment for _, segment in described))
     # Layers number their segments each for itself; in one label map they need numbers of their own.
     numbered = [np.zeros(layer.shape, np.uint16) for layer in layers]
     segments = []
@@ -564,10 +565,10 @@ def _slicer_segmentation(file: guard.ImageFile, path: Path, what: str) -> Segmen
         if layer < len(layers):
             numbered[layer][layers[layer] == segment.label] = number
             segments.append(replace(segment, label=number))
-    return Segmentation(numbered, grid, tuple(segments))
+    return LayeredSegmentation(numbered, grid, tuple(segments))
 
 
-def _merged(segmentation: Segmentation, name: str, what: str) -> Volume:
+def _merged(segmentation: LayeredSegmentation, name: str, what: str) -> Volume:
     """One label map of segments."""
     array, shared = segmentation.merged()
     if shared:
@@ -704,7 +705,7 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
             stacklevel=3,
         )
         return padded
-    array = resampled(volume, grid, sitk.Transform(3, sitk.sitkIdentity)).astype(volume.array.dtype)
+    array = resample_volume(volume, grid, sitk.Transform(3, sitk.sitkIdentity)).astype(volume.array.dtype)
     if not array.any():
         raise InputError(f"{what} lies beside its image: they have no voxel in common")
     warnings.warn(
@@ -714,7 +715,7 @@ def _taken_onto(volume: Volume, grid: Grid, what: str) -> Volume:
     return replace(volume, array=array, grid=grid)
 
 
-def resampled(
+def resample_volume(
     volume: Volume,
     grid: Grid,
     transform: sitk.Transform,
@@ -733,12 +734,12 @@ def resampled(
     """
     array = volume.array
     large = array.dtype.kind in "iu" and array.dtype.itemsize == 8
-    if large and max(-int(array.min()), int(array.max())) > _MOST_WHOLE:
+    if large and max(-int(array.min()), int(array.max())) > _MAX_WHOLE:
         values = np.unique(np.append(array, array.dtype.type(int(default))))
         places = replace(volume, array=np.searchsorted(values, array).astype(np.uint32))
         place = float(np.searchsorted(values, array.dtype.type(int(default))))
-        found: npt.NDArray[Any] = values[resampled(places, grid, transform, interpolator, place)]
-        return found
+        resampled: npt.NDArray[Any] = values[resample_volume(places, grid, transform, interpolator, place)]
+        return resampled
     source = volume.to_sitk()
     onto = (grid.origin, grid.spacing, grid.direction)
     seen = sitk.Resample(source, grid.size, transform, interpolator, *onto, default, source.GetPixelID())

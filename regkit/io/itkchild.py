@@ -21,17 +21,23 @@ import types
 from typing import Any
 
 _HEADER_BYTES = 1 << 29  # memory to parse a header in, beyond what the libraries take
+# As regkit.runtime.process, which is not imported here, has it.
+_TRICKS = os.environ.get("REGKIT_TRICKS", "all")
+_QUICK = _TRICKS == "all" or "parser" in _TRICKS.split(",")
 
 
-def _import_sitk(where: str) -> Any:
+def _import_sitk(folder: str) -> Any:
+    if not _QUICK:
+        sys.path.insert(0, folder)
+        return importlib.import_module("SimpleITK.SimpleITK")
     package = types.ModuleType("SimpleITK")
-    package.__path__ = [os.path.join(where, "SimpleITK")]
+    package.__path__ = [os.path.join(folder, "SimpleITK")]
     sys.modules["SimpleITK"] = package
     try:
         return importlib.import_module("SimpleITK.SimpleITK")
     except ImportError:  # of another layout than that of the versions known
         del sys.modules["SimpleITK"]
-        sys.path.insert(0, where)
+        sys.path.insert(0, folder)
         return importlib.import_module("SimpleITK")
 
 
@@ -164,7 +170,8 @@ def main() -> None:
         no_memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
         _say(out, {"error": "it asks for more memory than it may take" if no_memory else str(error)})
     out.flush()
-    os._exit(0)  # ITK has nothing left to do, and cleaning up costs time
+    if _QUICK:
+        os._exit(0)  # ITK has nothing left to do, and cleaning up costs time
 
 
 if __name__ == "__main__":

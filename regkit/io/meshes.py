@@ -69,7 +69,7 @@ class MeshFile:
         """
         path = check_output(path, (self.suffix,))
         array = np.asarray(points, dtype=np.float64).reshape(self.points.shape)
-        with atomic_path(path) as temporary, _told(path, "written"):
+        with atomic_path(path) as temporary, _library_errors(path, "written"):
             self.write(array, temporary)
 
 
@@ -91,18 +91,18 @@ def open_mesh(path: str | os.PathLike[str], space: str | None = None, moving: Gr
     if not os.path.isfile(path):
         raise RegkitError(f"'{path}' does not exist")
     if suffix in _MESHIO:
-        found = _open_meshio(path, suffix, space)
+        mesh = _open_meshio(path, suffix, space)
     else:
         if space == "lps":
             raise RegkitError(
                 f"'{path}': coordinates of {suffix} are RAS mm by definition; leave the space out"
             )
-        found = _open_gifti(path) if suffix == ".gii" else _open_streamlines(path, suffix, moving)
-    if not len(found.points):
+        mesh = _open_gifti(path) if suffix == ".gii" else _open_streamlines(path, suffix, moving)
+    if not len(mesh.points):
         raise RegkitError(f"'{path}' holds no points")
-    if not np.isfinite(found.points).all():
+    if not np.isfinite(mesh.points).all():
         raise RegkitError(f"'{path}' holds points that are infinite or not a number")
-    return found
+    return mesh
 
 
 def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
@@ -111,22 +111,22 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
     except ImportError as error:
         raise RegkitError(f"'{path}': {suffix} needs meshio: {install('meshes')}") from error
     with open(path, "rb") as stream:
-        named = _SLICER.search(stream.read(_HEADER))
-    said = named[1].decode().lower() if named else None
-    if said is None and space is None:
+        match = _SLICER.search(stream.read(_HEADER))
+    stated = match[1].decode().lower() if match else None
+    if stated is None and space is None:
         raise SpaceError(
             f"'{path}' does not say whether its coordinates are LPS or RAS: give --space lps (ITK, DICOM) or "
             "--space ras (nibabel, FreeSurfer)"
         )
-    if said and space and said != space:
-        raise RegkitError(f"'{path}' says that it is {said.upper()}; leave out --space {space}")
+    if stated and space and stated != space:
+        raise RegkitError(f"'{path}' says that it is {stated.upper()}; leave out --space {space}")
     # meshio looks whether an STL is binary by a product that may overflow.
-    with _told(path, "read"), np.errstate(over="ignore"):
+    with _library_errors(path, "read"), np.errstate(over="ignore"):
         mesh = meshio.read(path)
     points = np.asarray(mesh.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 3:
-        raise RegkitError(f"'{path}' is no mesh in three dimensions")
-    sign = _SIGN[said or space or "lps"]
+        raise RegkitError(f"'{path}' is not a mesh in three dimensions")
+    sign = _SIGN[stated or space or "lps"]
 
     def write(moved: Float64, place: Path) -> None:
         mesh.points = (moved * sign).astype(
@@ -140,9 +140,10 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
                 if n.lower() in ("normals", "facet_normals", "obj:vn", "vn", "nx", "ny", "nz")
             ]:
                 del table[name]
-        mesh.write(place)
-        if said:
-            _say_space(place, suffix, said)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a triangle without an area has no normal
+            mesh.write(place)
+        if stated:
+            _say_space(place, suffix, stated)
 
     return MeshFile(points * sign, suffix, write)
 
@@ -170,7 +171,7 @@ def _say_space(place: Path, suffix: str, space: str) -> None:
 
 
 def _open_gifti(path: Path) -> MeshFile:
-    with _told(path, "read"):
+    with _library_errors(path, "read"):
         # nibabel counts up to them, whatever they are.
         for axes in re.findall(rb"Dimensionality\s*=\s*[\"']([^\"']*)", path.read_bytes()):
             if not 0 < int(axes) <= _MOST_AXES:
@@ -179,7 +180,7 @@ def _open_gifti(path: Path) -> MeshFile:
         arrays = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
         centre = [float(array.meta.get(name, 0)) for array in arrays for name in _CENTRE]
     if len(arrays) != 1:
-        raise RegkitError(f"'{path}' is no surface: it holds {len(arrays)} sets of points in place of one")
+        raise RegkitError(f"'{path}' is not a surface: it holds {len(arrays)} sets of points in place of one")
     array = arrays[0]
     system = array.coordsys
     if (
@@ -205,7 +206,7 @@ def _open_gifti(path: Path) -> MeshFile:
 
 
 def _open_streamlines(path: Path, suffix: str, moving: Grid | None) -> MeshFile:
-    with _told(path, "read"):
+    with _library_errors(path, "read"):
         file = nib.streamlines.load(path)
     tracts = file.tractogram
     flat = np.concatenate([np.asarray(line, np.float64) for line in tracts.streamlines] or [np.empty((0, 3))])
@@ -230,7 +231,7 @@ def _open_streamlines(path: Path, suffix: str, moving: Grid | None) -> MeshFile:
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def _library_errors(path: Path, what: str) -> Iterator[None]:
     """Whatever a library fails with is one line about the file; what it prints is kept off the terminal."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

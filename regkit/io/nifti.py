@@ -35,8 +35,8 @@ SUFFIXES = (*_SINGLE, *_PAIR, *_MGH)
 
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI's code of the unit of space
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # by NIfTI's code of the unit of time
-_MOST_GZIP = 1100  # bytes of content to one of gzip, whose best is 1032
-_MOST_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
+_MAX_GZIP_RATIO = 1100  # bytes of content to one of gzip, whose best is 1032
+_MAX_OFFSET = 1 << 28  # bytes before the voxels: extensions are seldom above some KB
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ class NiftiFile:
             with np.errstate(all="ignore"):
                 array = np.asanyarray(self.voxels)
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise FormatError(f"its voxels cannot be read ({said}); it is truncated or damaged") from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise FormatError(f"its voxels cannot be read ({message}); it is truncated or damaged") from error
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -103,7 +103,7 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
             stream = stack.enter_context(_opened(header_path))
             raw = stream.read(544)
             if path.name.lower().endswith(_MGH):
-                found = _mgh(raw, stream)
+                image = _mgh(raw, stream)
             else:
                 kind, header = _header(raw, path)
                 single = kind != "Analyze 7.5" and bytes(header["magic"])[:2] == b"n+"
@@ -114,14 +114,14 @@ def open_nifti(path: Path) -> Iterator[NiftiFile]:
                 if not single:
                     place = voxel_path
                     stream = stack.enter_context(_opened(voxel_path))
-                found = _nifti(header, kind, extension if single else b"", stream, offset)
-            inside = _MOST_GZIP if isinstance(stream, igzip.IGzipFile) else 1
-            found = replace(found, most_bytes=inside * place.stat().st_size)
+                image = _nifti(header, kind, extension if single else b"", stream, offset)
+            inside = _MAX_GZIP_RATIO if isinstance(stream, igzip.IGzipFile) else 1
+            image = replace(image, most_bytes=inside * place.stat().st_size)
         except RegkitError:
             raise
         except Exception as error:  # of nibabel, numpy, isal or the system, as the damage will have it
             raise FormatError(f"cannot be read: it is truncated or damaged ({reason(error)})") from error
-        yield found
+        yield image
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -165,8 +165,8 @@ def _header(raw: bytes, path: Path) -> tuple[str, Any]:
 
 def _offset(header: Any, single: bool) -> int:
     offset = float(header["vox_offset"])
-    least = len(header.binaryblock) if single else 0
-    if not least <= offset <= _MOST_OFFSET:
+    minimum = len(header.binaryblock) if single else 0
+    if not minimum <= offset <= _MAX_OFFSET:
         raise FormatError(f"is damaged: by its header the voxels begin at byte {offset:g}")
     return int(offset)
 
@@ -235,7 +235,7 @@ def _affine(header: Any, spacing: Float64) -> tuple[Float64 | None, bool]:
     for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
         sform[row] = [float(value) for value in header[name]]
     if sform_code > 0 and not np.isfinite(sform).all():
-        raise FormatError("its sform holds what is no finite number; correct the header")
+        raise FormatError("its sform holds a value that is not finite; correct the header")
     qform = _qform(header, spacing)
     chosen = sform
     if (np.linalg.norm(sform[:3, :3], axis=0) == 0).any() and qform_code <= 0:

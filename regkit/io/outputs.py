@@ -19,7 +19,7 @@ from regkit.io.provenance import KEY, version
 
 if TYPE_CHECKING:  # they import torch, which has to wait for what regkit.runtime.process makes of the process
     from regkit.core.geometry import Grid
-    from regkit.io.segments import Segmentation
+    from regkit.io.segments import LayeredSegmentation
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
@@ -31,7 +31,7 @@ FOLDER = "/"
 # made it.
 _HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
 _TIMES, _STEP = slice(48, 50), slice(92, 96)
-_MOST_THREADS = 4  # that compress
+_MAX_THREADS = 4  # that compress
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -89,12 +89,12 @@ def save_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
                 raise RegkitError(f"cannot write '{path}': the image has {image.GetDimension()} axes, not 3")
             array = sitk.GetArrayViewFromImage(image)
             volumes = [array] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-            _write_nifti(volumes, image[:1, :1, :1], temporary, path)
+            _stream_nifti(volumes, image[:1, :1, :1], temporary, path)
         else:
             _write(image, temporary, path)
 
 
-def save_segmentation(segmentation: Segmentation, path: str | os.PathLike[str]) -> None:
+def save_slicer_segmentation(segmentation: LayeredSegmentation, path: str | os.PathLike[str]) -> None:
     """Write a segmentation as 3D Slicer does (``.seg.nrrd``), with its names, colours and layers.
 
     Raises:
@@ -122,7 +122,7 @@ def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLi
     with atomic_path(path) as temporary:
         if path.name.endswith(NIFTI_SUFFIXES):
             first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
-            _write_nifti(np.moveaxis(field, -1, 0), first, temporary, path)
+            _stream_nifti(np.moveaxis(field, -1, 0), first, temporary, path)
         else:
             _write(grid.to_sitk(field, vector=True), temporary, path)
 
@@ -137,7 +137,7 @@ def save_frames(volumes: npt.NDArray[Any], grid: Grid, step: float, path: str | 
     path = check_output(path, NIFTI_SUFFIXES)
     first = replace(grid, size=(1, 1, 1)).to_sitk(volumes[0, :1, :1, :1])
     with atomic_path(path) as temporary:
-        _write_nifti(volumes, sitk.JoinSeries([first] * 2), temporary, path, len(volumes), step)
+        _stream_nifti(volumes, sitk.JoinSeries([first] * 2), temporary, path, len(volumes), step)
 
 
 def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
@@ -152,7 +152,7 @@ def _write(image: sitk.Image, temporary: Path, path: Path) -> None:
         raise RegkitError(f"could not write all of '{path}'; is the disk full?")
 
 
-def _write_nifti(
+def _stream_nifti(
     volumes: Sequence[npt.NDArray[Any]] | npt.NDArray[Any],
     first: sitk.Image,
     temporary: Path,
@@ -181,7 +181,7 @@ def _write_nifti(
     if times is not None:
         header[_TIMES], header[_STEP] = np.int16(times).tobytes(), np.float32(step).tobytes()
     header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
-    threads = min(_MOST_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+    threads = min(_MAX_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
     try:
         with (

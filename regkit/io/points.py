@@ -91,13 +91,14 @@ def open_points(path: str | os.PathLike[str]) -> PointFile:
 
 
 def read_points(path: str | os.PathLike[str]) -> Float64:
-    """Points of a .csv, .fcsv or .mrk.json file.
+    """Read the points of a .csv, .fcsv or .mrk.json file.
 
     Returns:
         (n, 3), LPS mm, n >= 1.
 
     Raises:
-        RegkitError: if the file is missing, of another kind, without points, or holds what is no number.
+        RegkitError: if the file is missing, of another kind or without points, or a coordinate is not a
+            number.
     """
     path = Path(path)
     if path.name.endswith(".json"):
@@ -111,7 +112,7 @@ def read_points(path: str | os.PathLike[str]) -> Float64:
 
 
 def read_pairs(path: str | os.PathLike[str]) -> tuple[Float64, Float64]:
-    """Matching landmarks of two images, from a .csv with columns fx, fy, fz, mx, my, mz (LPS mm).
+    """Read matching landmarks of two images from a .csv with the columns fx, fy, fz, mx, my, mz (LPS mm).
 
     Returns:
         Points of the fixed and of the moving image, (n, 3) each, LPS mm.
@@ -126,10 +127,11 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[Float64, Float64]:
 
 
 def write_points(path: str | os.PathLike[str], points: npt.ArrayLike, labels: Sequence[str] = ()) -> None:
-    """Write points, LPS mm, shape (n, 3), in the format of the ending: .csv, .fcsv or .mrk.json.
+    """Write points (n, 3), LPS mm, in the format of the ending: .csv, .fcsv or .mrk.json.
 
     Args:
-        labels: a name for each; by default Slicer's formats number them and .csv has none.
+        labels: a name for each point. By default .fcsv and .mrk.json number them, and .csv has none. In a
+            table, what ends a line is a blank in them.
 
     Raises:
         RegkitError: if the file cannot be written.
@@ -139,11 +141,11 @@ def write_points(path: str | os.PathLike[str], points: npt.ArrayLike, labels: Se
     if array.ndim != 2 or array.shape[1] != 3:
         raise FormatError(f"points must have the shape (n, 3), got {array.shape}")
     rows = [[_decimal(value) for value in point] for point in array]
-    named = any(labels)
+    has_labels = any(labels)
     names = [name or f"F-{i}" for i, name in enumerate(labels or [""] * len(rows), start=1)]
     if path.suffix == ".csv":
-        lines = ["x,y,z,label" if named else "x,y,z"]
-        lines += [",".join([*row, _quoted(name)] if named else row) for row, name in zip(rows, names)]
+        lines = ["x,y,z,label" if has_labels else "x,y,z"]
+        lines += [",".join([*row, _quoted(name)] if has_labels else row) for row, name in zip(rows, names)]
     elif path.suffix == ".fcsv":
         lines = ["# Markups fiducial file version = 4.13", "# CoordinateSystem = LPS"]
         lines.append(f"# columns = {_FCSV_COLUMNS}")
@@ -168,9 +170,10 @@ def _decimal(value: float) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A cell of a table."""
+    """A cell of a table, on one line whatever a reader takes for the end of one."""
+    name = " ".join(name.split())
     quoted = name.replace('"', '""')
-    return f'"{quoted}"' if quoted != name or any(sign in name for sign in ",;\n") else name
+    return f'"{quoted}"' if quoted != name or any(sign in name for sign in ",;") else name
 
 
 def _read_text(path: Path) -> str:
@@ -250,18 +253,18 @@ class _Table:
 
     def numbers(self, names: Sequence[str], path: Path, which: Sequence[int] | None = None) -> Float64:
         """The named columns of some rows, by default all, (n, len(names))."""
-        where = [self.columns.index(name) for name in names]
+        positions = [self.columns.index(name) for name in names]
         which = range(len(self.rows)) if which is None else which
         table = np.empty((len(which), len(names)))
         for k, row in enumerate(which):
             line, cells = self.rows[row]
-            for axis, (column, name) in enumerate(zip(where, names, strict=True)):
+            for axis, (column, name) in enumerate(zip(positions, names, strict=True)):
                 cell = self.value(cells[column]) if column < len(cells) else None
                 value = None if cell is None else _number(cell)
                 if value is None or not math.isfinite(value):
-                    found = "nothing" if cell is None else repr(cell)
+                    text = "nothing" if cell is None else repr(cell)
                     raise FormatError(
-                        f"points '{path}', line {line + 1}: {found} for {name} is no finite number"
+                        f"points '{path}', line {line + 1}: {text} for {name} is not a finite number"
                     )
                 table[k, axis] = value
         return table
@@ -300,7 +303,7 @@ def _cells(line: str, separator: str) -> list[str]:
     """The cells of a line as they stand there; a separator between quotes is none."""
     sign = re.escape(separator)
     cell = rf'(?:\s*"(?:[^"]|"")*"[^{sign}]*|[^{sign}]*)'
-    return [found[0] for found in re.finditer(rf"(?:(?<={sign})|^){cell}", line)]
+    return [match[0] for match in re.finditer(rf"(?:(?<={sign})|^){cell}", line)]
 
 
 def _table(path: Path) -> tuple[_Table, tuple[str, str, str], str]:
@@ -332,7 +335,7 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _markups(path: Path, most: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _markups(path: Path, limit: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The content of a file of Slicer's, and its lists of points."""
     try:
         content: Any = json.loads(_read_text(path))
@@ -340,8 +343,8 @@ def _markups(path: Path, most: int | None = None) -> tuple[dict[str, Any], list[
         raise FormatError(f"points '{path}' are not valid JSON: {error}") from error
     markups: Any = content.get("markups") if isinstance(content, dict) else None
     sound = isinstance(markups, list) and markups and all(isinstance(one, dict) for one in markups)
-    if not sound or (most and len(markups) > most):
-        count = "one entry" if most else "entries"
+    if not sound or (limit and len(markups) > limit):
+        count = "one entry" if limit else "entries"
         raise FormatError(f"points '{path}' are not a point list of 3D Slicer with {count} in 'markups'")
     for one in markups:
         units = one.get("coordinateUnits", "mm")
@@ -367,7 +370,7 @@ def _position(point: Any) -> Float64 | None:
 
 
 def _read_json(path: Path) -> Float64:
-    _, markups = _markups(path, most=1)
+    _, markups = _markups(path, limit=1)
     points = []
     for number, point in enumerate(markups[0]["controlPoints"], start=1):
         position = _position(point)

@@ -31,7 +31,7 @@ KEY = "regkit"
 """The entry of a NRRD or MetaImage header that tells the version."""
 
 _MADE_BY = "made_by"
-_MOST_BYTES, _MOST_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
+_MAX_BYTES, _MAX_RECORDS = 1 << 20, 500  # of a record, and in a folder to look at
 _PAIRS = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -119,8 +119,8 @@ def _input(source: object) -> dict[str, str]:
 
         with contextlib.suppress(RegkitError):
             if series := dicom.series_of(source):
-                found = _together(sorted(one.path for one in series.slices))
-                return {"file": os.fspath(place), "series": series.uid, "sha256": found}
+                digest = _together(sorted(one.path for one in series.slices))
+                return {"file": os.fspath(place), "series": series.uid, "sha256": digest}
     return {"file": os.fspath(place), "sha256": sha256(place)}
 
 
@@ -144,7 +144,8 @@ def check_record(path: str | os.PathLike[str]) -> None:
     place = record_path(path)
     if os.path.lexists(place) and record_at(place) is None:
         raise RegkitError(
-            f"'{place}' is no record of regkit's, but '{path}' would have its record there; give another name"
+            f"'{place}' is not a record of regkit, but '{path}' would have its record there; give another "
+            "name"
         )
 
 
@@ -173,7 +174,7 @@ def read_record(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool] | N
     It is the one beside it, or one in the same folder that names it.
     """
     path = Path(path)
-    near = itertools.islice(sorted(path.parent.glob("*.json")), _MOST_RECORDS)
+    near = itertools.islice(sorted(path.parent.glob("*.json")), _MAX_RECORDS)
     for place in (record_path(path), *near):
         record = record_at(place)
         outputs = record.get("outputs") if record else None
@@ -206,7 +207,7 @@ def same_outputs(place: Path, record: Mapping[str, Any]) -> dict[str, tuple[str,
 def record_at(place: Path) -> dict[str, Any] | None:
     """The record that a file is, or None of any other file."""
     try:
-        if place.stat().st_size > _MOST_BYTES:
+        if place.stat().st_size > _MAX_BYTES:
             return None
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

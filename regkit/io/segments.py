@@ -52,7 +52,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class LayeredSegmentation:
     """Segments on a grid.
 
     Args:
@@ -121,27 +121,27 @@ def slicer_segments(fields: Mapping[str, str]) -> list[tuple[int, Segment]]:
     Raises:
         RegkitError: if a number is none; without the file's name.
     """
-    found: dict[int, dict[str, str]] = {}
+    raw_fields: dict[int, dict[str, str]] = {}
     for name, value in fields.items():
         entry = _ENTRY.fullmatch(name) or re.fullmatch(_ENTRY.pattern, name, re.IGNORECASE)
         if entry:
-            found.setdefault(int(entry[1][:9]), {})[entry[2]] = value
+            raw_fields.setdefault(int(entry[1][:9]), {})[entry[2]] = value
     segments = []
-    for number, entries in sorted(found.items()):
+    for number, entries in sorted(raw_fields.items()):
         own = {name.lower(): value for name, value in entries.items()}
         try:
             label, layer = int(own.get("labelvalue", number + 1)), int(own.get("layer", 0))
             colour = tuple(float(v) for v in own.get("color", "").split())
-        except ValueError:
-            raise FormatError(f"is damaged: segment {number} has what is no number") from None
-        kept = {name: value for name, value in entries.items() if name.lower() not in _OWN}
+        except ValueError as error:
+            raise FormatError(f"is damaged: segment {number} has a value that is not a number") from error
+        others = {name: value for name, value in entries.items() if name.lower() not in _OWN}
         name = own.get("name") or own.get("id") or f"Segment_{number + 1}"
         triple = (colour[0], colour[1], colour[2]) if len(colour) == 3 else None
-        segments.append((layer, Segment(label, name, triple, _codes(own.get("tags", "")), kept)))
+        segments.append((layer, Segment(label, name, triple, _codes(own.get("tags", "")), others)))
     return segments
 
 
-def slicer_fields(segmentation: Segmentation) -> dict[str, str]:
+def slicer_fields(segmentation: LayeredSegmentation) -> dict[str, str]:
     """The entries of a NRRD header that tell 3D Slicer of its segments."""
     layer_of = {int(v): k for k, layer in enumerate(segmentation.layers) for v in np.unique(layer) if v}
     known = {segment.label for segment in segmentation.segments}
@@ -176,13 +176,13 @@ def colour_of(label: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(label * 0.618033988749895 % 1, 0.6, 0.9)
 
 
-def named(
+def named_segments(
     labels: Iterable[int], names: Mapping[int, str], known: Iterable[Segment] = ()
 ) -> tuple[Segment, ...]:
     """Segments of labels: those that are known, under names of one's own where they are given."""
     of = {segment.label: segment for segment in known}
-    found = [of.get(label, Segment(label, f"label {label}")) for label in labels]
-    return tuple(replace(one, name=names.get(one.label, one.name)) for one in found)
+    segments = [of.get(label, Segment(label, f"label {label}")) for label in labels]
+    return tuple(replace(one, name=names.get(one.label, one.name)) for one in segments)
 
 
 def codes_of(segment: Segment) -> tuple[Code, Code]:

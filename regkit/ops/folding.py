@@ -91,9 +91,9 @@ def unfold(field: torch.Tensor, rounds: int = 200) -> torch.Tensor:
 
 def _box_around(marked: torch.Tensor, margin: int) -> tuple[slice, slice, slice]:
     """The slices of a volume (Z, Y, X) that hold all that is not 0, and a margin within its ends."""
-    found = []
+    ranges = []
     for axis, n in enumerate(marked.shape):
         others = tuple(other for other in range(3) if other != axis)
         at = marked.amax(others).nonzero()[:, 0]
-        found.append(slice(max(int(at[0]) - margin, 0), min(int(at[-1]) + margin + 1, n)))
-    return found[0], found[1], found[2]
+        ranges.append(slice(max(int(at[0]) - margin, 0), min(int(at[-1]) + margin + 1, n)))
+    return ranges[0], ranges[1], ranges[2]

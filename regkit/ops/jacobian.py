@@ -1,17 +1,22 @@
-"""How a warp changes volume: the Jacobian determinant of T(p) = p + d(p) and the numbers drawn from it.
+"""How a warp changes volume: the Jacobian determinant of T(p) = p + d(p), the numbers drawn from it, and the
+removal of folds from a warp.
 
 J = 1 keeps volume, J < 1 shrinks, J <= 0 turns a neighbourhood inside out (a fold).
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid
+from regkit.core.geometry import Float64, Grid, slab_index, transform_points
 from regkit.ops import native
 from regkit.ops.dispatch import operation
+from regkit.ops.folding import unfold
 
 _SLAB_VOXELS = 1 << 19  # 0.5 M voxels x 9 doubles = 38 MB at a time, whatever the size of the volume
 
@@ -84,6 +89,32 @@ def triple_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     )
 
 
+@dataclass(frozen=True)
+class Smoothness:
+    """How regular a warp is.
+
+    Args:
+        folding_percent: :func:`folding_percent` of its Jacobian determinant.
+        sd_log_jacobian: :func:`sd_log_jacobian`.
+    """
+
+    folding_percent: float
+    sd_log_jacobian: float
+
+    @classmethod
+    def of(cls, determinant: np.ndarray, mask: np.ndarray | None = None) -> Smoothness:
+        """The smoothness of a warp by its Jacobian determinant (Z, Y, X), inside ``mask`` where given.
+
+        Raises:
+            RegkitError: if the mask has another shape or no voxel.
+        """
+        return cls(folding_percent(determinant, mask), sd_log_jacobian(determinant, mask))
+
+    def to_dict(self) -> dict[str, float]:
+        """Ready for JSON but for NaN."""
+        return asdict(self)
+
+
 def folding_percent(determinant: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Percentage of voxels (inside ``mask`` where given) with J <= 0, counted without any clipping.
 
@@ -140,3 +171,28 @@ def _inside(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     if not np.any(mask):
         raise RegkitError("the mask is empty: no voxel of it is different from 0")
     return values[mask != 0]
+
+
+def unfolded_warp(
+    field: npt.NDArray[np.float32], grid: Grid, matrix: Float64
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """A warp whose Jacobian determinant is positive at every voxel.
+
+    Where it folds, what it does before the linear part is smoothed.
+
+    Args:
+        field: displacements (z, y, x, 3), LPS mm.
+        matrix: the linear part, 4x4, LPS mm, whose determinant is positive.
+
+    Returns:
+        The field, which is the one given where nothing folds, and its Jacobian determinant, (z, y, x).
+    """
+    determinant = jacobian_determinant(field, grid)
+    if (determinant > 0).all():
+        return field, determinant
+    index = slab_index(grid, 0, grid.shape[0])
+    points = transform_points(grid.index_to_world, index)
+    in_voxels = transform_points(grid.world_to_index @ np.linalg.inv(matrix), points + field) - index
+    flat = unfold(torch.from_numpy(in_voxels.astype(np.float32)).movedim(-1, 0)).movedim(0, -1).numpy()
+    field = (transform_points(matrix @ grid.index_to_world, index + flat) - points).astype(np.float32)
+    return field, jacobian_determinant(field, grid)

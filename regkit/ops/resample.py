@@ -12,13 +12,13 @@ from regkit.core.geometry import Float64, Grid
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import blur
-from regkit.ops.sampling import MOST_VOXELS, index_grid, map_index, sample
+from regkit.ops.sampling import MAX_VOXELS, index_grid, map_index, sample
 
 _CUT = 0.05  # share of a plane beyond which an image that begins there is cut, not ended
 # Of the voxels: how many make filling worth a look, and how many may lie between data along a line.
 _FILLING, _GAPS = 0.002, 0.002
 _FLAT, _FLAT_SHARE = 0.75, 0.9  # voxels off a plane, over a quarter of a side, and how much of it is as flat
-_LEAST_SIDE, _SIDE = 8, 64  # voxels along a side that are looked at
+_MIN_SIDE, _SIDE = 8, 64  # voxels along a side that are looked at
 _ALIKE = 1e-4  # of the range of an image: values so close are one, whatever noise of arithmetic is on them
 _NEAR_FILLING = 3  # voxels beside filling in which features see it
 
@@ -99,7 +99,7 @@ def _turned_box(image: np.ndarray, alike: float) -> np.ndarray | None:
     Returns:
         (Z, Y, X) bool, or None if it is no such image.
     """
-    if min(image.shape) < _LEAST_SIDE:
+    if min(image.shape) < _MIN_SIDE:
         return None
     corners = image[np.ix_((0, -1), (0, -1), (0, -1))].ravel()
     value = float(max(corners, key=lambda one: np.count_nonzero(abs(corners - float(one)) <= alike)))
@@ -175,13 +175,13 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
         labels 1 everywhere.
     """
     to_source = source.grid.world_to_index @ matrix @ grid.index_to_world
-    where = map_index(to_source, index_grid(grid.shape, source.image.device))
-    image = sample(source.image[None], where, mode="nearest" if source.labels else "bilinear")[0]
+    index = map_index(to_source, index_grid(grid.shape, source.image.device))
+    image = sample(source.image[None], index, mode="nearest" if source.labels else "bilinear")[0]
     weight = torch.ones_like(image)
     for axis, n in enumerate(source.grid.size):
-        weight *= (where[axis] >= -0.5) & (where[axis] <= n - 0.5)
+        weight *= (index[axis] >= -0.5) & (index[axis] <= n - 0.5)
     if source.mask is not None:
-        weight *= sample(source.mask[None], where, mode="nearest")[0]
+        weight *= sample(source.mask[None], index, mode="nearest")[0]
     return (image * weight, torch.ones_like(weight)) if source.labels else (image, weight)
 
 
@@ -190,7 +190,7 @@ def resample(source: Source, matrix: Float64, grid: Grid) -> tuple[torch.Tensor,
     lambda source, matrix, grid: (
         source.mask is None
         and not source.labels
-        and source.image.numel() < MOST_VOXELS
+        and source.image.numel() < MAX_VOXELS
         and native.serves(source.image)
     ),
 )

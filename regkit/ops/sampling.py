@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from regkit.ops import native
 from regkit.ops.dispatch import operation
 
-MOST_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
+MAX_VOXELS = 2**31  # fewer than these the kernels take, which count them in 32 bits
 
 
 def index_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -44,8 +44,10 @@ def sample(
     last = torch.tensor(
         [max(n - 1, 1) for n in volume.shape[:0:-1]], dtype=coordinates.dtype, device=coordinates.device
     )
-    where = coordinates.movedim(0, -1) * (2 / last) - 1
-    return F.grid_sample(volume[None], where[None], mode=mode, padding_mode=outside, align_corners=True)[0]
+    normalised = coordinates.movedim(0, -1) * (2 / last) - 1
+    return F.grid_sample(volume[None], normalised[None], mode=mode, padding_mode=outside, align_corners=True)[
+        0
+    ]
 
 
 def _sampled_by_c(
@@ -53,7 +55,7 @@ def _sampled_by_c(
 ) -> bool:
     graph = torch.is_grad_enabled() and (volume.requires_grad or coordinates.requires_grad)
     # To copy a volume that lies in another order would cost more than the kernel saves at a few places.
-    usable = volume.is_contiguous() and volume[0].numel() < MOST_VOXELS
+    usable = volume.is_contiguous() and volume[0].numel() < MAX_VOXELS
     return mode == "bilinear" and not graph and usable and native.serves(volume, coordinates)
 
 

@@ -40,24 +40,24 @@ def main() -> int:
     parser.add_argument(
         "--validation", type=Path, metavar="FOLDER", help="label maps to score the network on"
     )
-    given = parser.parse_args()
-    if given.threads is not None and given.threads < 1:
-        parser.error(f"--threads must be at least 1, got {given.threads}")
-    if given.workers is not None and given.workers < 0:
-        parser.error(f"--workers must be at least 0, got {given.workers}")
+    arguments = parser.parse_args()
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.workers is not None and arguments.workers < 0:
+        parser.error(f"--workers must be at least 0, got {arguments.workers}")
     try:
         outcome = pretrain(
-            given.config,
-            given.output,
-            templates=given.templates,
-            anatomies=given.anatomies,
-            minutes=given.minutes,
-            device=given.device,
-            threads=given.threads,
-            workers=given.workers,
-            weights=given.export,
-            start=given.start,
-            validation=given.validation,
+            arguments.config,
+            arguments.output,
+            templates=arguments.templates,
+            anatomies=arguments.anatomies,
+            minutes=arguments.minutes,
+            device=arguments.device,
+            threads=arguments.threads,
+            workers=arguments.workers,
+            weights=arguments.export,
+            start=arguments.start,
+            validation=arguments.validation,
         )
     except RegkitError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

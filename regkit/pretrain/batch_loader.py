@@ -26,13 +26,13 @@ from regkit.pretrain.step import Batch
 from regkit.synthesis.anatomy import Anatomy
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.pairs import Pairs, Synthesiser, draw_anatomy
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 
 _AHEAD = 2  # anatomies for each process, beyond those that take turns
 
 
-class Drawing(Protocol):
-    """What is drawn for: :class:`regkit.pretrain.train.Trainer` says what each of these is."""
+class BatchSource(Protocol):
+    """What is drawn for: :class:`regkit.pretrain.train.PretrainTrainer` says what each of these is."""
 
     config: Config
     synthesiser: Synthesiser
@@ -50,7 +50,7 @@ class Drawing(Protocol):
 
 
 @contextmanager
-def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
+def batches(trainer: BatchSource, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """The batches of a trainer, from its next step to the last one, on its device.
 
     Args:
@@ -58,15 +58,15 @@ def batches(trainer: Drawing, workers: int = 0) -> Iterator[Iterator[Batch]]:
     """
     with ThreadPoolExecutor(1) as thread:
         if workers:
-            with _Workers(trainer, workers) as drawing:
+            with _AnatomyWorkers(trainer, workers) as drawing:
                 yield _in_turn(
-                    thread, partial(trainer.batches, synthesiser=drawing.synthesiser), _groups(trainer)
+                    thread, partial(trainer.batches, synthesiser=drawing.synthesiser), step_groups(trainer)
                 )
         else:
-            yield _in_turn(thread, trainer.batches, _groups(trainer))
+            yield _in_turn(thread, trainer.batches, step_groups(trainer))
 
 
-def _groups(trainer: Drawing) -> Iterator[range]:
+def step_groups(trainer: BatchSource) -> Iterator[range]:
     """The steps to come, those together that a GPU draws at once."""
     at_once = trainer.together if trainer.device.type == "cuda" else 1
     first, last = trainer.step, trainer.config.steps
@@ -90,17 +90,17 @@ def _in_turn(
         yield from drawn.result()
 
 
-class _Workers:
+class _AnatomyWorkers:
     """Processes that draw the anatomies of a run before they are asked for."""
 
-    def __init__(self, trainer: Drawing, count: int) -> None:
+    def __init__(self, trainer: BatchSource, count: int) -> None:
         config, drawn_here = trainer.config, trainer.synthesiser
         self.bank, self.ahead = config.pairs.bank, config.pairs.bank + _AHEAD * count
         self.next = config.pairs.turns(trainer.pairs_of(trainer.step)[0][0])[0]
         self.drawn: dict[int, Future[bytes]] = {}
-        how = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
-        self.processes = [_Process(*how) for _ in range(count)]
-        self.idle: SimpleQueue[_Process] = SimpleQueue()
+        drawing = (config.pairs, drawn_here.sources, config.seed, drawn_here.maps)
+        self.processes = [_AnatomyProcess(*drawing) for _ in range(count)]
+        self.idle: SimpleQueue[_AnatomyProcess] = SimpleQueue()
         for process in self.processes:
             self.idle.put(process)
         self.threads = ThreadPoolExecutor(count)  # each waits for the answer of one process
@@ -108,7 +108,7 @@ class _Workers:
             config.pairs, drawn_here.sources, config.seed, trainer.device, self.anatomy
         )
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> _AnatomyWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -139,7 +139,7 @@ class _Workers:
             self.idle.put(process)
 
 
-class _Process:
+class _AnatomyProcess:
     """A process that draws one anatomy at a time.
 
     It has a pipe of its own, whose far end nobody else holds. When the process ends, even halfway through an
@@ -148,12 +148,16 @@ class _Process:
     """
 
     def __init__(
-        self, how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps]
+        self,
+        settings: Pairs,
+        sources: Sequence[tuple[ShapeSource, float]],
+        seed: int,
+        maps: Sequence[LabelMaps],
     ) -> None:
         # Not a fork: this process has threads, and may have a GPU.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, how, sources, seed, maps))
+        self.process = context.Process(target=_serve, args=(theirs, settings, sources, seed, maps))
         self.process.start()
         theirs.close()
 
@@ -168,7 +172,8 @@ class _Process:
             return self.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise RegkitError(
-                "a process that draws anatomies has ended, as for want of memory; take fewer with --workers"
+                "a process that draws anatomies has ended, perhaps for lack of memory; take fewer with "
+                "--workers"
             ) from error
 
     def end(self) -> None:
@@ -178,8 +183,8 @@ class _Process:
 
 def _serve(
     pipe: Connection,
-    how: Pairs,
-    sources: Sequence[tuple[Source, float]],
+    settings: Pairs,
+    sources: Sequence[tuple[ShapeSource, float]],
     seed: int,
     maps: Sequence[LabelMaps],
 ) -> None:
@@ -189,16 +194,20 @@ def _serve(
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the process that trains has ended
         while True:
-            answer = _answer(how, sources, seed, maps, pipe.recv())
+            answer = _answer(settings, sources, seed, maps, pipe.recv())
             # Bytes, because tensors would travel in shared memory, of which there may be little.
             pipe.send_bytes(pickle.dumps(answer))
 
 
 def _answer(
-    how: Pairs, sources: Sequence[tuple[Source, float]], seed: int, maps: Sequence[LabelMaps], number: int
+    settings: Pairs,
+    sources: Sequence[tuple[ShapeSource, float]],
+    seed: int,
+    maps: Sequence[LabelMaps],
+    number: int,
 ) -> Anatomy | Exception:
     try:
-        return draw_anatomy(how, sources, seed, number, maps=maps)
+        return draw_anatomy(settings, sources, seed, number, maps=maps)
     except Exception as error:
         error.add_note(traceback.format_exc())
         return error

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regkit.core.configuration import built, read_yaml
+from regkit.core.configuration import build, read_yaml
 from regkit.core.errors import RegkitError
 from regkit.features.unet import Architecture
 from regkit.features.weights import Channels, Reading
@@ -124,12 +124,12 @@ class Config:
         if not self.reading.channels:
             raise RegkitError("a loss must have a weight: affinity, distance, local, label or structure")
         step = self.architecture.multiple
-        least = 2 * step if self.padding == "reflect" else step
+        minimum = 2 * step if self.padding == "reflect" else step
         name, shapes = ("shapes", self.pairs.shapes) if self.pairs.shapes else ("size", [(self.pairs.size,)])
         for shape in shapes:
-            if any(side % step or side < least for side in shape):
+            if any(side % step or side < minimum for side in shape):
                 raise RegkitError(
-                    f"pairs.{name} must be a multiple of {step} and at least {least} for this network, got "
+                    f"pairs.{name} must be a multiple of {step} and at least {minimum} for this network, got "
                     f"{', '.join(map(str, shape))}"
                 )
 
@@ -162,9 +162,7 @@ class Config:
             (loss.structure, Channels("structure", STRUCTURE_CHANNELS, "softmax", cost.structure, GROUPS)),
         )
         low, high = self.pairs.spacing
-        spacing = (
-            (low / _BUILDS, high * _BUILDS) if self.pairs.of_bodies else None
-        )  # shapes have no size in mm
+        spacing = (low / _BUILDS, high * _BUILDS) if self.pairs.bodies else None  # shapes have no size in mm
         return Reading("equalised", tuple(channels for weight, channels in parts if weight), spacing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,11 +170,11 @@ class Config:
         return asdict(self)
 
 
-def _check(values: Any, prefix: str, least: int, *names: str) -> None:
+def _check(values: Any, prefix: str, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(values, name)
-        if not least <= value < math.inf:
-            raise RegkitError(f"{prefix}{name} must be at least {least}, got {value}")
+        if not minimum <= value < math.inf:
+            raise RegkitError(f"{prefix}{name} must be at least {minimum}, got {value}")
 
 
 def _check_positive(values: Any, prefix: str, *names: str) -> None:
@@ -194,6 +192,6 @@ def load_config(path: Path) -> Config:
     """
     values = read_yaml(path)
     try:
-        return built(Config, values)
+        return build(Config, values)
     except RegkitError as error:
         raise type(error)(f"'{path}': {error}") from error

@@ -21,7 +21,7 @@ Work = Callable[[], Losses]
 _WARM_UP = 3  # calls, as torch's documentation has it: libraries choose and allocate in the first ones
 
 
-class Passes:
+class ForwardBackward:
     """The losses of a batch, which leave their gradients with the parameters of the student.
 
     Args:
@@ -39,7 +39,7 @@ class Passes:
         return {name: value.detach() for name, value in losses.items()}
 
 
-class Replayed(Passes):
+class GraphForwardBackward(ForwardBackward):
     """The same, recorded for each shape of a batch when it first comes; of losses that draw nothing.
 
     Args:
@@ -69,18 +69,18 @@ class Replayed(Passes):
 
     def _work(self, batch: Batch, rng: Rng) -> Losses:
         losses = self.student.losses(batch, rng)
-        found = torch.autograd.grad(self.student.total(losses), self.parameters)
-        torch._foreach_copy_(self.gradients, found)
+        gradients = torch.autograd.grad(self.student.total(losses), self.parameters)
+        torch._foreach_copy_(self.gradients, gradients)
         return {name: value.detach() for name, value in losses.items()}
 
 
-def passes_of(student: Student) -> Passes:
+def forward_backward_for(student: Student) -> ForwardBackward:
     """Those that are quickest where the student lies."""
-    how = student.config.loss
+    loss = student.config.loss
     # Contrast draws its anchors, asks the device how many it has, and keeps statistics in its projections.
-    if how.local or how.label or next(student.parameters()).device.type != "cuda":
-        return Passes(student)
-    return Replayed(student, partial(_graph, pool=torch.cuda.graph_pool_handle()))
+    if loss.local or loss.label or next(student.parameters()).device.type != "cuda":
+        return ForwardBackward(student)
+    return GraphForwardBackward(student, partial(_graph, pool=torch.cuda.graph_pool_handle()))
 
 
 def _graph(work: Work, pool: Any) -> Work:

@@ -16,7 +16,7 @@ from regkit.pretrain.train import check_same
 from regkit.synthesis.structures import STRUCTURES, TRUNK
 
 
-def started(network: UNet, provenance: Mapping[str, str], config: Config) -> tuple[UNet, list[str]]:
+def initial_network(network: UNet, provenance: Mapping[str, str], config: Config) -> tuple[UNet, list[str]]:
     """A network as a configuration has it, with the weights of one that may know fewer structures.
 
     The last convolution has a row for each channel of the output: rows of structures that both know are
@@ -40,7 +40,7 @@ def started(network: UNet, provenance: Mapping[str, str], config: Config) -> tup
             "the weights to start from give other channels: "
             f"{_listed(there)} instead of the configuration's {_listed(here)}"
         )
-    known = _names(provenance)
+    known = known_structures(provenance)
     new = [name for name in STRUCTURES.values() if name not in known]
     if here[-1].name != "structure" or known == list(STRUCTURES.values()):
         return network, []
@@ -76,8 +76,12 @@ def _listed(groups: tuple[Channels, ...]) -> str:
     return ", ".join(f"{group.count} of {group.name}" for group in groups)
 
 
-def _names(provenance: Mapping[str, str]) -> list[str]:
-    """The structures that weights know, in order; older ones, which do not say it, know the trunk's."""
+def known_structures(provenance: Mapping[str, str]) -> list[str]:
+    """The structures that weights know, in order; older ones, which do not say it, know the trunk's.
+
+    Raises:
+        RegkitError: if what they say is no list of names.
+    """
     try:
         names = json.loads(provenance.get("structures", json.dumps(list(TRUNK.values()))))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

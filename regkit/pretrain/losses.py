@@ -12,42 +12,42 @@ from regkit.pretrain.targets import Targets
 from regkit.synthesis.noise import Rng
 
 
-def affinity_loss(logits: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
+def affinity_loss(logits: torch.Tensor, targets: Targets, visible: torch.Tensor) -> torch.Tensor:
     """Binary cross entropy of the affinities, where cells (N, Z, Y, X) are seen and offsets stay inside."""
-    known = seen[:, None] & ~targets.affinity.isnan()
+    known = visible[:, None] & ~targets.affinity.isnan()
     losses = F.binary_cross_entropy_with_logits(logits, targets.affinity.nan_to_num(0.5), reduction="none")
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 
-def distance_loss(found: torch.Tensor, targets: Targets, seen: torch.Tensor) -> torch.Tensor:
+def distance_loss(predicted: torch.Tensor, targets: Targets, visible: torch.Tensor) -> torch.Tensor:
     """Mean squared error of the distance channels over cells that are seen."""
-    losses = (found - targets.distance).square().mean(1)
-    return (losses * seen).sum() / seen.sum().clamp_min(1)
+    losses = (predicted - targets.distance).square().mean(1)
+    return (losses * visible).sum() / visible.sum().clamp_min(1)
 
 
-def structure_loss(logits: torch.Tensor, structures: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def structure_loss(logits: torch.Tensor, structures: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Cross entropy plus one minus the mean soft Dice of the structures that are there, over seen cells.
 
     Args:
         logits: (N, C, Z, Y, X).
         structures: (N, Z, Y, X) uint8, numbers below C.
-        seen: (N, Z, Y, X) bool.
+        visible: (N, Z, Y, X) bool.
     """
     numbers = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1, 1)
     # By masks, as a GPU would have to be waited for to know how many cells are seen.
-    looked_at = seen[:, None]
+    looked_at = visible[:, None]
     truth = looked_at & (structures[:, None] == numbers)
     logarithms = logits.log_softmax(1)
-    found = logarithms.exp()
+    probabilities = logarithms.exp()
     cells = (0, 2, 3, 4)
-    sizes, hits = truth.sum(cells), (found * truth).sum(cells)
-    rng = (2 * hits + 1) / ((found * looked_at).sum(cells) + sizes + 1)
+    sizes, hits = truth.sum(cells), (probabilities * truth).sum(cells)
+    rng = (2 * hits + 1) / ((probabilities * looked_at).sum(cells) + sizes + 1)
     present = sizes > 0
     entropy = -(logarithms * truth).sum() / sizes.sum().clamp_min(1)
     return entropy + ((1 - rng) * present).sum() / present.sum().clamp_min(1)
 
 
-def label_contrast(
+def label_contrastive_loss(
     vectors: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """Supervised multi-positive InfoNCE (Khosla et al., 2020; Dey et al., 2025).
@@ -72,7 +72,7 @@ def label_contrast(
     return losses.sum() / (count > 0).sum().clamp_min(1)
 
 
-def local_contrast(
+def local_contrastive_loss(
     anchors: torch.Tensor,
     partners: torch.Tensor,
     others: torch.Tensor,
@@ -133,11 +133,11 @@ def rows(features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return features.flatten(1).index_select(1, index).T
 
 
-def interpolated(features: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def interpolated(features: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """Vectors (M, C) of features (C, Z, Y, X) at index coordinates (3, M), (x, y, z), trilinear."""
     shape = features.shape[1:]
-    low = where.floor()
-    share = where - low
+    low = coordinates.floor()
+    share = coordinates - low
     total = torch.zeros(())
     for corner in np.ndindex(2, 2, 2):
         steps = [(low[c].long() + corner[c]).clamp(0, shape[2 - c] - 1) for c in range(3)]

@@ -20,9 +20,9 @@ from regkit.features.weights import load_network
 from regkit.io.atomic import make_folder
 from regkit.io.provenance import sha256
 from regkit.pretrain.config import load_config
-from regkit.pretrain.initial_weights import started
-from regkit.pretrain.train import Place, Trainer, export, place, train
-from regkit.pretrain.validation import Validation, load_maps
+from regkit.pretrain.initial_weights import initial_network
+from regkit.pretrain.train import DistributedContext, PretrainTrainer, distributed_context, export, train
+from regkit.pretrain.validation import Validation, load_validation_maps
 from regkit.synthesis.mixture import anatomies as whole_maps
 from regkit.synthesis.mixture import mixture, readers_needed
 from regkit.training.checkpoint import checkpoints
@@ -30,11 +30,11 @@ from regkit.training.log import read_table, write_table
 from regkit.training.plot import plot_losses
 from regkit.training.session import step_progress
 
-_MOST_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
+_MAX_WORKERS = 16  # unless more are asked for: each takes most of a gigabyte
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PretrainingResult:
     """What a run left.
 
     Args:
@@ -75,7 +75,7 @@ def pretrain(
     weights: Path | None = None,
     start: Path | None = None,
     validation: Path | None = None,
-) -> Outcome | None:
+) -> PretrainingResult | None:
     """Train, or go on with, the run in a folder, and export the network.
 
     Training ends with the configured steps, with ``minutes``, or with SIGTERM or Ctrl-C; in each case with a
@@ -106,42 +106,42 @@ def pretrain(
     settings = load_config(config)
     target = weights or run / f"{config.stem}.safetensors"
     _prepare(run, target)
-    begin, new = (None, []) if start is None else started(*load_network(start), settings)
+    begin, new = (None, []) if start is None else initial_network(*load_network(start), settings)
     sources = mixture(settings.procedural, settings.templates, templates)
     bodies = whole_maps(settings.pairs.anatomies, anatomies)
     maps = []
     if validation is not None:
         with readers_needed(validation):
-            maps = load_maps(validation)
+            maps = load_validation_maps(validation)
     if threads is not None:
         torch.set_num_threads(threads)
     origin = {
         "templates": [path.name for path in templates],
         "anatomies": [
-            {"folder": path.name, "maps": len(found.maps), "source": found.legend.source}
-            for path, found in zip(anatomies, bodies)
+            {"folder": path.name, "maps": len(label_maps.maps), "source": label_maps.legend.source}
+            for path, label_maps in zip(anatomies, bodies)
         ],
         "start": None if start is None else {"file": start.name, "sha256": sha256(start), "new": new},
     }
-    with place(device) as where:
-        if new and where.first and not checkpoints(run):
+    with distributed_context(device) as context:
+        if new and context.first and not checkpoints(run):
             words = f"{len(new)} structures that '{start}' does not know begin at random: {', '.join(new)}"
             print(words, file=sys.stderr, flush=True)
         watch = None
-        if maps and where.first:
-            scored = Validation(maps, settings.stride, where.device)
-            watch = _Watch(run, scored, config.stem, origin)
+        if maps and context.first:
+            scored = Validation(maps, settings.stride, context.device)
+            watch = _BestWeights(run, scored, config.stem, origin)
         try:
-            with step_progress(settings.steps, quiet=not where.first) as report:
+            with step_progress(settings.steps, quiet=not context.first) as report:
                 trainer = train(
                     settings,
                     sources,
                     run,
-                    where=where,
+                    context=context,
                     start=begin,
                     maps=bodies,
                     minutes=minutes,
-                    workers=_spare_cores(where) if workers is None else workers,
+                    workers=spare_cores(context) if workers is None else workers,
                     report=report,
                     on_save=watch or (lambda trainer: None),
                 )
@@ -149,24 +149,24 @@ def pretrain(
             raise RegkitError(
                 "out of memory on the GPU: take a smaller batch, width or pairs.size in the configuration"
             ) from error
-        if not where.first:
+        if not context.first:
             return None
         export(trainer, target, config.stem, origin)
     picture = run / "loss.png"
     drawn = plot_losses(run / "log.csv", picture)
-    found = picture if drawn else None
-    return Outcome(trainer.step, settings.steps, target, found, trainer.interrupted)
+    label_maps = picture if drawn else None
+    return PretrainingResult(trainer.step, settings.steps, target, label_maps, trainer.interrupted)
 
 
-def _spare_cores(where: Place) -> int:
+def spare_cores(context: DistributedContext) -> int:
     """How many processes draw anatomies for this one, whose two threads keep a core each, if a GPU trains."""
-    if where.device.type == "cpu":
+    if context.device.type == "cpu":
         return 0
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
+    return min(_MAX_WORKERS, max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
 
 
-class _Watch:
+class _BestWeights:
     """Scores the network after each checkpoint: ``validation.csv``, and ``best.safetensors``."""
 
     def __init__(self, run: Path, validation: Validation, name: str, origin: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class _Watch:
         self.log = run / "validation.csv"
         self.scores = {int(step): float(score) for step, score in read_table(self.log)[1:]}
 
-    def __call__(self, trainer: Trainer) -> None:
+    def __call__(self, trainer: PretrainTrainer) -> None:
         network, reading = trainer.average, trainer.config.reading
         # What an interrupted run scored beyond the step that it goes on from is scored again.
         before = {step: score for step, score in self.scores.items() if step < trainer.step}

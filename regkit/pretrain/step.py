@@ -20,8 +20,8 @@ from regkit.pretrain.losses import (
     distance_loss,
     draw,
     interpolated,
-    label_contrast,
-    local_contrast,
+    label_contrastive_loss,
+    local_contrastive_loss,
     rows,
     structure_loss,
 )
@@ -39,14 +39,14 @@ class Batch:
     Args:
         images: (2B, 1, Z, Y, X), equalised as they are for the network when it registers.
         labels: (2B, Z, Y, X) uint8.
-        seen: (2B, z, y, x) bool, the cells that lie wholly in the field of view.
+        visible: (2B, z, y, x) bool, the cells that lie wholly in the field of view.
         partner: (B, 3, z, y, x): where each cell of the second view lies in the first, in cells.
         structures: (2B, z, y, x) uint8, of the cells.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    seen: torch.Tensor
+    visible: torch.Tensor
     partner: torch.Tensor
     structures: torch.Tensor
 
@@ -59,13 +59,13 @@ class Batch:
         """Where the M cells of a pair's second view lie in the first, (3, M) in cells; the numbers (M,) of
         the nearest cells there; and (M,) whether both are seen.
         """
-        where = self.partner[pair].flatten(1)
+        coordinates = self.partner[pair].flatten(1)
         shape = _extent(self.partner[pair])
-        whole = where.round().long()
+        whole = coordinates.round().long()
         at = _flat_index(whole, shape)
         inside = ((whole >= 0) & (whole < shape)).all(0)
-        first, second = self.seen[2 * pair].flatten(), self.seen[2 * pair + 1].flatten()
-        return where, at, inside & second & first[at]
+        first, second = self.visible[2 * pair].flatten(), self.visible[2 * pair + 1].flatten()
+        return coordinates, at, inside & second & first[at]
 
 
 def collate(views: Views, stride: int) -> Batch:
@@ -73,7 +73,7 @@ def collate(views: Views, stride: int) -> Batch:
     return Batch(
         equalised(views.images)[:, None],
         views.labels,
-        F.avg_pool3d(views.seen[:, None].float(), stride)[:, 0] > 0.99,
+        F.avg_pool3d(views.visible[:, None].float(), stride)[:, 0] > 0.99,
         (F.avg_pool3d(views.partner, stride) - (stride - 1) / 2) / stride,
         views.structures[(slice(None), *(slice(stride // 2, None, stride),) * 3)],
     )
@@ -95,27 +95,27 @@ class Student(nn.Module):
 
     def losses(self, batch: Batch, rng: Rng) -> dict[str, torch.Tensor]:
         """Every loss that has a weight, by name."""
-        how = self.config.loss
+        loss = self.config.loss
         with in_bfloat16(batch.images.device):
             output, levels = self.network.forward_levels(batch.images)
         groups = self.config.reading.channels
         values = output.float().split([group.count for group in groups], dim=1)
         parts = {group.name: part for group, part in zip(groups, values)}
-        found = {}
-        if how.affinity or how.distance or how.local:
-            targets = targets_of(batch.labels, how.offsets if how.affinity else (), self.config.stride)
-        if how.affinity:
-            found["affinity"] = affinity_loss(parts["affinity"], targets, batch.seen)
-        if how.distance:
-            found["distance"] = distance_loss(parts["distance"], targets, batch.seen)
-        if how.local:
+        losses = {}
+        if loss.affinity or loss.distance or loss.local:
+            targets = targets_of(batch.labels, loss.offsets if loss.affinity else (), self.config.stride)
+        if loss.affinity:
+            losses["affinity"] = affinity_loss(parts["affinity"], targets, batch.visible)
+        if loss.distance:
+            losses["distance"] = distance_loss(parts["distance"], targets, batch.visible)
+        if loss.local:
             nearness = 0.1 + targets.distance[1::2, 1]
-            found["local"] = self._local(parts["embedding"], nearness, batch, rng)
-        if how.label:
-            found["label"] = self._label([*levels[1:], parts["embedding"]], batch, rng)
-        if how.structure:
-            found["structure"] = structure_loss(parts["structure"], batch.structures, batch.seen)
-        return found
+            losses["local"] = self._local(parts["embedding"], nearness, batch, rng)
+        if loss.label:
+            losses["label"] = self._label([*levels[1:], parts["embedding"]], batch, rng)
+        if loss.structure:
+            losses["structure"] = structure_loss(parts["structure"], batch.structures, batch.visible)
+        return losses
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum."""
@@ -124,7 +124,7 @@ class Student(nn.Module):
 
     def _local(self, embedding: torch.Tensor, nearness: torch.Tensor, batch: Batch, rng: Rng) -> torch.Tensor:
         """Local contrast; anchors are cells of the second views, more of them near boundaries."""
-        how = self.config.loss
+        loss = self.config.loss
         vectors = unit(embedding)
         values = []
         for k in range(len(batch.partner)):
@@ -133,12 +133,12 @@ class Student(nn.Module):
             flat, _, usable = batch.partners(k)
             if not usable.any():
                 continue
-            anchors = draw(usable * nearness[k].flatten(), how.anchors, rng)
+            anchors = draw(usable * nearness[k].flatten(), loss.anchors, rng)
             centre = flat[:, anchors, None].round().long()
             reach = torch.randint(
-                -how.neighbourhood,
-                how.neighbourhood + 1,
-                (3, len(anchors), how.negatives),
+                -loss.neighbourhood,
+                loss.neighbourhood + 1,
+                (3, len(anchors), loss.negatives),
                 generator=rng.voxels,
                 device=first.device,
             )
@@ -146,19 +146,19 @@ class Student(nn.Module):
             allowed = (place - centre).abs().amax(0) >= _NEAREST
             others = rows(first, _flat_index(place, shape[..., None]).flatten()).view(*allowed.shape, -1)
             values.append(
-                local_contrast(
+                local_contrastive_loss(
                     rows(second, anchors),
                     unit(interpolated(first, flat[:, anchors])),
                     others,
                     allowed,
-                    how.local_temperature,
+                    loss.local_temperature,
                 )
             )
         return torch.stack(values).mean() if values else embedding.sum() * 0
 
     def _label(self, levels: list[torch.Tensor], batch: Batch, rng: Rng) -> torch.Tensor:
         """Label contrast of each pair, at each decoder level and in the embedding."""
-        how = self.config.loss
+        loss = self.config.loss
         values = []
         for head, features in zip(self.heads, levels):
             step = batch.labels.shape[-1] // features.shape[-1]
@@ -166,17 +166,17 @@ class Student(nn.Module):
             labels = batch.labels[middle].flatten(1).long()
             cells = step // self.config.stride
             middle = (slice(None), *(slice(cells // 2, None, cells),) * 3)
-            seen = batch.seen[middle].flatten(1)
-            chosen = [draw(balance(a, b), how.anchors // 2, rng) for a, b in zip(labels, seen)]
+            visible = batch.visible[middle].flatten(1)
+            chosen = [draw(balance(a, b), loss.anchors // 2, rng) for a, b in zip(labels, visible)]
             vectors = torch.cat([rows(f, index) for f, index in zip(features.float(), chosen)])
-            vectors = head(vectors).unflatten(0, (-1, how.anchors // 2 * 2))
+            vectors = head(vectors).unflatten(0, (-1, loss.anchors // 2 * 2))
             drawn = torch.stack([a[index] for a, index in zip(labels, chosen)]).view(len(vectors), -1)
             # A cell of the second view is another than that of the same number in the first.
             numbers = torch.stack([index + labels.shape[1] * (k % 2) for k, index in enumerate(chosen)])
             numbers = numbers.view(len(vectors), -1)
-            both_seen = seen.any(1).view(-1, 2).all(1)
-            for vector, label, cell, usable in zip(vectors, drawn, numbers, both_seen):
-                values.append(usable * label_contrast(vector, label, cell, how.label_temperature))
+            both_visible = visible.any(1).view(-1, 2).all(1)
+            for vector, label, cell, usable in zip(vectors, drawn, numbers, both_visible):
+                values.append(usable * label_contrastive_loss(vector, label, cell, loss.label_temperature))
         return torch.stack(values).mean()
 
 
@@ -185,7 +185,7 @@ def _extent(volume: torch.Tensor) -> torch.Tensor:
     return onto(volume.device, volume.shape[:0:-1], np.int64)[:, None]
 
 
-def _flat_index(where: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def _flat_index(voxels: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     """Flat index of whole index coordinates (3, ...), (x, y, z), clamped into a volume."""
-    x, y, z = torch.minimum(where.clamp_min(0), shape - 1)
+    x, y, z = torch.minimum(voxels.clamp_min(0), shape - 1)
     return (z * shape[1] + y) * shape[0] + x

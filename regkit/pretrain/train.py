@@ -23,12 +23,12 @@ from regkit.features.weights import save_weights
 from regkit.io.provenance import commit
 from regkit.pretrain.batch_loader import batches
 from regkit.pretrain.config import Config
-from regkit.pretrain.forward_backward import passes_of
+from regkit.pretrain.forward_backward import forward_backward_for
 from regkit.pretrain.step import Batch, Student, collate
 from regkit.synthesis.label_maps import LabelMaps
 from regkit.synthesis.noise import Rng
 from regkit.synthesis.pairs import Synthesiser
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 from regkit.synthesis.structures import STRUCTURES
 from regkit.training.checkpoint import (
     check_same_run,
@@ -45,7 +45,7 @@ from regkit.training.session import Report, stop_signals
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
     """Which of how many processes this is, and the device it computes on."""
 
     rank: int
@@ -58,22 +58,22 @@ class Place:
 
 
 @contextmanager
-def place(device: str = "auto") -> Iterator[Place]:
-    """This process's place; under torchrun a member of the group, which is left at the end."""
+def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
+    """The context of this process. Under torchrun it joins the process group, and leaves it at the end."""
     if device not in ("auto", "cpu", "cuda"):
-        raise RegkitError(f"no device named {device!r}; there is: auto, cpu, cuda")
+        raise RegkitError(f"no device named {device!r}; available: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise RegkitError("torch finds no CUDA device here; use --device cpu or auto")
     cuda = torch.cuda.is_available() and device != "cpu"
     if "RANK" not in os.environ:
-        yield Place(0, 1, torch.device("cuda" if cuda else "cpu"))
+        yield DistributedContext(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
-    where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(where)
+        torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Place(dist.get_rank(), dist.get_world_size(), where)
+        yield DistributedContext(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
         dist.destroy_process_group()
 
@@ -82,7 +82,7 @@ def place(device: str = "auto") -> Iterator[Place]:
 _PAIRS_AT_ONCE = 8
 
 
-class Trainer:
+class PretrainTrainer:
     """The state of a run: student, averaged network, optimiser and the number of the next step.
 
     Everything random in a step comes from the step's number, so that this state is all that a run depends on.
@@ -90,7 +90,7 @@ class Trainer:
     Args:
         config: of the run.
         sources: of shapes, and their weights.
-        where: this process.
+        context: of this process.
         start: a network to begin with, in place of random weights.
         maps: whole label maps.
 
@@ -101,45 +101,45 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        sources: Sequence[tuple[Source, float]],
-        where: Place,
+        sources: Sequence[tuple[ShapeSource, float]],
+        context: DistributedContext,
         start: UNet | None = None,
         maps: Sequence[LabelMaps] = (),
     ) -> None:
-        if config.batch % where.world:
+        if config.batch % context.world:
             raise RegkitError(
-                f"a batch of {config.batch} pairs does not divide among {where.world} processes"
+                f"a batch of {config.batch} pairs does not divide among {context.world} processes"
             )
-        self.config, self.where = config, where
+        self.config, self.context = config, context
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.student = Student(config)
         if start is not None:
             check_same(start.architecture, config.architecture)
             self.student.network.load_state_dict(start.state_dict())
-        self.student.to(where.device)
+        self.student.to(context.device)
         self.student.network.to(memory_format=config.architecture.memory_format)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.student.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.student.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=where.device.type == "cuda",  # one launch
+            fused=context.device.type == "cuda",  # one launch
         )
-        self.passes = passes_of(self.student.train())
-        self.synthesiser = Synthesiser(config.pairs, sources, config.seed, where.device, maps=maps)
+        self.passes = forward_backward_for(self.student.train())
+        self.synthesiser = Synthesiser(config.pairs, sources, config.seed, context.device, maps=maps)
         self.step = 0
         self.interrupted = False  # by a signal, of which train() says here that it ended the run
 
     @property
     def device(self) -> torch.device:
         """What this process computes on."""
-        return self.where.device
+        return self.context.device
 
     def pairs_of(self, step: int) -> tuple[range, tuple[int, ...]]:
         """The numbers of this process's share of the pairs of a step, and the shape of their volumes."""
-        share = self.config.batch // self.where.world
-        first = step * self.config.batch + self.where.rank * share
+        share = self.config.batch // self.context.world
+        first = step * self.config.batch + self.context.rank * share
         # Those that are drawn at once have one shape: they lie in one tensor.
         shape = self.config.pairs.shape(Rng.of(self.config.seed, 3, step // self.together))
         return range(first, first + share), shape
@@ -163,19 +163,21 @@ class Trainer:
     def advance(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step; the losses stay on the device."""
         config = self.config
-        rng = Rng.of(config.seed, 2, self.step, self.where.rank, device=self.where.device)
+        rng = Rng.of(config.seed, 2, self.step, self.context.rank, device=self.context.device)
         losses = self.passes(batch, rng)
-        _average_over_processes([p.grad for p in self.student.parameters() if p.grad is not None], self.where)
+        _average_over_processes(
+            [p.grad for p in self.student.parameters() if p.grad is not None], self.context
+        )
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * schedule(self.step, config)
+            group["lr"] = config.learning_rate * learning_rate_share(self.step, config)
         self.optimiser.step()
         # A short memory at first, so that the random start is forgotten.
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            kept: list[torch.Tensor] = list(self.average.parameters())
+            averaged: list[torch.Tensor] = list(self.average.parameters())
             new: list[torch.Tensor] = list(self.student.network.parameters())
-            torch._foreach_lerp_(kept, new, 1 - keep)
+            torch._foreach_lerp_(averaged, new, 1 - keep)
         self.step += 1
         return losses | {"gradient": norm.detach()}
 
@@ -214,36 +216,36 @@ def check_same(theirs: Architecture, ours: Architecture) -> None:
         )
 
 
-def schedule(step: int, config: Config) -> float:
+def learning_rate_share(step: int, config: Config) -> float:
     """Share of the learning rate: a linear rise over the warm-up, then half a cosine."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
 
 
-def _average_over_processes(gradients: list[torch.Tensor], where: Place) -> None:
-    if where.world == 1:
+def _average_over_processes(gradients: list[torch.Tensor], context: DistributedContext) -> None:
+    if context.world == 1:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= where.world
+    flat /= context.world
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
         gradient.copy_(mean.view_as(gradient))
 
 
 def train(
     config: Config,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[tuple[ShapeSource, float]],
     run: Path,
     *,
-    where: Place,
+    context: DistributedContext,
     start: UNet | None = None,
     maps: Sequence[LabelMaps] = (),
     minutes: float = math.inf,
     workers: int = 0,
     save_every: float = 5.0,
     report: Report = lambda step, losses, done: None,
-    on_save: Callable[[Trainer], None] = lambda trainer: None,
-) -> Trainer:
+    on_save: Callable[[PretrainTrainer], None] = lambda trainer: None,
+) -> PretrainTrainer:
     """Train until the configured steps are done, ``minutes`` are over, or SIGTERM or SIGINT comes.
 
     Args:
@@ -258,11 +260,11 @@ def train(
     Raises:
         RegkitError: if the folder holds another run, or cannot be written.
     """
-    trainer = Trainer(config, sources, where, start, maps)
-    found = checkpoints(run)
-    if found:
-        trainer.load(found[-1])
-    if where.first:
+    trainer = PretrainTrainer(config, sources, context, start, maps)
+    existing = checkpoints(run)
+    if existing:
+        trainer.load(existing[-1])
+    if context.first:
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
@@ -273,7 +275,7 @@ def train(
     with (
         stop_signals() as stopped,
         batches(trainer, workers) as feed,
-        Log(run / "log.csv", trainer.step, where.first) as log,
+        Log(run / "log.csv", trainer.step, context.first) as log,
     ):
         for batch in feed:
             losses = trainer.advance(batch)
@@ -285,8 +287,8 @@ def train(
                 done = (now - began) / (60 * minutes) if minutes else 1.0
                 report(trainer.step, numbers, max(trainer.step / config.steps, done))
             late = now - began > 60 * minutes
-            over = _agreed(bool(stopped) or late, where)
-            if where.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
+            over = _agreed(bool(stopped) or late, context)
+            if context.first and (over or now - saved > 60 * save_every or trainer.step == config.steps):
                 finite(losses, trainer.step)  # a checkpoint is something to go on from
                 trainer.save(run)
                 on_save(trainer)
@@ -297,7 +299,7 @@ def train(
     return trainer
 
 
-def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | None = None) -> None:
+def export(trainer: PretrainTrainer, path: Path, name: str, origin: Mapping[str, Any] | None = None) -> None:
     """Write the averaged network as weights that ``regkit register`` reads, with what made it.
 
     Args:
@@ -316,10 +318,10 @@ def export(trainer: Trainer, path: Path, name: str, origin: Mapping[str, Any] | 
     save_weights(path, trainer.average, provenance)
 
 
-def _agreed(stop: bool, where: Place) -> bool:
+def _agreed(stop: bool, context: DistributedContext) -> bool:
     """Whether any process wants to stop: all must do it after the same step."""
-    if where.world == 1:
+    if context.world == 1:
         return stop
-    flag = torch.tensor(float(stop), device=where.device)
+    flag = torch.tensor(float(stop), device=context.device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)

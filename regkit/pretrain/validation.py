@@ -66,7 +66,7 @@ class Validation:
             first, second = features(batch.images)
             middle = (slice(None), *(slice(self.stride // 2, None, self.stride),) * 3)
             labels = batch.labels[middle].flatten(1).long()
-            seen = batch.seen[0].flatten()
+            visible = batch.visible[0].flatten()
             partner, at, usable = batch.partners(0)
             usable &= labels[0][at] == labels[1]
             here = draw(balance(labels[1], usable), _PLACES, rng)
@@ -76,7 +76,7 @@ class Validation:
             ]
             near = along[0][:, :, None, None] & along[1][:, None, :, None] & along[2][:, None, None]
             apart = torch.cdist(rows(second, here), first.flatten(1).T)
-            apart.masked_fill_(~(near.flatten(1) & seen), torch.inf)
+            apart.masked_fill_(~(near.flatten(1) & visible), torch.inf)
             shares.append((labels[0][apart.argmin(1)] == labels[1][here]).float().mean())
         return float(torch.stack(shares).mean())
 
@@ -84,7 +84,7 @@ class Validation:
         return Rng.of(*numbers, device=self.device)
 
 
-def load_maps(folder: Path) -> list[torch.Tensor]:
+def load_validation_maps(folder: Path) -> list[torch.Tensor]:
     """Label maps of a folder as :class:`Validation` takes them.
 
     Raises:

@@ -55,7 +55,7 @@ def torch_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"no device named {str(name)!r}; there is: auto, cpu, cuda, cuda:1")
+        raise UsageError(f"no device named {str(name)!r}; available: auto, cpu, cuda, cuda:1")
     if device.type == "cuda" and not available:
         raise UsageError("torch finds no CUDA device here; use --device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

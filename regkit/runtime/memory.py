@@ -28,7 +28,7 @@ _AFTER = {"moved": 52, "h5": 62, "inverse": 21}
 _HELD_INVERSE = 12
 _FIXED_PART, _FIXED_PART_LATE = 75e6, 110e6
 # Of a working grid that is made coarser for want of memory: a fourth of what the preset "fast" has.
-_FEWEST_VOXELS = 250_000
+_MIN_VOXELS = 250_000
 _ROUNDING = 0.9
 
 
@@ -50,7 +50,7 @@ def registration_bytes(
         outputs: what is made of the result: "moved", "inverse", "h5".
         further: voxels of further images and of label maps that guide; ``channels``: of their features.
     """
-    kept = _KEPT * (fixed + moving + further)
+    images = _KEPT * (fixed + moving + further)
     per_voxel = _PER_WORKING_VOXEL + _PER_CHANNEL * channels
     warp = (_FIELD + (_LABELS if labels else 0)) * fixed
     # Labels and the inverse are held while the others are made.
@@ -60,9 +60,9 @@ def registration_bytes(
         late.append(_AFTER[name] * (fixed + moving if name == "inverse" else fixed) + held)
     return max(
         _READ * (fixed + moving) + _FIXED_PART,
-        kept + per_voxel * working + _FIXED_PART,
-        kept + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
-        kept + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
+        images + per_voxel * working + _FIXED_PART,
+        images + _BLURRED * max(fixed, moving) + _WHILE_FEATURES * working + _FIXED_PART,
+        images + max(late) + _LEFT_BEHIND * working + _FIXED_PART_LATE,
     )
 
 
@@ -105,7 +105,7 @@ def fitting(
     if needed <= allowed:
         return settings, needed
     fewer = next((n for n in range(working, 0, -max(1, working // 200)) if peak(n) <= allowed), 0)
-    if cap is not None and fewer >= _FEWEST_VOXELS:
+    if cap is not None and fewer >= _MIN_VOXELS:
         warnings.warn(
             f"the working grid has {fewer / 1e6:.2g} in place of {working / 1e6:.2g} million voxels, to stay "
             f"below {allowed / GB:.3g} GB: the warp will be less fine",
@@ -113,9 +113,9 @@ def fitting(
         )
         # Sides are rounded up to whole steps of the search.
         return replace(settings, max_voxels=int(_ROUNDING * fewer)), peak(fewer)
-    least = peak(min(working, _FEWEST_VOXELS))
+    minimum = peak(min(working, _MIN_VOXELS))
     there = f"{left / GB:.3g} GB are left" if allowed == left else f"it may take {allowed / GB:.3g} GB"
-    hint = f"--memory {least / GB:.3g} does with a coarser grid; " if least < min(needed, left) else ""
+    hint = f"--memory {minimum / GB:.3g} does with a coarser grid; " if minimum < min(needed, left) else ""
     raise MemoryLimitError(
         f"this registration needs {needed / GB:.3g} GB of memory, and {there}: {hint}crop the images or "
         "resample them to larger voxels"

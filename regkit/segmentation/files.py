@@ -56,10 +56,10 @@ def labelled_files(images: Path, labels: Path) -> list[Labelled]:
         pictures = [path for path in pictures if path not in maps]
         if not pictures:
             raise RegkitError(f"no image in '{images}'")
-    return matched(pictures, maps)
+    return match_files(pictures, maps)
 
 
-def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
+def match_files(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
     """Each image with the label map of its name, as :func:`labelled_files` says.
 
     Raises:
@@ -70,7 +70,7 @@ def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
         stem = _stem(path)
         for key in {stem, _OF_LABELS.sub("", stem)}:
             of_name.setdefault(key, []).append(path)
-    found, lonely = [], []
+    pairs, lonely = [], []
     for image in images:
         stem = _stem(image)
         keys = dict.fromkeys((stem, _OF_IMAGE.sub("", stem)))
@@ -80,7 +80,7 @@ def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
                 f"two label maps fit the image '{image}': '{matches[0].name}' and '{matches[1].name}'"
             )
         if matches:
-            found.append(Labelled(name, image, matches[0]))
+            pairs.append(Labelled(name, image, matches[0]))
         else:
             lonely.append(image)
     if lonely:
@@ -88,10 +88,10 @@ def matched(images: Sequence[Path], labels: Sequence[Path]) -> list[Labelled]:
             f"{len(lonely)} of {len(images)} images have no label map, such as '{lonely[0]}': expected "
             f"{_stem(lonely[0])}.nii.gz or {_stem(lonely[0])}_seg.nii.gz among the label maps"
         )
-    twice = [name for name, count in Counter(case.name for case in found).items() if count > 1]
+    twice = [name for name, count in Counter(case.name for case in pairs).items() if count > 1]
     if twice:
         raise RegkitError(f"two images are named '{twice[0]}', and one label map fits both")
-    return sorted(found, key=lambda case: case.name)
+    return sorted(pairs, key=lambda case: case.name)
 
 
 def split(
@@ -135,10 +135,10 @@ def split(
 def _volumes(folder: Path, what: str) -> list[Path]:
     if not folder.is_dir():
         raise RegkitError(f"the folder of {what} '{folder}' does not exist")
-    found = [path for path in sorted(folder.iterdir()) if _is_volume(path)]
-    if not found:
+    volumes = [path for path in sorted(folder.iterdir()) if _is_volume(path)]
+    if not volumes:
         raise RegkitError(f"no {what} in '{folder}': expected files that end in {', '.join(_SUFFIXES)}")
-    return found
+    return volumes
 
 
 def _is_volume(path: Path) -> bool:
@@ -148,5 +148,5 @@ def _is_volume(path: Path) -> bool:
 def _stem(path: Path) -> str:
     suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise RegkitError(f"'{path}' is no volume: expected a name that ends in {', '.join(_SUFFIXES)}")
+        raise RegkitError(f"'{path}' is not a volume: expected a name that ends in {', '.join(_SUFFIXES)}")
     return path.name[: -len(suffix)]

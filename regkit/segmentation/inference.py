@@ -18,7 +18,7 @@ from regkit.ops.sampling import sample
 from regkit.runtime.device import reproducible, torch_device
 from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.model import Segmenter
-from regkit.segmentation.monai_parts import check_installed, in_windows
+from regkit.segmentation.monai_parts import check_installed, sliding_windows
 
 _SHARE = 0.9  # of the windows in the whole, for the progress bar
 _POINTS = 1 << 23  # times classes, that are interpolated at once
@@ -26,11 +26,12 @@ _POINTS = 1 << 23  # times classes, that are interpolated at once
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What :func:`segment` found.
+    """The result of :func:`segment`.
 
     Args:
-        labels: on the image's grid, of the first of uint8, int16, int32, uint32 and int64 that holds all.
-        confidence: the probability of the label of each voxel, as the network has it, 0 to 1, float32.
+        labels: on the grid of the image, in the first of uint8, int16, int32, uint32 and int64 that holds
+            all.
+        confidence: the network's probability of the label of each voxel, 0 to 1, float32.
         names: of the labels that the model knows.
     """
 
@@ -59,11 +60,11 @@ def segment(
     """Segment an image of any grid and orientation.
 
     Args:
-        model: the folder that :func:`regkit.finetune` left, or its file of weights.
+        model: the folder that :func:`regkit.finetune` wrote, or its file of weights.
         image: anything that :func:`regkit.register` takes.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
-        progress: called with the stage and the share of the whole that is done, 0 to 1.
+        progress: called with the stage and the share of the run that is done, 0 to 1.
 
     Raises:
         RegkitError: if the model or the image cannot be used.
@@ -86,7 +87,7 @@ def apply(
 ) -> Segmentation:
     """:func:`segment`, of what is loaded already."""
     task = segmenter.task
-    image, grid = task.seen(volume)
+    image, grid = task.network_input(volume)
     classes = 1 + len(task.labels)
     check_fits_memory(image.numel(), f"the segmentation into {classes} classes", 4 * (3 * classes + 4))
     network = Segmenter(fused(segmenter.network).to(device), task, {})
@@ -96,9 +97,11 @@ def apply(
         with in_bfloat16(device):
             return network(window.to(memory_format=order)).float()
 
-    found = in_windows(image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done))
-    probabilities = found.softmax(0)
-    labels, confidence = _onto(probabilities, grid, volume.grid, task.labels)
+    scores_of = sliding_windows(
+        image, task.patch, scores, device, lambda done: report("segmentation", _SHARE * done)
+    )
+    probabilities = scores_of.softmax(0)
+    labels, confidence = onto_grid(probabilities, grid, volume.grid, task.labels)
     report("segmentation", 1.0)
     return Segmentation(
         Volume(labels, volume.grid, "labels"),
@@ -107,21 +110,21 @@ def apply(
     )
 
 
-def _onto(
-    probabilities: torch.Tensor, seen: Grid, grid: Grid, labels: Sequence[int]
+def onto_grid(
+    probabilities: torch.Tensor, network_grid: Grid, grid: Grid, labels: Sequence[int]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """The most probable label at each voxel of ``grid``, and how probable it is; linearly interpolated.
 
     Args:
-        probabilities: (C, Z, Y, X) on the grid ``seen``; background first, then the labels.
+        probabilities: (C, Z, Y, X) on the grid ``network_grid``; background first, then the labels.
     """
     numbers = np.array([0, *labels])
-    found = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
+    label_map = np.empty(grid.shape, label_type(numbers.min(), numbers.max()))
     confidence = np.empty(grid.shape, np.float32)
-    matrix = seen.world_to_index @ grid.index_to_world
+    matrix = network_grid.world_to_index @ grid.index_to_world
     for first, last in slabs(grid, _POINTS // len(numbers)):
-        where = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
-        best = sample(probabilities, torch.from_numpy(where).movedim(-1, 0)).max(0)
-        found[first:last] = numbers[best.indices.numpy()]
+        index = transform_points(matrix, slab_index(grid, first, last)).astype(np.float32)
+        best = sample(probabilities, torch.from_numpy(index).movedim(-1, 0)).max(0)
+        label_map[first:last] = numbers[best.indices.numpy()]
         np.minimum(best.values.numpy(), 1, out=confidence[first:last])  # sums of weights are rounded
-    return found, confidence
+    return label_map, confidence

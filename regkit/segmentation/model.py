@@ -46,7 +46,7 @@ class Task:
     ct_window: tuple[float, float]
     input: str
 
-    def seen(self, volume: Volume) -> tuple[torch.Tensor, Grid]:
+    def network_input(self, volume: Volume) -> tuple[torch.Tensor, Grid]:
         """An image as the network sees it, (Z, Y, X) in [0, 1], and the grid of that."""
         window = window_of(volume.array, self.ct_window if is_ct(volume.array) else None)
         grid = volume.grid.working(self.spacing)
@@ -132,11 +132,11 @@ def new_network(start: UNet, classes: int, keep: bool) -> UNet:
         last.copy_(last[:classes].repeat(stride**3, 1, 1, 1, 1))
     if keep:
         last_level = max(k for k, module in enumerate(start.model) if isinstance(module, nn.Upsample))
-        kept = {key: t for key, t in start.state_dict().items() if int(key.split(".")[1]) < last_level}
+        copied = {key: t for key, t in start.state_dict().items() if int(key.split(".")[1]) < last_level}
         for number, module in enumerate(start.model[:last_level]):
             if isinstance(module, nn.Conv3d):
-                _rescale(kept, number, network.get_parameter(f"model.{number}.weight"))
-        network.load_state_dict(kept, strict=False)
+                _rescale(copied, number, network.get_parameter(f"model.{number}.weight"))
+        network.load_state_dict(copied, strict=False)
     return network
 
 

@@ -64,7 +64,7 @@ def dice_loss() -> nn.Module:
     return loss
 
 
-def in_windows(
+def sliding_windows(
     image: torch.Tensor,
     patch: tuple[int, int, int],
     scores: Callable[[torch.Tensor], torch.Tensor],
@@ -90,13 +90,13 @@ def in_windows(
 
     def counted(window: torch.Tensor) -> torch.Tensor:
         nonlocal done
-        found = scores(window)
+        output = scores(window)
         done += len(window)
         report(min(1.0, done / count))
-        return found
+        return output
 
-    found: torch.Tensor = sliding_window_inference(
+    output: torch.Tensor = sliding_window_inference(
         image[None, None], patch, _AT_ONCE, counted, overlap=_OVERLAP, mode="gaussian",
         padding_mode="replicate", sw_device=device, device=torch.device("cpu"),
     )  # fmt: skip
-    return found[0]
+    return output[0]

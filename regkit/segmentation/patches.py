@@ -18,7 +18,7 @@ _KNOTS = 6  # of a contrast
 
 
 @dataclass(frozen=True)
-class Seen:
+class PreparedVolume:
     """A labelled volume on the working grid.
 
     Args:
@@ -43,7 +43,7 @@ class Patches:
     """
 
     def __init__(
-        self, volumes: Sequence[Seen], patch: tuple[int, int, int], contrast: str, seed: int
+        self, volumes: Sequence[PreparedVolume], patch: tuple[int, int, int], contrast: str, seed: int
     ) -> None:
         self.seed, self.recoloured = seed, _RECOLOURED[contrast]
         self.cut = tuple(math.ceil(side * _MARGIN) for side in patch)
@@ -51,7 +51,7 @@ class Patches:
         self.places = [_places(volume.labels) for volume in self.volumes]
         self.change = augmentation(patch)
 
-    def draw(self, number: int) -> Seen:
+    def draw(self, number: int) -> PreparedVolume:
         """A patch."""
         dice = np.random.default_rng([self.seed, 1, number])
         which = number % len(self.volumes)
@@ -69,7 +69,7 @@ class Patches:
         image = image.clamp(0, 1)
         if dice.random() < self.recoloured:
             image = recoloured(image, dice)
-        return Seen(image, labels.round().to(torch.uint8))
+        return PreparedVolume(image, labels.round().to(torch.uint8))
 
 
 def recoloured(image: torch.Tensor, dice: np.random.Generator) -> torch.Tensor:
@@ -84,16 +84,16 @@ def recoloured(image: torch.Tensor, dice: np.random.Generator) -> torch.Tensor:
     return torch.lerp(below, above, at - low)
 
 
-def _continued(volume: Seen, shape: tuple[int, ...]) -> Seen:
+def _continued(volume: PreparedVolume, shape: tuple[int, ...]) -> PreparedVolume:
     """The volume, its borders going on until it is no smaller than a patch."""
     pads: list[int] = []
-    for side, least in zip(reversed(volume.labels.shape), reversed(shape)):
-        missing = max(0, least - side)
+    for side, minimum in zip(reversed(volume.labels.shape), reversed(shape)):
+        missing = max(0, minimum - side)
         pads += [missing // 2, missing - missing // 2]
     image, labels = (
         F.pad(t[None, None].float(), pads, mode="replicate")[0, 0] for t in (volume.image, volume.labels)
     )
-    return Seen(image, labels.to(torch.uint8))
+    return PreparedVolume(image, labels.to(torch.uint8))
 
 
 def _places(labels: torch.Tensor) -> list[torch.Tensor]:

@@ -33,7 +33,7 @@ from regkit.runtime.memory import check_fits_memory
 from regkit.segmentation.inference import apply
 from regkit.segmentation.model import FILE, Segmenter, Task, new_network
 from regkit.segmentation.monai_parts import check_installed, dice_loss
-from regkit.segmentation.patches import Patches, Seen
+from regkit.segmentation.patches import Patches, PreparedVolume
 from regkit.training.checkpoint import (
     check_same_run,
     checkpoints,
@@ -58,27 +58,26 @@ _CLIP = 1.0
 _VALIDATIONS = 10  # in a run
 _SAVE_EVERY = 300.0  # seconds, between checkpoints
 _REPORT_EVERY = 10  # steps
-_MOST_LABELS = 255  # classes are bytes
+_MAX_LABELS = 255  # classes are bytes
 _BYTES_PER_VOXEL = 64  # of the working grid, while the labels are brought onto it
 _CONFIG, _LOG, _SCORES, _PICTURE = "config.json", "log.csv", "validation.csv", "loss.png"
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How to fine-tune.
+    """Settings of a fine-tuning.
 
     Args:
-        init: ``pretrained``, from the weights, or ``random``: the same network without what it learnt.
-        spacing: mm, of the isotropic grid that the network sees; by default the median over the training
+        init: ``pretrained`` starts from the weights, ``random`` from random ones of the same architecture.
+        spacing: mm, of the isotropic grid that the network sees. By default the median over the training
             images of the cube root of a voxel, at least 1 mm.
-        patch: voxels that it sees at once along each axis, at most; where all volumes are smaller, as many
-            as they have.
-        batch: patches in a step.
-        steps: of the optimiser; the learning rate follows a half cosine over them.
-        learning_rate: at its highest.
-        contrast: of the images to be segmented: the ``same`` as of those trained on, or ``any``, such as MR
-            after CT; then most patches are shown in random contrasts, which takes more steps to learn from.
-        seed: of all that is drawn.
+        patch: side of a patch in voxels, at most. If all volumes are smaller, it is their size.
+        batch: patches per step.
+        steps: of the optimiser. The learning rate follows a half cosine over them.
+        learning_rate: the highest one.
+        contrast: of the images to segment: the ``same`` as in training, or ``any``, such as MR after CT. With
+            ``any``, most patches are shown in random contrasts, and learning takes more steps.
+        seed: of the random numbers.
     """
 
     init: Literal["pretrained", "random"] = "pretrained"
@@ -93,7 +92,7 @@ class Finetuning:
     def __post_init__(self) -> None:
         for name, known in (("init", INITS), ("contrast", CONTRASTS)):
             if getattr(self, name) not in known:
-                raise RegkitError(f"no {name} named {getattr(self, name)!r}; there is: {', '.join(known)}")
+                raise RegkitError(f"no {name} named {getattr(self, name)!r}; available: {', '.join(known)}")
         for name in ("patch", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RegkitError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -121,15 +120,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What :func:`finetune` left.
+    """The result of :func:`finetune`.
 
     Args:
-        model: the file of the segmenter; its folder serves :func:`regkit.segment` as well.
+        model: the file of the segmenter. :func:`regkit.segment` takes its folder as well.
         step: steps done, of ``steps``.
-        finished: whether the steps or the minutes are over; if not, the same call goes on.
-        best: the score of the weights that were kept; None without validation, where the last ones are.
+        finished: whether all steps, or the minutes, are over. If not, the same call resumes.
+        best: the score of the weights that were kept. Without validation it is None, and the last are kept.
         picture: of the losses, if one was drawn.
-        before: steps that were done already when the call began; all, where the run was finished.
+        before: steps that were done when the call began; all of them if the run was finished.
     """
 
     model: Path
@@ -142,8 +141,8 @@ class Finetuned:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        found = asdict(self)
-        return found | {"model": str(self.model), "picture": self.picture and str(self.picture)}
+        values = asdict(self)
+        return values | {"model": str(self.model), "picture": self.picture and str(self.picture)}
 
 
 def finetune(
@@ -159,25 +158,24 @@ def finetune(
     threads: int | None = None,
     report: Report = lambda step, losses, done: None,
 ) -> Finetuned:
-    """Train a segmenter on a few labelled volumes, or go on with the run in a folder.
+    """Train a segmenter on a few labelled volumes, or resume the run in a folder.
 
-    The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run the volumes that are
-    held out are segmented; the weights of the best mean Dice are kept. The run ends with the steps or the
-    minutes, or with SIGTERM or Ctrl-C, in each case with a checkpoint, from which the same call goes on; on a
-    CPU and without ``minutes``, exactly as if it had not been stopped.
+    The loss is the soft Dice of the labels plus the cross-entropy. Ten times in a run, the volumes that are
+    held out are segmented, and the weights with the best mean Dice are kept. The run ends after the steps or
+    the minutes, or by SIGTERM or Ctrl-C, always with a checkpoint, from which the same call resumes. On a CPU
+    and without ``minutes``, the result is then exactly that of a run that was not stopped.
 
     Args:
-        training: (image, label map on the image's grid) each; anything that :func:`regkit.register` takes.
-            Labels are 0, background, or more.
+        training: pairs of an image and its label map on the same grid; anything that :func:`regkit.register`
+            takes. Labels are 0, background, or more.
         output: a folder, made if missing: ``model.safetensors``, ``log.csv``, ``validation.csv``,
             ``loss.png``, ``config.json`` and checkpoints.
-        validation: to choose the best weights by; none of those trained on.
-        label_names: which labels to learn, and their names; others count as background. By default all.
-            Numbers may be strings, as JSON has them.
-        weights: of the network to begin with, by default those that come with regkit; a random one has their
-            architecture.
-        minutes: of the whole run. The learning rate follows the steps or the minutes, whichever are
-            further, so that it comes to its end in either.
+        validation: pairs that choose the best weights; none of those trained on.
+        label_names: the labels to learn, with their names; others count as background. By default all.
+            Numbers may be strings, as in JSON.
+        weights: initial weights, by default the bundled ones. A random network has their architecture.
+        minutes: time limit of the whole run. The learning rate follows the steps or the minutes, whichever
+            are further along, so that it reaches its end in either case.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         threads: CPU threads; by default as many as torch uses.
         report: called with the step, the losses and the share of the run that is done, every ten steps.
@@ -188,36 +186,36 @@ def finetune(
     check_installed()
     if not minutes > 0:
         raise RegkitError(f"minutes must be above 0, got {minutes:g}")
-    wanted = None if label_names is None else _by_number(label_names)
+    names_by_label = None if label_names is None else _by_number(label_names)
     run = Path(output)
     path = Path(bundled_weights() if weights is None else weights)
     start, provenance = load_network(path)
     learnt, held = _loaded(training, "training"), _loaded(validation, "validation")
-    names = _chosen(learnt, held, wanted)
-    where = torch_device(device)
+    names = _chosen(learnt, held, names_by_label)
+    compute_device = torch_device(device)
     with reproducible(threads, settings.seed):
-        given = reading(provenance, start.architecture.out_channels).input
-        task = _task(learnt, names, settings, start, given)
+        network_input = reading(provenance, start.architecture.out_channels).input
+        task = task_for(learnt, names, settings, start, network_input)
         origin = {
             "weights": {"file": path.name, "sha256": sha256(path)},
             "training": [_identity(*pair) for pair in learnt],
             "validation": [_identity(*pair) for pair in held],
         }
         _check_held_out(origin["training"], origin["validation"])
-        seen = [_seen(*pair, task) for pair in learnt]
+        prepared = [prepare_volume(*pair, task) for pair in learnt]
         del learnt  # of full resolution
-        _check_kept(seen, task)
-        trainer = Trainer(settings, task, start, seen, where, origin)
+        _check_kept(prepared, task)
+        trainer = FinetuneTrainer(settings, task, start, prepared, compute_device, origin)
         _begin(trainer, run)
         before = trainer.step
         finished = _train(trainer, run, held, minutes, report)
     picture = run / _PICTURE
     drawn = plot_losses(run / _LOG, picture, ("dice",))
-    found = picture if drawn else None
-    return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, found, before)
+    loss_picture = picture if drawn else None
+    return Finetuned(run / FILE, trainer.step, settings.steps, finished, trainer.best, loss_picture, before)
 
 
-class Trainer:
+class FinetuneTrainer:
     """The state of a run: network, optimiser, the number of the next step, and what was best.
 
     Everything random in a step comes from its number, so that this state is all that a run depends on.
@@ -233,7 +231,7 @@ class Trainer:
         settings: Finetuning,
         task: Task,
         start: UNet,
-        volumes: Sequence[Seen],
+        volumes: Sequence[PreparedVolume],
         device: torch.device,
         origin: Mapping[str, Any],
     ) -> None:
@@ -261,10 +259,10 @@ class Trainer:
 
     def config(self) -> dict[str, Any]:
         """What the run is, ready for JSON."""
-        found: dict[str, Any] = json.loads(
+        content: dict[str, Any] = json.loads(
             json.dumps({"settings": asdict(self.settings), "task": asdict(self.task), "origin": self.origin})
         )
-        return found
+        return content
 
     def advance(self, done: float) -> dict[str, torch.Tensor]:
         """One step, at a share ``done`` of the run; the losses stay on the device."""
@@ -284,7 +282,7 @@ class Trainer:
         torch.stack(list(losses.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * schedule(done)
+            group["lr"] = self.settings.learning_rate * learning_rate_share(done)
         self.optimiser.step()
         self.step += 1
         return {name: value.detach() for name, value in losses.items()} | {"gradient": norm.detach()}
@@ -310,12 +308,12 @@ class Trainer:
             raise RegkitError(f"the checkpoint '{path}' is not of this version of regkit: {error}") from error
 
 
-def schedule(done: float) -> float:
+def learning_rate_share(done: float) -> float:
     """Share of the learning rate at a share of the run: a linear rise, not from 0, then half a cosine."""
     return min(1.0, max(done, _FIRST) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _begin(trainer: Trainer, run: Path) -> None:
+def _begin(trainer: FinetuneTrainer, run: Path) -> None:
     """Go on with the run in a folder, or make the folder of a new one.
 
     Raises:
@@ -323,8 +321,8 @@ def _begin(trainer: Trainer, run: Path) -> None:
     """
     make_folder(run)
     config = run / _CONFIG
-    if found := checkpoints(run):
-        trainer.load(found[-1])
+    if saved := checkpoints(run):
+        trainer.load(saved[-1])
     elif (run / FILE).exists() or not _is_begun(run, trainer.config()):
         raise RegkitError(
             f"'{run}' holds a model or something else, and no checkpoint to go on from; give another folder"
@@ -334,8 +332,8 @@ def _begin(trainer: Trainer, run: Path) -> None:
     # What an interrupted run scored beyond the step that it goes on from is scored again.
     log = run / _SCORES
     if rows := read_table(log):
-        kept = [row for row in rows[1:] if int(row[0]) <= trainer.step]
-        write_table(log, [rows[0], *kept])
+        rows_before = [row for row in rows[1:] if int(row[0]) <= trainer.step]
+        write_table(log, [rows[0], *rows_before])
 
 
 def _is_begun(run: Path, config: Mapping[str, Any]) -> bool:
@@ -346,7 +344,7 @@ def _is_begun(run: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _train(
-    trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
+    trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volume]], minutes: float, report: Report
 ) -> bool:
     """Train until the steps or the minutes are over, or a signal comes; whether it was not a signal."""
     steps = trainer.settings.steps
@@ -394,12 +392,12 @@ def _train(
     return share >= 1
 
 
-def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) -> None:
+def _keep(trainer: FinetuneTrainer, run: Path, held: Sequence[tuple[Volume, Volume]]) -> None:
     """Write the model if it is the best so far, or cannot be validated."""
     if not held:
         trainer.segmenter.save(run / FILE)
         return
-    score = _score(trainer, held)
+    score = validate(trainer, held)
     if trainer.best is None or score.dice > trainer.best.dice:
         trainer.segmenter.save(run / FILE)
         trainer.best = score
@@ -409,28 +407,28 @@ def _keep(trainer: Trainer, run: Path, held: Sequence[tuple[Volume, Volume]]) ->
     write_table(log, [*before, [score.step, *values]])
 
 
-def _score(trainer: Trainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
+def validate(trainer: FinetuneTrainer, held: Sequence[tuple[Volume, Volume]]) -> Score:
     task, segmenter = trainer.task, trainer.segmenter
-    found = []
+    scores = []
     for image, labels in held:
         guess = apply(segmenter, image, trainer.device).labels.array
-        found.append(dice(labels.array, guess, task.labels, moving_labels=labels.array))
-    means = {name: summarise(row[label] for row in found) for label, name in zip(task.labels, task.names)}
+        scores.append(dice(labels.array, guess, task.labels, moving_labels=labels.array))
+    means = {name: summarise(row[label] for row in scores) for label, name in zip(task.labels, task.names)}
     return Score(trainer.step, summarise(means.values()), means)
 
 
 def _loaded(pairs: Sequence[Pair], role: str) -> list[tuple[Volume, Volume]]:
     """Images and their label maps, on one grid each."""
-    found = []
+    volumes = []
     for number, item in enumerate(pairs, 1):
         roles = f"{role} item {number}", f"{role} image {number}", f"labels of {role} image {number}"
-        found.append(load_labelled(item, *roles, one_grid=True))
-        if len(np.unique(found[-1][1].array)) == 1:
+        volumes.append(load_labelled(item, *roles, one_grid=True))
+        if len(np.unique(volumes[-1][1].array)) == 1:
             raise RegkitError(
-                f"labels of {role} image {number}, '{found[-1][1].name}': every voxel is "
-                f"{found[-1][1].array.flat[0]}; there must be background (0) as well"
+                f"labels of {role} image {number}, '{volumes[-1][1].name}': every voxel is "
+                f"{volumes[-1][1].array.flat[0]}; there must be background (0) as well"
             )
-    return found
+    return volumes
 
 
 def _identity(image: Volume, labels: Volume) -> str:
@@ -445,23 +443,23 @@ def _by_number(names: object) -> dict[int, str]:
     like = "such as {1: 'liver', 2: 'spleen'}"
     if not isinstance(names, Mapping):
         raise RegkitError(f"label names must be a dict {like}, got a {type(names).__name__}")
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
     for key, name in names.items():
         whole = int(key) if isinstance(key, float) and key.is_integer() else key
         text = str(whole).strip()
         if not text.isdecimal():
             raise RegkitError(
-                f"label names must be a dict {like}: the key {key!r} is no whole number from 0 on"
+                f"label names must be a dict {like}: the key {key!r} is not a whole number from 0 on"
             )
         label = int(text)
-        if label in found:
+        if label in by_number:
             raise RegkitError(
                 f"label names: {label} is there twice, as a number and as a string; name it once"
             )
         if label and not (isinstance(name, str) and name.strip()):
             raise RegkitError(f"label names: label {label} must have a name, got {name!r}")
-        found[label] = name
-    return found
+        by_number[label] = name
+    return by_number
 
 
 def _chosen(
@@ -480,9 +478,9 @@ def _chosen(
     names = {label: names[label] for label in sorted(names) if label}
     if not names:
         raise RegkitError("there is no label to learn: name at least one other than 0")
-    if len(names) > _MOST_LABELS:
+    if len(names) > _MAX_LABELS:
         raise RegkitError(
-            f"{len(names)} labels are too many to learn, at most {_MOST_LABELS}; choose some by name"
+            f"{len(names)} labels are too many to learn, at most {_MAX_LABELS}; choose some by name"
         )
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
@@ -508,47 +506,47 @@ def _check_held_out(learnt: Iterable[str], held: Iterable[str]) -> None:
             )
 
 
-def _check_kept(seen: Sequence[Seen], task: Task) -> None:
+def _check_kept(prepared: Sequence[PreparedVolume], task: Task) -> None:
     """Refuse a label that is so small that no voxel of the working grid has it."""
     for number, (label, name) in enumerate(zip(task.labels, task.names), 1):
-        if not any((volume.labels == number).any() for volume in seen):
+        if not any((volume.labels == number).any() for volume in prepared):
             raise RegkitError(
                 f"'{name}' (label {label}) has no voxel left at a spacing of {task.spacing:g} mm; give a "
                 "finer spacing, or leave the label out of the label names"
             )
 
 
-def _task(
+def task_for(
     learnt: Sequence[tuple[Volume, Volume]],
     names: Mapping[int, str],
     settings: Finetuning,
     start: UNet,
-    given: str,
+    network_input: str,
 ) -> Task:
     spacing = settings.spacing
     if spacing is None:
         voxels = [float(np.prod(image.grid.spacing)) ** (1 / 3) for image, _ in learnt]
         spacing = max(_FINEST, round(float(np.median(voxels)), 2))
     step = start.architecture.multiple
-    least = 2 * step  # reflection, and a norm over each volume, need two cells at the lowest level
-    if settings.patch < least:
-        raise RegkitError(f"patch must be at least {least} voxels for this network, got {settings.patch}")
+    minimum = 2 * step  # reflection, and a norm over each volume, need two cells at the lowest level
+    if settings.patch < minimum:
+        raise RegkitError(f"patch must be at least {minimum} voxels for this network, got {settings.patch}")
     largest = np.max([image.grid.working(spacing).shape for image, _ in learnt], axis=0)
     z, y, x = (
-        max(least, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
+        max(minimum, min(settings.patch // step, math.ceil(side / step)) * step) for side in largest.tolist()
     )
     window = default_ct_window(is_ct(image.array) for image, _ in learnt)
-    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, given)
+    return Task(tuple(names), tuple(names.values()), spacing, (z, y, x), window, network_input)
 
 
-def _seen(image: Volume, labels: Volume, task: Task) -> Seen:
+def prepare_volume(image: Volume, labels: Volume, task: Task) -> PreparedVolume:
     """A labelled volume on the working grid, its labels as classes."""
     voxels = math.prod(image.grid.working(task.spacing).size)
     check_fits_memory(voxels, f"training on '{image.name}'", _BYTES_PER_VOXEL)
-    picture, grid = task.seen(image)
+    picture, grid = task.network_input(image)
     classes = np.zeros(labels.array.shape, np.float32)
     for number, label in enumerate(task.labels, 1):
         classes[labels.array == label] = number
-    where = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
-    found = sample(torch.from_numpy(classes)[None], where, mode="nearest")[0]
-    return Seen(picture, found.to(torch.uint8))
+    index = map_index(labels.grid.world_to_index @ grid.index_to_world, index_grid(grid.shape))
+    class_map = sample(torch.from_numpy(classes)[None], index, mode="nearest")[0]
+    return PreparedVolume(picture, class_map.to(torch.uint8))

@@ -8,7 +8,7 @@ from regkit.features.featuremap import FeatureMap
 from regkit.ops import gpu, native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
-from regkit.ops.sampling import MOST_VOXELS, index_grid, sample
+from regkit.ops.sampling import MAX_VOXELS, index_grid, sample
 from regkit.solver.costvolume import (
     displacements,
     known_costs,
@@ -54,8 +54,8 @@ def coupled_convex(costs: torch.Tensor, radius: int, coupling: tuple[float, ...]
             best = torch.where(better, total, best)
             chosen[better] = k
         # Of sums less |u|^2, as above, all parabolas are the same.
-        found = steps[chosen].movedim(-1, 0) + _between_cells(costs, chosen, field, theta, radius)
-        field = smooth(found)
+        matches = steps[chosen].movedim(-1, 0) + _between_cells(costs, chosen, field, theta, radius)
+        field = smooth(matches)
     return field
 
 
@@ -68,7 +68,7 @@ def _between_cells(
         costs: (D, Z, Y, X).
         chosen: (Z, Y, X), numbers of displacements.
     """
-    side, parts = 2 * radius + 1, []
+    side, fractions = 2 * radius + 1, []
     here = costs.gather(0, chosen[None])[0]
     for axis, apart in enumerate((1, side, side**2)):
         step = chosen // apart % side
@@ -78,8 +78,8 @@ def _between_cells(
         )
         slope = below - above + 4 * theta * (field[axis] - (step - radius))
         bend = below + above - 2 * here + 2 * theta
-        parts.append(torch.where(inside, (0.5 * slope / bend.clamp_min(1e-9)).clamp(-0.5, 0.5), 0.0))
-    return torch.stack(parts)
+        fractions.append(torch.where(inside, (0.5 * slope / bend.clamp_min(1e-9)).clamp(-0.5, 0.5), 0.0))
+    return torch.stack(fractions)
 
 
 def _coupled_convex_by_c(costs: torch.Tensor, radius: int, back: bool) -> torch.Tensor:
@@ -121,7 +121,7 @@ def inverse_consistent(
 @inverse_consistent.kernel(
     "c",
     lambda forward, backward, iterations=8: (
-        native.serves(forward, backward) and forward[0].numel() < MOST_VOXELS
+        native.serves(forward, backward) and forward[0].numel() < MAX_VOXELS
     ),
 )
 def _inverse_consistent_by_c(
@@ -130,8 +130,8 @@ def _inverse_consistent_by_c(
     """With the components of a cell side by side, and a fourth that is none."""
     z, y, x = forward.shape[1:]
     fields, others = ([native.empty(z, y, x, 4) for _ in range(2)] for _ in range(2))
-    for field, given in zip(fields, (forward, backward)):
-        field[..., :3] = given.movedim(0, -1)
+    for field, source in zip(fields, (forward, backward)):
+        field[..., :3] = source.movedim(0, -1)
         field[..., 3] = 0
     for _ in range(iterations):
         for other, one, two in zip(others, fields, reversed(fields)):

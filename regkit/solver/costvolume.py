@@ -14,10 +14,10 @@ from regkit.ops.dispatch import Backend, operation
 from regkit.ops.filters import box_sum
 
 # What the kernels take: the largest search range, the shortest row.
-MOST_RADIUS, LEAST_ROW = 4, 16
+MAX_RADIUS, MIN_ROW = 4, 16
 # Short costs end at 4. MIND, the network and intensities side by side may come to 5.25 where all of them
 # disagree as much as they can.
-_MOST_SHORT = 5.5
+_MAX_SHORT = 5.5
 
 
 def displacements(radius: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -56,7 +56,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
     moving_square = moving.values.square().sum(0)
     steps = displacements(radius)
     costs = fixed.values.new_empty((len(steps), *shape))
-    least = 0.25 * (2 * aggregate + 1) ** 3
+    min_weight = 0.25 * (2 * aggregate + 1) ** 3
     padded = costs.new_zeros((2, *(n + 2 * aggregate for n in shape)))
     difference, weight = padded[(slice(None), *(slice(aggregate, aggregate + n) for n in shape))]
     for cost, (x, y, z) in zip(costs, steps.tolist()):
@@ -68,7 +68,7 @@ def known_costs(fixed: FeatureMap, moving: FeatureMap, radius: int, aggregate: i
         # Rounding can leave a tiny negative where both sides agree.
         difference.clamp_(min=0).mul_(weight)
         total, count = box_sum(padded, aggregate)
-        known = count > least
+        known = count > min_weight
         torch.div(total, count.clamp_(min=1e-6).mul_(channels), out=cost)
         cost.masked_fill_(~known, torch.nan)
     return costs
@@ -103,13 +103,13 @@ def best_steps(costs: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Te
     costs = with_neutral(costs.flatten(1).clone())
     lowest, at = costs.min(0)
     torch.sub(costs.mean(0), lowest, out=gain.view(-1))
-    found = displacements(radius, costs.device).to(costs.dtype)[at].T
+    best = displacements(radius, costs.device).to(costs.dtype)[at].T
     for axis, stride in enumerate((1, side, side * side)):
-        inside = found[axis].abs() < radius
+        inside = best[axis].abs() < radius
         below = costs.gather(0, (at - stride).clamp_min(0)[None])[0]
         above = costs.gather(0, (at + stride).clamp_max(len(costs) - 1)[None])[0]
         fraction = 0.5 * (below - above) / (below + above - 2 * lowest).clamp_min(1e-9)
-        torch.add(found[axis], fraction.clamp(-0.5, 0.5) * inside, out=step[axis].view(-1))
+        torch.add(best[axis], fraction.clamp(-0.5, 0.5) * inside, out=step[axis].view(-1))
     return gain, step
 
 
@@ -128,9 +128,7 @@ def _all(
 
 @known_slab.kernel(
     "triton",
-    lambda fixed, moving, radius, first, last: (
-        1 <= radius <= MOST_RADIUS and gpu.serves(*_all(fixed, moving))
-    ),
+    lambda fixed, moving, radius, first, last: 1 <= radius <= MAX_RADIUS and gpu.serves(*_all(fixed, moving)),
 )
 def _slab_by_triton(
     fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int
@@ -143,7 +141,7 @@ def _slab_by_triton(
 @known_slab.kernel(
     "c",
     lambda fixed, moving, radius, first, last: (
-        1 <= radius <= MOST_RADIUS and native.serves(*_all(fixed, moving))
+        1 <= radius <= MAX_RADIUS and native.serves(*_all(fixed, moving))
     ),
 )
 def _slab_by_c(fixed: FeatureMap, moving: FeatureMap, radius: int, first: int, last: int) -> torch.Tensor:
@@ -176,13 +174,13 @@ def largest_of_short_costs(fixed: FeatureMap, moving: FeatureMap, radius: int) -
     """The largest magnitude of two maps' values, if :func:`short_costs` can be had: the kernel in C takes the
     maps, a row is long enough, and hardly any cost can be beyond 16 bits, where all count as the largest.
     """
-    if fixed.values.shape[-1] < LEAST_ROW or not known_costs.kernels["c"].takes(fixed, moving, radius):
+    if fixed.values.shape[-1] < MIN_ROW or not known_costs.kernels["c"].takes(fixed, moving, radius):
         return None
     flat = [one.values.flatten(1) for one in (fixed, moving)]
     lowest = torch.minimum(*(one.amin(1) for one in flat))
     highest = torch.maximum(*(one.amax(1) for one in flat))
-    most = float((highest - lowest).square().mean())
-    return float(torch.maximum(highest.abs(), lowest.abs()).max()) if most < _MOST_SHORT else None
+    largest = float((highest - lowest).square().mean())
+    return float(torch.maximum(highest.abs(), lowest.abs()).max()) if largest < _MAX_SHORT else None
 
 
 def steps_of_values(largest: float, channels: int) -> float:
@@ -243,11 +241,11 @@ def of_the_way_back(costs: torch.Tensor, radius: int) -> torch.Tensor:
     where that lies beyond the ends.
     """
     back = torch.full_like(costs, torch.nan)
-    for found, cost, step in zip(back, costs.flip(0), displacements(radius).tolist()):
-        ends = list(zip(step[::-1], found.shape))  # how far, and of how many cells, z first
+    for reversed_cost, cost, step in zip(back, costs.flip(0), displacements(radius).tolist()):
+        ends = list(zip(step[::-1], reversed_cost.shape))  # how far, and of how many cells, z first
         if any(abs(s) >= n for s, n in ends):
             continue
         here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in ends)
         there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in ends)
-        found[here] = cost[there]
+        reversed_cost[here] = cost[there]
     return back

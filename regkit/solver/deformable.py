@@ -76,14 +76,14 @@ class Pyramid:
     def weighted(self, shares: Sequence[float], gains: Sequence[float] = ()) -> Pyramid:
         """With each part at a share of its weight, its values times a gain; those of share 0 are left out."""
         gains = gains or (1.0,) * len(shares)
-        kept = [k for k, share in enumerate(shares) if share > 0]
-        channels = tuple(self.channels[k] for k in kept)
+        positive = [k for k, share in enumerate(shares) if share > 0]
+        channels = tuple(self.channels[k] for k in positive)
         # The mean over fewer channels stays the sum over the parts.
         lost = math.sqrt(sum(channels) / sum(self.channels))
         maps = {}
         for stride, level in self.maps.items():
             parts = level.values.split(self.channels)
-            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k]) * gains[k]) for k in kept])
+            values = torch.cat([parts[k] * (lost * math.sqrt(shares[k]) * gains[k]) for k in positive])
             maps[stride] = FeatureMap(values, level.weight)
         return Pyramid(maps, self.start, channels)
 
@@ -112,8 +112,8 @@ class Pyramid:
         """
         wide = F.pad(field[None], (margin,) * 6, mode="replicate")[0]
         shift = self.offset(stride).to(field.device) - margin
-        where = index_grid(wide.shape[1:], field.device) + wide + shift.view(3, 1, 1, 1)
-        return self.maps[stride].at(where)
+        coordinates = index_grid(wide.shape[1:], field.device) + wide + shift.view(3, 1, 1, 1)
+        return self.maps[stride].at(coordinates)
 
 
 def plan(fixed: Grid, moving: Grid, settings: Settings) -> Plan:
@@ -227,9 +227,9 @@ def believed_field(
     reference = "mind" if any(part.name == "mind" for part in parts) else parts[0].name
     further = [part for part in parts if part.in_doubt and part.name != reference]
     names = [part.name for part in parts if part not in further]
-    given = {reference, GUIDE}
+    always_on = {reference, GUIDE}
     fixed, moving = features([part for part in parts if part not in further])
-    some = tuple(one.weighted([float(name in given) for name in names]) for one in (fixed, moving))
+    some = tuple(one.weighted([float(name in always_on) for name in names]) for one in (fixed, moving))
     field = coarse_field(some[0], some[1], work, on_step, landmarks)
     offset = moving.offset(STRIDE)
 
@@ -245,7 +245,7 @@ def believed_field(
         fixed, moving = (one.joined(other) for one, other in zip((fixed, moving), features(further)))
         names += [part.name for part in further]
         blurs |= {part.name: blur_of_match(*apart(part.name), offset, field) for part in further}
-    shares = {name: 1.0 if name in given else share_of(blurs[name], blurs[reference]) for name in names}
+    shares = {name: 1.0 if name in always_on else share_of(blurs[name], blurs[reference]) for name in names}
     gains = dict.fromkeys(names, 1.0)
     if "intensity" in names:
         one, other = apart("intensity")
@@ -256,7 +256,7 @@ def believed_field(
         if shares["intensity"]:
             gains["intensity"] = gain_between(one, other, offset, field)
         del one, other
-    if any(share for name, share in shares.items() if name not in given):
+    if any(share for name, share in shares.items() if name not in always_on):
         kept = [shares[name] for name in names]
         some = fixed.weighted(kept), moving.weighted(kept, [gains[name] for name in names])
         field = coarse_field(some[0], some[1], work, on_step, landmarks)
@@ -284,8 +284,8 @@ def coarse_field(
         landmarks: on the working grid; before and after each level the field is pulled towards them.
     """
     stride = work.levels[0][0]
-    some = fixed.maps[stride].weight
-    field = some.new_zeros((3, *some.shape[1:]))
+    weight = fixed.maps[stride].weight
+    field = weight.new_zeros((3, *weight.shape[1:]))
     for stride, radius in work.levels:
         fixed_map = fixed.maps[stride]
         shape = fixed_map.weight.shape[1:]
@@ -341,10 +341,10 @@ def _view(
     size: tuple[int, int, int],
 ) -> View:
     lattice = work.grid.window(start, size)
-    seen = [resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice) for source in sources]
-    weight = seen[0][1]
-    for _, other in seen[1:]:
+    resampled = [resample(source.smoothed_for(lattice.spacing[0]), matrix, lattice) for source in sources]
+    weight = resampled[0][1]
+    for _, other in resampled[1:]:
         weight = weight * other
-    if len(seen) > 1 and not weight.any():
+    if len(resampled) > 1 and not weight.any():
         raise RegkitError("the images of one side do not overlap: all of them need the same world")
-    return View(tuple(image for image, _ in seen), weight[None], lattice.spacing[0], start)
+    return View(tuple(image for image, _ in resampled), weight[None], lattice.spacing[0], start)

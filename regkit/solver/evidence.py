@@ -21,9 +21,9 @@ _WORTHLESS = 0.95
 # A reference below this leaves too little doubt about matches for others to mend.
 _CLEAR = 0.5
 # Below this share of its weight a part is left out, above the other it counts no more.
-_LEAST_SHARE, _MOST_SHARE = 0.1, 1.25
+_MIN_SHARE, _MAX_SHARE = 0.1, 1.25
 # Cells. The multiple was chosen so that of what is said to be within a voxel, 95 % are.
-_DOUBT, _LEAST_DOUBT, MOST_DOUBT = 0.5, 0.05, 8.0
+_DOUBT, _MIN_DOUBT, MAX_DOUBT = 0.5, 0.05, 8.0
 _DOUBT_PASSES = 4
 _DOUBT_TAKEN, _TAKEN, _TAKEN_PASSES = 0.8, 2.0, 6
 # A displacement is kept where the difference falls to this share of what it is without, and the features
@@ -32,10 +32,10 @@ _BORNE_OUT, _CORRELATED = 0.95, 0.3
 _AROUND_PASSES, _BLEND_PASSES = 8, 4
 _ONE_MODALITY, _ONE_MODALITY_LOCAL = 0.57, 0.62
 _BLOCK = 8  # cells along each side of what a correlation is taken over
-_LEAST_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
+_MIN_POWER = 0.05  # of the mean of all blocks, below which there is nothing that differs
 _AIR = 0.08  # share of the brightest below which there is nothing
 _OUTLYING = 4.0  # root mean squares of what differs, beyond which it is no copy
-_MOST_GAIN = 2.0
+_MAX_GAIN = 2.0
 
 
 def differences_near(
@@ -50,14 +50,14 @@ def differences_near(
         A function of the shift, cells: differences and weights of every second cell along each axis, both
         (1, Z / 2, Y / 2, X / 2).
     """
-    some = (slice(None), *(slice(None, None, 2),) * 3)
-    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
-    where = where + offset.to(where).view(3, 1, 1, 1)
-    values, weight = fixed.values[some], fixed.weight[some]
+    every_second = (slice(None), *(slice(None, None, 2),) * 3)
+    coordinates = (index_grid(displacement.shape[1:], displacement.device) + displacement)[every_second]
+    coordinates = coordinates + offset.to(coordinates).view(3, 1, 1, 1)
+    values, weight = fixed.values[every_second], fixed.weight[every_second]
 
     def differences(shift: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = moving.at(where + where.new_tensor(shift).view(3, 1, 1, 1))
-        return seen.values.sub_(values).square_().mean(0, keepdim=True), weight * seen.weight
+        moved = moving.at(coordinates + coordinates.new_tensor(shift).view(3, 1, 1, 1))
+        return moved.values.sub_(values).square_().mean(0, keepdim=True), weight * moved.weight
 
     return differences
 
@@ -107,10 +107,10 @@ def resel_volume(
     """
     if min(displacement.shape[1:]) < 2:  # a cell without a neighbour
         return 1.0
-    where = index_grid(displacement.shape[1:], displacement.device) + displacement
-    seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
-    known = fixed.weight * seen.weight
-    differences = seen.values.sub_(fixed.values).mul_(known.sqrt())
+    coordinates = index_grid(displacement.shape[1:], displacement.device) + displacement
+    moved = moving.at(coordinates + offset.to(coordinates).view(3, 1, 1, 1))
+    known = fixed.weight * moved.weight
+    differences = moved.values.sub_(fixed.values).mul_(known.sqrt())
     side = [min(_BLOCK, n - 1) for n in known.shape[1:]]
 
     def means(volume: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def resel_volume(
         product = here * differences[(slice(None), *next_ones)]
         correlation = means(product.mean(0, keepdim=True)) / power.clamp_min(1e-12)
         volume *= 2.355 / (-4 * correlation.clamp_(0.05, 0.97).log_()).sqrt_()
-    counted = (means(known[:, :-1, :-1, :-1]) > 0.5) & (power > _LEAST_POWER * power.mean())
+    counted = (means(known[:, :-1, :-1, :-1]) > 0.5) & (power > _MIN_POWER * power.mean())
     return float(volume[counted].median()) if counted.any() else 1.0
 
 
@@ -135,7 +135,7 @@ def doubt(
 
     About a minimum of the cost of curvature h, noise that leaves a cost c there moves it by a multiple of
     sqrt(c / h). The curvature is taken from the costs one cell away, both are averaged over the cells around.
-    Where a near miss costs no more, or nothing is known, it is as much as ``MOST_DOUBT``.
+    Where a near miss costs no more, or nothing is known, it is as much as ``MAX_DOUBT``.
 
     Args:
         fixed, moving, offset, displacement: as for :func:`blur_of_match`.
@@ -147,15 +147,15 @@ def doubt(
         return smooth(difference * known, _DOUBT_PASSES), smooth(known, _DOUBT_PASSES)
 
     here, known = costs((0, 0, 0))
-    rise, least = torch.zeros_like(here), known
+    rise, lowest = torch.zeros_like(here), known
     for axis in range(3):
         for sign in (-1, 1):
-            there, seen = costs(tuple(sign * (axis == k) for k in range(3)))  # type: ignore[arg-type]
-            rise += (there / seen.clamp_min(1e-6) - here / known.clamp_min(1e-6)) / 6
-            least = torch.minimum(least, seen)
-    found = _DOUBT * (here / known.clamp_min(1e-6) / rise.clamp_min(1e-9)).sqrt_() + _LEAST_DOUBT
-    found = torch.where((rise > 0) & (least > 0.25), found, torch.full_like(found, MOST_DOUBT))
-    return found.clamp_(max=MOST_DOUBT)[0]
+            there, overlap = costs(tuple(sign * (axis == k) for k in range(3)))  # type: ignore[arg-type]
+            rise += (there / overlap.clamp_min(1e-6) - here / known.clamp_min(1e-6)) / 6
+            lowest = torch.minimum(lowest, overlap)
+    doubts = _DOUBT * (here / known.clamp_min(1e-6) / rise.clamp_min(1e-9)).sqrt_() + _MIN_DOUBT
+    doubts = torch.where((rise > 0) & (lowest > 0.25), doubts, torch.full_like(doubts, MAX_DOUBT))
+    return doubts.clamp_(max=MAX_DOUBT)[0]
 
 
 def taken_back(displacement: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
@@ -167,10 +167,10 @@ def taken_back(displacement: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
 
     Args:
         displacement: from the linear start, (3, Z, Y, X) in cells.
-        doubt: of :func:`doubt`, (Z / 2, Y / 2, X / 2); where it is ``MOST_DOUBT``, which tells nothing of the
+        doubt: of :func:`doubt`, (Z / 2, Y / 2, X / 2); where it is ``MAX_DOUBT``, which tells nothing of the
             images, that of the cells around counts.
     """
-    known = (doubt < MOST_DOUBT)[None].to(doubt)
+    known = (doubt < MAX_DOUBT)[None].to(doubt)
     near = smooth(known, _DOUBT_PASSES)
     around = torch.where(near > 1e-3, smooth(doubt * known, _DOUBT_PASSES) / near.clamp_min(1e-3), 0.0)
     excess = _TAKEN * (resize(around, displacement.shape[1:]) - _DOUBT_TAKEN).clamp_min_(0)
@@ -200,16 +200,16 @@ def borne_out(
 
     def agreement(tried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean squared difference and correlation around each cell, (1, Z, Y, X)."""
-        where = index_grid(tried.shape[1:], tried.device) + tried
-        seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
-        known, other = fixed.weight * seen.weight, seen.values - theirs
+        coordinates = index_grid(tried.shape[1:], tried.device) + tried
+        moved = moving.at(coordinates + offset.to(coordinates).view(3, 1, 1, 1))
+        known, other = fixed.weight * moved.weight, moved.values - theirs
 
         def around(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
             return smooth((one * two).mean(0, keepdim=True) * known, _AROUND_PASSES)
 
         spread = (around(centred, centred) * around(other, other)).clamp_min(1e-12).sqrt_()
         correlation = around(centred, other) / spread
-        left = seen.values.sub_(fixed.values)
+        left = moved.values.sub_(fixed.values)
         return around(left, left) / smooth(known, _AROUND_PASSES).clamp_min(1e-6), correlation
 
     difference, correlation = agreement(displacement)
@@ -238,8 +238,8 @@ def share_of(blur: float, reference: float) -> float:
     """
     if blur >= _WORTHLESS or not leaves_doubt(reference):
         return 0.0
-    share = min(((1 - blur) / max(1 - reference, 1e-3)) ** 8, _MOST_SHARE)
-    return share if share >= _LEAST_SHARE else 0.0
+    share = min(((1 - blur) / max(1 - reference, 1e-3)) ** 8, _MAX_SHARE)
+    return share if share >= _MIN_SHARE else 0.0
 
 
 def may_be_one_modality(blur: float) -> bool:
@@ -272,17 +272,17 @@ def gain_between(
     Args:
         fixed, moving, offset, displacement: as for :func:`blur_of_match`, of one channel.
     """
-    some = (slice(None), *(slice(None, None, 2),) * 3)
-    where = (index_grid(displacement.shape[1:], displacement.device) + displacement)[some]
-    seen = moving.at(where + offset.to(where).view(3, 1, 1, 1))
-    known = (fixed.weight[some] * seen.weight > 0.5)[0]
-    one, other, gain = fixed.values[some][0][known], seen.values[0][known], 1.0
+    every_second = (slice(None), *(slice(None, None, 2),) * 3)
+    coordinates = (index_grid(displacement.shape[1:], displacement.device) + displacement)[every_second]
+    moved = moving.at(coordinates + offset.to(coordinates).view(3, 1, 1, 1))
+    known = (fixed.weight[every_second] * moved.weight > 0.5)[0]
+    one, other, gain = fixed.values[every_second][0][known], moved.values[0][known], 1.0
     for _ in range(3):
         gain = float((one.square().sum() / other.square().sum().clamp_min(1e-9)).sqrt())
         squares = (one - gain * other).square()
-        kept = squares <= _OUTLYING**2 * squares.mean()
-        one, other = one[kept], other[kept]
-    return min(max(gain, 1 / _MOST_GAIN), _MOST_GAIN) if len(one) else 1.0
+        inliers = squares <= _OUTLYING**2 * squares.mean()
+        one, other = one[inliers], other[inliers]
+    return min(max(gain, 1 / _MAX_GAIN), _MAX_GAIN) if len(one) else 1.0
 
 
 def local_contrast(intensities: FeatureMap, radius: int = 2) -> FeatureMap:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from regkit.core.settings import Settings
-from regkit.features.featuremap import LEAST_WEIGHT, FeatureMap
+from regkit.features.featuremap import MIN_WEIGHT, FeatureMap
 from regkit.ops import gpu, native
 from regkit.ops.dispatch import operation
 from regkit.ops.filters import smooth
@@ -24,7 +24,7 @@ from regkit.solver.landmarks import Landmarks
 # the scale on which ConvexAdam's regularisation weights are known to work.
 _DATA_WEIGHT = 12.0
 _BARRIER_WEIGHT = 40.0
-_LEAST_JACOBIAN = 0.3
+_MIN_JACOBIAN = 0.3
 # Cells of the final grid. The coarse level moves many cells at once and starts from a good field: with steps
 # as large as the fine level's it loses thin structures.
 _COARSE_LEARNING_RATE, _LEARNING_RATE = 0.4, 1.0
@@ -41,7 +41,7 @@ _STIFFNESS_RANGE = (0.4, 12.0)
 # Cells of a resolution element (evidence.resel_volume) that are usual where details agree. Beyond them
 # fewer observations stand behind each displacement than there are cells, and the strain that the coarse stage
 # found may be made up. Chosen on pairs smoothed by 8 and 14 mm and on copies in another contrast.
-_TYPICAL_RESEL, _MOST_STIFFNESS = 6.0, 60.0
+_TYPICAL_RESEL, _MAX_STIFFNESS = 6.0, 60.0
 _R3 = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 _STRAIN_PASSES = 20  # box means over which the strain is averaged, a deviation of some 4 cells
 # Up to this size of the grid all cells are compared: with a quarter of them, thin structures lose a little.
@@ -88,7 +88,7 @@ def stiffness_for(field: torch.Tensor, resel: float) -> torch.Tensor:
         )
     strain = smooth(strain, _STRAIN_PASSES).clamp_min_(1e-9)
     stiffness = (_TYPICAL_STRAIN / strain).square_().clamp_(*_STIFFNESS_RANGE)
-    return stiffness.mul_(max(resel / _TYPICAL_RESEL, 1.0) ** 3).clamp_(max=_MOST_STIFFNESS)
+    return stiffness.mul_(max(resel / _TYPICAL_RESEL, 1.0) ** 3).clamp_(max=_MAX_STIFFNESS)
 
 
 def scattered(cells: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def scattered(cells: torch.Tensor) -> torch.Tensor:
     return torch.minimum(places, ends).to(cells)
 
 
-def dissimilarity(fixed: FeatureMap, moving: FeatureMap, where: torch.Tensor) -> torch.Tensor:
+def dissimilarity(fixed: FeatureMap, moving: FeatureMap, coordinates: torch.Tensor) -> torch.Tensor:
     """Mean over all cells and channels of the weighted squared feature differences.
 
     Cells without data on either side count nothing, and there is no gain in moving towards them: the
@@ -119,7 +119,7 @@ def dissimilarity(fixed: FeatureMap, moving: FeatureMap, where: torch.Tensor) ->
     Args:
         where: (3, Z, Y, X) index coordinates of the moving map, one for each cell of the fixed map.
     """
-    value: torch.Tensor = _WeightedDifference.apply(moving.sampled(where), fixed.values, fixed.weight)
+    value: torch.Tensor = _WeightedDifference.apply(moving.sampled(coordinates), fixed.values, fixed.weight)
     return value
 
 
@@ -132,16 +132,16 @@ class _WeightedDifference(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stacked: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        v, w = stacked[:-1], stacked[-1:].clamp_min(LEAST_WEIGHT)
-        seen = v / w
-        residual = seen - values
+        v, w = stacked[:-1], stacked[-1:].clamp_min(MIN_WEIGHT)
+        value = v / w
+        residual = value - values
         factor = weight * (2 / values.numel())
         loss = 0.5 * (factor * stacked[-1:] * residual.square().sum(0, keepdim=True)).sum()
         # d loss / d v = share * residual, d loss / d w = -sum over channels of the same times v / w.
         share = factor * (stacked[-1:] / w)
         gradient = torch.empty_like(stacked)
         torch.mul(residual, share, out=gradient[:-1])
-        torch.sum(seen.mul_(gradient[:-1]), 0, keepdim=True, out=gradient[-1:]).neg_()
+        torch.sum(value.mul_(gradient[:-1]), 0, keepdim=True, out=gradient[-1:]).neg_()
         ctx.save_for_backward(gradient)
         return loss
 
@@ -166,12 +166,14 @@ def _eighth(volume: torch.Tensor, corner: Corner) -> torch.Tensor:
 def comparison(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
     """:func:`dissimilarity` of two maps for many fields, with all that can be done beforehand done."""
 
-    def compare(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
+    def compare(coordinates: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
         losses = []
         for corner in corners:
-            some = FeatureMap(_eighth(fixed.values, corner), _eighth(fixed.weight, corner))
-            whole = where.shape[1:] == fixed.values.shape[1:]
-            losses.append(dissimilarity(some, moving, _eighth(where, corner) if whole else where))
+            corner_cells = FeatureMap(_eighth(fixed.values, corner), _eighth(fixed.weight, corner))
+            whole = coordinates.shape[1:] == fixed.values.shape[1:]
+            losses.append(
+                dissimilarity(corner_cells, moving, _eighth(coordinates, corner) if whole else coordinates)
+            )
         return torch.stack(losses).mean()
 
     return compare
@@ -182,7 +184,7 @@ def _few_channels(serves: Callable[..., bool]) -> Callable[..., bool]:
 
     def takes(fixed: FeatureMap, moving: FeatureMap) -> bool:
         maps = fixed.values, fixed.weight, moving.values, moving.weight
-        return len(fixed.values) < _MOST_LANES and serves(*maps)
+        return len(fixed.values) < _MAX_LANES and serves(*maps)
 
     return takes
 
@@ -198,19 +200,19 @@ def _comparison_by_c(fixed: FeatureMap, moving: FeatureMap) -> Comparison:
 
 
 def _comparison_of_lanes(run: _DifferenceKernel, fixed: FeatureMap, moving: FeatureMap) -> Comparison:
-    seen, known = _Lanes.of(moving.values, moving.weight), _Lanes.of(fixed.values)
+    moving_lanes, fixed_lanes = _Lanes.of(moving.values, moving.weight), _Lanes.of(fixed.values)
     weight, channels = fixed.weight[0].contiguous(), len(fixed.values)
 
-    def compare(where: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
+    def compare(coordinates: torch.Tensor, corners: Sequence[Corner]) -> torch.Tensor:
         value: torch.Tensor = _WithGradient.apply(
-            lambda places: run(places, corners, known, weight, seen, channels), where
+            lambda places: run(places, corners, fixed_lanes, weight, moving_lanes, channels), coordinates
         )
         return value
 
     return compare
 
 
-_LANES, _MOST_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
+_LANES, _MAX_LANES = 16, 64  # of a vector, and of the cells that the kernel takes
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _difference_by_triton(
-    where: torch.Tensor,
+    coordinates: torch.Tensor,
     corners: Sequence[Corner],
     fixed: _Lanes,
     weight: torch.Tensor,
@@ -291,12 +293,12 @@ def _difference_by_triton(
     from regkit.ops.gpu import kernels
 
     return kernels.difference(
-        where, corners, fixed.cells, fixed.unit, weight, moving.cells, moving.unit, channels
+        coordinates, corners, fixed.cells, fixed.unit, weight, moving.cells, moving.unit, channels
     )
 
 
 def _difference_by_c(
-    where: torch.Tensor,
+    coordinates: torch.Tensor,
     corners: Sequence[Corner],
     fixed: _Lanes,
     weight: torch.Tensor,
@@ -304,15 +306,15 @@ def _difference_by_c(
     channels: int,
 ) -> _ValueAndGradient:
     """:func:`dissimilarity` in one pass, which reads the moving map once and holds no volume of channels."""
-    where = where.contiguous()
-    gradient = torch.zeros_like(where)
+    coordinates = coordinates.contiguous()
+    gradient = torch.zeros_like(coordinates)
     corner, other = (4 * z + 2 * y + x for z, y, x in (corners[0], corners[-1]))
     value = native.run(
         "difference", moving=moving.cells, moving_unit=moving.unit, fixed=fixed.cells,
-        fixed_unit=fixed.unit, weight=weight, places=where, corner=corner, other=other,
+        fixed_unit=fixed.unit, weight=weight, places=coordinates, corner=corner, other=other,
         scale=2 / (weight.numel() // 8 * channels * len(corners)), gradient=gradient,
     )  # fmt: skip
-    return where.new_tensor(value), gradient
+    return coordinates.new_tensor(value), gradient
 
 
 @operation
@@ -323,7 +325,7 @@ def penalty(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) -> tor
         field: (3, Z, Y, X) in cells of its own lattice.
         stiffness: (1, Z, Y, X), as for :func:`diffusion`.
     """
-    shortfall = (_LEAST_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
+    shortfall = (_MIN_JACOBIAN - corner_jacobian(field, corner)).clamp_min(0)
     return diffusion(field, stiffness) + _BARRIER_WEIGHT * shortfall.square().mean()
 
 
@@ -332,7 +334,7 @@ def _penalty_by_triton(field: torch.Tensor, corner: Corner, stiffness: torch.Ten
     from regkit.ops.gpu import kernels
 
     value: torch.Tensor = _WithGradient.apply(
-        lambda at: kernels.penalty(at, corner, stiffness, _BARRIER_WEIGHT, _LEAST_JACOBIAN), field
+        lambda at: kernels.penalty(at, corner, stiffness, _BARRIER_WEIGHT, _MIN_JACOBIAN), field
     )
     return value
 
@@ -347,7 +349,7 @@ def _penalty_by_c(field: torch.Tensor, corner: Corner, stiffness: torch.Tensor) 
         gradient = torch.empty_like(at)
         value = native.run(
             "penalty", field=at, stiffness=stiffness.contiguous(), barrier=_BARRIER_WEIGHT,
-            least_jacobian=_LEAST_JACOBIAN, corner_z=z, corner_y=y, corner_x=x, gradient=gradient,
+            least_jacobian=_MIN_JACOBIAN, corner_z=z, corner_y=y, corner_x=x, gradient=gradient,
         )  # fmt: skip
         return at.new_tensor(value), gradient
 
@@ -409,9 +411,9 @@ def refine(
 
     def fine_loss(parameters: torch.Tensor, corner: Corner) -> torch.Tensor:
         field = smooth(parameters, 3)
-        where, pairs = anchor + field, []
+        coordinates, pairs = anchor + field, []
         for z, y, x in [corner] if cells > _FEW_CELLS else CORNERS[:4]:
-            pairs.append(compare(where, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
+            pairs.append(compare(coordinates, [(z, y, x), (1 - z, 1 - y, 1 - x)]))
         loss = objective(torch.stack(pairs).mean(), field, corner, stiffness)
         return loss if hold is None else loss + hold(field)
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from regkit.core.geometry import Float64
+from regkit.core.geometry import Float64, linear_about
 from regkit.features.featuremap import FeatureMap
 
-_SOME = (slice(None), *(slice(1, -1, 2),) * 3)  # every second cell that has neighbours on all sides
+_EVERY_SECOND = (slice(None), *(slice(1, -1, 2),) * 3)  # every second cell that has neighbours on all sides
 _STEPS, _DAMPINGS = 8, 4
 _FIRST_DAMPING, _MORE, _LESS = 1e-3, 10.0, 1 / 3
-_LEAST_GAIN = 1e-5  # of the similarity, below which it has converged
+_MIN_GAIN = 1e-5  # of the similarity, below which it has converged
 
 Compared = tuple[FeatureMap, float]
 """A moving map on the fixed grid, and its similarity to the fixed one."""
@@ -50,15 +50,15 @@ def improve(fixed: FeatureMap, compare: Callable[[Float64], Compared], model: st
             held = curvature + damping * np.diag(np.diag(curvature)) + 1e-12 * np.eye(len(curvature))
             step = (basis @ np.linalg.solve(held, -slope)).reshape(3, 4)
             tried = total @ _motion(step, middle, size, model)
-            seen, better = compare(tried)
+            tried_map, better = compare(tried)
             if better > similarity:
                 break
             damping *= _MORE
         else:
             break
         gain, damping = better - similarity, damping * _LESS
-        total, moving, similarity = tried, seen, better
-        if gain < _LEAST_GAIN:
+        total, moving, similarity = tried, tried_map, better
+        if gain < _MIN_GAIN:
             break
     return total, similarity
 
@@ -67,7 +67,7 @@ def _slopes(values: torch.Tensor) -> torch.Tensor:
     """Central differences of channels (C, Z, Y, X) along x, y and z at some cells, (3, C, z, y, x)."""
     slopes = []
     for axis in (3, 2, 1):
-        before, after = list(_SOME), list(_SOME)
+        before, after = list(_EVERY_SECOND), list(_EVERY_SECOND)
         before[axis], after[axis] = slice(0, -2, 2), slice(2, None, 2)
         slopes.append((values[tuple(after)] - values[tuple(before)]) / 2)
     return torch.stack(slopes)
@@ -82,8 +82,8 @@ def _normal_equations(
         (12, 12) and (12,), by the rows of (3, 4) that takes ``((x - middle) / size, 1)`` to a motion in
         cells; ``middle`` (3,) and ``size``.
     """
-    weight = (fixed.weight * moving.weight)[_SOME]
-    differences = moving.values[_SOME] - fixed.values[_SOME]
+    weight = (fixed.weight * moving.weight)[_EVERY_SECOND]
+    differences = moving.values[_EVERY_SECOND] - fixed.values[_EVERY_SECOND]
     slopes = (_slopes(moving.values) + fixed_slopes) / 2
     depth, height, width = fixed.weight.shape[1:]
     middle = np.array([width - 1, height - 1, depth - 1]) / 2
@@ -124,7 +124,4 @@ def _motion(step: Float64, middle: Float64, size: float, model: str) -> Float64:
     if model != "affine":  # the nearest rotation, and size
         u, scales, vt = np.linalg.svd(linear)
         linear = u @ vt * (1.0 if model == "rigid" else scales.mean())
-    motion = np.eye(4)
-    motion[:3, :3] = linear
-    motion[:3, 3] = middle + step[:, 3] - linear @ middle
-    return motion
+    return linear_about(middle, linear, step[:, 3])

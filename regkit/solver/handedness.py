@@ -20,9 +20,9 @@ from regkit.solver.linear import block_match, fit_rigid, least_trimmed_squares
 from regkit.solver.lowres import LowRes
 
 _RADII = (3, 2, 2)  # cells that the rounds of block matching look around
-_FEWEST_BLOCKS, _FEWEST_CELLS = 32, 100
+_MIN_BLOCKS, _MIN_CELLS = 32, 100
 _PLANES, _SAME = 2, 0.7  # how many are compared; the cosine between the normals of what is one plane
-_LEAST = 0.05  # of what chance gives: images that differ less from their mirror images tell nothing
+_MIN = 0.05  # of what chance gives: images that differ less from their mirror images tell nothing
 _BLOCK = 5  # cells along each side of what is one observation
 
 
@@ -44,9 +44,9 @@ def handedness(look: LowRes, close: LowRes, matrix: Float64) -> float:
         told, as either image hardly differs from its mirror image; or where there is nothing to compare.
     """
     sides = _Sides(close, matrix)
-    found = [sides.agreement(plane) for plane in mirror_planes(look)]
-    told = [one for one in found if not np.isnan(one)]
-    return min(told) if told and (len(told) == len(found) or min(told) < 0) else float("nan")
+    agreements = [sides.agreement(plane) for plane in mirror_planes(look)]
+    known = [one for one in agreements if not np.isnan(one)]
+    return min(known) if known and (len(known) == len(agreements) or min(known) < 0) else float("nan")
 
 
 def mirror_planes(look: LowRes) -> list[Float64]:
@@ -55,10 +55,10 @@ def mirror_planes(look: LowRes) -> list[Float64]:
     The normal of a mirror plane is a principal axis of what is on both of its sides, so that those are tried
     as well as the axes of the grid. The best are refined by rigid block matching.
     """
-    where = np.argwhere(look.content.cpu().numpy() > 0.5)[:, ::-1]
-    if len(where) < _FEWEST_CELLS:
+    cells = np.argwhere(look.content.cpu().numpy() > 0.5)[:, ::-1]
+    if len(cells) < _MIN_CELLS:
         return []
-    points = transform_points(look.grid.index_to_world, where)
+    points = transform_points(look.grid.index_to_world, cells)
     centre = points.mean(0)
     principal = np.linalg.eigh(np.cov((points - centre).T))[1]
     self = _Itself(look)
@@ -68,11 +68,11 @@ def mirror_planes(look: LowRes) -> list[Float64]:
         for plane in [_reflection(normal, centre)]
         for seen in [self.mirrored(plane)]
     ]
-    kept: list[tuple[float, Float64, Float64, FeatureMap]] = []
+    distinct: list[tuple[float, Float64, Float64, FeatureMap]] = []
     for one in sorted(tried, key=lambda one: -one[0]):
-        if len(kept) < _PLANES and all(abs(one[2] @ other[2]) < _SAME for other in kept):
-            kept.append(one)
-    return [self.refined(symmetry, plane, seen, centre) for symmetry, plane, _, seen in kept]
+        if len(distinct) < _PLANES and all(abs(one[2] @ other[2]) < _SAME for other in distinct):
+            distinct.append(one)
+    return [self.refined(symmetry, plane, mirrored, centre) for symmetry, plane, _, mirrored in distinct]
 
 
 class _Itself:
@@ -95,25 +95,25 @@ class _Itself:
         total = self.content.sum()
         return 1 - float(((difference * weight).sum() / self.chance + total - weight.sum()) / total)
 
-    def refined(self, symmetry: float, plane: Float64, seen: FeatureMap, centre: Float64) -> Float64:
+    def refined(self, symmetry: float, plane: Float64, mirrored_map: FeatureMap, centre: Float64) -> Float64:
         """The plane after rigid block matching of the image and its mirror image.
 
         Args:
-            symmetry, seen: of the image under the plane.
+            symmetry, mirrored_map: of the image under the plane.
         """
         for radius in _RADII:
-            blocks, matches = block_match(self.fixed, seen, radius)
-            if blocks.shape[1] < _FEWEST_BLOCKS:
+            blocks, matches = block_match(self.fixed, mirrored_map, radius)
+            if blocks.shape[1] < _MIN_BLOCKS:
                 break
             step = least_trimmed_squares(fit_rigid, blocks, matches)
-            found = _nearest_reflection(
+            reflection = _nearest_reflection(
                 plane @ self.grid.index_to_world @ step @ self.grid.world_to_index, centre
             )
-            there = self.mirrored(found)
+            there = self.mirrored(reflection)
             better = self.symmetry(there)
             if better <= symmetry:
                 break
-            symmetry, plane, seen = better, found, there
+            symmetry, plane, mirrored_map = better, reflection, there
         return plane
 
 
@@ -139,18 +139,20 @@ class _Sides:
         self.grid = look.grid
         self.chance = look.chance(look.fixed)
         # What is seen of each without mirroring.
-        self.fixed = self._seen(Source(look.image, look.content, look.grid), np.eye(4))
-        self.moving = self._seen(look.moving, matrix)
+        self.fixed = self._resampled(Source(look.image, look.content, look.grid), np.eye(4))
+        self.moving = self._resampled(look.moving, matrix)
 
-    def _seen(self, source: Source, matrix: Float64) -> tuple[Source, Float64, torch.Tensor, torch.Tensor]:
+    def _resampled(
+        self, source: Source, matrix: Float64
+    ) -> tuple[Source, Float64, torch.Tensor, torch.Tensor]:
         image, weight = resample(source, matrix, self.grid)
         return source, matrix, mind_ssc(image), weight
 
     def _change(
-        self, seen: tuple[Source, Float64, torch.Tensor, torch.Tensor], plane: Float64
+        self, image: tuple[Source, Float64, torch.Tensor, torch.Tensor], plane: Float64
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What mirroring changes in the features of an image, and where that is known."""
-        source, matrix, features, weight = seen
+        source, matrix, features, weight = image
         mirrored, there = resample(source, matrix @ plane, self.grid)
         return features - mind_ssc(mirrored), weight * there
 
@@ -160,10 +162,10 @@ class _Sides:
         in_moving, weight = self._change(self.moving, plane)
         weight *= known
         count = float(weight.sum())
-        if count < _FEWEST_CELLS or not self.chance > 0:
+        if count < _MIN_CELLS or not self.chance > 0:
             return float("nan")
-        least = min(float((one.square().mean(0) * weight).sum()) for one in (in_fixed, in_moving)) / count
-        if least < _LEAST * self.chance:
+        smallest = min(float((one.square().mean(0) * weight).sum()) for one in (in_fixed, in_moving)) / count
+        if smallest < _MIN * self.chance:
             return float("nan")
         products = (in_fixed * in_moving).mean(0) * weight
         side = [min(_BLOCK, n) for n in products.shape]

@@ -112,8 +112,8 @@ class Landmarks:
         places, shares = torch.stack(index), torch.stack(weight)
 
         def cost(field: torch.Tensor) -> torch.Tensor:
-            found = (field.flatten(1)[:, places] * shares).sum(1)
-            return self.weight * _COST * (self.displacement - found).square().sum()
+            displaced = (field.flatten(1)[:, places] * shares).sum(1)
+            return self.weight * _COST * (self.displacement - displaced).square().sum()
 
         return cost
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from regkit.core.errors import RegkitError
-from regkit.core.geometry import Float64, Grid, transform_points
+from regkit.core.geometry import Float64, Grid, linear_about, transform_points
 from regkit.features.featuremap import FeatureMap
 from regkit.ops import native
 from regkit.ops.dispatch import operation
@@ -29,7 +29,7 @@ from regkit.solver.shifts import Shifts
 
 # Cells of the coarse search grid over the smaller image; the fine one has half its spacing.
 _CELLS = 40_000
-_LEAST_OVERLAP = 0.2  # of the smaller image
+_MIN_OVERLAP = 0.2  # of the smaller image
 _APART = 3  # cells between two translations that are tried
 _HEADER_BONUS = 0.97
 # Images that agree as well as this do not lie the other way round: their turns are not searched. Air agrees
@@ -49,7 +49,7 @@ _TURN_SIDE = 64
 _ROUGH_SIDE, _SHORTLIST = 40, 16  # of a first look at all turns, and how many are looked at again
 _AFFINE_RIDGE = 0.05
 # Blocks are taken from slabs of so many planes, with so many cells in all.
-_SLAB, _MOST_CELLS = 8, 150_000
+_SLAB, _MAX_CELLS = 8, 150_000
 _RADIUS = 3  # cells that blocks are looked for
 _SCALES = (0.67, 1.5)
 
@@ -78,6 +78,13 @@ class LinearStart:
     model: str
     runner_up: tuple[str, float] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the matrix, ready for JSON but for NaN."""
+        other = self.runner_up and {"origin": self.runner_up[0], "similarity": self.runner_up[1]}
+        return {
+            "origin": self.origin, "model": self.model, "similarity": self.similarity, "runner_up": other
+        }  # fmt: skip
+
 
 class Judge:
     """Feature similarity of two images over their overlap, for any linear map between them.
@@ -98,8 +105,8 @@ class Judge:
         self.extract = extract
         self.mismatch = mismatch
         self.fixed_map = feature_map(fixed, np.eye(4), self.grid, extract)
-        seen, weight = resample(fixed, np.eye(4), self.grid)
-        self.content = (weight * (seen > EMPTY))[None]
+        image, weight = resample(fixed, np.eye(4), self.grid)
+        self.content = (weight * (image > EMPTY))[None]
         moving_content = float((moving.image > EMPTY).float().mean()) * _covered_mm3(moving) / spacing**3
         self.full = max(min(float(self.content.sum()), moving_content), 1.0)
 
@@ -114,7 +121,7 @@ class Judge:
         moved = self.moving_map(matrix)
         weight = self.fixed_map.weight * moved.weight
         overlap, covered = float(weight.sum()), float((self.content * moved.weight).sum())
-        if covered <= _LEAST_OVERLAP * self.full:
+        if covered <= _MIN_OVERLAP * self.full:
             return moved, -np.inf
         squares = (moved.values - self.fixed_map.values).square_()
         difference = float((squares.mean(0) * weight).sum())
@@ -369,7 +376,7 @@ def _placed(
     f, m = fixed.smoothed_for(spacing), moving.smoothed_for(spacing)
     grid, centre, placed = moving.grid, moving.grid.centre, []
     for pose in poses:
-        about = _translation(centre) @ _linear(pose) @ _translation(-centre)
+        about = linear_about(centre, pose)
         # The moving image posed the other way: its world is brought to the moving one by the pose.
         size = float(np.cbrt(np.linalg.det(pose)))
         posed = Grid(
@@ -381,12 +388,6 @@ def _placed(
         shifts, scores, _ = search_translation(f, Source(m.image, m.mask, posed), spacing, extract, count=1)
         placed += [(score, pose, about @ _translation(shift)) for shift, score in zip(shifts, scores)]
     return sorted(placed, key=lambda one: one[0])
-
-
-def _linear(matrix: npt.ArrayLike) -> Float64:
-    whole = np.eye(4)
-    whole[:3, :3] = matrix
-    return whole
 
 
 def search_translation(
@@ -410,7 +411,7 @@ def search_translation(
     every = Shifts(f, m.weight.shape[1:])
     difference, overlap = every(m)
     full = min(float(f.weight.sum()), float(m.weight.sum()))
-    possible = overlap >= _LEAST_OVERLAP * full
+    possible = overlap >= _MIN_OVERLAP * full
     mean = difference / overlap.clamp_min(1)
     mismatch = float(mean[possible].median())
     score = difference + (full - overlap).clamp_min(0) * mismatch
@@ -453,22 +454,22 @@ def block_match(fixed: FeatureMap, moving: FeatureMap, radius: int) -> tuple[tor
     wide = moving.padded(radius)
     depth, height, width = fixed.weight.shape[1:]
     count = depth * height * width
-    slab, apart = (depth, depth) if count <= _MOST_CELLS else (_SLAB, count * _SLAB // _MOST_CELLS)
-    found, gain, blocks = [], [], []
+    slab, apart = (depth, depth) if count <= _MAX_CELLS else (_SLAB, count * _SLAB // _MAX_CELLS)
+    matches, gain, blocks = [], [], []
     for first in range(0, depth, apart):
         last = min(first + slab, depth)
         better, step = best_steps(known_slab(fixed, wide, radius, first, last), radius)
         # A block that no displacement finds data for has the same cost for all of them.
         usable = (fixed.weight[0, first:last] > 0.5) & (better > 1e-6)
         gain.append(better[usable])
-        found.append(step[:, usable])
+        matches.append(step[:, usable])
         cells = index_grid((last - first, height, width), step.device)
         blocks.append(cells[:, usable] + cells.new_tensor([[0.0], [0.0], [first]]))
     distinct, at = torch.cat(gain), torch.cat(blocks, dim=1)
     if not len(distinct):
         return torch.empty(3, 0), torch.empty(3, 0)
     better = distinct >= distinct.median()
-    return at[:, better], (at + torch.cat(found, dim=1))[:, better]
+    return at[:, better], (at + torch.cat(matches, dim=1))[:, better]
 
 
 @dataclass(frozen=True)
@@ -570,15 +571,15 @@ def _squared_errors_by_c(both: torch.Tensor, matrix: Float64) -> torch.Tensor:
 
 
 @operation
-def _kept_sums(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
-    """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``most``."""
-    return np.asarray((both @ (both[:4] * (error <= most)).T).cpu().numpy())
+def _kept_sums(both: torch.Tensor, error: torch.Tensor, threshold: float) -> Float64:
+    """The sum (7, 4) of (1, p, t)^T (1, p) over the points with an error of at most ``threshold``."""
+    return np.asarray((both @ (both[:4] * (error <= threshold)).T).cpu().numpy())
 
 
-@_kept_sums.kernel("c", lambda both, error, most: native.serves(both, error, dtype=torch.float64))
-def _kept_sums_by_c(both: torch.Tensor, error: torch.Tensor, most: float) -> Float64:
+@_kept_sums.kernel("c", lambda both, error, threshold: native.serves(both, error, dtype=torch.float64))
+def _kept_sums_by_c(both: torch.Tensor, error: torch.Tensor, threshold: float) -> Float64:
     sums = np.empty((native.blocks(len(error)), 7, 4))
-    native.run("kept_sums", points=both, error=error, most=most, sums=sums)
+    native.run("kept_sums", points=both, error=error, most=threshold, sums=sums)
     return np.asarray(sums.sum(0))
 
 
@@ -595,8 +596,8 @@ def _matched(start: LinearStart, judge: Judge, final: Judge, model: str) -> Line
     if blocks.shape[1] < 32:
         return start
     # The grid is isotropic, so that to fit its indices is to fit mm.
-    found = least_trimmed_squares(_FITS[model], blocks, matches)
-    matrix = np.asarray(start.matrix @ judge.grid.index_to_world @ found @ judge.grid.world_to_index)
+    step = least_trimmed_squares(_FITS[model], blocks, matches)
+    matrix = np.asarray(start.matrix @ judge.grid.index_to_world @ step @ judge.grid.world_to_index)
     return _better(start, matrix, final.similarity(matrix), model)
 
 

@@ -64,32 +64,32 @@ class LowRes:
         size = np.asarray(self.moving.grid.size)
         inside = np.all((targets >= -0.5) & (targets <= size - 0.5), axis=-1)
         # What lies far beyond would not be whole numbers any more.
-        where = torch.from_numpy(np.clip(targets, -1, size).astype(np.float32)).movedim(-1, 0).contiguous()
-        where = where.to(self.moving.image.device)
-        image = sample(self.moving.image[None], where)[0]
+        index = torch.from_numpy(np.clip(targets, -1, size).astype(np.float32)).movedim(-1, 0).contiguous()
+        index = index.to(self.moving.image.device)
+        image = sample(self.moving.image[None], index)[0]
         weight = torch.from_numpy(inside.astype(np.float32)).to(image)
         if self.moving.mask is not None:
-            weight *= sample(self.moving.mask[None], where, mode="nearest")[0]
+            weight *= sample(self.moving.mask[None], index, mode="nearest")[0]
         return Seen(mind_ssc(image), weight)
 
-    def difference(self, seen: Seen) -> torch.Tensor:
+    def difference(self, moved: Seen) -> torch.Tensor:
         """The mean squared difference of the features in each cell, (Z, Y, X)."""
-        return (seen.features - self.fixed.features).square().mean(0)
+        return (moved.features - self.fixed.features).square().mean(0)
 
-    def chance(self, seen: Seen) -> float:
+    def chance(self, moved: Seen) -> float:
         """The mean squared difference of cells paired at random, of those that both images show."""
-        shown = (self.content * seen.weight).flatten() > 0.5
+        shown = (self.content * moved.weight).flatten() > 0.5
         if int(shown.sum()) < 2:
             return float("nan")
         one = self.fixed.features.flatten(1)[:, shown]
-        other = one if seen is self.fixed else seen.features.flatten(1)[:, shown]
+        other = one if moved is self.fixed else moved.features.flatten(1)[:, shown]
         # Mean of |a - b|^2 over all pairs, from the moments.
         squares = one.square().mean(1) + other.square().mean(1) - 2 * one.mean(1) * other.mean(1)
         return float(squares.mean())
 
-    def covered(self, seen: Seen) -> float:
+    def covered(self, moved: Seen) -> float:
         """The share of what the fixed image shows that has a place in the moving one."""
-        return float((self.content * seen.weight).sum() / self.content.sum().clamp_min(1))
+        return float((self.content * moved.weight).sum() / self.content.sum().clamp_min(1))
 
 
 def content(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from regkit.core.geometry import Float64, Grid
+from regkit.core.geometry import Float64, Grid, linear_about
 from regkit.ops.filters import blur
 from regkit.ops.resample import Source, resample
 
@@ -23,7 +23,7 @@ _FACTORS = (3.0, 1.5, 1.0)  # of the spacing, from coarse to fine
 _CELLS = 250_000  # of the finest grid, at most
 _ROUNDS = 15
 _SETTLED = 1e-3  # mm at the border of the field of view: a smaller step is the last
-_LEAST_OVERLAP = 0.2  # of the reference
+_MIN_OVERLAP = 0.2  # of the reference
 _AROUND = 3.0  # voxels, standard deviation of the window of local contrast
 _FLAT = 0.05  # of the range of intensities: what deviates less around a voxel is noise
 
@@ -73,8 +73,8 @@ class _Level:
 
     def __init__(self, image: Source, spacing: float) -> None:
         self.grid = image.grid.working(spacing)
-        seen, self.weight = resample(image.smoothed_for(spacing), np.eye(4), self.grid)
-        self.values = _local_contrast(seen)
+        frame, self.weight = resample(image.smoothed_for(spacing), np.eye(4), self.grid)
+        self.values = _local_contrast(frame)
         # By x, y, z of the grid, per mm.
         self.slopes = torch.stack(torch.gradient(self.values, dim=(2, 1, 0))) / spacing
         self.axes = np.reshape(self.grid.direction, (3, 3))
@@ -86,23 +86,25 @@ class _Level:
     def fit(self, frame: Source, matrix: Float64) -> tuple[Float64, float]:
         """The pose and the mean squared difference there, which is infinite where too little overlaps."""
         frame = frame.smoothed_for(self.grid.spacing[0])
-        best, least = matrix, np.inf
+        best, lowest = matrix, np.inf
         for _ in range(_ROUNDS):
             image, weight = resample(frame, matrix, self.grid)
             weight = weight * self.weight
             total = float(weight.sum())
-            if total <= _LEAST_OVERLAP * float(self.weight.sum()):
+            if total <= _MIN_OVERLAP * float(self.weight.sum()):
                 break
             residual = _local_contrast(image).sub_(self.values)
             difference = float((residual.square() * weight).sum()) / total
-            if difference >= least:
+            if difference >= lowest:
                 break
-            best, least = matrix, difference
+            best, lowest = matrix, difference
             shift, turn = self._step(residual, weight)
             if float(np.linalg.norm(shift) + self.reach * np.linalg.norm(turn)) < _SETTLED:
                 break
-            matrix = matrix @ np.linalg.inv(rigid(Rotation.from_rotvec(turn), shift, self.grid.centre))
-        return best, least
+            matrix = matrix @ np.linalg.inv(
+                linear_about(self.grid.centre, Rotation.from_rotvec(turn).as_matrix(), shift)
+            )
+        return best, lowest
 
     def _step(self, residual: torch.Tensor, weight: torch.Tensor) -> tuple[Float64, Float64]:
         """The small motion of the reference that explains the residual: a shift, mm, and a turn, radians."""
@@ -120,14 +122,6 @@ def _local_contrast(image: torch.Tensor) -> torch.Tensor:
     mean = blur(image, sigmas)
     deviation = (blur(image.square(), sigmas) - mean.square()).clamp_min_(0).add_(_FLAT**2).sqrt_()
     return (image - mean).div_(deviation)
-
-
-def rigid(turn: Rotation, shift: Float64, centre: Float64) -> Float64:
-    """4x4: p -> turn (p - centre) + centre + shift."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn.as_matrix()
-    matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
-    return matrix
 
 
 def parameters(matrix: Float64, centre: Float64) -> Float64:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from regkit.synthesis.artefacts import with_artefact
 from regkit.synthesis.noise import Rng, knots, normals, onto, smooth_noises, splined
 
 _TEXTURES = (2, 4, 8, 16)  # voxels over which they vary
@@ -46,11 +47,11 @@ class Rendering:
 
     Args:
         images: (V, Z, Y, X) float32 in [0, 1], beyond the field of view continued by border values.
-        seen: (V, Z, Y, X) bool, the field of view.
+        visible: (V, Z, Y, X) bool, the field of view.
     """
 
     images: torch.Tensor
-    seen: torch.Tensor
+    visible: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def render(
     grains: Sequence[Callable[[], torch.Tensor] | None] | None = None,
     partial: float = 0.35,
     thick: float = 0.1,
+    artefacts: float = 0.0,
 ) -> Rendering:
     """An image of each of several label maps, the same one whatever it is drawn beside.
 
@@ -97,6 +99,7 @@ def render(
             its own way; asked for only where it is seen.
         partial: probability that a field of view ends within the volume.
         thick: probability of thick slices, or of larger voxels.
+        artefacts: probability of one of :mod:`regkit.synthesis.artefacts`.
     """
     shape = labels.shape[1:]
     scanned = [not palette.window for palette in palettes]
@@ -119,11 +122,14 @@ def render(
         images[v] = _thick_slices(images[v], rng[v])
     for v in _chosen(rng, 0.05):
         images[v] = _in_k_space(images[v], rng[v])
+    # With none, nothing is drawn either: older configurations give what they gave.
+    for v in _chosen(rng, artefacts) if artefacts else ():
+        images[v] = with_artefact(images[v], rng[v], scanned[v])
     _scan(images, rng, scanned)
-    seen = torch.ones_like(images, dtype=torch.bool)
+    visible = torch.ones_like(images, dtype=torch.bool)
     for v in _chosen(rng, partial):
-        _cut(images[v], seen[v], rng[v])
-    return Rendering(images, seen)
+        _cut(images[v], visible[v], rng[v])
+    return Rendering(images, visible)
 
 
 def _chosen(rng: Sequence[Rng], probability: float, among: Sequence[bool] | None = None) -> list[int]:
@@ -269,17 +275,17 @@ def blurred(images: torch.Tensor, sigmas: npt.ArrayLike) -> torch.Tensor:
     """Gaussian blur of (V, Z, Y, X), borders replicated; a sigma, voxels, for each axis of each."""
     sigma = np.asarray(sigmas, np.float64).T[:, None]
     reach = np.maximum(1, np.round(2.5 * sigma))
-    most = [int(of_axis.max()) for of_axis in reach]
-    at = np.arange(-max(most), max(most) + 1)[:, None]
+    widest = [int(of_axis.max()) for of_axis in reach]
+    at = np.arange(-max(widest), max(widest) + 1)[:, None]
     taps = np.exp(-0.5 * (at / np.maximum(sigma, 1e-3)) ** 2) * (np.abs(at) <= reach)
     # Two axes (for each axis of the images, each tap) and those of the images.
     weights = onto(images.device, taps / taps.sum(1, keepdims=True)).view(*taps.shape, 1, 1, 1)
-    for axis, far in enumerate(most):
+    for axis, far in enumerate(widest):
         pad = [0, 0, 0, 0, 0, 0]
         pad[4 - 2 * axis] = pad[5 - 2 * axis] = far
         padded = F.pad(images[None], pad, mode="replicate")[0]
         n = images.shape[1 + axis]
-        first, *others = weights[axis, max(most) - far : max(most) + far + 1]
+        first, *others = weights[axis, max(widest) - far : max(widest) + far + 1]
         images = padded.narrow(1 + axis, 0, n) * first
         for k, weight in enumerate(others, 1):
             images.addcmul_(padded.narrow(1 + axis, k, n), weight)
@@ -362,13 +368,16 @@ def _rescale(images: torch.Tensor, but: torch.Tensor) -> None:
     images.sub_(low.masked_fill_(but, 0)).div_(width.masked_fill_(but, 1))
 
 
-def _cut(image: torch.Tensor, seen: torch.Tensor, rng: Rng) -> None:
+def _cut(image: torch.Tensor, visible: torch.Tensor, rng: Rng) -> None:
     """End the field of view at a plane across one axis; what lies beyond repeats the last slice."""
     axis = int(rng.scalars.integers(3))
     n = image.shape[axis]
-    kept = int(n * rng.uniform(0.25, 0.9))
-    first = 0 if rng.chance(0.5) else n - kept
-    for start, length, edge in ((0, first, first), (first + kept, n - first - kept, first + kept - 1)):
+    remaining = int(n * rng.uniform(0.25, 0.9))
+    first = 0 if rng.chance(0.5) else n - remaining
+    for start, length, edge in (
+        (0, first, first),
+        (first + remaining, n - first - remaining, first + remaining - 1),
+    ):
         if length:
             image.narrow(axis, start, length).copy_(image.narrow(axis, edge, 1))
-            seen.narrow(axis, start, length).fill_(False)
+            visible.narrow(axis, start, length).fill_(False)

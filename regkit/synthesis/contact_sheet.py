@@ -28,7 +28,7 @@ _DPI = 130
 def middle_slices(views: Views) -> Slices:
     """What the sheet shows of one pair."""
     labels = views.labels.cpu().numpy()
-    images = (views.images * torch.where(views.seen, 1.0, _UNSEEN)).cpu().numpy()
+    images = (views.images * torch.where(views.visible, 1.0, _UNSEEN)).cpu().numpy()
     middle = labels.shape[1] // 2
     return labels[0, middle], images[0, middle], images[1, middle], labels[1, middle]
 

@@ -45,22 +45,22 @@ def anatomy_of(tissues: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8]
         spacing: of the voxels, mm; axes are towards the patient's head, back and left.
     """
     codes = tissues.astype(np.uint16) << 8 | structures
-    found = np.flatnonzero(np.bincount(codes.ravel(), minlength=2**16))
+    present = np.flatnonzero(np.bincount(codes.ravel(), minlength=2**16))
     label_of = np.zeros(2**16, np.uint8)
-    label_of[found] = np.arange(len(found))
+    label_of[present] = np.arange(len(present))
     kinds = np.zeros(256, np.int64)
     numbers = np.zeros(256, np.uint8)
-    kinds[: len(found)], numbers[: len(found)] = found >> 8, found & 255
-    palette = partial(_palette, kinds, len(found))
+    kinds[: len(present)], numbers[: len(present)] = present >> 8, present & 255
+    palette = partial(_palette, kinds, len(present))
     return Anatomy(torch.from_numpy(label_of[codes]), None, numbers, palette, spacing)
 
 
 @lru_cache
 def _intensities(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of tissues, their intensities in a kind of image, and those without contrast medium."""
-    found = intensities(kind)
-    least = [float(_ENHANCED.get(name, mean)) for name, mean in found.items()]
-    return np.array([NUMBERS[name] for name in found]), np.array(list(found.values())), np.array(least)
+    values = intensities(kind)
+    lowest = [float(_ENHANCED.get(name, mean)) for name, mean in values.items()]
+    return np.array([NUMBERS[name] for name in values]), np.array(list(values.values())), np.array(lowest)
 
 
 def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
@@ -76,8 +76,8 @@ def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
     if kind == "ct":
         low, high = random.uniform(-600, -120), random.uniform(200, 500)
         medium = 0.0 if rng.chance(0.4) else rng.uniform(0, 1.6)  # contrast medium: none, little or much
-        numbers, most, least = _intensities("ct")
-        units = least + medium * (most - least)
+        numbers, highest, lowest = _intensities("ct")
+        units = lowest + medium * (highest - lowest)
         soft = np.flatnonzero((units > -200) & (units < 350))
         units[soft] += random.normal(0, 14, len(soft))
         tissue[numbers] = (units - low) / (high - low)
@@ -91,6 +91,9 @@ def _palette(kinds: np.ndarray, count: int, rng: Rng) -> Palette:
         if kind == "t2" and rng.chance(0.25):  # fluid suppressed
             for name in _FLUIDS:
                 tissue[NUMBERS[name]] *= random.uniform(0, 0.15)
+        if rng.chance(0.2):  # a gradient echo: the beams of spongy bone take the signal of its marrow
+            for name in ("marrow", "rib"):
+                tissue[NUMBERS[name]] *= random.uniform(0.02, 0.4)
         if kind == "t1" and rng.chance(0.3):
             medium = random.uniform(0.1, 1)
             for name in _ENHANCED:

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 
 from regkit.core.errors import RegkitError
 from regkit.synthesis.noise import Rng, onto, smooth_noise
-from regkit.synthesis.shape_sources import Source
+from regkit.synthesis.shape_sources import ShapeSource
 from regkit.synthesis.shapes import Shape
 
-_SMALLEST = 8  # voxels
+_MIN_SIZE = 8  # voxels
 _LAST_LABEL = 255
 _AXES = np.arange(3)[None]
-MOST = 240  # shapes: labels are uint8, and cells, rims and the body need some
+MAX_SHAPES = 240  # shapes: labels are uint8, and cells, rims and the body need some
 _COARSE_ABOVE = 10  # voxels, half extent, from which a shape is evaluated at every other voxel
 
 Stray = npt.NDArray[np.int16]
@@ -55,16 +55,16 @@ class Ensembles:
     bend: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.size < _SMALLEST:
-            raise RegkitError(f"size of ensembles must be at least {_SMALLEST}, got {self.size}")
+        if self.size < _MIN_SIZE:
+            raise RegkitError(f"size of ensembles must be at least {_MIN_SIZE}, got {self.size}")
         if not 0 <= self.count[0] <= self.count[1] or self.details < 0:
             raise RegkitError(
                 f"ensembles cannot have {self.count[0]} to {self.count[1]} shapes and {self.details} details"
             )
-        if self.most > MOST:
+        if self.max_shapes > MAX_SHAPES:
             raise RegkitError(
-                f"count and details of ensembles must not exceed {MOST} together, got {self.count[1]} and "
-                f"{self.details}"
+                f"count and details of ensembles must not exceed {MAX_SHAPES} together, got "
+                f"{self.count[1]} and {self.details}"
             )
         for name in ("radius", "detail_radius"):
             low, high = getattr(self, name)
@@ -72,12 +72,12 @@ class Ensembles:
                 raise RegkitError(f"{name} of ensembles must be positive and rising, got {low} to {high}")
 
     @property
-    def most(self) -> int:
+    def max_shapes(self) -> int:
         """Shapes, at most."""
         return self.count[1] + self.details
 
 
-def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng) -> torch.Tensor:
+def draw_labels(settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> torch.Tensor:
     """One label map, (size, size, size) uint8.
 
     In thirds of the cases the shapes fill the volume, or lie in a body, or in a body with an envelope of
@@ -86,45 +86,49 @@ def draw_labels(how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rn
     Args:
         sources: of shapes, and their weights.
     """
-    shape = (how.size,) * 3
+    shape = (settings.size,) * 3
     labels = torch.zeros(shape, dtype=torch.uint8, device=rng.device)
     used = 0
     if rng.chance(0.3):
-        labels, used = _cells(how.size, rng)
+        labels, used = _cells(settings.size, rng)
     rim_label = used + 1  # one tissue lies around all the organs that have a rim
     used += 1
-    count = int(rng.scalars.integers(how.count[0], how.count[1] + 1))
-    details = int(rng.scalars.integers(how.details + 1))
-    sizes = np.concatenate([_sizes(how.radius, count, rng), _sizes(how.detail_radius, details, rng)])
+    count = int(rng.scalars.integers(settings.count[0], settings.count[1] + 1))
+    details = int(rng.scalars.integers(settings.details + 1))
+    sizes = np.concatenate(
+        [draw_sizes(settings.radius, count, rng), draw_sizes(settings.detail_radius, details, rng)]
+    )
     # Small shapes mostly come later, or hardly one of them would be left.
     order = np.argsort(-sizes * np.exp(rng.scalars.normal(0, 0.5, len(sizes))))
     rims = rng.chance(0.5)
     for radius in sizes[order]:
         used += 1
         rim = int(rng.scalars.integers(1, 3)) if rims and rng.chance(0.6) else 0
-        _paste(labels, _draw(sources, rng), radius, used, rim, rim_label, how.bend, rng)
+        paste_shape(labels, _draw(sources, rng), radius, used, rim, rim_label, settings.bend, rng)
     body = int(rng.scalars.integers(3))
     if body:
-        labels = _in_a_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
+        labels = clip_to_body(labels, used, layers=int(rng.scalars.integers(1, 5)) * (body == 2), rng=rng)
     return labels
 
 
 def draw_strays(
-    count: int, how: Ensembles, sources: Sequence[tuple[Source, float]], rng: Rng
+    count: int, settings: Ensembles, sources: Sequence[tuple[ShapeSource, float]], rng: Rng
 ) -> tuple[Stray, ...]:
     """Details that single views have, and the anatomy has not."""
     endless = np.full(3, np.inf)
     strays = []
-    for radius in _sizes(how.detail_radius, count, rng):
-        first, inside = _inside(_draw(sources, rng), radius, np.zeros(3), (-endless, endless), how.bend, rng)
+    for radius in draw_sizes(settings.detail_radius, count, rng):
+        first, inside = _inside(
+            _draw(sources, rng), radius, np.zeros(3), (-endless, endless), settings.bend, rng
+        )
         strays.append((inside.nonzero().cpu().numpy() + first).astype(np.int16))
     return tuple(strays)
 
 
 def paste_strays(
-    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], most: int, rng: Sequence[Rng]
+    labels: torch.Tensor, strays: Sequence[Sequence[Stray]], max_count: int, rng: Sequence[Rng]
 ) -> None:
-    """Write up to ``most`` strays into each of several label maps, each somewhere and turned somehow.
+    """Write up to ``max_count`` strays into each of several label maps, each somewhere and turned somehow.
 
     Args:
         labels: (V, Z, Y, X) uint8; changed.
@@ -137,7 +141,7 @@ def paste_strays(
     for v, (those, d) in enumerate(zip(strays, rng, strict=True)):
         if not those:
             continue
-        random, count = d.scalars, int(d.scalars.integers(most + 1))
+        random, count = d.scalars, int(d.scalars.integers(max_count + 1))
         which = random.integers(len(those), size=count)
         axes = random.permuted(_AXES.repeat(count, 0), axis=1)
         signs = (1 - 2 * random.integers(2, size=(count, 3))).astype(np.int16)
@@ -164,13 +168,13 @@ def paste_strays(
     labels.view(-1).index_fill_(0, at, _LAST_LABEL).scatter_reduce_(0, at, value, "amin")
 
 
-def _draw(sources: Sequence[tuple[Source, float]], rng: Rng) -> Shape:
+def _draw(sources: Sequence[tuple[ShapeSource, float]], rng: Rng) -> Shape:
     weights = np.array([weight for _, weight in sources])
     source = sources[rng.scalars.choice(len(sources), p=weights / weights.sum())][0]
     return source.draw(rng.scalars, rng.device)
 
 
-def _sizes(limits: tuple[float, float], count: int, rng: Rng) -> np.ndarray:
+def draw_sizes(limits: tuple[float, float], count: int, rng: Rng) -> np.ndarray:
     low, high = limits
     return low * (high / low) ** rng.scalars.random(count)
 
@@ -188,7 +192,7 @@ def _cells(size: int, rng: Rng) -> tuple[torch.Tensor, int]:
     return labels, count - 1
 
 
-def _paste(
+def paste_shape(
     labels: torch.Tensor,
     shape: Shape,
     radius: float,
@@ -205,7 +209,7 @@ def _paste(
     if inside.numel():
         part = labels[tuple(slice(a, a + n) for a, n in zip(first.tolist(), inside.shape))]
         if rim:
-            part.masked_fill_(_dilated(inside, rim), rim_label)
+            part.masked_fill_(dilate(inside, rim), rim_label)
         part.masked_fill_(inside, label)
 
 
@@ -228,7 +232,7 @@ def _inside(
         The first voxel of a box, and which voxels of the box (Z, Y, X) lie inside the shape; the box is empty
         where the shape lies beyond the limits.
     """
-    to_voxels = _random_affine(rng.scalars) * radius  # components are (x, y, z)
+    to_voxels = random_affine(rng.scalars) * radius  # components are (x, y, z)
     reach = np.abs(to_voxels).sum(1)[::-1] * (1 + bend) + margin
     first = np.maximum(np.floor(centre - reach), limits[0]).astype(int)
     last = np.minimum(np.ceil(centre + reach) + 1, limits[1]).astype(int)
@@ -241,18 +245,18 @@ def _inside(
         for a, b, c in zip(first.tolist(), last.tolist(), centre.tolist())
     )
     y, z = y[:, None], z[:, None, None]
-    where = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
-    where += smooth_noise(rng, 3, where.shape[1:], max(where.shape[1:]) / rng.uniform(1.5, 5)) * (
-        bend * rng.uniform(0, 1)
-    )
-    level = shape(where)
+    coordinates = torch.stack([x * a + y * b + z * c for a, b, c in np.linalg.inv(to_voxels).tolist()])
+    coordinates += smooth_noise(
+        rng, 3, coordinates.shape[1:], max(coordinates.shape[1:]) / rng.uniform(1.5, 5)
+    ) * (bend * rng.uniform(0, 1))
+    level = shape(coordinates)
     if step > 1:
         size = (last - first).tolist()
         level = F.interpolate(level[None, None], size=size, mode="trilinear", align_corners=True)[0, 0]
     return first, level > 0
 
 
-def _dilated(mask: torch.Tensor, voxels: int) -> torch.Tensor:
+def dilate(mask: torch.Tensor, voxels: int) -> torch.Tensor:
     """A mask grown by a cube of that radius."""
     for axis in range(3):
         grown = mask.clone()
@@ -264,7 +268,7 @@ def _dilated(mask: torch.Tensor, voxels: int) -> torch.Tensor:
     return mask
 
 
-def _random_affine(random: np.random.Generator) -> np.ndarray:
+def random_affine(random: np.random.Generator) -> np.ndarray:
     """Stretch, shear and turn of a unit cube, 3x3; reflections with probability a half."""
     turn, _ = np.linalg.qr(random.standard_normal((3, 3)))
     turn[:, 0] *= random.choice([-1.0, 1.0])
@@ -273,18 +277,18 @@ def _random_affine(random: np.random.Generator) -> np.ndarray:
     return np.asarray(turn @ shear * stretch)
 
 
-def _in_a_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.Tensor:
+def clip_to_body(labels: torch.Tensor, used: int, layers: int, rng: Rng) -> torch.Tensor:
     """Only what lies in a deformed ellipsoid is kept, and ``layers`` shells are laid along its surface."""
     size = labels.shape[0]
     quarter = size // 4
     grid = torch.linspace(-1, 1, quarter, device=labels.device)
     z, y, x = torch.meshgrid(grid, grid, grid, indexing="ij")
-    where = torch.stack([x, y, z]) - torch.from_numpy(
+    coordinates = torch.stack([x, y, z]) - torch.from_numpy(
         rng.scalars.uniform(-0.35, 0.35, (3, 1, 1, 1)).astype(np.float32)
     ).to(labels.device)
-    where += 0.2 * smooth_noise(rng, 3, where.shape[1:], quarter / rng.uniform(1.5, 4))
+    coordinates += 0.2 * smooth_noise(rng, 3, coordinates.shape[1:], quarter / rng.uniform(1.5, 4))
     radii = rng.scalars.uniform(0.7, 1.4, 3)
-    level = sum((component / r).square() for component, r in zip(where, radii.tolist()))
+    level = sum((component / r).square() for component, r in zip(coordinates, radii.tolist()))
     assert isinstance(level, torch.Tensor)
     # Voxels to the surface, about.
     depth = (1 - level.sqrt()) * float(radii.mean()) * size / 2

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 LEGEND = "anatomies.json"
 """The file beside the maps that says what their labels are."""
 
-_MOST_LABELS = 255
+_MAX_LABELS = 255
 _TURN = 20.0  # degrees
 _MARGIN = 1.2  # an anatomy is so much larger than its map: bent and turned, bodies still lie within it
 _STRUCTURE_NUMBERS = {name: number for number, name in STRUCTURES.items()}
 _ALONE, _MISSING = 0.2, 0.3  # probabilities
-_MOST_DISPLACED = 5  # structures of an anatomy
-_LARGEST_MISSING = 0.04  # share of the body: what is larger is never missing
+_MAX_DISPLACED = 5  # structures of an anatomy
+_MAX_MISSING = 0.04  # share of the body: what is larger is never missing
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,18 @@ class LabelMaps:
         shape = sides((_MARGIN * chosen.extent).tolist(), spacing)
         middle = _middle(labels, chosen, shape, spacing, rng)
         points = posed(rng, shape, spacing, middle, _TURN)
-        _displace(points, labels, chosen, self.legend.structures, rng)
-        seen = _looked_up(labels, chosen.to_index, points)
-        structures = self.legend.structures[seen]
+        displace_structures(points, labels, chosen, self.legend.structures, rng)
+        labels_seen = _looked_up(labels, chosen.to_index, points)
+        structures = self.legend.structures[labels_seen]
         if self.legend.alone.any() and rng.chance(_ALONE):
-            kept = self.legend.alone[seen]
-            seen, structures = np.where(kept, seen, 0), np.where(kept, structures, 0)
+            remaining = self.legend.alone[labels_seen]
+            labels_seen, structures = np.where(remaining, labels_seen, 0), np.where(remaining, structures, 0)
         if rng.chance(_MISSING):
-            seen, structures = _without_one(seen, structures, rng)
-        return anatomy_of(_mixed(seen, self.legend.tissues, spacing, rng), structures, spacing)
+            labels_seen, structures = remove_structure(labels_seen, structures, rng)
+        return anatomy_of(mix_tissues(labels_seen, self.legend.tissues, spacing, rng), structures, spacing)
 
 
-def load_maps(folder: Path) -> LabelMaps:
+def load_label_maps(folder: Path) -> LabelMaps:
     """Label maps of a folder (``NAME.nii.gz``), turned the patient's way by their headers, and their legend.
 
     Raises:
@@ -147,7 +147,7 @@ def load_legend(path: Path) -> Legend:
     try:
         return _legend(content)
     except ValueError as error:
-        raise RegkitError(f"legend '{path}': {error}") from None
+        raise RegkitError(f"legend '{path}': {error}") from error
 
 
 def _legend(content: Any) -> Legend:
@@ -156,7 +156,7 @@ def _legend(content: Any) -> Legend:
         raise ValueError('expected an object with "source" and "labels", such as {"labels": {"1": {…}}}')
     unknown = set(content) - {"source", "labels", "alone"}
     if unknown:
-        raise ValueError(f'no entry "{sorted(unknown)[0]}"; there is: source, labels, alone')
+        raise ValueError(f'no entry "{sorted(unknown)[0]}"; available: source, labels, alone')
     source = content.get("source")
     if not isinstance(source, str) or not source.strip():
         raise ValueError('"source" must say who made the maps, and under which licence')
@@ -173,15 +173,15 @@ def _legend(content: Any) -> Legend:
         name = value.get("structure")
         number = 0 if name is None else _STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", key)]
         of_id[int(key)] = number, tissues
-    if len(of_id) > _MOST_LABELS:
-        raise ValueError(f"there are {len(of_id)} labels, and may be {_MOST_LABELS}")
-    kept = content.get("alone", [])
-    if not isinstance(kept, list):
+    if len(of_id) > _MAX_LABELS:
+        raise ValueError(f"there are {len(of_id)} labels, and may be {_MAX_LABELS}")
+    alone = content.get("alone", [])
+    if not isinstance(alone, list):
         raise ValueError('"alone" must be a list of structures')
-    numbers = [_STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", "alone")] for name in kept]
+    numbers = [_STRUCTURE_NUMBERS[_known(name, _STRUCTURE_NUMBERS, "structure", "alone")] for name in alone]
     ids = sorted(of_id)
     structures = np.array([of_id[label][0] for label in ids], np.uint8)
-    for name, number in zip(kept, numbers):
+    for name, number in zip(alone, numbers):
         if number not in structures:
             raise ValueError(f'"alone" names "{name}", which no label is part of')
     return Legend(
@@ -197,9 +197,9 @@ def _known(name: Any, names: Collection[str], kind: str, label: str) -> str:
     if isinstance(name, str) and name in names:
         return name
     close = difflib.get_close_matches(str(name), names, 1)
-    hint = f', perhaps "{close[0]}"' if close else f"; there is: {', '.join(names)}"
-    where = label if label == "alone" else f"label {label}"
-    raise ValueError(f'{where}: no {kind} named "{name}"{hint}')
+    hint = f', perhaps "{close[0]}"' if close else f"; available: {', '.join(names)}"
+    location = label if label == "alone" else f"label {label}"
+    raise ValueError(f'{location}: no {kind} named "{name}"{hint}')
 
 
 def packed(volume: Volume, legend: Legend) -> PackedMap:
@@ -248,7 +248,7 @@ def _middle(
     return place.clip(-room, room)
 
 
-def _displace(
+def displace_structures(
     points: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
     of: PackedMap,
@@ -257,7 +257,7 @@ def _displace(
 ) -> None:
     """Move and resize some structures against the rest, what is around them following; in place."""
     numbers = np.setdiff1d(structures[np.unique(labels)], [0])
-    count = int(rng.scalars.integers(min(_MOST_DISPLACED, len(numbers)) + 1))
+    count = int(rng.scalars.integers(min(_MAX_DISPLACED, len(numbers)) + 1))
     to_world = np.linalg.inv(of.to_index)[:3]
     for number in rng.scalars.choice(numbers, count, replace=False) if count else ():
         index = np.argwhere((structures == number)[labels])[::7, ::-1]
@@ -286,7 +286,7 @@ def _looked_up(
     return labels.reshape(-1)[flat]
 
 
-def _without_one(
+def remove_structure(
     labels: npt.NDArray[np.uint8], structures: npt.NDArray[np.uint8], rng: Rng
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Without a small structure: what lies around it fills its place."""
@@ -294,12 +294,12 @@ def _without_one(
 
     sizes = np.bincount(structures.ravel(), minlength=2)
     sizes[0] = 0
-    small = np.flatnonzero((sizes > 0) & (sizes < _LARGEST_MISSING * sizes.sum()))
+    small = np.flatnonzero((sizes > 0) & (sizes < _MAX_MISSING * sizes.sum()))
     if not len(small):
         return labels, structures
     gone = structures == small[rng.one_of(len(small))]
-    where = [np.flatnonzero(gone.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    box = tuple(slice(max(0, int(w[0]) - 1), int(w[-1]) + 2) for w in where)
+    extents = [np.flatnonzero(gone.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = tuple(slice(max(0, int(w[0]) - 1), int(w[-1]) + 2) for w in extents)
     if gone[box].all():
         return labels, structures
     nearest = distance_transform_edt(gone[box], return_distances=False, return_indices=True)
@@ -308,18 +308,18 @@ def _without_one(
     return labels, structures
 
 
-def _mixed(
+def mix_tissues(
     labels: npt.NDArray[np.uint8], tissues: Sequence[Sequence[int]], spacing: float, rng: Rng
 ) -> npt.NDArray[np.uint8]:
     """The tissue of each voxel: where a label has several, they take turns over some millimetres."""
-    most = max(map(len, tissues))
-    table = np.zeros((len(tissues), most), np.uint8)
+    max_tissues = max(map(len, tissues))
+    table = np.zeros((len(tissues), max_tissues), np.uint8)
     for row, of_label in zip(table, tissues):
-        row[:] = [of_label[k * len(of_label) // most] for k in range(most)]
-    if most == 1:
+        row[:] = [of_label[k * len(of_label) // max_tissues] for k in range(max_tissues)]
+    if max_tissues == 1:
         return table[labels, 0]
     scale = float(np.exp(rng.uniform(np.log(4), np.log(20)))) / spacing
     noise = smooth_noise(rng, 1, labels.shape, max(scale, 2.0))[0].numpy()
-    ends = [NormalDist().inv_cdf(k / most) for k in range(1, most)]
+    ends = [NormalDist().inv_cdf(k / max_tissues) for k in range(1, max_tissues)]
     kind = np.digitize(noise, np.array(ends) + rng.scalars.normal(0, 0.6))
     return table[labels, kind]

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regkit.core.errors import RegkitError
-from regkit.synthesis.label_maps import LabelMaps, load_maps
-from regkit.synthesis.shape_sources import Procedural, Source, Templates, load_archive, load_folder
+from regkit.synthesis.label_maps import LabelMaps, load_label_maps
+from regkit.synthesis.shape_sources import Procedural, ShapeSource, Templates, load_archive, load_folder
 
 
-def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[tuple[Source, float]]:
+def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[tuple[ShapeSource, float]]:
     """Sources of shapes and their weights; a weight of 0 leaves a kind out.
 
     Args:
@@ -31,7 +31,7 @@ def mixture(procedural: float, templates: float, paths: Sequence[Path]) -> list[
         raise RegkitError(
             "the configuration draws no templates: leave --templates out, or set 'templates: 1' in it"
         )
-    sources: list[tuple[Source, float]] = [(Procedural(), procedural)] if procedural else []
+    sources: list[tuple[ShapeSource, float]] = [(Procedural(), procedural)] if procedural else []
     sources += [(load_templates(path), templates / len(paths)) for path in paths]
     return sources
 
@@ -55,11 +55,11 @@ def anatomies(share: float, folders: Sequence[Path]) -> list[LabelMaps]:
             "the configuration draws no whole label maps: leave --anatomies out, or give them a share in it, "
             "such as 'pairs.anatomies: 0.4'"
         )
-    found = []
+    maps = []
     for folder in folders:
         with readers_needed(folder):
-            found.append(load_maps(folder))
-    return found
+            maps.append(load_label_maps(folder))
+    return maps
 
 
 def load_templates(path: Path) -> Templates:

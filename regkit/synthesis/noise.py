@@ -67,10 +67,10 @@ def _cumulated(shares: tuple[float, ...]) -> list[float]:
     return list(sums / sums[-1])
 
 
-def random_turn(rng: Rng, most: float) -> np.ndarray:
-    """A rotation (3, 3) about any axis by up to ``most`` degrees."""
+def random_turn(rng: Rng, max_angle: float) -> np.ndarray:
+    """A rotation (3, 3) about any axis by up to ``max_angle`` degrees."""
     axis = rng.scalars.standard_normal(3)
-    angle = math.radians(rng.uniform(0, most))
+    angle = math.radians(rng.uniform(0, max_angle))
     x, y, z = (axis / np.linalg.norm(axis)).tolist()
     across = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + math.sin(angle) * across + 2 * math.sin(angle / 2) ** 2 * (across @ across)
@@ -99,33 +99,33 @@ def smooth_noises(
 ) -> torch.Tensor:
     """The same of several samples, each of its own scale, evaluated together: (V, channels, Z, Y, X)."""
     sizes = [knots(shape, scale) for scale in scales]
-    most = tuple(map(max, zip(*sizes)))
+    largest = tuple(map(max, zip(*sizes)))
     counts = [channels * math.prod(size) for size in sizes]
     drawn = torch.empty(sum(counts), device=rng[0].device)
     for sample, of_it in zip(drawn.split(counts), rng):
         sample.normal_(generator=of_it.voxels)
     # All in boxes of one size. What is beyond the knots that there are weighs nothing, and may be any number.
     starts = accumulate(counts, initial=0)
-    boxes = [start + _box(channels, size, most) for start, size in zip(starts, sizes)]
+    boxes = [start + _box(channels, size, largest) for start, size in zip(starts, sizes)]
     values = drawn.index_select(0, onto(drawn.device, np.concatenate(boxes), np.int32))
-    matrices = [_splines(tuple(shape), size, max(most)) for size in sizes for _ in range(channels)]
+    matrices = [_splines(tuple(shape), size, max(largest)) for size in sizes for _ in range(channels)]
     parts = onto(drawn.device, matrices).split(tuple(shape), dim=1)
-    found = _product(values.view(-1, *most), [part[..., :k] for part, k in zip(parts, most)])
-    return found.unflatten(0, (len(sizes), channels))
+    values_at = _product(values.view(-1, *largest), [part[..., :k] for part, k in zip(parts, largest)])
+    return values_at.unflatten(0, (len(sizes), channels))
 
 
 @lru_cache(maxsize=512)
-def _box(channels: int, size: tuple[int, ...], most: tuple[int, ...]) -> np.ndarray:
+def _box(channels: int, size: tuple[int, ...], largest: tuple[int, ...]) -> np.ndarray:
     """Flat indices into (channels, *size) of the elements of (channels, *most), beyond it of the border."""
-    axes = [np.minimum(np.arange(m), n - 1) for m, n in zip((channels, *most), (channels, *size))]
+    axes = [np.minimum(np.arange(m), n - 1) for m, n in zip((channels, *largest), (channels, *size))]
     return np.ravel_multi_index(np.ix_(*axes), (channels, *size)).ravel().astype(np.int32)
 
 
 @lru_cache(maxsize=512)
-def _splines(shape: tuple[int, ...], size: tuple[int, ...], most: int) -> np.ndarray:
+def _splines(shape: tuple[int, ...], size: tuple[int, ...], max_knots: int) -> np.ndarray:
     """The matrices of all axes, one upon the other, (Z + Y + X, most)."""
-    matrices = [_spline_here(n, k - 2) for n, k in zip(shape, size)]
-    return np.concatenate([np.pad(matrix, ((0, 0), (0, most - matrix.shape[1]))) for matrix in matrices])
+    matrices = [spline_matrix_on_host(n, k - 2) for n, k in zip(shape, size)]
+    return np.concatenate([np.pad(matrix, ((0, 0), (0, max_knots - matrix.shape[1]))) for matrix in matrices])
 
 
 def knots(shape: Sequence[int], scale: float) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def knots(shape: Sequence[int], scale: float) -> tuple[int, ...]:
 
 def splined(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Cubic B-splines (C, Z, Y, X) of values at knots, (C, kz, ky, kx), from border to border."""
-    return _product(values, [_spline(n, k - 2, values.device) for n, k in zip(shape, values.shape[1:])])
+    return _product(values, [spline_matrix(n, k - 2, values.device) for n, k in zip(shape, values.shape[1:])])
 
 
 def splined_at(
@@ -162,12 +162,12 @@ def _product(values: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Te
 
 
 @lru_cache(maxsize=512)
-def _spline(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
-    return onto(device, _spline_here(n, knots))
+def spline_matrix(n: int, knots: int, device: torch.device = _HOST) -> torch.Tensor:
+    return onto(device, spline_matrix_on_host(n, knots))
 
 
 @lru_cache(maxsize=512)
-def _spline_here(n: int, knots: int) -> np.ndarray:
+def spline_matrix_on_host(n: int, knots: int) -> np.ndarray:
     return _weights(np.linspace(0, knots - 1, n), np.full(n, knots)).astype(np.float32)
 
 

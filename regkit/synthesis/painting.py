@@ -21,7 +21,7 @@ _MARGIN = 3.0  # mm from a surface, more than textures move it
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Canvas:
     """A box of voxels being painted; its arrays are views into those of the whole image.
 
     Args:
@@ -49,7 +49,7 @@ class Part:
     slack: float = 0.0
     random: np.random.Generator = field(default_factory=np.random.default_rng)
 
-    def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
+    def within(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Canvas:
         """The smallest box, or little more, of voxels that holds all points between two corners, mm.
 
         Its ``box`` counts from this part's first voxel.
@@ -57,9 +57,9 @@ class Part:
         step = 3
         few = (slice(None, None, step),) * 3
         inside = np.ones(self.x[few].shape, bool)
-        for values, least, most in zip((self.x, self.y, self.z), low, high, strict=True):
+        for values, lower, upper in zip((self.x, self.y, self.z), low, high, strict=True):
             margin = 2 * step * self.edge
-            inside &= (values[few] > least - margin) & (values[few] < most + margin)
+            inside &= (values[few] > lower - margin) & (values[few] < upper + margin)
         hits = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
         box = tuple(
             slice(int(hit[0]) * step, (int(hit[-1]) + 1) * step) if hit.size else slice(0, 0) for hit in hits
@@ -87,7 +87,7 @@ class Part:
         if label is not None:
             self.labels[surface < 0] = self.numbers[label] if label else 0
 
-    def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Part:
+    def organ(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Canvas:
         """As :meth:`within`, but with ``play``: what is drawn lies elsewhere and has another size.
 
         Each axis is shifted by ``play`` mm and stretched by a fiftieth per mm of it, in standard deviations,
@@ -115,10 +115,10 @@ class Part:
 
     def bent(self, knots: Knots, spread: float) -> Curve:
         """The curve through knots that lie ``spread`` mm elsewhere, each in its own way."""
-        given = np.asarray(knots, dtype=np.float64)
+        points = np.asarray(knots, dtype=np.float64)
         if self.play:
-            given[:, :3] += self.random.normal(0, spread, (len(given), 3))
-        return curve(given)
+            points[:, :3] += self.random.normal(0, spread, (len(points), 3))
+        return curve(points)
 
     def lacks(self, share: float) -> bool:
         """Whether something that this share of people lacks is missing; never without ``play``."""
@@ -153,15 +153,15 @@ class Part:
         tree = cKDTree(samples[:, :3] * scale)
         reach = _MARGIN + 1.2 * self.edge
         limit = samples[:, 3].max() + reach
-        found = np.full(self.x.shape, reach, np.float32)
-        if not found.size:
-            return found
+        surface = np.full(self.x.shape, reach, np.float32)
+        if not surface.size:
+            return surface
         near = self._near(tree, limit, scale)
         points = np.stack([self.x[near], self.y[near], self.z[near]], axis=-1) * scale
         distance, nearest = tree.query(points, distance_upper_bound=limit)
         # A point without a sample in the limit gets distance inf and the index one past the last.
-        found[near] = np.minimum(distance - np.append(samples[:, 3], 0)[nearest], reach)
-        return found
+        surface[near] = np.minimum(distance - np.append(samples[:, 3], 0)[nearest], reach)
+        return surface
 
     def _near(self, tree: cKDTree, limit: float, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which voxels may have a sample within ``limit``, judged by one voxel of each 4 x 4 x 4 block."""
@@ -176,11 +176,11 @@ class Part:
         return blocks[tuple(slice(n) for n in self.x.shape)]
 
 
-class Solid(Part):
+class Solid(Canvas):
     """A part whose ``image`` holds tissues instead of intensities: each voxel is of the one painted last."""
 
     def paint(self, surface: Float, tissue: str, label: str | None = "", opacity: Float | float = 1) -> None:
-        """As :meth:`Part.paint`, without partial volume; less than half opaque, the tissue is not painted."""
+        """As :meth:`Canvas.paint`, without partial volume. What is less than half opaque is not painted."""
         inside = surface < 0
         self.image[inside & (opacity > _HALF)] = self.tissues[tissue]
         if label is not None:
@@ -194,7 +194,7 @@ class Texture:
         lattice = gaussian_filter(random.standard_normal((48, 48, 48)), 1.3, mode="wrap")
         self._lattice = (lattice / lattice.std()).astype(np.float32)
 
-    def __call__(self, part: Part, length: float, shift: float = 0, near: Float | None = None) -> Float:
+    def __call__(self, part: Canvas, length: float, shift: float = 0, near: Float | None = None) -> Float:
         """Noise at a part's voxels; ``length`` in mm, another ``shift`` gives independent noise.
 
         Args:
@@ -230,9 +230,9 @@ def cut(a: Float, b: Float, blend: float = 3) -> Float:
 
 def curve(knots: Knots | npt.NDArray[np.float64]) -> Curve:
     """A smooth curve through knots (x, y, z, radius), sampled once for each mm between them."""
-    given = np.asarray(knots, dtype=np.float64)
-    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(given[:, :3], axis=0), axis=1))])
-    return PchipInterpolator(along, given)(np.arange(0, along[-1] + 0.5, 1.0))
+    points = np.asarray(knots, dtype=np.float64)
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1))])
+    return PchipInterpolator(along, points)(np.arange(0, along[-1] + 0.5, 1.0))
 
 
 def mirrored(knots: Knots) -> list[Curve]:

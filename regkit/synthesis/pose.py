@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from regkit.synthesis.noise import Rng, random_turn, smooth_noise
 
-MOST_SIDE = 160
+MAX_SIDE = 160
 """Voxels along a side of an anatomy; of what is larger a box is taken."""
 
 
 def sides(extent: Sequence[float], spacing: float) -> tuple[int, int, int]:
-    """Voxels (Z, Y, X) of an anatomy of an extent (x, y, z), mm: at most :data:`MOST_SIDE` along a side."""
-    x, y, z = (min(MOST_SIDE, int(np.ceil(length / spacing))) for length in extent)
+    """Voxels (Z, Y, X) of an anatomy of an extent (x, y, z), mm: at most :data:`MAX_SIDE` along a side."""
+    x, y, z = (min(MAX_SIDE, int(np.ceil(length / spacing))) for length in extent)
     return z, y, x
 
 

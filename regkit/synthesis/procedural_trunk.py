@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from regkit.synthesis.painting import (
+    Canvas,
     Float,
-    Part,
     Solid,
     Texture,
     branches,
@@ -55,10 +55,10 @@ def draw(coordinates: Float, modality: str, edge: float, seed: int) -> tuple[Flo
     tissues = intensities(modality)
     image = np.full(coordinates.shape[1:], tissues["air"], np.float32)
     x, y, z = coordinates
-    part = Part(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, _NUMBERS, edge)
-    _paint(part, np.random.default_rng(seed))
-    part.labels[part.labels > max(NAMES)] = 0
-    return image, part.labels
+    canvas = Canvas(x, y, z, image, np.zeros(image.shape, np.uint8), tissues, _NUMBERS, edge)
+    _paint(canvas, np.random.default_rng(seed))
+    canvas.labels[canvas.labels > max(NAMES)] = 0
+    return image, canvas.labels
 
 
 def draw_tissues(
@@ -75,7 +75,7 @@ def draw_tissues(
         coordinates: (3, Z, Y, X) float32, anatomical x, y, z of each voxel, mm.
         edge: the longest side of a voxel, mm.
         play: mm, standard deviation of the places of organs
-            (:meth:`regkit.synthesis.painting.Part.organ`).
+            (:meth:`regkit.synthesis.painting.Canvas.organ`).
         slack: by how much organs are smaller, as a logarithm; what they leave is fat.
         fatness: thickness of the fat under the skin, as a share of the usual one.
 
@@ -86,32 +86,32 @@ def draw_tissues(
     x, y, z = coordinates
     numbers = {name: float(number) for number, name in enumerate(TISSUES)}
     tissues = np.zeros(x.shape, np.float32)
-    part = Solid(x, y, z, tissues, np.zeros(x.shape, np.uint8), numbers, _NUMBERS, edge)
-    _paint(replace(part, random=random, play=play, slack=slack), random, fatness)
-    return tissues.astype(np.uint8), part.labels
+    canvas = Solid(x, y, z, tissues, np.zeros(x.shape, np.uint8), numbers, _NUMBERS, edge)
+    _paint(replace(canvas, random=random, play=play, slack=slack), random, fatness)
+    return tissues.astype(np.uint8), canvas.labels
 
 
-def _paint(part: Part, random: np.random.Generator, fatness: float = 1.0) -> None:
+def _paint(canvas: Canvas, random: np.random.Generator, fatness: float = 1.0) -> None:
     texture = Texture(random)
-    cavity = _walls(part, texture, fatness)
-    dome = _diaphragm(part.x, part.y, -cavity)
-    _muscles(part, cavity, texture)
-    middle = part.organ((-80, -70, -85), (120, 65, 65))  # of duodenum and pancreas, which hang together
-    _bowel(part, middle, texture, random)
-    _chest(part, cavity, dome, random)
-    _liver(part, cavity, dome, texture, random)
-    _upper_abdomen(part, middle, cavity, dome, texture)
+    cavity = _walls(canvas, texture, fatness)
+    dome = _diaphragm(canvas.x, canvas.y, -cavity)
+    _muscles(canvas, cavity, texture)
+    middle = canvas.organ((-80, -70, -85), (120, 65, 65))  # of duodenum and pancreas, which hang together
+    _bowel(canvas, middle, texture, random)
+    _chest(canvas, cavity, dome, random)
+    _liver(canvas, cavity, dome, texture, random)
+    _upper_abdomen(canvas, middle, cavity, dome, texture)
     for side, height in ((-1, -26.0), (1, -10.0)):
-        if not part.lacks(0.05):
-            _kidney(part, side, height, cavity, dome, texture)
-    _stomach(part, cavity, dome, texture)
-    _vessels(part, random)
-    _ribs(part, cavity)
-    column = part.within((-55, 5, -165), (55, 100, 200))
+        if not canvas.lacks(0.05):
+            _kidney(canvas, side, height, cavity, dome, texture)
+    _stomach(canvas, cavity, dome, texture)
+    _vessels(canvas, random)
+    _ribs(canvas, cavity)
+    column = canvas.within((-55, 5, -165), (55, 100, 200))
     for k, height in enumerate(_VERTEBRAE):
         pitch = (_VERTEBRAE[k + 1] - _VERTEBRAE[max(k - 1, 0)]) / min(k + 1, 2) if height < 154 else 25.0
         _vertebra(column, height, pitch, texture)
-    _pelvis(part)
+    _pelvis(canvas)
 
 
 def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
@@ -133,29 +133,29 @@ def _outline(x: Float, y: Float, z: Float) -> tuple[Float, Float, Float]:
     return skin, fat, front + behind * (back - front)
 
 
-def _walls(part: Part, texture: Texture, fatness: float) -> Float:
+def _walls(canvas: Canvas, texture: Texture, fatness: float) -> Float:
     """Skin, fat and muscle of the trunk; returns the distance to their inner face, negative inside."""
-    skin, fat, muscle = _outline(part.x, part.y, part.z)
+    skin, fat, muscle = _outline(canvas.x, canvas.y, canvas.z)
     cavity = skin + fat + muscle
     skin, fat = skin - (fatness - 1) * fat, fatness * fat
-    part.paint(skin, "skin", "fat of the wall")
-    part.paint(skin + 2, "fat", "fat of the wall")
-    part.paint(skin + fat, "muscle", "muscles of the wall")
-    back = part.within((-160, 20, -200), (160, 120, 200))
+    canvas.paint(skin, "skin", "fat of the wall")
+    canvas.paint(skin + 2, "fat", "fat of the wall")
+    canvas.paint(skin + fat, "muscle", "muscles of the wall")
+    back = canvas.within((-160, 20, -200), (160, 120, 200))
     layer = np.maximum(skin + fat + 1, -cavity)[back.box]
     streaks = np.clip(texture(back, 9, near=layer) - 0.9, 0, 1)
     back.paint(layer, "fat", None, 0.6 * streaks)
     # Three flat muscles lie on each other in the flank, parted by fat.
-    flank = (np.abs(part.x) > 66) & (part.z < 40) & (cavity > 0)
+    flank = (np.abs(canvas.x) > 66) & (canvas.z < 40) & (cavity > 0)
     for share in (1 / 3, 2 / 3):
-        part.paint(np.abs(skin + fat + share * muscle) - 0.5, "fat", None, 0.6 * flank)
-    part.paint(cavity, "fat", "inner fat")
+        canvas.paint(np.abs(skin + fat + share * muscle) - 0.5, "fat", None, 0.6 * flank)
+    canvas.paint(cavity, "fat", "inner fat")
     return cavity
 
 
-def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
+def _muscles(canvas: Canvas, cavity: Float, texture: Texture) -> None:
     for side in (-1, 1):
-        back = part.within((side * 34 - 32, 40, -150), (side * 34 + 32, 95, 200))
+        back = canvas.within((side * 34 - 32, 40, -150), (side * 34 + 32, 95, 200))
         erector = back.ellipsoid((side * 33, 69, -40), (25, 16, 400))
         name = "left back muscles" if side > 0 else "right back muscles"
         behind = np.maximum(erector, -cavity[back.box])
@@ -164,56 +164,56 @@ def _muscles(part: Part, cavity: Float, texture: Texture) -> None:
         back.paint(np.abs(erector) - 0.7, "fat", None, 0.75)
         septum = np.abs(back.x - side * 20) - 0.5
         back.paint(np.maximum(septum, erector), "fat", None, 0.5)
-        box = part.organ((side * 48 - 34, -5, -150), (side * 48 + 34, 65, 40))
+        box = canvas.organ((side * 48 - 34, -5, -150), (side * 48 + 34, 65, 40))
         knots = [(24, 36, 30, 5), (31, 34, -5, 12), (42, 32, -60, 19), (55, 22, -150, 23)]
         psoas = box.tube([curve([(side * x, *rest) for x, *rest in knots])])
         box.paint(psoas, "muscle", "left psoas" if side > 0 else "right psoas")
         box.paint(psoas + 2, "fat", None, 0.5 * np.clip(texture(box, 7, 5, psoas) - 1.1, 0, 1))
-        box = part.within((side * 66 - 26, 40, -115), (side * 66 + 26, 70, 20))
+        box = canvas.within((side * 66 - 26, 40, -115), (side * 66 + 26, 70, 20))
         quadratus = box.ellipsoid((side * 66, 53, -50), (20, 8, 60), turn=-20 * side)
         box.paint(quadratus, "muscle", "muscles of the wall")
 
 
-def _bowel(part: Part, middle: Part, texture: Texture, random: np.random.Generator) -> None:
+def _bowel(canvas: Canvas, middle: Canvas, texture: Texture, random: np.random.Generator) -> None:
     axes = np.arange(-72.0, 76, 23), np.array([-57.0, -34, -11]), np.arange(-52.0, -150, -23)
     nodes = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
     nodes = nodes[np.hypot(nodes[:, 0] / 84, (nodes[:, 1] + 20) / 52) < 1]
     nodes += random.normal(0, 3.2, nodes.shape)
-    if part.play:  # there is more fat in some, and less bowel, and it lies anywhere
+    if canvas.play:  # there is more fat in some, and less bowel, and it lies anywhere
         nodes = nodes[random.random(len(nodes)) < random.uniform(0.3, 1.1)]
         nodes = (nodes + random.normal(0, 4, nodes.shape)) * (
             random.uniform(0.8, 1.2),
             1,
             random.uniform(0.7, 1.1),
         )
-    small = part.organ((-95, -85, -170), (95, 15, -25))
-    wide = part.size(0.12)
+    small = canvas.organ((-95, -85, -170), (95, 15, -25))
+    wide = canvas.size(0.12)
     loops = small.tube(coils(nodes, (10 * wide, 12.5 * wide), 38, random))
     small.paint(loops, "gut wall", "small bowel")
     small.paint(loops + 2.6 + 0.8 * texture(small, 5, 11, loops), "chyme", "small bowel")
     small.paint(np.maximum(loops + 3.5, 0.8 - texture(small, 22, 3, loops)), "fluid", "small bowel", 0.8)
 
-    sag = float(part.random.uniform(-15, 75)) if part.play else 0.0  # of its middle, which hangs free
-    colon = part.bent([
+    sag = float(canvas.random.uniform(-15, 75)) if canvas.play else 0.0  # of its middle, which hangs free
+    colon = canvas.bent([
         (-80, 2, -150, 21), (-94, 12, -105, 22), (-95, 20, -70, 20), (-84, 4, -46, 18),
         (-52, -50, -50 - 0.6 * sag, 17), (-5, -66, -62 - sag, 17), (45, -60, -44 - 0.7 * sag, 16),
         (84, -20, -4, 15), (98, 18, 6, 14), (102, 30, -35, 13), (99, 27, -85, 13), (78, 12, -150, 14),
     ], 7)  # fmt: skip
-    colon[:, 3] *= part.size(0.35)
+    colon[:, 3] *= canvas.size(0.35)
     colon[:, 3] *= 1 + 0.14 * np.cos(np.arange(len(colon)) * (2 * np.pi / 27))  # haustra
-    large = part.organ((-140, -105, -190), (140, 70, 50))
+    large = canvas.organ((-140, -105, -190), (140, 70, 50))
     tube = large.tube([colon]) + large.filled()
     large.paint(tube, "gut wall", "colon")
     large.paint(tube + 2.4, "stool", "colon")
-    gassy = 0.9 - abs(part.stray(0.7))
+    gassy = 0.9 - abs(canvas.stray(0.7))
     large.paint(np.maximum(tube + 4, 5 * (gassy - texture(large, 6, 17, tube))), "gas", "colon", 0.75)
-    front = 62 - abs(part.stray(25))
+    front = 62 - abs(canvas.stray(25))
     large.paint(np.maximum(tube + 3, large.y + front), "gas", "colon")  # it collects in front
 
-    duodenum = middle.tube([part.bent([
+    duodenum = middle.tube([canvas.bent([
         (-24, -40, 0, 10), (-42, -20, 0, 12), (-47, 0, -20, 12), (-36, 4, -44, 11), (0, 0, -50, 10),
         (30, -8, -34, 11), (40, -22, -42, 11),
-    ], 5)]) + 0.5 * part.filled()  # fmt: skip
+    ], 5)]) + 0.5 * canvas.filled()  # fmt: skip
     middle.paint(duodenum, "gut wall", "duodenum")
     middle.paint(duodenum + 2.6 + 0.6 * texture(middle, 5, 4, duodenum), "chyme", "duodenum")
 
@@ -231,14 +231,14 @@ def _diaphragm(x: Float, y: Float, depth: Float) -> tuple[Float, Float]:
     return top - fall, 1 / np.sqrt(1 + (fall / 10) ** 2)
 
 
-def _below(part: Part, box: Part, cavity: Float, dome: tuple[Float, Float]) -> Float:
+def _below(canvas: Canvas, box: Canvas, cavity: Float, dome: tuple[Float, Float]) -> Float:
     """Distance to the roof and walls of the belly, two mm of play left to an organ."""
     height, factor = dome[0][box.box], dome[1][box.box]
-    return cut(cavity[box.box] + 2, (part.z[box.box] - height) * factor + 5, 5)
+    return cut(cavity[box.box] + 2, (canvas.z[box.box] - height) * factor + 5, 5)
 
 
-def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.random.Generator) -> None:
-    chest = part.within((-150, -110, -30), (150, 110, 200))
+def _chest(canvas: Canvas, cavity: Float, dome: tuple[Float, Float], random: np.random.Generator) -> None:
+    chest = canvas.within((-150, -110, -30), (150, 110, 200))
     wall = cavity[chest.box]
     above = (dome[0][chest.box] - chest.z) * dome[1][chest.box]  # negative above the diaphragm
     chest.paint(cut(wall, above - 3), "diaphragm", "muscles of the wall")
@@ -260,15 +260,15 @@ def _chest(part: Part, cavity: Float, dome: tuple[Float, Float], random: np.rand
 
 
 def _liver(
-    part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture, random: np.random.Generator
+    canvas: Canvas, cavity: Float, dome: tuple[Float, Float], texture: Texture, random: np.random.Generator
 ) -> None:
-    box = part.organ((-145, -95, -95), (80, 95, 95))
+    box = canvas.organ((-145, -95, -95), (80, 95, 95))
     underside = 0.62 * (box.x + 40) + 0.30 * box.y - 0.72 * (box.z + 20)
-    tall, wide = part.size(0.12), part.size(0.2)
+    tall, wide = canvas.size(0.12), canvas.size(0.2)
     right = cut(box.ellipsoid((-72, -2, 10), (68, 86, 88 * tall)), underside, 12)
-    left = box.ellipsoid((2, -38, 46), (72 * wide, 40, 29 * part.size(0.2)), turn=-8 + part.stray(8))
+    left = box.ellipsoid((2, -38, 46), (72 * wide, 40, 29 * canvas.size(0.2)), turn=-8 + canvas.stray(8))
     caudate = box.ellipsoid((-16, -2, 38), (15, 18, 22))
-    liver = cut(join(join(right, left, 16), caudate, 8), _below(part, box, cavity, dome), 6)
+    liver = cut(join(join(right, left, 16), caudate, 8), _below(canvas, box, cavity, dome), 6)
     fissure = np.hypot(box.x + 14 + 0.1 * box.y, 0.25 * (box.z - 18)) - 3
     hilum = np.hypot(box.x + 30, box.z - 12) - 6
     liver = cut(liver, -cut(join(fissure, hilum, 6), box.y + 14), 4)
@@ -288,23 +288,23 @@ def _liver(
 
 
 def _upper_abdomen(
-    part: Part, middle: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture
+    canvas: Canvas, middle: Canvas, cavity: Float, dome: tuple[Float, Float], texture: Texture
 ) -> None:
     """Spleen, gallbladder and pancreas."""
-    box = part.organ((35, -45, -85), (155, 105, 135))
-    turn, size, height = 20 + part.stray(14), part.size(0.2), 26 + part.stray(12)
+    box = canvas.organ((35, -45, -85), (155, 105, 135))
+    turn, size, height = 20 + canvas.stray(14), canvas.size(0.2), 26 + canvas.stray(12)
     spleen = cut(
         box.ellipsoid((88, 36, height), (34 * size, 46 * size, 54 * size), lean=-0.12, turn=turn),
-        _below(part, box, cavity, dome),
+        _below(canvas, box, cavity, dome),
         4,
     )
     spleen = cut(
-        spleen, -box.ellipsoid((52, 8, height), (31 * part.size(0.15), 46, 72), lean=-0.12, turn=turn), 5
+        spleen, -box.ellipsoid((52, 8, height), (31 * canvas.size(0.15), 46, 72), lean=-0.12, turn=turn), 5
     )
-    if not part.lacks(0.06):
+    if not canvas.lacks(0.06):
         box.paint(spleen, "spleen", "spleen")
 
-    box = part.organ((-90, -95, -60), (-10, 5, 35))
+    box = canvas.organ((-90, -95, -60), (-10, 5, 35))
     knots = [
         (-36, -16, 8, 3),
         (-42, -26, -2, 8),
@@ -312,8 +312,8 @@ def _upper_abdomen(
         (-51, -47, -23, 14.5),
         (-53, -53, -29, 11),
     ]
-    gallbladder = box.tube([part.bent(knots, 5)]) + box.filled()
-    if not part.lacks(0.15):
+    gallbladder = box.tube([canvas.bent(knots, 5)]) + box.filled()
+    if not canvas.lacks(0.15):
         box.paint(gallbladder - 1.2, "gut wall", "gallbladder")
         box.paint(gallbladder, "bile", "gallbladder")
 
@@ -325,10 +325,10 @@ def _upper_abdomen(
         (46, -6, 14, 12),
         (78, 18, 24, 10),
     ]
-    way = part.bent(knots, 6)
-    way[:, 3] *= part.size(0.25)
+    way = canvas.bent(knots, 6)
+    way[:, 3] *= canvas.size(0.25)
     pancreas = middle.tube([way])
-    if part.play:  # its head lies in the loop of the duodenum, and nowhere over it
+    if canvas.play:  # its head lies in the loop of the duodenum, and nowhere over it
         pancreas = np.where(middle.labels == middle.numbers["duodenum"], np.float32(9), pancreas)
     lobules = texture(middle, 7, 31, pancreas)
     middle.paint(pancreas + 1.2 * lobules, "pancreas", "pancreas")
@@ -336,27 +336,27 @@ def _upper_abdomen(
 
 
 def _kidney(
-    part: Part, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
+    canvas: Canvas, side: int, height: float, cavity: Float, dome: tuple[Float, Float], texture: Texture
 ) -> None:
     """One kidney, ``side`` +1 for the left, and the fat around it, of which its sinus is a part."""
-    height += part.stray(18)
+    height += canvas.stray(18)
     centre_x, centre_y = 64.0 * side, 29.0
-    box = part.organ((centre_x - 60, -30, height - 85), (centre_x + 60, 85, height + 100))
+    box = canvas.organ((centre_x - 60, -30, height - 85), (centre_x + 60, 85, height + 100))
     up = box.z - height
     x, y = box.x - centre_x + 0.24 * side * up, box.y - centre_y  # the upper pole leans to the spine
-    turn = np.radians(32 + part.stray(14))
+    turn = np.radians(32 + canvas.stray(14))
     c, s = float(np.cos(turn)), float(np.sin(turn))
     inward, across = -side * c * x - s * y, -side * s * x + c * y
-    thin, flat, tall = 28 * part.size(0.08), 23 * part.size(0.1), 54 * part.size(0.1)
+    thin, flat, tall = 28 * canvas.size(0.08), 23 * canvas.size(0.1), 54 * canvas.size(0.1)
     kidney = cut(
         ellipsoid(inward, across, up, (thin, flat, tall)),
         -ellipsoid(inward - 34, across, up, (15, 14, 20)),
         8,
     )
-    kidney = cut(kidney, _below(part, box, cavity, dome), 4)
+    kidney = cut(kidney, _below(canvas, box, cavity, dome), 4)
     name = "left kidney" if side > 0 else "right kidney"
     # Of the fat around it the gland above is a part. Liver and spleen make room for it.
-    thick = float(part.random.uniform(2, 18)) if part.play else 4.0
+    thick = float(canvas.random.uniform(2, 18)) if canvas.play else 4.0
     above = ellipsoid(inward - 8, across + 4, up - tall, (18, 16, 26))
     fat = join(kidney - thick, above + 14 - thick, 10)
     yields = [box.numbers[label] for label in ("liver", "spleen", "small bowel", "inner fat")]
@@ -368,31 +368,31 @@ def _kidney(
     lobes = np.cos(12 * np.arctan2(up, inward + 40)) * np.cos(across / 9)
     pyramids = np.maximum(np.maximum(kidney + 6.5, 7 * (0.05 - lobes)), -kidney - 19)
     box.paint(pyramids, "renal medulla", name)
-    wide = part.size(0.2)
+    wide = canvas.size(0.2)
     sinus = ellipsoid(inward - 13, across, up, (20 * wide, 9 * wide, 31 * wide))
     sinus += 1.5 * texture(box, 12, 51, kidney)
     box.paint(np.maximum(sinus, kidney), "fat", "inner fat")
     box.paint(ellipsoid(inward - 17, across, up, (16, 5 * wide, 9)), "urine", None)
 
 
-def _stomach(part: Part, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
-    box = part.organ((-60, -105, -75), (120, 70, 105))
-    stomach = box.tube([part.bent([
+def _stomach(canvas: Canvas, cavity: Float, dome: tuple[Float, Float], texture: Texture) -> None:
+    box = canvas.organ((-60, -105, -75), (120, 70, 105))
+    stomach = box.tube([canvas.bent([
         (54, 6, 48, 26), (58, -12, 34, 28), (58, -34, 8, 25), (46, -48, -18, 21), (20, -52, -22, 17),
         (-4, -47, -12, 12), (-22, -40, -2, 7),
     ], 9)]) + 1.5 * box.filled()  # fmt: skip
-    stomach = cut(stomach, _below(part, box, cavity, dome), 4)
+    stomach = cut(stomach, _below(canvas, box, cavity, dome), 4)
     rugae = 1.2 * texture(box, 6, 41, stomach)
     box.paint(stomach, "gut wall", "stomach")
     box.paint(stomach + 4.5 + rugae, "fluid", "stomach")
     box.paint(np.maximum(stomach + 4.5, box.y + 50), "gas", "stomach")
-    box = part.within((-10, -20, 40), (60, 45, 200))
+    box = canvas.within((-10, -20, 40), (60, 45, 200))
     gullet = box.tube([curve([(4, 14, 200, 8), (8, 8, 90, 8), (24, 4, 66, 7), (50, 10, 56, 8)])])
     box.paint(gullet, "gut wall", None)
 
 
-def _vessels(part: Part, random: np.random.Generator) -> None:
-    box = part.within((-70, -70, -170), (95, 60, 200))
+def _vessels(canvas: Canvas, random: np.random.Generator) -> None:
+    box = canvas.within((-70, -70, -170), (95, 60, 200))
 
     def front(z: float, gap: float) -> float:
         """y of a point ``gap`` mm before the vertebral bodies."""
@@ -440,7 +440,7 @@ def _vessels(part: Part, random: np.random.Generator) -> None:
     box.paint(np.maximum(crura, -aorta - 0.5), "diaphragm", None)
 
 
-def _ribs(part: Part, cavity: Float) -> None:
+def _ribs(canvas: Canvas, cavity: Float) -> None:
     bones, gristle = [], []
     for number, head in _RIB_HEADS.items():
         # The share of the way from the spine to the breastbone that is bone; 11 and 12 end free.
@@ -461,7 +461,7 @@ def _ribs(part: Part, cavity: Float) -> None:
             bones.append(curve(way[t <= bony]))
             if number <= 10:
                 gristle.append(curve(way[t > bony]))
-    box = part.within((-150, -110, -20), (150, 110, 200))
+    box = canvas.within((-150, -110, -20), (150, 110, 200))
     off = 99.0 * (np.abs(cavity[box.box] - 5) > 12)
     box.paint(box.tube(gristle, flatten=0.6) + off, "cartilage", "ribs")
     ribs = box.tube(bones, flatten=0.55) + off
@@ -474,7 +474,7 @@ def _spine_y(z: Float | float) -> Float | float:
     return 34 + 0.05 * z + 0.0004 * z * z
 
 
-def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> None:
+def _vertebra(column: Canvas, height: float, pitch: float, texture: Texture) -> None:
     """A vertebra, the disc below it and the canal behind it; ``pitch`` is the height of both, mm."""
     y0 = float(_spine_y(height))
     size = float(np.interp(height, [-118, 154], [1, 0.72]))
@@ -517,14 +517,14 @@ def _vertebra(column: Part, height: float, pitch: float, texture: Texture) -> No
         box.paint(dependent, "cord", None, 0.6 * roots)
 
 
-def _pelvis(part: Part) -> None:
+def _pelvis(canvas: Canvas) -> None:
     """The iliac wings, with the muscles on both faces, as sheets of points that tubes thicken."""
     t, fall = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 75, 40))
     z = -84 - 136 * (t - 0.45) ** 2 - fall
     x = 44 + 66 * np.sin(t * np.pi / 2) - 0.22 * fall
     y = 66 - 74 * t**1.4 - 0.05 * fall
     for side in (-1, 1):
-        box = part.within((side * 75 - 60, -40, -180), (side * 75 + 60, 95, -65))
+        box = canvas.within((side * 75 - 60, -40, -180), (side * 75 + 60, 95, -65))
         wing = box.tube([np.stack([side * x, y, z, np.full(t.shape, 10.0)], axis=-1).reshape(-1, 4)])
         box.paint(wing, "muscle", "muscles of the wall")
         box.paint(wing + 5.8, "compact bone", "pelvis")

@@ -21,7 +21,7 @@ _SIDE = 48  # voxels along the longest side of a template in memory
 _ARRAYS = ("bits", "offsets", "shapes", "names", "sources")
 
 
-class Source(Protocol):
+class ShapeSource(Protocol):
     """Gives shapes."""
 
     def draw(self, random: np.random.Generator, device: torch.device) -> Shape: ...
@@ -42,18 +42,18 @@ class Templates:
     """
 
     def __init__(self, groups: dict[str, list[PackedMask]]) -> None:
-        self._groups = list(groups.values())
+        self.groups = list(groups.values())
         self._ready: dict[tuple[int, int], torch.Tensor] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups))
+        return sum(map(len, self.groups))
 
     def draw(self, random: np.random.Generator, device: torch.device) -> Shape:
-        group = int(random.integers(len(self._groups)))
-        key = group, int(random.integers(len(self._groups[group])))
+        group = int(random.integers(len(self.groups)))
+        key = group, int(random.integers(len(self.groups[group])))
         if key not in self._ready:
-            self._ready[key] = _reduced(self._groups[group][key[1]].mask()).to(device)
-        return _Template(self._ready[key], self._groups[group][key[1]].shape)
+            self._ready[key] = _reduced(self.groups[group][key[1]].mask()).to(device)
+        return _Template(self._ready[key], self.groups[group][key[1]].shape)
 
 
 class PackedMask:
@@ -77,9 +77,9 @@ class _Template:
         self.stretch = [max(shape) / n for n in reversed(shape)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        where = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
+        coordinates = torch.stack([c * s for c, s in zip(x, self.stretch)], dim=-1)
         volume = self.occupancy.to(x.dtype)[None, None]
-        return F.grid_sample(volume, where[None], align_corners=False)[0, 0] - 0.5
+        return F.grid_sample(volume, coordinates[None], align_corners=False)[0, 0] - 0.5
 
 
 def _reduced(mask: npt.NDArray[np.bool_]) -> torch.Tensor:
@@ -108,8 +108,8 @@ def load_archive(path: Path) -> Templates:
             if missing:
                 raise RegkitError(f"'{path}' is not an archive of templates: it lacks {', '.join(missing)}")
             bits, offsets, shapes, _, sources = (archive[name] for name in _ARRAYS)
-    except FileNotFoundError:
-        raise RegkitError(f"no archive of templates at '{path}'") from None
+    except FileNotFoundError as error:
+        raise RegkitError(f"no archive of templates at '{path}'") from error
     except RegkitError:
         raise
     except Exception as error:  # of zipfile, zlib or numpy's reader, as the damage will have it

@@ -17,7 +17,7 @@ Shape = Callable[[torch.Tensor], torch.Tensor]
 
 def draw_procedural(random: np.random.Generator) -> Shape:
     """A shape of a random kind; the coordinates it is given are expected to be bent already."""
-    kinds = (_ellipsoid, _shell, _crescent, _tube, _tube, _sheet, _lobes, _box)
+    kinds = (ellipsoid, shell, _crescent, _tube, _tube, _sheet, _lobes, _box)
     return kinds[random.integers(len(kinds))](random)
 
 
@@ -29,13 +29,13 @@ def _norm(x: torch.Tensor, centre: np.ndarray, radii: np.ndarray, power: float =
     return total.sqrt_() if power == 2.0 else total.pow_(1 / power)
 
 
-def _ellipsoid(random: np.random.Generator) -> Shape:
+def ellipsoid(random: np.random.Generator) -> Shape:
     """A ball between an octahedron's roundness and a cube's."""
     power = 2.0 if random.random() < 0.5 else float(random.uniform(1.4, 4))
     return lambda x: 1 - _norm(x, np.zeros(3), np.ones(3), power)
 
 
-def _shell(random: np.random.Generator) -> Shape:
+def shell(random: np.random.Generator) -> Shape:
     """The wall of a hollow organ."""
     wall = float(random.uniform(0.08, 0.35))
     return lambda x: wall / 2 - (_norm(x, np.zeros(3), np.ones(3)) - (1 - wall / 2)).abs_()

@@ -24,12 +24,19 @@ HEAD = {
 }  # fmt: skip
 """What a head has besides "spinal cord" and "other vessels"."""
 
-STRUCTURES = TRUNK | HEAD
+NECK = {
+    47: "airway", 48: "larynx and trachea", 49: "oesophagus", 50: "thyroid gland", 51: "salivary glands",
+    52: "muscles of the neck",
+}  # fmt: skip
+"""What a painted neck (:mod:`regkit.synthesis.neck`) has besides those of trunk and head."""
+
+STRUCTURES = TRUNK | HEAD | NECK
 """All of them."""
 
 GROUPS = (
-    (0, 25, 38), (1, 2, 12, 31), (3, 4, 23, 32), (5, 8, 24, 30, 44), (6, 11, 33), (7, 18, 34), (9, 15, 46),
-    (10, 21, 35), (13, 19, 22, 36, 45), (14, 29, 37, 39), (16, 42), (17, 41), (20, 26, 43), (27, 28, 40),
+    (0, 25, 38), (1, 2, 12, 31, 47), (3, 4, 23, 32, 48), (5, 8, 24, 30, 44), (6, 11, 33, 49), (7, 18, 34),
+    (9, 15, 46), (10, 21, 35), (13, 19, 22, 36, 45), (14, 29, 37, 39), (16, 42, 50, 51), (17, 41),
+    (20, 26, 43), (27, 28, 40), (52,),
 )  # fmt: skip
 """Structures that lie apart: of none do more than a few per cent lie within 32 mm, which is as far as a
 registration looks, of another of its group. So it cannot take one for the other, and a channel for each group

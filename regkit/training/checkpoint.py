@@ -84,11 +84,11 @@ def grouped(**groups: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def ungrouped(tensors: Mapping[str, torch.Tensor], *kinds: str) -> list[dict[str, torch.Tensor]]:
     """The tensors of each kind by their names, as they were given to :func:`grouped`."""
-    found: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
+    groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
-        found[kind][rest] = tensor
-    return list(found.values())
+        groups[kind][rest] = tensor
+    return list(groups.values())
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -29,12 +29,12 @@ class Log:
 
     def __enter__(self) -> Log:
         if self.active:
-            kept = self._before()
+            before = self._before()
             with self._errors():
                 self.stream = self.path.open("w", encoding="utf-8", newline="")
-                csv.writer(self.stream).writerows(kept)
+                csv.writer(self.stream).writerows(before)
                 self.stream.flush()
-            self.headed = bool(kept)
+            self.headed = bool(before)
         return self
 
     def _before(self) -> list[list[str]]:
@@ -95,9 +95,9 @@ def finite(losses: Mapping[str, torch.Tensor], step: int) -> dict[str, float]:
     """
     numbers = {name: float(value) for name, value in losses.items()}
     if not all(map(math.isfinite, numbers.values())):
-        found = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        text = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
         raise RegkitError(
-            f"the losses of step {step} are not finite ({found}); earlier checkpoints are kept; start "
+            f"the losses of step {step} are not finite ({text}); earlier checkpoints are kept; start "
             "another run with a lower learning rate"
         )
     return numbers

@@ -132,8 +132,10 @@ class _Sheet:
         ax.set_axis_off()
         return ax
 
-    def _text(self, left: float, top: float, text: str, **how: Any) -> None:
-        self.figure.text(left / self._width, 1 - top / self._height, text, **{"color": DIM, "size": 7, **how})
+    def _text(self, left: float, top: float, text: str, **style: Any) -> None:
+        self.figure.text(
+            left / self._width, 1 - top / self._height, text, **{"color": DIM, "size": 7, **style}
+        )
 
     def _left(self, column: int) -> float:
         return self._side + column * (self._cell + self._gap)

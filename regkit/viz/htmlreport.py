@@ -23,7 +23,7 @@ from regkit.viz.figure import diverging
 from regkit.viz.htmlslices import render
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 _SUFFIX = ".html"
 _TEMPLATE = "report.html.j2"
@@ -37,13 +37,13 @@ def write_report(
     fixed: ImageLike,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what a registration found as one HTML file of less than 3 MB.
+    """Write a registration as one HTML file of less than 3 MB.
 
     Args:
         path: must end in .html.
-        fixed: the fixed image, as it was registered; the result holds the rest.
-        record: what made the result, of which the inputs and the command are shown, as
-            :meth:`regkit.Registration.provenance` tells it; by itself that of ``fixed`` alone.
+        fixed: the fixed image, as it was registered. The result holds everything else.
+        record: where the result comes from (:meth:`regkit.Registration.provenance`). The page shows its
+            inputs and its command. By default the page shows the fixed image alone.
 
     Raises:
         RegkitError: if the file cannot be written, or an image cannot be read.
@@ -52,22 +52,22 @@ def write_report(
     if record is None:
         record = result.provenance(fixed=fixed)
     planes, scales = render(result, load_image(fixed, "fixed image"))
-    found = result.to_dict()
-    settings = found["settings"]
+    measures = result.to_dict()
+    settings = measures["settings"]
     page = template("regkit.viz", _TEMPLATE).render(
         colours={"ink": INK, "pale": PALE, "dim": DIM, "scale": _scale()},
         command=record.get("command", ""),
         fixed=settings["fixed"],
         inputs=record["inputs"],
-        metrics=found["metrics"],
+        metrics=measures["metrics"],
         moving=settings["moving"],
-        memory=found["memory_mb"],
+        memory=measures["memory_mb"],
         planes=planes,
         scales=scales,
-        seconds=found["seconds"],
+        seconds=measures["seconds"],
         settings=list(_flat({k: v for k, v in settings.items() if k not in (*_PROGRAMS, *_NAMES)})),
         slices=without_nan({p.plane.name: p.pictures for p in planes}),
-        verdict=found["verdict"],
+        verdict=measures["verdict"],
         versions={name: settings[name] for name in _PROGRAMS},
     )
     # A file name may hold bytes that are no text.

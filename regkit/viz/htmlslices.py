@@ -23,7 +23,7 @@ from regkit.viz.figure import blended, diverging, volume_change
 from regkit.viz.planes import PLANES, Picture, Plane, tone, view, window
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 SLICES = 13  # of each plane
 _LINES = 30  # of the warp grid along the longest side of the box, about
@@ -88,9 +88,9 @@ def render(result: Registration, fixed: Volume) -> tuple[list[Slices], Scales]:
 def values_at(array: npt.NDArray[Any], index: Float64) -> Picture:
     """Trilinear values at index coordinates (..., 3: x, y, z); NaN beyond half a voxel from the last one."""
     inside = np.all((index >= -0.5) & (index <= np.asarray(array.shape[::-1]) - 0.5), axis=-1)
-    found = map_coordinates(array, np.moveaxis(index[..., ::-1], -1, 0), np.float32, order=1, mode="nearest")
-    found[~inside] = np.nan
-    return found
+    values = map_coordinates(array, np.moveaxis(index[..., ::-1], -1, 0), np.float32, order=1, mode="nearest")
+    values[~inside] = np.nan
+    return values
 
 
 def jacobian_at(field: npt.NDArray[np.float32], grid: Grid, index: Float64) -> Picture:
@@ -111,9 +111,9 @@ def jacobian_at(field: npt.NDArray[np.float32], grid: Grid, index: Float64) -> P
         ends = [field[at[:, 2], at[:, 1], at[:, 0]].astype(np.float64) for at in (low, high)]
         step = np.maximum(high[:, axis] - low[:, axis], 1)[:, None]
         columns.append(matrix[:, axis] + (ends[1] - ends[0]) / step)
-    found = np.full(index.shape[:-1], np.nan, np.float32)
-    found[inside] = triple_product(*columns) / np.linalg.det(matrix)
-    return found
+    values = np.full(index.shape[:-1], np.nan, np.float32)
+    values[inside] = triple_product(*columns) / np.linalg.det(matrix)
+    return values
 
 
 def edges_of(picture: Picture) -> npt.NDArray[np.bool_]:
@@ -123,10 +123,10 @@ def edges_of(picture: Picture) -> npt.NDArray[np.bool_]:
     return _steps(bent) & (slope > max(_EDGE_SHARE * float(np.percentile(slope, 99)), 0.005))
 
 
-def round_step(least: float) -> float:
+def round_step(minimum: float) -> float:
     """The next of 1, 2, 5, 10 and so on, and of their tenths."""
-    decade = 10.0 ** np.floor(np.log10(least))
-    return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= least * (1 - 1e-9)))
+    decade = 10.0 ** np.floor(np.log10(minimum))
+    return float(next(step * decade for step in (1, 2, 5, 10) if step * decade >= minimum * (1 - 1e-9)))
 
 
 def lattice_of(right: Float64, down: Float64, step: float) -> npt.NDArray[np.bool_]:
@@ -140,10 +140,10 @@ def lattice_of(right: Float64, down: Float64, step: float) -> npt.NDArray[np.boo
 
 def _steps(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Pixels whose value is not that of the next one to the right or below."""
-    found = np.zeros(values.shape, bool)
-    found[:, :-1] |= values[:, :-1] != values[:, 1:]
-    found[:-1] |= values[:-1] != values[1:]
-    return found
+    steps = np.zeros(values.shape, bool)
+    steps[:, :-1] |= values[:, :-1] != values[:, 1:]
+    steps[:-1] |= values[:-1] != values[1:]
+    return steps
 
 
 def most_octaves(result: Registration) -> float:
@@ -203,12 +203,12 @@ class _Painter:
         index = transform_points(warp.grid.world_to_index, points)
         there = points + np.stack([values_at(warp.field[..., k], index) for k in range(3)], axis=-1)
 
-        seen = seen_at(self.fixed, points)
-        fixed = tone(seen, self.fixed_window)
+        background = seen_at(self.fixed, points)
+        fixed = tone(background, self.fixed_window)
         yield "fixed", _jpeg(fixed, quality)
         yield "before", _jpeg(tone(seen_at(moving, points), self.moving_window), quality)
         yield "after", _jpeg(tone(seen_at(moving, there), self.moving_window), quality)
-        yield "edges", _lines(edges_of(fixed) & _inner(seen), _EDGE)
+        yield "edges", _lines(edges_of(fixed) & _inner(background), _EDGE)
         straight = transform_points(linear_back, there)
         lattice = lattice_of(straight[..., plane.right], straight[..., plane.down], self.scales.lattice)
         yield "grid", _lines(lattice, _LINE)
@@ -219,9 +219,9 @@ class _Painter:
             array = doubt.image.cpu().numpy()
             # It is known between the middles of the outer cells and taken to go on beyond, as in
             # Registration.uncertainty.
-            where = transform_points(doubt.grid.world_to_index, points)
-            where = np.clip(where, 0, np.asarray(array.shape[::-1]) - 1)
-            value = values_at(array, where) / self.scales.doubt
+            doubt_index = transform_points(doubt.grid.world_to_index, points)
+            doubt_index = np.clip(doubt_index, 0, np.asarray(array.shape[::-1]) - 1)
+            value = values_at(array, doubt_index) / self.scales.doubt
             value[np.isnan(there[..., 0])] = np.nan
             yield "doubt", _jpeg(blended(diverging(2 * value - 1), fixed, value), quality)
 
@@ -231,9 +231,9 @@ def seen_at(volume: Volume, points: Float64) -> Picture:
     return values_at(volume.array, transform_points(volume.grid.world_to_index, points))
 
 
-def _inner(seen: Picture) -> npt.NDArray[np.bool_]:
+def _inner(picture: Picture) -> npt.NDArray[np.bool_]:
     """Pixels away from where the image ends, which would be an edge of its own."""
-    return binary_erosion(np.isfinite(seen), iterations=5, border_value=1)
+    return binary_erosion(np.isfinite(picture), iterations=5, border_value=1)
 
 
 def thinned(volume: Volume) -> Volume:

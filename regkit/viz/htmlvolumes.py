@@ -34,7 +34,7 @@ from regkit.viz.htmlslices import most_doubt, most_octaves, thinned
 from regkit.viz.planes import tone, window
 
 if TYPE_CHECKING:
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 _SUFFIX = ".html"
 _TEMPLATE = "volumes.html.j2"

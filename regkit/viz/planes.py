@@ -57,16 +57,16 @@ PLANES = (
 def view(fixed: Volume, labels: Volume | None) -> tuple[Float64, Float64]:
     """The box that holds what is seen of the fixed image, and the point through which the planes go."""
     low, high = window(fixed.array)
-    seen = _points(fixed, fixed.array > low + 0.15 * (high - low))
+    points = _points(fixed, fixed.array > low + 0.15 * (high - low))
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in fixed.grid.size])).reshape(3, -1).T
     field = transform_points(fixed.grid.index_to_world, corners)
-    if not len(seen):
-        seen = field
+    if not len(points):
+        points = field
     # A thousandth of the voxels may be noise or the table.
-    low_corner, high_corner = np.percentile(seen, (0.1, 99.9), axis=0)
+    low_corner, high_corner = np.percentile(points, (0.1, 99.9), axis=0)
     box = np.clip([low_corner - 8, high_corner + 8], field.min(axis=0), field.max(axis=0))
     box[1] = np.maximum(box[1], box[0] + 1)
-    middle = np.median(seen, axis=0)
+    middle = np.median(points, axis=0)
     if labels is not None and labels.array.any():
         middle = _richest(labels)
     return box, np.clip(middle, box[0], box[1])

@@ -49,8 +49,8 @@ def render_heads(maps: Sequence[Path], names: dict[int, str], folder: Path) -> l
     """
     unknown = [name for name in names.values() if name not in _PARTS]
     if unknown:
-        raise RegkitError(f"heads have no part '{unknown[0]}'; there is: {', '.join(_PARTS)}")
-    found = []
+        raise RegkitError(f"heads have no part '{unknown[0]}'; available: {', '.join(_PARTS)}")
+    heads = []
     for number, path in enumerate(maps):
         name = path.name.split(".")[0]
         case = Labelled(name, folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz")
@@ -61,8 +61,8 @@ def render_heads(maps: Sequence[Path], names: dict[int, str], folder: Path) -> l
                 scored[np.isin(labels.array, _PARTS[part])] = label
             save_image(Volume(_image(labels.array, number), labels.grid).to_sitk(), case.image)
             save_image(Volume(scored, labels.grid).to_sitk(), case.labels)
-        found.append(case)
-    return found
+        heads.append(case)
+    return heads
 
 
 def _cropped(labels: Volume) -> Volume:

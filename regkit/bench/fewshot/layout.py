@@ -37,10 +37,10 @@ from regkit.bench.dataset_files import read_object
 from regkit.bench.fewshot.heads import render_heads
 from regkit.core.errors import RegkitError
 from regkit.io.labelnames import read_label_names
-from regkit.segmentation.files import Labelled, matched
+from regkit.segmentation.files import Labelled, match_files
 
 _FOLDER = Path(__file__).with_name("layouts")
-_MOST_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
+_MAX_LISTED = 1000  # ways to draw a training set, that are taken in turn; of more, one is drawn
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ def load_layout(name: str) -> Layout:
     """
     path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
     if not path.is_file():
-        raise RegkitError(f"no layout '{name}'; there is: {', '.join(known())}, or a path of a .json file")
+        raise RegkitError(f"no layout '{name}'; available: {', '.join(known())}, or a path of a .json file")
     values: dict[str, Any] = {"name": path.stem, **read_object(path, "layout")}
     keys = [field.name for field in fields(Layout)]
     unknown = sorted(set(values) - set(keys))
     if unknown:
-        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; there is: {', '.join(keys)}")
+        raise RegkitError(f"layout '{path}' has an unknown key '{unknown[0]}'; available: {', '.join(keys)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         layout = Layout(**values)
@@ -128,21 +128,19 @@ def find_subjects(layout: Layout, data: Path, scratch: Path) -> list[Labelled]:
         RegkitError: if there is none, or a file is missing.
     """
     if not data.is_dir():
-        raise RegkitError(
-            f"the data of {layout.name}: '{data}' is not a folder; to be had from {layout.source}"
-        )
+        raise RegkitError(f"the data of {layout.name}: '{data}' is not a folder; get it from {layout.source}")
     if layout.subjects:
-        found = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
-        missing = [path for case in found for path in (case.image, case.labels) if not path.is_file()]
+        subjects = [Labelled(n, *(data / file for file in files)) for n, files in layout.subjects.items()]
+        missing = [path for case in subjects for path in (case.image, case.labels) if not path.is_file()]
         if missing:
             raise RegkitError(
-                f"'{missing[0]}' does not exist; {layout.name} is to be had from {layout.source}"
+                f"'{missing[0]}' does not exist; {layout.name} is available from {layout.source}"
             )
-        return found
+        return subjects
     labels = _files(data, layout.labels, layout)
     if layout.rendered:
         return render_heads(labels, label_names(layout, data), scratch)
-    return matched(_files(data, layout.images, layout), labels)
+    return match_files(_files(data, layout.images, layout), labels)
 
 
 def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Draw:
@@ -159,12 +157,12 @@ def draw(layout: Layout, subjects: list[Labelled], shots: int, seed: int) -> Dra
         order = np.random.default_rng(0).permutation(len(tested))
         tested = [tested[k] for k in sorted(order[: layout.held_out])]
         pool = [case for case in pool if case not in tested]
-    kept = 0 if layout.held_out is None else len(tested)
-    there = f"{layout.name}: {len(subjects)} volumes found, {kept} held out for testing"
+    held = 0 if layout.held_out is None else len(tested)
+    there = f"{layout.name}: {len(subjects)} volumes found, {held} held out for testing"
     remedy = "give more volumes, or fewer --shots"
     if shots > len(pool):
         raise RegkitError(f"{there}, {len(pool)} left to train on, but {shots} needed; {remedy}")
-    if comb(len(pool), shots) <= _MOST_LISTED:
+    if comb(len(pool), shots) <= _MAX_LISTED:
         ways = list(combinations(pool, shots))
         training = ways[np.random.default_rng([0, shots]).permutation(len(ways))[seed % len(ways)]]
     else:
@@ -185,12 +183,12 @@ def draws(
         counts: numbers of volumes to train on.
         seeds: how many draws of each.
     """
-    wanted = [(shots, seed) for shots in dict.fromkeys(counts) for seed in range(seeds)]
-    return {(shots, seed): draw(layout, subjects, shots, seed) for shots, seed in wanted}
+    requested = [(shots, seed) for shots in dict.fromkeys(counts) for seed in range(seeds)]
+    return {(shots, seed): draw(layout, subjects, shots, seed) for shots, seed in requested}
 
 
 def _files(data: Path, pattern: str, layout: Layout) -> list[Path]:
-    found = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
-    if not found:
-        raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is to be had from {layout.source}")
-    return found
+    files = sorted(path for path in data.glob(pattern) if not path.name.startswith("."))
+    if not files:
+        raise RegkitError(f"no '{pattern}' in '{data}'; {layout.name} is available from {layout.source}")
+    return files

@@ -20,7 +20,7 @@ _DRAWS = 2000
 _SUBJECT = tuple[int, str]  # the seed, and the test volume
 
 
-def write_report(folder: Path, layout: Layout) -> Path:
+def write_few_shot_report(folder: Path, layout: Layout) -> Path:
     """Write ``report.md`` of a results folder over the one that is there.
 
     Raises:
@@ -109,8 +109,8 @@ def _difference(one: Mapping[_SUBJECT, float], other: Mapping[_SUBJECT, float]) 
 def _cell(values: Mapping[_SUBJECT, float], text: Callable[[float, float], str]) -> str:
     if not values:
         return "-"
-    found = text(float(np.mean(list(values.values()))), bootstrapped(values))
-    return found if len(set(values.values())) > 1 else found.split()[0]  # of one value, no deviation
+    cell = text(float(np.mean(list(values.values()))), bootstrapped(values))
+    return cell if len(set(values.values())) > 1 else cell.split()[0]  # of one value, no deviation
 
 
 def _times(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -131,14 +131,14 @@ def _labels(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for name in names:
         cells = []
         for shots, arm in columns:
-            found = [
+            means = [
                 test["labels"][name]
                 for row in rows
                 if (row["shots"], row["method"]) == (shots, ARMS[arm])
                 for test in row["tests"]
                 if test["labels"].get(name) is not None
             ]
-            cells.append(f"{np.mean(found):.3f}" if found else "-")
+            cells.append(f"{np.mean(means):.3f}" if means else "-")
         lines.append([name, *cells])
     return ["label", *(f"{ARMS[arm]}, {shots}" for shots, arm in columns)], lines
 

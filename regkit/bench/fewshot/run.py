@@ -35,7 +35,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class FewShotOptions:
     """What all arms have in common.
 
     Args:
@@ -73,7 +73,7 @@ def run_arms(
     names: dict[int, str],
     draws: Mapping[tuple[int, int], Draw],
     arms: Sequence[str],
-    options: Options,
+    options: FewShotOptions,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[int, int]:
     """Add a row to the results for each arm, number of volumes and seed that has none yet.
@@ -131,12 +131,12 @@ def _run(
     drawn: Draw,
     arm: str,
     seed: int,
-    options: Options,
+    options: FewShotOptions,
     report: Report,
 ) -> dict[str, Any]:
     """Seconds of training and of segmenting, and Dice of each test volume and label."""
     training = [(case.image, case.labels) for case in drawn.training]
-    found: dict[str, Any] = {"seconds": {"training": 0.0, "segmenting": 0.0}, "tests": []}
+    row: dict[str, Any] = {"seconds": {"training": 0.0, "segmenting": 0.0}, "tests": []}
     began = time.monotonic()
     if arm != "propagate":
         shutil.rmtree(model, ignore_errors=True)  # of a run that was stopped
@@ -152,19 +152,19 @@ def _run(
         )  # fmt: skip
         if not result.finished:
             raise KeyboardInterrupt
-        found["steps"] = result.step
-        found["seconds"]["training"] = time.monotonic() - began
+        row["steps"] = result.step
+        row["seconds"]["training"] = time.monotonic() - began
     for case in drawn.test:
         began = time.monotonic()
         guess = _segmented(case, model, training, arm, options)
-        found["seconds"]["segmenting"] += time.monotonic() - began
+        row["seconds"]["segmenting"] += time.monotonic() - began
         truth = load_labels(case.labels, "test labels").array
         scores = dice(truth, guess.array, names, moving_labels=truth)
         labels = {names[label]: score for label, score in scores.items()}
         if not np.isnan(mean := summarise(scores.values())):
-            found["tests"].append({"subject": case.name, "dice": mean, "labels": labels})
+            row["tests"].append({"subject": case.name, "dice": mean, "labels": labels})
     shutil.rmtree(model, ignore_errors=True)
-    return found
+    return row
 
 
 def _labels_of(case: Labelled) -> npt.NDArray[np.integer[Any]]:
@@ -172,7 +172,7 @@ def _labels_of(case: Labelled) -> npt.NDArray[np.integer[Any]]:
 
 
 def _segmented(
-    case: Labelled, model: Path, training: list[tuple[Path, Path]], arm: str, options: Options
+    case: Labelled, model: Path, training: list[tuple[Path, Path]], arm: str, options: FewShotOptions
 ) -> Volume:
     if arm == "propagate":
         atlases = [(image, labels) for image, labels in training]

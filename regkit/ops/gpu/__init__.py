@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 
 _DEVICE = "cuda"
-_MOST_ELEMENTS = 2**31  # of a tensor, which the kernels count in 32 bits
+_MAX_ELEMENTS = 2**31  # of a tensor, which the kernels count in 32 bits
 
 
 @cache
@@ -33,7 +33,7 @@ def serves(*tensors: torch.Tensor) -> bool:
     """Whether the kernels can work on these: float32 on a GPU of NVIDIA's, and Triton is there."""
     return (
         all(t.device.type == _DEVICE and t.dtype == torch.float32 for t in tensors)
-        and all(t.numel() < _MOST_ELEMENTS for t in tensors)
+        and all(t.numel() < _MAX_ELEMENTS for t in tensors)
         and _usable()
     )
 

@@ -89,7 +89,7 @@ def costs(
     channels, z, y, x = fixed.shape
     (first, last), side = planes, 2 * radius + 1
     low, high = max(first - 1, 0), min(last + 1, z)
-    found = fixed.new_empty((side**3, last - first, y, x))
+    out = fixed.new_empty((side**3, last - first, y, x))
     many = max(1, min(side**3, _SCRATCH // ((high - low) * y * x)))
     difference, weight = fixed.new_empty((2, many, high - low, y, x))
     for k in range(0, side**3, many):
@@ -98,11 +98,11 @@ def costs(
             *maps, difference, weight, channels, fixed[0].numel(), moving[0].numel(), low, k, high - low, y,
             x, side=side, block=_BLOCK,
         )  # fmt: skip
-        _box_means[triton.cdiv(found[0].numel(), _BLOCK), count](
-            difference, weight, found[k:], 1 / channels, 0.25 * 27, first - low, high - low, last - first, y,
+        _box_means[triton.cdiv(out[0].numel(), _BLOCK), count](
+            difference, weight, out[k:], 1 / channels, 0.25 * 27, first - low, high - low, last - first, y,
             x, block=_BLOCK,
         )  # fmt: skip
-    return found
+    return out
 
 
 @triton.jit

@@ -39,10 +39,10 @@ def _open() -> ctypes.CDLL:
     Raises:
         OSError: if there is none, or one for another table of signatures.
     """
-    found = find_spec(f"{__name__}._kernels")
-    if found is None or found.origin is None:
+    spec = find_spec(f"{__name__}._kernels")
+    if spec is None or spec.origin is None:
         raise OSError("they were not compiled when regkit was installed")
-    library = ctypes.CDLL(found.origin)
+    library = ctypes.CDLL(spec.origin)
     # As after a pull into an editable install: other arguments would be written over who knows what.
     if not hasattr(library, "digest"):
         raise OSError("they were compiled for another version of regkit")

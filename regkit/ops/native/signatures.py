@@ -405,9 +405,9 @@ class Array:
         if isinstance(value, torch.Tensor):
             if value.dtype is not of_torch or not value.is_cpu:
                 on = "" if value.is_cpu else f" on {value.device.type}"
-                found = str(value.dtype).removeprefix("torch.")
+                dtype = str(value.dtype).removeprefix("torch.")
                 raise TypeError(
-                    f"kernel {kernel}: {self.name} must be {self.type} on the CPU, not {found}{on}"
+                    f"kernel {kernel}: {self.name} must be {self.type} on the CPU, not {dtype}{on}"
                 )
             in_order, address = value.is_contiguous(), value.data_ptr()
             steps: Sequence[int] = value.stride() if self.steps else ()
@@ -431,7 +431,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelSignature:
     """A kernel: a function ``double (int64_t first, int64_t last, ...)``.
 
     Args:
@@ -472,8 +472,8 @@ class Kernel:
     @cached_property
     def _sizes(self) -> frozenset[str]:
         """The names of what shapes tell."""
-        told = (e.name for array in self.arrays for e in (*array.axes, *array.steps))
-        return frozenset(name for name in told if name is not None) - self.numbers.keys()
+        stated = (e.name for array in self.arrays for e in (*array.axes, *array.steps))
+        return frozenset(name for name in stated if name is not None) - self.numbers.keys()
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
@@ -486,16 +486,16 @@ class Kernel:
             "=" + "".join("Q" if isinstance(p, Array) else kinds[p[0]] for p in self.parameters)
         )
 
-    def checked(self, given: Mapping[str, Argument]) -> tuple[int, bytes]:
+    def checked(self, arguments: Mapping[str, Argument]) -> tuple[int, bytes]:
         """How many ranges a call has, and its arguments, 8 bytes each.
 
         Raises:
             TypeError: if an argument is missing, unknown, or of another type.
             ValueError: if one is of another shape, or what must hold does not.
         """
-        if given.keys() != self.arguments:
-            self._raise_for_names(given)
-        values: dict[str, Any] = dict(given)  # and later the sizes
+        if arguments.keys() != self.arguments:
+            self._raise_for_names(arguments)
+        values: dict[str, Any] = dict(arguments)  # and later the sizes
         for name, types in self.numbers.items():
             if not isinstance(values[name], types):
                 kind = "a number" if float in types else "an int"
@@ -524,8 +524,8 @@ class Kernel:
                 else:
                     tellers.setdefault(axis.name, array.name)
             for step, distance, size in zip(array.steps, steps, sizes):
-                wanted = step.value(values) if step.name is None else values.setdefault(step.name, distance)
-                if wanted != distance and size > 1:
+                expected = step.value(values) if step.name is None else values.setdefault(step.name, distance)
+                if expected != distance and size > 1:
                     raise ValueError(
                         f"kernel {self.name}: {array.name} does not lie in memory in the steps that it "
                         f"must: {tuple(steps)}"
@@ -545,11 +545,11 @@ class Kernel:
         values.update(addresses)
         return self.over.value(values), self._packing.pack(*[values[name] for name in self._order])
 
-    def _raise_for_names(self, given: Mapping[str, Argument]) -> None:
+    def _raise_for_names(self, arguments: Mapping[str, Argument]) -> None:
         for name in self._order:
-            if name in self.arguments and name not in given:
+            if name in self.arguments and name not in arguments:
                 raise TypeError(f"kernel {self.name}: the argument {name} is missing")
-        unknown = ", ".join(sorted(given.keys() - self.arguments))
+        unknown = ", ".join(sorted(arguments.keys() - self.arguments))
         raise TypeError(f"kernel {self.name}: there is no argument {unknown}")
 
     def _raise_for_shape(
@@ -560,9 +560,10 @@ class Kernel:
             f"{name} = {values[name]}" + (f" of {tellers[name]}" if name in tellers else "")
             for name in sorted(names & values.keys())
         ]
-        where = f" with {', '.join(known)}" if known else ""
+        sizes_text = f" with {', '.join(known)}" if known else ""
         raise ValueError(
-            f"kernel {self.name}: {array.name} has shape {tuple(shape)}, which is not {array.shape}{where}"
+            f"kernel {self.name}: {array.name} has shape {tuple(shape)}, which is not {array.shape}"
+            f"{sizes_text}"
         )
 
     def _raise_for_condition(self, condition: _Expression, values: Mapping[str, Any]) -> NoReturn:
@@ -572,12 +573,12 @@ class Kernel:
             for name in dict.fromkeys(names)
             if isinstance(values[name], (int, float))
         ]
-        where = f" ({', '.join(known)})" if known else ""
-        raise ValueError(f"kernel {self.name}: it must be that {condition.text}{where}")
+        sizes_text = f" ({', '.join(known)})" if known else ""
+        raise ValueError(f"kernel {self.name}: it must be that {condition.text}{sizes_text}")
 
 
-def _parsed(table: str) -> dict[str, Kernel]:
-    kernels: dict[str, Kernel] = {}
+def _parsed(table: str) -> dict[str, KernelSignature]:
+    kernels: dict[str, KernelSignature] = {}
     for entry in table.strip().split("\n\n"):
         head, *lines = entry.splitlines()
         match = re.fullmatch(r"(\w+) over (.+?)(, one range a thread)?(?: if (\w+))?", head)
@@ -596,7 +597,7 @@ def _parsed(table: str) -> dict[str, Kernel]:
                 for word, axes, optional in re.findall(r"(\w+)\[([^\]]*)\]( or null)?", rest):
                     parameters.append(_array(word, type_, axes, kind in ("out", "update"), bool(optional)))
         ranges = 1 if single else _RANGES
-        kernels[name] = Kernel(
+        kernels[name] = KernelSignature(
             name, len(kernels), _Expression(over), ranges, needs, tuple(parameters), tuple(conditions)
         )
     return kernels

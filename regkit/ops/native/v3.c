@@ -1,7 +1,7 @@
 /* The kernels for x86-64-v3: AVX2 and FMA. */
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("arch=x86-64-v3"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"))), apply_to = function)
 #else
 #pragma GCC target("arch=x86-64-v3")
 #endif

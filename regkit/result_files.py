@@ -12,15 +12,14 @@ from regkit.core.errors import RegkitError
 from regkit.io.atomic import together
 from regkit.io.formats import LINEAR_SUFFIXES, write_linear, write_warp
 from regkit.io.images import LabelledVolume, load_image, load_labels
-from regkit.io.outputs import is_folder, save_image, save_segmentation
+from regkit.io.outputs import is_folder, save_image, save_slicer_segmentation
 from regkit.io.provenance import write_record
-from regkit.io.segments import SLICER, Segmentation, named
-from regkit.runtime.memory import peak_mb
-from regkit.transforms import coarser
+from regkit.io.segments import SLICER, LayeredSegmentation, named_segments
+from regkit.transforms import CoarsenedWarp, coarsened
 
 if TYPE_CHECKING:
     from regkit.io.images import ImageLike, Volume
-    from regkit.registration import Registration
+    from regkit.registration_result import Registration
 
 
 def write_results(
@@ -34,7 +33,7 @@ def write_results(
     label_names: Mapping[int, str] | None = None,
     record: Mapping[str, Any] | None = None,
     warp_spacing: float | None = None,
-) -> dict[str, Any]:
+) -> dict[str, CoarsenedWarp]:
     """Write what ``files`` asks for: all of it, or nothing.
 
     Args:
@@ -48,20 +47,21 @@ def write_results(
         warp_spacing: mm, of the voxels of the warps that are written; by default those of the images.
 
     Returns:
-        Of each warp that was written on larger voxels what that costs (:class:`regkit.transforms.Coarser`).
+        The warps that were written on larger voxels, by output.
 
     Raises:
         RegkitError: if a file cannot be written.
     """
     warp, inverse = result.warp, result.warp.inverse() if "inverse" in files else None
-    stored: dict[str, Any] = {}
+    stored: dict[str, CoarsenedWarp] = {}
     if warp_spacing is not None:
-        least = coarser(warp, warp_spacing)
-        warp, stored["warp"] = least.warp, least.to_dict()
+        stored["warp"] = coarsened(warp, warp_spacing)
+        warp = stored["warp"].warp
         if inverse is not None:
-            least = coarser(inverse, warp_spacing)
-            inverse, stored["inverse"] = least.warp, least.to_dict()
-        record = None if record is None else {**record, "stored": stored}
+            stored["inverse"] = coarsened(inverse, warp_spacing)
+            inverse = stored["inverse"].warp
+        if record is not None:
+            record = {**record, "stored": {name: coarse.to_dict() for name, coarse in stored.items()}}
     volumes: dict[str, Volume] = {}
     if "moved" in files:
         volumes["moved"] = result.moved
@@ -82,12 +82,13 @@ def write_results(
             write_linear(result.linear, files["linear"])
         for name, volume in volumes.items():
             save_volume(volume, files[name], fixed, moving, label_names)
-        seen = load_image(fixed, "fixed image") if {"figure", "report", "report_3d"} & set(files) else None
-        if "figure" in files and seen is not None:
+        shows_fixed = {"figure", "report", "report_3d"} & set(files)
+        fixed_image = load_image(fixed, "fixed image") if shows_fixed else None
+        if "figure" in files and fixed_image is not None:
             from regkit.viz.figure import registration_figure
 
             registration_figure(
-                seen,
+                fixed_image,
                 result.moving,
                 result.moved,
                 files["figure"],
@@ -96,33 +97,17 @@ def write_results(
                 result.moved_labels,
                 result.warp.jacobian(),
             )
-        if "report" in files and seen is not None:
+        if "report" in files and fixed_image is not None:
             from regkit.viz.htmlreport import write_report
 
-            write_report(result, files["report"], seen, record)
-        if "report_3d" in files and seen is not None:
+            write_report(result, files["report"], fixed_image, record)
+        if "report_3d" in files and fixed_image is not None:
             from regkit.viz.htmlvolumes import write_report_3d
 
-            write_report_3d(result, files["report_3d"], seen)
+            write_report_3d(result, files["report_3d"], fixed_image)
         if record is not None:
             write_record(next(iter(files.values())), record, files)
     return stored
-
-
-def with_writing(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What a registration found, with the time and the memory that its files took.
-
-    Args:
-        found: as from :meth:`regkit.Registration.to_dict`.
-        seconds: of writing: the stage "write", which counts in "total" as its peak does in "peak".
-    """
-    stages = {name: value for name, value in found["seconds"].items() if name != "total"} | {"write": seconds}
-    memory, peak = {k: v for k, v in found["memory_mb"].items() if k != "peak"}, peak_mb()
-    return {
-        **found,
-        "seconds": stages | {"total": found["seconds"]["total"] + seconds},
-        "memory_mb": memory | {"write": peak, "peak": max(peak, found["memory_mb"]["peak"])},
-    }
 
 
 def save_volume(
@@ -152,13 +137,17 @@ def save_volume(
         known = volume.segments if isinstance(volume, LabelledVolume) else ()
         labels = [int(v) for v in np.unique(volume.array) if v]
         save_segments(
-            Segmentation([volume.array], volume.grid, named(labels, names or {}, known)), path, fixed
+            LayeredSegmentation([volume.array], volume.grid, named_segments(labels, names or {}, known)),
+            path,
+            fixed,
         )
     else:
         save_image(volume.to_sitk(), path)
 
 
-def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike | None = None) -> None:
+def save_segments(
+    segmentation: LayeredSegmentation, path: str | Path, fixed: ImageLike | None = None
+) -> None:
     """Write a segmentation as .dcm or .seg.nrrd, each segment whole.
 
     Args:
@@ -170,9 +159,9 @@ def save_segments(segmentation: Segmentation, path: str | Path, fixed: ImageLike
     if str(path).lower().endswith(".dcm"):
         from regkit.io import dicomwrite
 
-        dicomwrite.save_segmentation(segmentation, Path(path), fixed)
+        dicomwrite.save_dicom_segmentation(segmentation, Path(path), fixed)
     else:
-        save_segmentation(segmentation, path)
+        save_slicer_segmentation(segmentation, path)
 
 
 def check_dicom(image: str | None, labels: Path | None, fixed: ImageLike | None) -> None:
