@@ -1,4 +1,4 @@
-"""Registration of 3-D medical images of any two modalities: one warp in, one warp out, exact in ITK.
+"""Registration of 3-D medical images of any two modalities: two images in, one warp out, exact in ITK.
 
 >>> import regkit
 >>> result = regkit.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Whether a warp goes from one image to another, and if not as it is read, as what it would.
+"""Check whether a warp goes from one image to another and, if not, which reading of its file would.
 
 The file is read as regkit reads it, and again in each of the ways in which warps are mistaken: its inverse,
 vectors in RAS in place of LPS, in voxels in place of mm, along the grid's own axes, positions in place of

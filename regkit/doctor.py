@@ -1,4 +1,4 @@
-"""What this installation of regkit has, what it lacks, what that costs, and whether it registers rightly.
+"""What this installation has, what it lacks, what that costs, and whether it registers correctly.
 
 Nothing heavy is imported before :func:`examine` does it, so that a broken package is a finding and no
 traceback.

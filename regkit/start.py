@@ -1,4 +1,4 @@
-"""A start that is given: a matrix, a transform of SimpleITK, or a warp that the registration goes on from.
+"""Starts that the user gives: a matrix, a transform of SimpleITK, or a warp to continue from.
 
 From a warp W the moving image is seen through W on the working grid and around it, registered from there, and
 what is found is put before W: T(p) = W(T'(p)).

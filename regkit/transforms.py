@@ -1,4 +1,4 @@
-"""Transforms of any kind as one: as a map of points, in a row, as they are or inverted, and their average."""
+"""Transforms of any kind: map points through them, chain, invert, average and coarsen them."""
 
 from __future__ import annotations
 

@@ -109,27 +109,27 @@ class _Rule:
 RULES: dict[str, _Rule] = {
     "copies": _Rule(
         "", 0.91, 0.96, True,
-        "The moving image fits better than copies of it turned the wrong way, so the match is no chance.",
-        "The moving image fits hardly better than copies of it turned upside down or back to front: it may "
-        "show something else than the fixed one, or lie turned in its header.",
+        "The moving image fits better than copies that are turned the wrong way: the match is not by chance.",
+        "The moving image fits hardly better than copies that are turned upside down or back to front. It "
+        "may show something other than the fixed image, or its header may have a wrong orientation.",
     ),
     "inside": _Rule(
         "", 0.91, 1.05, True,
-        "Inside its outline, too, the moving image fits better than copies of it turned the wrong way.",
-        "Away from the outlines the moving image fits hardly better than copies of it turned upside down or "
-        "back to front: it is the outlines alone that agree.",
+        "Inside its outline, too, the moving image fits better than copies that are turned the wrong way.",
+        "Away from the outlines the moving image fits hardly better than copies that are turned upside down "
+        "or back to front: only the outlines agree.",
     ),
     "side": _Rule(
         "errors", 4.0, -6.0, False,
         "The moving image fits better than its mirror image.",
-        "Left and right cannot be told apart by the images, or, below 0, fit better exchanged: make sure of "
-        "the sides by something else.",
-        "An image is alike on both sides: whether its sides are exchanged cannot be told by it.",
+        "The images do not tell left from right, or, below 0, fit better mirrored: check the sides by other "
+        "means.",
+        "One of the images is symmetric, and cannot tell whether left and right are exchanged.",
     ),
     "turn": _Rule(
         "degrees", 90.0, math.nan, True,
-        "Both images lie much the same way by their headers.",
-        "The images agree where one of them is turned around: its header may have a wrong orientation.",
+        "By their headers, both images have about the same orientation.",
+        "The images agree when one of them is turned around: its header may have a wrong orientation.",
     ),
     "place": _Rule(
         "cells", 3.0, math.nan, True,
@@ -138,7 +138,7 @@ RULES: dict[str, _Rule] = {
     ),
     "overlap": _Rule(
         "%", 50, 5, False,
-        "Most of what the fixed image shows has a place in the moving one.",
+        "Most of what the fixed image shows lies inside the moving one.",
         "Most of what the fixed image shows lies outside the moving one: there the warp is a guess.",
     ),
     "doubt": _Rule(
@@ -148,12 +148,12 @@ RULES: dict[str, _Rule] = {
     ),
     "size": _Rule(
         "times", 4.0, 8.0, True,
-        "Both images are of a like size.",
-        "One image is many times as large as the other: one of them may be in another unit than mm.",
+        "Both images are of similar size.",
+        "One image is many times as large as the other: the unit of one of them may not be mm.",
     ),
     "scale": _Rule(
         "times", 1.35, math.nan, True,
-        "The linear start scales as people differ.",
+        "The linear start scales by no more than people differ.",
         "The linear start scales by more than people differ.",
     ),
     "folding": _Rule(

@@ -1,4 +1,4 @@
-"""A registration to be done and measured: the files of both sides, and what they are compared on."""
+"""Data sets of the benchmark and their cases: which files to register, and what to measure on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What data sets have in common: choosing among names, reading JSON, and saying which files are missing."""
+"""Files of data sets: choose by name, read JSON, and report what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method of registration is to the benchmark: the same inputs for all, a warp out."""
+"""The interface of a registration method: the same inputs for all, a warp as the output."""
 
 from __future__ import annotations
 

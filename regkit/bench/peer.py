@@ -1,4 +1,4 @@
-"""What the peers of the benchmark share: how they are given images, timed and looked for."""
+"""What all peers share: loading a pair, timing the stages, and finding the package."""
 
 from __future__ import annotations
 

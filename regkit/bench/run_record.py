@@ -1,4 +1,4 @@
-"""What a results folder holds: begun once, gone on with only by the same code on the same data."""
+"""``run.json``: what was run, how and on which data. Only the same code and data continue a run."""
 
 from __future__ import annotations
 

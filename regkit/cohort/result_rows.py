@@ -1,4 +1,4 @@
-"""What came of each pair: a file a pair, written together with its results, so that a killed run goes on.
+"""One row for each pair, in a file that is written with its results, so that a killed run can resume.
 
 A row has these keys; what was not measured is absent:
 

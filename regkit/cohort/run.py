@@ -1,4 +1,4 @@
-"""A whole cohort: what is to be done, by whom, and what came of it."""
+"""Register a cohort: check the pairs, share them out, and collect the rows."""
 
 from __future__ import annotations
 

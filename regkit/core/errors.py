@@ -1,4 +1,4 @@
-"""The exceptions that mean "the user can mend this", and what to say of those of other libraries."""
+"""Errors that users can fix, and how errors of other libraries are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DICOM in: the series of a folder, which of them is meant, and its slices in order and evenly stacked.
+"""Read DICOM: find the series of a folder, choose one, and sort and check its slices.
 
 Headers are read by pydicom, of the extra ``dicom``, and the voxels of classic slices by ITK's GDCM.
 Files of many frames: :mod:`regkit.io.dicomframes`; structure sets: :mod:`regkit.io.contours`; the way out:

@@ -1,4 +1,4 @@
-"""Fields and matrices of other tools, known by their signatures, as displacements and matrices in LPS mm.
+"""Warps and matrices of other tools, recognised by their headers and converted to LPS mm.
 
 Each converter states the tool's definition of what its numbers mean. What is known and not converted is
 refused by name, with what the tool itself can write instead.

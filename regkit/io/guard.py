@@ -1,4 +1,4 @@
-"""ITK's readers at arm's length: they parse in a child process, where a crash or a hang is an answer.
+"""ITK's readers in a child process, so that a crash or a hang there is just an error here.
 
 ITK 5.4 ends the process on some damaged headers (MetaImage, HDF5, MATLAB, transforms as text) and never
 returns on others. The child costs 0.07 s a file. Its memory is bounded, by half a GiB for a header and by

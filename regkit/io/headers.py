@@ -1,4 +1,4 @@
-"""What headers of NRRD and MetaImage say or leave out that ITK passes over, and what formats leave out.
+"""What ITK ignores in headers of NRRD and MetaImage, and what formats do not record.
 
 NRRD: https://teem.sourceforge.net/nrrd/format.html
 MetaImage: https://itk.org/Wiki/ITK/MetaIO/Documentation

@@ -1,4 +1,4 @@
-"""Meshes and streamlines, of which the points are moved and all else stays: by meshio and nibabel.
+"""Meshes and streamlines: their points move, all else stays. Read and written by meshio and nibabel.
 
 ======================= ========= ===================================================================
 .vtk .vtu .stl .ply .obj meshio   LPS or RAS as the file says (3D Slicer: "SPACE=LPS"), or as one is told

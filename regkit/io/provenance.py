@@ -1,4 +1,4 @@
-"""Which code made an artefact, of what and how; with nothing that a bare training machine has not.
+"""Provenance: which code made a file, from what and how. Needs only what a bare training machine has.
 
 The main result of a run has a record beside it, ``warp.nii.gz.json`` of ``warp.nii.gz``, that names the other
 results; NIfTI, NRRD and MetaImage files also say inside which regkit wrote them.

@@ -1,4 +1,4 @@
-"""Weights that a run begins with, whose list of structures may have been shorter."""
+"""Initial weights of a run, which may know fewer structures than its configuration."""
 
 from __future__ import annotations
 

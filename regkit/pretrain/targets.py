@@ -1,4 +1,4 @@
-"""What the network is to say of an image, drawn from its label map: quantities that know no contrast.
+"""Training targets from a label map. They do not depend on the contrast of the image.
 
 All are on cells of ``stride`` voxels. Two kinds: *affinities*, whether a point at a given offset lies in the
 same structure (what MIND guesses from intensities), and the *distance* to the nearest boundary between

@@ -1,4 +1,4 @@
-"""What a network in training is worth, apart from its losses: retrieval of structures.
+"""Validation during training: retrieval of structures, independent of the losses.
 
 Two views are rendered from one label map that training never saw, cut at different places, and one of them
 bent. Places in the second, as many of each structure, are looked up in the first by their features, among all

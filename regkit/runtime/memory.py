@@ -1,4 +1,4 @@
-"""How much memory a registration takes, told before it is taken, and kept below a cap.
+"""Memory: predict what a registration needs, and keep it below a limit.
 
 The bytes a voxel were measured on volumes of 0.9 to 33 million voxels of int16 (``benchmarks/memory.py``).
 """

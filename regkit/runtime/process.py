@@ -1,4 +1,4 @@
-"""Tricks that make a process quick which runs nothing but regkit, behind one switch.
+"""Settings of a process that runs only regkit, made before torch is imported.
 
 ``REGKIT_TRICKS`` in the environment says which are used: ``all`` (the default), ``none``, or names with
 commas between. Results do not depend on it. ``python benchmarks/speed.py tricks`` measures what each saves.

@@ -1,4 +1,4 @@
-"""A segmenter: a network, what it is given of an image, and what its output means; in one file."""
+"""A segmenter in one file: the network, how its input is made, and what its output means."""
 
 from __future__ import annotations
 

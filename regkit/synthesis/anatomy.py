@@ -1,4 +1,4 @@
-"""An anatomy that images are drawn of."""
+"""An anatomy: a label map, and what is needed to draw images from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run as those who started it see it: its progress, and an end that waits for a checkpoint."""
+"""What the user of a training run sees: its progress, and an end that waits for a checkpoint."""
 
 from __future__ import annotations
 
