@@ -347,7 +347,7 @@ def test_steps_that_are_drawn_at_once_get_their_own_pairs() -> None:
 
 def test_pairs_that_do_not_divide_among_the_processes() -> None:
     with pytest.raises(RegkitError, match="a batch of 2 pairs does not divide among 3 processes"):
-        _trainer(context=DistributedContext(0, 3, HERE.device))
+        _trainer(where=DistributedContext(0, 3, HERE.device))
 
 
 def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
