@@ -193,7 +193,7 @@ def test_nothing_of_another_kind_is_gone_on_with(pairs: Path, harness: Harness, 
     assert "mine was" in error_of(*_words(pairs, results, harness.word("mine", 0, 0, 0)), "--resume")
     assert "jobs 1 instead of 2" in error_of(*words, "--resume", "--jobs", 2)
     (pairs / "first" / "landmarks.csv").write_text("fx,fy,fz,mx,my,mz\n0,20,25,4,17.5,29\n")
-    assert "pair first given are others" in error_of(*words, "--resume")
+    assert "pair first given have changed" in error_of(*words, "--resume")
     assert (results / "run.json").read_bytes() == before
     run(*words, "--resume", "--pairs", "second", "--direction", "given")
     assert len(read_run(results)["commands"]) == 2
@@ -289,7 +289,9 @@ def test_bad_input_leaves_nothing(pairs: Path, tmp_path: Path, words: tuple[str,
 def test_a_folder_with_other_things_is_left_alone(pairs: Path, harness: Harness, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "thesis.tex").write_text("dear")
-    assert "something else" in error_of(*_words(pairs, tmp_path / "results", harness.word("exact", *SHIFT)))
+    assert "something other than" in error_of(
+        *_words(pairs, tmp_path / "results", harness.word("exact", *SHIFT))
+    )
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["thesis.tex"]
     assert "no results" in error_of("bench", "report", tmp_path / "results")
     assert "DATASET" in usage_error_of("bench", "run", "-o", tmp_path / "other")
@@ -351,7 +353,7 @@ def test_fields_for_the_challenge(harness: Harness, tmp_path: Path, monkeypatch:
     assert harness.calls() == 4
     (tmp_path / "fields" / names[1]).unlink()
     other = [*words[:-1], harness.word("other", 0, 0, 0)]
-    assert "because this run differs" in error_of(*other, "--resume")
+    assert "made with other settings" in error_of(*other, "--resume")
     (tmp_path / "fields.json").unlink()
     assert "does not say" in error_of(*words, "--resume")
     assert "no such luck" in error_of(*words[:5], tmp_path / "more", "--method", harness.word("bad", "fail"))

@@ -101,7 +101,7 @@ DESCRIBED = {
     "colours": "image of 5 axes",
     "NaN": "not finite voxels  1",
     "Inf": "not finite voxels  1",
-    "constant": "label map",
+    "constant": "every voxel has the same value",
 }
 
 
@@ -226,7 +226,7 @@ BAD_WARPS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("bad.nii.gz", lambda path: None, "no such file"),
     "not a warp": ("bad.nii.gz", lambda path: _nifti(path, texture(FIXED).T), "not a warp"),
     "text": ("bad.h5", lambda path: path.write_text("hello"), "cannot be read"),
-    "unknown ending": ("bad.dat", lambda path: path.write_text("hello"), "no suffix of a warp"),
+    "unknown ending": ("bad.dat", lambda path: path.write_text("hello"), "is not a suffix of a warp"),
     "no grid": ("bad.tfm", lambda path: write_linear(np.eye(4), path), "give the fixed image too"),
     "no geometry": ("bad.npz", lambda path: write_warp(smooth_warp(), path), "--fixed"),
     "no intent": (
@@ -282,7 +282,7 @@ def test_one_line_is_all_there_is_on_stderr(tmp_path: Path) -> None:
     code = "import runpy; runpy.run_module('regkit', run_name='__main__')"
     for name, expected in (("short.mha", "damaged"), ("flat.nii.gz", "spacing"), ("sheared.nii.gz", "ortho")):
         (line,) = _in_a_process(code, "info", tmp_path / name)
-        assert line.startswith(f"error: image '{tmp_path / name}'")
+        assert line.startswith(f"error: file '{tmp_path / name}'")
         assert expected in line
 
 
@@ -424,6 +424,6 @@ def test_names_that_no_system_allows(good: Path, tmp_path: Path, suffix: str) ->
 def test_a_pipe_for_an_image(good: Path, tmp_path: Path) -> None:
     for name in ("pipe.nii", "pipe.mha"):
         os.mkfifo(good / name)
-        assert "save it as one first" in error_of(
+        assert "save it as a file first" in error_of(
             "apply", good / "warp.nii.gz", good / name, "-o", tmp_path / "o.nii"
         )

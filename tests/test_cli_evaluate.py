@@ -290,7 +290,7 @@ def test_info_of_records_names_meshes_and_weights(tmp_path: Path, random_weights
     (tmp_path / "names.json").write_text('{"1": "liver", "3": "spleen"}')
     assert _info(tmp_path / "names.json")["names"] == ["1 liver", "3 spleen"]
     (tmp_path / "other.json").write_text('{"a": 1}')
-    assert "no record of regkit's" in error_of("info", tmp_path / "other.json")
+    assert "is not a record of regkit" in error_of("info", tmp_path / "other.json")
     assert "does not exist" in error_of("info", tmp_path / "absent.json")
 
     (tmp_path / "surface.obj").write_text("v 1 2 3\nv 4 5 6\nv 7 8 0\nf 1 2 3\n")

@@ -124,7 +124,7 @@ def test_a_wrong_setting_is_one_line(
     ("text", "expected"),
     [
         ("preset: acurate\n", "no preset named acurate; did you mean accurate?"),
-        ("preset: 3\n", "no preset named 3; there is"),
+        ("preset: 3\n", "no preset named 3; available"),
         ("iterations: 3\n", "iterations must be a list of 2 whole numbers of at least 0, got 3"),
     ],
 )

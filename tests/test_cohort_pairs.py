@@ -112,7 +112,7 @@ def test_a_table_that_cannot_be_used_is_refused(text: str, message: str, images:
 def test_a_table_of_other_bytes_is_refused(images: Path) -> None:
     path = images / "pairs.csv"
     path.write_bytes("fixed,moving\nä,ö\n".encode("latin-1"))
-    with pytest.raises(RegkitError, match="no text in UTF-8"):
+    with pytest.raises(RegkitError, match="not UTF-8 text"):
         read_pairs_table(path)
     with pytest.raises(RegkitError, match="cannot be read: Is a directory"):
         read_pairs_table(images)

@@ -100,7 +100,7 @@ CASES: dict[str, Make] = {
     "regkit.solver.fine._advance_through": lambda rng: (),
     "regkit.solver.fine._cells_of_lanes": lambda rng: (*_values_and_weight(rng), 2.0**-10),
     "regkit.solver.fine.comparison": _maps,
-    "regkit.solver.fine.optimiser": lambda rng: (_normal(3, 4, 5, 6)(rng), [0.3, 0.2]),
+    "regkit.solver.fine.optimiser": lambda rng: (_normal(3, 4, 5, 6)(rng), [0.3, 0.2], 0.5),
     "regkit.solver.fine.penalty": lambda rng: (
         _normal(3, 4, 5, 18, scale=0.5)(rng), (1, 0, 1), torch.from_numpy(rng.uniform(0.1, 3, (1, 4, 5, 18)))
     ),

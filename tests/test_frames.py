@@ -106,7 +106,7 @@ def test_what_is_no_series_is_refused(tmp_path: Path) -> None:
         load_frames(tmp_path / "volume.nii.gz", "series")
     with pytest.raises(RegkitError, match="does not exist"):
         load_frames(tmp_path / "none.nii.gz", "series")
-    with pytest.raises(RegkitError, match="no series of volumes"):
+    with pytest.raises(RegkitError, match="not a series of volumes"):
         Frames(np.zeros((2, 3, 4, 5)), MOVING)
     broken = _frames().array.astype(np.float32)
     broken[1, 2, 3, 4] = np.nan

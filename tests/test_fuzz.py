@@ -15,7 +15,7 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
         sys.executable,
         str(FUZZ),
         "--cases",
-        "30",
+        "15",
         "--itk-cases",
         "1",
         "--seed",
@@ -32,6 +32,7 @@ def test_a_fault_is_found() -> None:
     """By a reader that goes wrong after the seed, so that a clean table means something."""
     code = (
         "import sys, runpy\n"
+        f"sys.path.insert(0, {str(FUZZ.parent)!r})\n"
         "import regkit.io.points\n"
         "read, seen = regkit.io.points.read_points, []\n"
         "def broken(path):\n"

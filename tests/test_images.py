@@ -25,7 +25,7 @@ from regkit.io.images import (
     load_labels,
     load_mask,
     load_volume,
-    resampled,
+    resample_volume,
 )
 from regkit.runtime import memory
 from regkit.runtime.memory import check_fits_memory
@@ -586,10 +586,10 @@ def test_ids_that_float64_has_not_are_kept(ids: tuple[int, int], tmp_path: Path)
     still = sitk.Transform(3, sitk.sitkIdentity)
     larger = Grid((11, 8, 7), origin=(-1.0, 0.0, 0.0))
     for how in (sitk.sitkNearestNeighbor, sitk.sitkLabelLinear):
-        seen = resampled(volume, larger, still, how)
+        seen = resample_volume(volume, larger, still, how)
         assert seen.dtype == np.int64 and (seen[:, :, [0, 10]] == 0).all()
         np.testing.assert_array_equal(seen[:, :, 1:10], labels)
-    assert (resampled(volume, larger, still, default=7)[:, :, 0] == 7).all()
+    assert (resample_volume(volume, larger, still, default=7)[:, :, 0] == 7).all()
 
 
 def test_a_mask_cropped_to_what_it_holds_is_filled_up(oblique_grid: Grid, tmp_path: Path) -> None:

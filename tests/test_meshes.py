@@ -140,7 +140,7 @@ def test_what_is_no_mesh_is_refused(tmp_path: Path) -> None:
         file = tmp_path / f"broken{suffix}"
         file.write_bytes(b"nonsense \x00\x01" * 20)
         space = "lps" if suffix in _MESHIO else None
-        with pytest.raises(RegkitError, match=r"cannot be read|holds no points|is no (surface|mesh)"):
+        with pytest.raises(RegkitError, match=r"cannot be read|holds no points|is not a (surface|mesh)"):
             open_mesh(file, space)
     _write(tmp_path / "brain.gii", _points() * RAS)
     with pytest.raises(RegkitError, match="RAS mm by definition"):

@@ -67,7 +67,7 @@ def test_groups_begin_at_multiples_wherever_a_run_goes_on(first: int) -> None:
     trainer = _trainer()
     trainer.step = first
     assert list(step_groups(trainer)) == [range(k, k + 1) for k in range(first, 12)]
-    trainer.where = replace(HERE, device=torch.device("cuda"))
+    trainer.context = replace(HERE, device=torch.device("cuda"))
     assert trainer.together == 4
     assert list(step_groups(trainer)) == [range(first, 4), range(4, 8), range(8, 12)]
 

@@ -118,7 +118,7 @@ def test_a_trainer_takes_the_passes_of_its_student(monkeypatch: pytest.MonkeyPat
         made.append(student)
         return ForwardBackward(student)
 
-    monkeypatch.setattr(training, "passes_of", note)
+    monkeypatch.setattr(training, "forward_backward_for", note)
     trainer = _trainer()
     assert made == [trainer.student]
     assert trainer.student.training

@@ -329,7 +329,7 @@ def test_processes_share_the_pairs_of_a_step() -> None:
     config = replace(CONFIG, batch=4)
     whole = _trainer(config).batch(2)
     halves = [_trainer(config, DistributedContext(rank, 2, HERE.device)).batch(2) for rank in range(2)]
-    for name in ("images", "labels", "seen", "partner"):
+    for name in ("images", "labels", "visible", "partner"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
 
 
@@ -347,7 +347,7 @@ def test_steps_that_are_drawn_at_once_get_their_own_pairs() -> None:
 
 def test_pairs_that_do_not_divide_among_the_processes() -> None:
     with pytest.raises(RegkitError, match="a batch of 2 pairs does not divide among 3 processes"):
-        _trainer(context=DistributedContext(0, 3, HERE.device))
+        _trainer(where=DistributedContext(0, 3, HERE.device))
 
 
 def test_devices_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,9 @@ def test_unnamed_labels_get_names_and_colours_of_their_own(tmp_path: Path) -> No
 
 def test_damaged_segments_are_refused(tmp_path: Path) -> None:
     path = write_slicer(tmp_path / "a.seg.nrrd", two_layers(), FIELDS | {"Segment0_LabelValue": "one"})
-    with pytest.raises(RegkitError, match=r"a\.seg\.nrrd' is damaged: segment 0 has what is no number"):
+    with pytest.raises(
+        RegkitError, match=r"a\.seg\.nrrd' is damaged: segment 0 has a value that is not a number"
+    ):
         load_labels(path, "labels")
 
 

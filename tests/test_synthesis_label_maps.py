@@ -146,7 +146,7 @@ def test_float_maps_of_whole_numbers_are_taken_and_others_refused(folder: Path) 
     again = load_label_maps(folder)
     assert again.maps[0].labels == whole.maps[0].labels
     _write(folder, _phantom() + np.float32(0.5))
-    with pytest.raises(RegkitError, match=r"no label map: .* voxels are not whole numbers"):
+    with pytest.raises(RegkitError, match=r"not a label map: .* voxels are not whole numbers"):
         load_label_maps(folder)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from regkit.synthesis import shapes
 
-KINDS = ("_ellipsoid", "_shell", "_crescent", "_tube", "_sheet", "_lobes", "_box")
+KINDS = ("ellipsoid", "shell", "_crescent", "_tube", "_sheet", "_lobes", "_box")
 
 
 def _cube(half: float, side: int) -> torch.Tensor:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
@@ -36,8 +35,7 @@ from regkit.io.atomic import atomic_path
 from regkit.io.displacement import DisplacementField
 from regkit.io.headers import check_matlab, quirks
 from regkit.io.nifti import open_nifti
-from regkit.io.outputs import check_output, save_field
-from regkit.io.provenance import version
+from regkit.io.outputs import check_output, save_field, save_frames
 from regkit.runtime.memory import check_fits_memory
 
 _NIFTI = (".nii", ".nii.gz")
@@ -63,7 +61,8 @@ _SUFFIXES = {
     "h5": (".h5",),
     "l2r": (".npz", *_NIFTI),
 }
-_INTENTS = (1006, 1007)  # NIfTI's DISPVECT and VECTOR
+_DISPVECT, _VECTOR = 1006, 1007  # NIfTI's codes
+_INTENTS = (_DISPVECT, _VECTOR)
 _LPS_RAS = np.array([-1, -1, 1], dtype=np.float32)
 
 
@@ -90,8 +89,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
     if format == "itk":
         save_field(warp.field, warp.grid, path)
     elif format == "dispvect":
-        ras = warp.field.transpose(2, 1, 0, 3) * _LPS_RAS
-        _save_with_nibabel(ras[:, :, :, None], warp.grid, path, "displacement vector")
+        save_field(warp.field * _LPS_RAS, warp.grid, path, _DISPVECT)
     elif format == "h5":
         _write_transform(sitk.CompositeTransform([warp.to_sitk()]), path)
     elif path.suffix == ".npz":
@@ -99,7 +97,7 @@ def write_warp(warp: DisplacementField, path: str | Path, format: str | None = N
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, displacement)
     else:
-        _save_with_nibabel(to_learn2reg(warp), warp.grid, path, None)
+        save_frames(to_learn2reg(warp).T, warp.grid, 1.0, path)
 
 
 def read_warp(path: str | Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
@@ -261,18 +259,6 @@ def checked_matrix(matrix: Float64, name: str) -> Float64:
     if np.linalg.cond(matrix[:3, :3]) > 1e8:
         raise FormatError(f"{name}: the matrix is singular, so no image can be resampled through it")
     return matrix
-
-
-def _save_with_nibabel(array: np.ndarray, grid: Grid, path: Path, intent: str | None) -> None:
-    image = nib.Nifti1Image(array, None)
-    image.set_sform(grid.ras_affine, code=1)
-    image.set_qform(grid.ras_affine, code=1)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = version()[:79]
-    if intent:
-        image.header.set_intent(intent)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
 
 
 def _write_transform(transform: sitk.Transform, path: Path) -> None:

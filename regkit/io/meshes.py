@@ -111,7 +111,15 @@ def _open_meshio(path: Path, suffix: str, space: str | None) -> MeshFile:
     except ImportError as error:
         raise RegkitError(f"'{path}': {suffix} needs meshio: {install('meshes')}") from error
     with open(path, "rb") as stream:
-        match = _SLICER.search(stream.read(_HEADER))
+        head = stream.read(_HEADER)
+    match = _SLICER.search(head)
+    if suffix == ".ply":  # meshio makes room for as many as are named, whatever there is
+        size = path.stat().st_size
+        for count in re.findall(rb"^element\s+\S+\s+(\S+)", head, re.MULTILINE):
+            if not count.isdigit() or int(count[:20]) > size:
+                raise RegkitError(
+                    f"'{path}' is damaged: its header names {count.decode(errors='replace')} elements"
+                )
     stated = match[1].decode().lower() if match else None
     if stated is None and space is None:
         raise SpaceError(

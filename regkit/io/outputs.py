@@ -30,7 +30,7 @@ FOLDER = "/"
 # Of a NIfTI: the bytes before its voxels, and which of them say how many there are along x, y and z, and what
 # made it.
 _HEADER, _SIDES, _DESCRIPTION = 352, slice(42, 48), slice(148, 228)
-_TIMES, _STEP = slice(48, 50), slice(92, 96)
+_TIMES, _STEP, _INTENT = slice(48, 50), slice(92, 96), slice(68, 70)
 _MAX_THREADS = 4  # that compress
 
 
@@ -116,13 +116,19 @@ def save_slicer_segmentation(segmentation: LayeredSegmentation, path: str | os.P
             temporary.write_bytes(temporary.read_bytes().replace(b"kinds: vector ", b"kinds: list ", 1))
 
 
-def save_field(field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str]) -> None:
-    """:func:`save_image` of vectors (z, y, x, 3) on a grid."""
+def save_field(
+    field: npt.NDArray[np.float32], grid: Grid, path: str | os.PathLike[str], intent: int | None = None
+) -> None:
+    """:func:`save_image` of vectors (z, y, x, 3) on a grid.
+
+    Args:
+        intent: NIfTI's code for what the vectors are; by default ITK's, 1007 (VECTOR).
+    """
     path = check_output(path, IMAGE_SUFFIXES)
     with atomic_path(path) as temporary:
         if path.name.endswith(NIFTI_SUFFIXES):
             first = replace(grid, size=(1, 1, 1)).to_sitk(field[:1, :1, :1], vector=True)
-            _stream_nifti(np.moveaxis(field, -1, 0), first, temporary, path)
+            _stream_nifti(np.moveaxis(field, -1, 0), first, temporary, path, intent=intent)
         else:
             _write(grid.to_sitk(field, vector=True), temporary, path)
 
@@ -159,6 +165,7 @@ def _stream_nifti(
     path: Path,
     times: int | None = None,
     step: float = 0.0,
+    intent: int | None = None,
 ) -> None:
     """Write the NIfTI that ITK would, whose copies of it all take longer than gzip does.
 
@@ -169,6 +176,7 @@ def _stream_nifti(
         first: its first voxel as an image, of which ITK makes the header.
         times: how many volumes there are along the axis of time, if there is one.
         step: seconds from one to the next.
+        intent: in place of ITK's.
     """
     plain = temporary.name.endswith(".nii")
     model = temporary if plain else temporary.with_suffix("")
@@ -180,6 +188,8 @@ def _stream_nifti(
     header[_SIDES] = np.array(volumes[0].shape[::-1], np.int16).tobytes()
     if times is not None:
         header[_TIMES], header[_STEP] = np.int16(times).tobytes(), np.float32(step).tobytes()
+    if intent is not None:
+        header[_INTENT] = np.int16(intent).tobytes()
     header[_DESCRIPTION] = version().encode()[:79].ljust(80, b"\0")
     threads = min(_MAX_THREADS, sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
     stream: Any
