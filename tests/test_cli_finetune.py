@@ -132,7 +132,7 @@ def test_a_run_that_was_stopped_and_the_tables(
     monkeypatch.setattr(FinetuneTrainer, "advance", advance)
     folder = tmp_path / "model"
     result = run(*words, "-o", folder, code=130)
-    stopped = "stopped after step {} of 20; the same command goes on from there"
+    stopped = "stopped after step {} of 20; run the same command again to resume"
     assert result.stdout.splitlines() == [f"wrote {folder / 'model.safetensors'}"]
     assert result.stderr.splitlines()[-1] == stopped.format(1)
     assert checkpoints(folder)

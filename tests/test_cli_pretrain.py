@@ -90,7 +90,7 @@ def test_a_run_is_stopped_gone_on_with_and_registers(
     assert stopped.stdout.splitlines() == [
         f"wrote {weights}",
         f"wrote {folder / 'loss.png'}",
-        "stopped after step 25 of 40; the same command goes on from there",
+        "stopped after step 25 of 40; run the same command again to resume",
     ]
     assert stopped.stderr.startswith("step 10 of 40  affinity ")
     assert [path.name for path in checkpoints(folder)] == ["step-00000025"]
@@ -154,7 +154,7 @@ def test_minutes_end_a_run_and_export_says_where(config: Path, tmp_path: Path) -
     folder, weights = tmp_path / "run", tmp_path / "w.safetensors"
     result = run("pretrain", "--config", config, "-o", folder, "--minutes", 0.01, "--export", weights)
     assert f"wrote {weights}\n" in result.stdout
-    assert "of 100000; the same command goes on from there" in result.stdout
+    assert "of 100000; run the same command again to resume" in result.stdout
     assert not list(folder.glob("*.safetensors"))
     step = int(checkpoints(folder)[-1].name[5:])
     assert load_network(weights)[1]["step"] == str(step)
@@ -222,7 +222,7 @@ def test_the_twin_without_typer_survives_a_signal(config: Path, tmp_path: Path) 
     assert error == ""
     lines = out.splitlines()
     assert lines[0] == f"wrote {folder / 'tiny.safetensors'}"
-    assert lines[-1].endswith("of 100000; the same command goes on from there")
+    assert lines[-1].endswith("of 100000; run the same command again to resume")
     assert len(checkpoints(folder)) == 1
 
 

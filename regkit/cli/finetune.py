@@ -113,9 +113,9 @@ def command(
 ) -> None:
     """Train a segmenter on a few labelled volumes, from the network that regkit registers with.
 
-    MODEL gets the weights that were best on the volumes held out (model.safetensors), a log, and a picture of
-    the losses. Ctrl-C and SIGTERM leave a checkpoint, from which the same command goes on, and exit code 130;
-    a second Ctrl-C ends it at once.
+    MODEL gets the weights that were best on the held-out volumes (model.safetensors), a log, and a picture of
+    the losses. Ctrl-C and SIGTERM save a checkpoint, from which the same command resumes, and exit with code
+    130. A second Ctrl-C ends the run at once.
     """
     from regkit.segmentation.files import labelled_files, split
 
@@ -163,7 +163,7 @@ def command(
     if not result.finished:
         # As after any Ctrl-C, so that a script does not take what is there for the model that it asked for.
         typer.echo(
-            f"stopped after step {result.step} of {steps}; the same command goes on from there", err=True
+            f"stopped after step {result.step} of {steps}; run the same command again to resume", err=True
         )
         raise typer.Exit(130)
 

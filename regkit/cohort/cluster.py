@@ -42,7 +42,7 @@ def on_cluster(
             except Exception as error:
                 raise RegkitError(
                     f"the cluster failed ({type(error).__name__}: {reason(error)}); what was finished is "
-                    "kept, run the same command again to go on"
+                    "kept, run the same command again to resume"
                 ) from error
             yield result
             future.release()

@@ -15,7 +15,7 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m regkit.pretrain",
-        description="Train the network on synthetic pairs, or go on with a run, and export its weights.",
+        description="Train the network on synthetic pairs, or resume a run, and export its weights.",
     )
     parser.add_argument("--config", type=Path, required=True, help="a configuration: models/NAME.yaml")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder of the run")

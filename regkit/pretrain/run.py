@@ -57,7 +57,7 @@ class PretrainingResult:
             words.append("no loss.png: matplotlib is not installed, or the run is too short for one")
         if self.step < self.steps:
             words.append(
-                f"stopped after step {self.step} of {self.steps}; the same command goes on from there"
+                f"stopped after step {self.step} of {self.steps}; run the same command again to resume"
             )
         return words
 
